@@ -1,0 +1,101 @@
+# The front door. `make demo` and `make test` set up everything they need; `make help` lists the rest.
+PYTHON := .venv/bin/python
+LIBRARY := build/release/libminimax2.so
+PACKAGED := python/minimax2/libminimax2.so
+BUILD_INPUTS := setup.py pyproject.toml csrc/minimax2.h $(filter-out bindings/check_sync.py,$(wildcard bindings/*.py)) \
+	$(wildcard bindings/*.c bindings/*.h)
+# Where the system has no OpenBLAS, the one of pip's wheel.
+export OPENBLAS = $(abspath $(firstword $(wildcard .venv/lib/python3.*/site-packages/scipy_openblas32/lib/libscipy_openblas.so)))
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+# The first python3 on the path if it is new enough and complete, else Debian's.
+BASE_PYTHON = $(shell python3 -c 'import sys, venv, ensurepip; assert sys.version_info >= (3, 11)' 2>/dev/null && echo python3 || echo /usr/bin/python3)
+
+.PHONY: help packages lib py lua demo test test-c test-asan test-py test-lua parity sync golden bench lint notebooks clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo       set up, then generate from the embedded model in Python and in Lua"
+	@echo "make test       set up, then run every test; ends with a summary"
+	@echo "make lib        the C library, $(LIBRARY)"
+	@echo "make py         .venv with the Python package in place (editable)"
+	@echo "make lua        the library and the cdef that the Lua modules load"
+	@echo "make test-c     C tests; test-asan: the same under address and undefined-behaviour sanitizers"
+	@echo "make test-py    pytest; test-lua: busted; parity: Python and Lua byte by byte; sync: bindings"
+	@echo "make golden     recompute the golden values (needs torch and transformers)"
+	@echo "make bench      prefill and decode speed of the embedded model; MODEL=path for another"
+	@echo "make lint       clang-format, flake8, luacheck"
+	@echo "make notebooks  execute every notebook"
+	@echo "make clean      remove what was built"
+
+packages:
+	@bash .ci/packages
+
+lib: packages
+	@$(MAKE) -s -C csrc -j $(shell nproc)
+
+lua: lib
+	@python3 bindings/gen_cdef.py
+
+.venv/pyvenv.cfg: | packages
+	$(BASE_PYTHON) -m venv .venv
+
+# The package, editable, with what its build needs; stamped so that the second time is quick.
+build/package.stamp: .venv/pyvenv.cfg $(BUILD_INPUTS) | packages
+	$(PYTHON) -m pip install -q setuptools wheel "cffi >= 1.15"
+	$(PYTHON) -m pip install -q --no-build-isolation --no-deps -e .
+	@pkg-config --exists openblas || $(PYTHON) -m pip install -q scipy-openblas32
+	@mkdir -p build && touch $@
+
+py: packages build/package.stamp
+	@$(MAKE) -s -C csrc -j $(shell nproc)
+	@cmp -s $(LIBRARY) $(PACKAGED) || install -m 755 $(LIBRARY) $(PACKAGED)
+
+build/test.stamp: build/package.stamp pyproject.toml
+	$(PYTHON) -m pip install -q --no-build-isolation -e '.[test]'
+	@touch $@
+
+demo: py
+	@$(PYTHON) python/examples/demo.py
+
+test: py build/test.stamp
+	@bash .ci/test
+
+test-c: lib
+	@$(MAKE) -s -C csrc test
+
+test-asan: packages
+	@$(MAKE) -s -C csrc SANITIZE=address,undefined test
+
+test-py: py build/test.stamp
+	@$(PYTHON) -m pytest
+
+test-lua: lib
+	@busted --lua=luajit --lpath='lua/?.lua;lua/?/init.lua' --pattern=_spec tests/lua
+
+parity: py
+	@$(PYTHON) tests/parity/run.py
+
+sync: py
+	@$(PYTHON) bindings/gen_cdef.py --check
+	@$(PYTHON) bindings/check_sync.py
+
+golden: py build/test.stamp
+	@$(PYTHON) tests/golden/make_golden.py
+	@$(PYTHON) tests/golden/make_hashes.py
+
+bench: py
+	@$(PYTHON) -m minimax2 bench $(if $(MODEL),-m "$(MODEL)")
+
+lint: py
+	@bash .ci/packages lint
+	@$(PYTHON) -m pip install -q flake8 flake8-pyproject
+	@git ls-files -co --exclude-standard '*.c' '*.h' | xargs clang-format --dry-run -Werror
+	@git ls-files -co --exclude-standard '*.py' | xargs $(PYTHON) -m flake8
+	@luacheck -q lua tests/lua
+
+notebooks: py build/test.stamp
+	@$(PYTHON) -m jupyter execute notebooks/*.ipynb
+
+clean:
+	rm -rf build *.egg-info python/*.egg-info python/minimax2/*.so

@@ -1,0 +1,177 @@
+"""One header, two languages, one set of layers: are they still in step?
+
+    python bindings/check_sync.py [LIBRARY]     default: build/release/libminimax2.so
+
+Prints one sentence for each violation and exits 1 if there is any. Checked:
+  - the library exports the functions of csrc/minimax2.h, all of them and nothing else;
+  - every function has a comment in the header, is in the cdef of both bindings, and is used by both;
+  - only one module of each binding touches the library;
+  - the library imports nothing that ends, interrupts or writes into its host;
+  - csrc obeys the layer law, and its file names are unique.
+A source file of more than 800 lines is a warning.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import gen_cdef
+
+ROOT = Path(__file__).resolve().parent.parent
+HEADER = ROOT / "csrc" / "minimax2.h"
+
+# A layer includes only itself and layers to its left.
+LAYERS = ("base", "tensor", "kernels", "text", "model", "run", "api")
+MOST_LINES = 800
+
+# Functions that a binding has no use for, and why.
+UNUSED = {
+    "python": {"mm2_model_retain": "Python counts references to the one handle itself"},
+    "lua": {},
+}
+# Functions whose comment stands elsewhere: the header's opening speaks of all _init functions.
+DOCUMENTED_AT_THE_TOP = {"mm2_model_options_init", "mm2_session_options_init"}
+
+COMMENTS = {".lua": re.compile(r"--[^\n]*"), ".py": re.compile(r"#[^\n]*"),
+            ".c": re.compile(r"/\*.*?\*/", re.DOTALL)}
+
+# What a library must not call: it belongs to its host.
+BANNED = re.compile(
+    r"""abort | _?_?exit | _Exit | quick_exit | __assert\w* | system | popen | execv?[pe]* | raise
+    | (__)?v?(s|sn|f|d|as|w|sw|fw)?printf(_chk)? | f?puts(_unlocked)? | f?putc(har)?(_unlocked)?
+    | fwrite(_unlocked)? | perror | psignal | _IO_put[cs]
+    | signal | __sysv_signal | bsd_signal | sigaction | sigset
+    | setlocale | uselocale | setenv | unsetenv | putenv | clearenv
+    | (_|__|sig)?longjmp(_chk)?""", re.VERBOSE)
+
+
+def functions():
+    """The names of the header's functions, in its order."""
+    return re.findall(r"\b(mm2_\w+)\(", gen_cdef.cdef(HEADER))
+
+
+def symbols(library, which):
+    """Names in the dynamic symbol table, without symbol versions."""
+    command = ["nm", "-D", "--format=posix", which, str(library)]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    return sorted({line.split()[0].split("@")[0] for line in lines})
+
+
+def check_library(library, names):
+    """Exports and imports."""
+    if not library.exists():
+        yield f"{library} is not built: run make lib"
+        return
+    exported = symbols(library, "--defined-only")
+    for name in exported:
+        if name not in names:
+            yield f"{library.name} exports {name}, which is not in minimax2.h"
+    for name in names:
+        if name not in exported:
+            yield f"{library.name} does not export {name}, which is in minimax2.h"
+    for name in symbols(library, "--undefined-only"):
+        if BANNED.fullmatch(name):
+            yield f"{library.name} calls {name}, which a library must leave to its host"
+
+
+def check_comments(names):
+    """A comment before the function in its paragraph, on its line, or one that names it."""
+    text = HEADER.read_text()
+    comments = " ".join(re.findall(r"/\*.*?\*/", text, re.DOTALL))
+    paragraphs = re.split(r"\n[ \t]*\n", text)
+    for name in names:
+        own = next((p for p in paragraphs if re.search(rf"\b{name}\(", COMMENTS[".c"].sub("", p))),
+                   "")
+        declaration = re.search(rf"\b{name}\((?:[^;]*);[^\n]*", own)
+        before = own[:declaration.end()] if declaration else ""
+        if "/*" not in before and not re.search(rf"\b{name}\b", comments) \
+                and name not in DOCUMENTED_AT_THE_TOP:
+            yield f"minimax2.h has no comment on {name}"
+
+
+def check_bindings(names):
+    """The cdefs are fresh; each function is used; one module alone touches the library."""
+    lua = sorted((ROOT / "lua" / "minimax2").glob("*.lua"))
+    python = sorted((ROOT / "python" / "minimax2").glob("*.py"))
+    glue = sorted((ROOT / "bindings").glob("*.c"))
+    if not gen_cdef.LUA.exists() or gen_cdef.LUA.read_text() != gen_cdef.lua_text():
+        yield "lua/minimax2/cdef.lua is not what bindings/gen_cdef.py writes: run it"
+    if not re.search(r"\bcdef\(", (ROOT / "bindings" / "cffi_build.py").read_text()):
+        yield "bindings/cffi_build.py does not take its cdef from bindings/gen_cdef.py"
+
+    sources = {
+        "lua": [path for path in lua if path.name != "cdef.lua"],
+        "python": [path for path in python + glue if path.name != "_cffi.c"],
+    }
+    for language, paths in sources.items():
+        used = set()
+        for path in paths:
+            code = COMMENTS[path.suffix].sub("", path.read_text())
+            used.update(re.findall(r"\bmm2_\w+", code))
+        for name in names:
+            if name not in used and name not in UNUSED[language]:
+                yield f"the {language} binding does not use {name}"
+        for name in UNUSED[language]:
+            if name in used or name not in names:
+                yield f"check_sync.py excuses {language} from {name} without need"
+    for path in sources["lua"]:
+        if path.name != "native.lua" and re.search(r"\bffi\.(C|load|cdef)\b", path.read_text()):
+            yield f"lua/minimax2/{path.name} touches the library itself; native.lua alone may"
+    for path in python:
+        if path.name != "_native.py" and re.search(r"\b_cffi\b", path.read_text()):
+            yield f"python/minimax2/{path.name} touches the library itself; _native.py alone may"
+
+
+def layer_of(path):
+    """The layer of a file, by its path from csrc; None if it has none."""
+    name = path.parts[0] if len(path.parts) > 1 else path.stem
+    return LAYERS.index(name) if name in LAYERS else None
+
+
+def check_sources():
+    """Layers, names, lengths. Yields (sentence, is_warning)."""
+    csrc = ROOT / "csrc"
+    seen = {}
+    for path in sorted(p for p in csrc.rglob("*") if p.suffix in (".c", ".h")):
+        here = path.relative_to(csrc)
+        text = path.read_text()
+        if here.name in seen:
+            yield f"csrc has two files called {here.name}: {seen[here.name]} and {here}", False
+        seen[here.name] = here
+        if text.count("\n") > MOST_LINES:
+            yield f"csrc/{here} has {text.count(chr(10))} lines, more than {MOST_LINES}", True
+        if here == Path("minimax2.h"):
+            continue
+        layer = layer_of(here)
+        if layer is None:
+            yield f"csrc/{here} is in no layer: {' < '.join(LAYERS)}", False
+            continue
+        for target in re.findall(r'^\s*#\s*include\s+"([^"]+)"', text, re.MULTILINE):
+            if target == "minimax2.h":
+                continue
+            to = layer_of(Path(target))
+            if not (csrc / target).exists() or to is None:
+                yield f"csrc/{here} includes {target}, which is no file of csrc", False
+            elif to > layer:
+                yield (f"csrc/{here} includes {target}: {LAYERS[layer]} may not use the layer "
+                       f"{LAYERS[to]}"), False
+
+
+def main(arguments):
+    library = Path(arguments[0]) if arguments else ROOT / "build" / "release" / "libminimax2.so"
+    names = functions()
+    violations = [*check_library(library, names), *check_comments(names), *check_bindings(names)]
+    for sentence, is_warning in check_sources():
+        if is_warning:
+            print("warning:", sentence)
+        else:
+            violations.append(sentence)
+    for sentence in violations:
+        print(sentence)
+    print(f"check_sync: {len(names)} functions, {len(violations)} violations")
+    return 1 if violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

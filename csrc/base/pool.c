@@ -1,0 +1,261 @@
+/* A run is published in one atomic word: generation, an open bit and the number of workers inside.
+ * Workers join an open run by raising that number, take units from a shared counter and leave; the
+ * caller takes units too, closes the run when none are left and waits for those inside. A worker
+ * that is still asleep by then is not waited for.
+ *
+ * The deadline and the stop flag are looked at before a unit is taken, never after, so that units
+ * done form a prefix.
+ *
+ * Waiting workers spin for SPIN_NS (a step of a token usually follows the last one within that),
+ * giving the core away now and then in case it is oversubscribed, and then sleep on a futex. After
+ * fork() the child has no workers: mm2_pool_prepare notices by the process id and starts afresh.
+ * Signals stay with the host's threads. */
+#define _GNU_SOURCE
+#include "base/pool.h"
+
+#include "base/status.h"
+
+#include <limits.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+enum { SPIN_NS = 50000, SPINS_PER_LOOK = 64 };
+
+static const uint64_t OPEN = 1ULL << 31;
+
+typedef struct worker {
+    mm2_pool *pool;
+    pthread_t id;
+    int32_t index;
+} worker;
+
+struct mm2_pool {
+    int32_t threads, started; /* started: workers that run, without the caller */
+    pid_t process;
+    pthread_mutex_t owner;      /* held by the caller that has the workers */
+    atomic_uint_fast64_t state; /* generation << 32 | OPEN | workers inside */
+    atomic_uint bell;           /* futex: counts generations */
+    atomic_int sleepers, quit;
+    mm2_work work;
+    void *context;
+    const mm2_limit *limit;
+    int32_t count;
+    atomic_int next;
+    worker workers[];
+};
+
+int64_t mm2_now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+#if defined(__x86_64__)
+uint32_t mm2_float_mode_enter(void)
+{
+    uint32_t saved = _mm_getcsr();
+    _mm_setcsr(0x9fc0); /* FTZ, DAZ, all exceptions masked, round to nearest */
+    return saved;
+}
+
+void mm2_float_mode_leave(uint32_t saved)
+{
+    _mm_setcsr(saved);
+}
+
+static void spin(void)
+{
+    _mm_pause();
+}
+#else
+uint32_t mm2_float_mode_enter(void)
+{
+    return 0;
+}
+
+void mm2_float_mode_leave(uint32_t saved)
+{
+    (void)saved;
+}
+
+static void spin(void)
+{
+}
+#endif
+
+static int past(const mm2_limit *limit)
+{
+    return (limit->stop && atomic_load_explicit(limit->stop, memory_order_relaxed)) ||
+           (limit->deadline != INT64_MAX && mm2_now() >= limit->deadline);
+}
+
+static void take_units(mm2_pool *p, int32_t thread)
+{
+    while (!past(p->limit)) {
+        int32_t unit = atomic_fetch_add_explicit(&p->next, 1, memory_order_relaxed);
+        if (unit >= p->count)
+            break;
+        p->work(p->context, unit, thread);
+    }
+}
+
+static void wait_for_bell(mm2_pool *p, uint32_t heard)
+{
+    int64_t until = mm2_now() + SPIN_NS;
+    for (int looks = 0; atomic_load_explicit(&p->bell, memory_order_acquire) == heard; looks++) {
+        for (int i = 0; i < SPINS_PER_LOOK; i++)
+            spin();
+        if (looks % 8 == 7)
+            sched_yield();
+        if (mm2_now() >= until) {
+            atomic_fetch_add(&p->sleepers, 1);
+            syscall(SYS_futex, &p->bell, FUTEX_WAIT_PRIVATE, heard, NULL, NULL, 0);
+            atomic_fetch_sub(&p->sleepers, 1);
+        }
+    }
+}
+
+static void *worker_main(void *argument)
+{
+    worker *w = argument;
+    mm2_pool *p = w->pool;
+    mm2_float_mode_enter();
+    for (uint32_t heard = 0;;) {
+        wait_for_bell(p, heard);
+        heard = atomic_load_explicit(&p->bell, memory_order_acquire);
+        if (atomic_load(&p->quit))
+            return NULL;
+        uint64_t state = atomic_load(&p->state);
+        while (state & OPEN && !atomic_compare_exchange_weak(&p->state, &state, state + 1))
+            ;
+        if (!(state & OPEN))
+            continue;
+        take_units(p, w->index);
+        atomic_fetch_sub(&p->state, 1);
+    }
+}
+
+static void ring(mm2_pool *p)
+{
+    atomic_fetch_add(&p->bell, 1);
+    if (atomic_load(&p->sleepers))
+        syscall(SYS_futex, &p->bell, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
+static void reset(mm2_pool *p)
+{
+    pthread_mutex_init(&p->owner, NULL);
+    atomic_store(&p->state, 0);
+    atomic_store(&p->bell, 0);
+    atomic_store(&p->sleepers, 0);
+    atomic_store(&p->quit, 0);
+    p->process = getpid();
+    p->started = 0;
+}
+
+mm2_status mm2_pool_new(mm2_pool **out, int32_t threads)
+{
+    if (threads < 1 || threads > 1024)
+        return mm2_fail(MM2_E_ARG, "threads must be 1..1024, got %d", threads);
+    mm2_pool *p = calloc(1, sizeof *p + (size_t)threads * sizeof(worker));
+    if (!p)
+        return mm2_fail(MM2_E_NOMEM, "out of memory for a pool of %d threads", threads);
+    p->threads = threads;
+    reset(p);
+    *out = p;
+    return MM2_OK;
+}
+
+void mm2_pool_free(mm2_pool *p)
+{
+    if (!p)
+        return;
+    if (p->process == getpid()) {
+        atomic_store(&p->quit, 1);
+        ring(p);
+        for (int32_t i = 0; i < p->started; i++)
+            pthread_join(p->workers[i].id, NULL);
+        pthread_mutex_destroy(&p->owner);
+    }
+    free(p);
+}
+
+int32_t mm2_pool_threads(const mm2_pool *p)
+{
+    return p->threads;
+}
+
+/* Starts the workers that are missing; fewer than asked for is not an error, only slower. */
+static void start_workers(mm2_pool *p)
+{
+    sigset_t all, old;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    while (p->started < p->threads - 1) {
+        worker *w = &p->workers[p->started];
+        *w = (worker){.pool = p, .index = p->started + 1};
+        if (pthread_create(&w->id, NULL, worker_main, w))
+            break;
+        p->started++;
+    }
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+}
+
+void mm2_pool_prepare(mm2_pool *p)
+{
+    if (p->process != getpid())
+        reset(p);
+}
+
+static void run_alone(mm2_work work, void *context, int32_t *next, int32_t count,
+                      const mm2_limit *limit)
+{
+    do
+        work(context, (*next)++, 0);
+    while (*next < count && !past(limit));
+}
+
+void mm2_pool_run(mm2_pool *p, mm2_work work, void *context, int32_t *next, int32_t count,
+                  const mm2_limit *limit)
+{
+    if (*next >= count)
+        return;
+    if (count - *next == 1 || p->threads == 1 || pthread_mutex_trylock(&p->owner)) {
+        run_alone(work, context, next, count, limit);
+        return;
+    }
+    if (p->started < p->threads - 1)
+        start_workers(p);
+    p->work = work;
+    p->context = context;
+    p->limit = limit;
+    p->count = count;
+    int32_t first = *next; /* the caller's own: progress even when the deadline is past */
+    atomic_store_explicit(&p->next, first + 1, memory_order_relaxed);
+    uint64_t generation = atomic_load(&p->state) >> 32;
+    atomic_store(&p->state, (generation + 1) << 32 | OPEN);
+    ring(p);
+    work(context, first, 0);
+    take_units(p, 0);
+    atomic_fetch_and(&p->state, ~OPEN);
+    for (int looks = 0; atomic_load_explicit(&p->state, memory_order_acquire) & (OPEN - 1);
+         looks++) {
+        spin();
+        if (looks % 1024 == 1023)
+            sched_yield();
+    }
+    int32_t reached = atomic_load_explicit(&p->next, memory_order_relaxed);
+    *next = reached < count ? reached : count;
+    pthread_mutex_unlock(&p->owner);
+}

@@ -1,0 +1,96 @@
+/* Linear probing at a load of at most one half. The full hash is kept in the slot, so a probe
+ * compares bytes only on a true match but for one in 2^32. The seed mixes an address and the clock:
+ * it need not be secret, only not in the file. */
+#include "base/strmap.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+struct mm2_strslot {
+    const char *key; /* NULL: free */
+    uint32_t length, hash;
+    int32_t value;
+};
+
+static uint32_t hash_bytes(uint64_t seed, const char *key, uint32_t length)
+{
+    uint64_t h = seed ^ (length * 0x9e3779b97f4a7c15ULL);
+    for (uint32_t i = 0; i < length; i += 8) {
+        uint64_t word = 0;
+        memcpy(&word, key + i, length - i < 8 ? length - i : 8);
+        h = (h ^ word) * 0xbf58476d1ce4e5b9ULL;
+        h ^= h >> 29;
+    }
+    h *= 0x94d049bb133111ebULL;
+    return (uint32_t)(h ^ h >> 32);
+}
+
+int mm2_strmap_init(mm2_strmap *map, uint32_t expected)
+{
+    uint64_t slots = 16;
+    while (slots < (uint64_t)expected * 2)
+        slots *= 2;
+    struct timespec now = {0};
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    map->count = 0;
+    map->mask = (uint32_t)(slots - 1);
+    map->seed = ((uint64_t)(uintptr_t)map << 20) ^ (uint64_t)now.tv_nsec * 0x2545f4914f6cdd1dULL;
+    map->slots = calloc(slots, sizeof *map->slots);
+    return map->slots ? 0 : -1;
+}
+
+void mm2_strmap_free(mm2_strmap *map)
+{
+    free(map->slots);
+    memset(map, 0, sizeof *map);
+}
+
+/* The slot that holds the key, or the free one where it belongs. */
+static struct mm2_strslot *probe(const mm2_strmap *map, const char *key, uint32_t length,
+                                 uint32_t hash)
+{
+    for (uint32_t i = hash & map->mask;; i = (i + 1) & map->mask) {
+        struct mm2_strslot *s = &map->slots[i];
+        if (!s->key || (s->hash == hash && s->length == length && !memcmp(s->key, key, length)))
+            return s;
+    }
+}
+
+static int grow(mm2_strmap *map)
+{
+    mm2_strmap larger;
+    if (map->count > UINT32_MAX / 4 || mm2_strmap_init(&larger, map->count * 2 + 8))
+        return -1;
+    larger.seed = map->seed;
+    larger.count = map->count;
+    for (uint32_t i = 0; map->slots && i <= map->mask; i++) {
+        struct mm2_strslot *s = &map->slots[i];
+        if (s->key)
+            *probe(&larger, s->key, s->length, s->hash) = *s;
+    }
+    free(map->slots);
+    *map = larger;
+    return 0;
+}
+
+int mm2_strmap_add(mm2_strmap *map, const char *key, uint32_t length, int32_t value)
+{
+    if ((!map->slots || map->count >= map->mask / 2) && grow(map))
+        return -1;
+    uint32_t hash = hash_bytes(map->seed, key, length);
+    struct mm2_strslot *s = probe(map, key, length, hash);
+    if (s->key)
+        return 0;
+    *s = (struct mm2_strslot){key, length, hash, value};
+    map->count++;
+    return 1;
+}
+
+int32_t mm2_strmap_find(const mm2_strmap *map, const char *key, uint32_t length)
+{
+    if (!map->slots)
+        return -1;
+    const struct mm2_strslot *s = probe(map, key, length, hash_bytes(map->seed, key, length));
+    return s->key ? s->value : -1;
+}

@@ -1,0 +1,116 @@
+/* Norm, rotation, activation functions and quantisation of a vector level, in terms of the
+ * primitives of its lanes_*.h, which is included before this. The operations and their order are
+ * those of ref.c; what is vectorised are elements that do not meet, and the 16 lanes of sums. Rests
+ * below 16 elements go through v16_load_n and v16_store_n, which touch nothing beyond. */
+
+/* The twin of mm2_exp. NaN passes through: t, r and q are NaN, and neither comparison is true. */
+static inline v16 exp16(v16 x)
+{
+    v16 magic = v16_set1(12582912), one = v16_set1(1);
+    v16 t = v16_fma(x, v16_set1(0x1.715476p+0f), magic);
+    v16 n = v16_sub(t, magic);
+    v16 r = v16_fma(n, v16_set1(-0x1.62e4p-1f), x);
+    r = v16_fma(n, v16_set1(-0x1.7f7d1cp-20f), r);
+    v16 q = v16_fma(v16_set1(0x1.6a241p-10f), r, v16_set1(0x1.1239f8p-7f));
+    q = v16_fma(q, r, v16_set1(0x1.5558f2p-5f));
+    q = v16_fma(q, r, v16_set1(0x1.555492p-3f));
+    q = v16_fma(q, r, v16_set1(0x1.fffffcp-2f));
+    q = v16_fma(q, r, one);
+    q = v16_fma(q, r, one);
+    v16 other, power = v16_powers(t, magic, &other);
+    v16 y = v16_mul(v16_mul(q, power), other);
+    y = v16_where_less(x, v16_set1(-87.3f), v16_zero(), y);
+    return v16_where_less(v16_set1(88.7f), x, v16_set1(INFINITY), y);
+}
+
+/* 1 + exp(-x) */
+static inline v16 one_plus_exp16(v16 x)
+{
+    return v16_add(v16_set1(1), exp16(v16_negate(x)));
+}
+
+static void rms_norm(float *out, const float *x, const float *w, int32_t n, float eps)
+{
+    v16 sum = v16_zero();
+    for (int32_t i = 0; i < n; i += 16) {
+        v16 a = v16_load_n(x + i, n - i);
+        sum = v16_fma(a, a, sum);
+    }
+    v16 r = v16_set1(1 / sqrtf(v16_tree(sum) / (float)n + eps));
+    for (int32_t i = 0; i < n; i += 16) {
+        v16 a = v16_mul(v16_load_n(x + i, n - i), r);
+        v16_store_n(out + i, v16_mul(a, v16_load_n(w + i, n - i)), n - i);
+    }
+}
+
+static void rope(float *x, const float *cosine, const float *sine, int32_t half)
+{
+    for (int32_t i = 0; i < half; i += 16) {
+        int32_t n = half - i;
+        v16 a = v16_load_n(x + i, n), b = v16_load_n(x + half + i, n);
+        v16 c = v16_load_n(cosine + i, n), s = v16_load_n(sine + i, n);
+        v16_store_n(x + i, v16_fma(a, c, v16_negate(v16_mul(b, s))), n);
+        v16_store_n(x + half + i, v16_fma(a, s, v16_mul(b, c)), n);
+    }
+}
+
+static void swiglu(float *out, const float *gate, const float *up, int32_t n)
+{
+    for (int32_t i = 0; i < n; i += 16) {
+        v16 g = v16_load_n(gate + i, n - i), u = v16_load_n(up + i, n - i);
+        v16_store_n(out + i, v16_mul(v16_div(g, one_plus_exp16(g)), u), n - i);
+    }
+}
+
+static void sigmoid(float *out, const float *x, int32_t n)
+{
+    for (int32_t i = 0; i < n; i += 16) {
+        v16 a = v16_load_n(x + i, n - i);
+        v16_store_n(out + i, v16_div(v16_set1(1), one_plus_exp16(a)), n - i);
+    }
+}
+
+static void axpy(float *y, float a, const float *x, int32_t n)
+{
+    for (int32_t i = 0; i < n; i += 16) {
+        v16 b = v16_fma(v16_set1(a), v16_load_n(x + i, n - i), v16_load_n(y + i, n - i));
+        v16_store_n(y + i, b, n - i);
+    }
+}
+
+/* The codes of one block, their scale and, with `sums`, the sums of 16 codes each. */
+static inline float quantize_block(int8_t *q, int16_t *sums, const float *x, int32_t n)
+{
+    uint32_t bits = largest_bits(x, n);
+    float amax = mm2_bits_f32(bits);
+    if (bits >= 0x7f800000 || amax < 1e-30f) {
+        memset(q, 0, (size_t)n);
+        if (sums)
+            memset(sums, 0, (size_t)n / 16 * sizeof *sums);
+        return bits >= 0x7f800000 ? NAN : 0;
+    }
+    float inverse = 127 / amax;
+    for (int32_t i = 0; i < n / 16; i++) {
+        int32_t sum = quantize16(q + i * 16, x + i * 16, inverse);
+        if (sums)
+            sums[i] = (int16_t)sum;
+    }
+    return amax / 127;
+}
+
+static void quantize_q8_32(void *act, const float *x, int32_t n)
+{
+    int8_t *q = act;
+    float *d = (float *)(q + n);
+    for (int32_t b = 0; b < n / 32; b++)
+        d[b] = quantize_block(q + b * 32, NULL, x + b * 32, 32);
+}
+
+static void quantize_q8_256(void *act, const float *x, int32_t n)
+{
+    int8_t *q = act;
+    float *d = (float *)(q + n);
+    int16_t *sums = (int16_t *)(d + n / MM2_SUPER);
+    for (int32_t b = 0; b < n / MM2_SUPER; b++)
+        d[b] = quantize_block(q + b * MM2_SUPER, sums + b * 16, x + b * MM2_SUPER, MM2_SUPER);
+}

@@ -1,0 +1,118 @@
+/* The kernels: one table of function pointers per instruction-set level, every slot with its
+ * contract.
+ *
+ * Kernels are pure functions on pointers: they allocate nothing, start no threads, keep no state,
+ * and trust their arguments (checked at load and in api.c). They run with MXCSR at
+ * round-to-nearest, FTZ and DAZ, which the pool and api.c see to.
+ *
+ * Bits. ref.c is the specification. All levels but blas give the same bits as ref.c, and no slot's
+ * result for one row depends on the other rows of the call, because every sum has one written
+ * order:
+ *   lanes   sums of float products over an index k run in 16 lanes: lane j takes k = j, j + 16, ...
+ *           ascending, one fused multiply-add each, starting from +0; k is padded with zeros up to a
+ *           multiple of 16. The lanes are then added as a tree: j with j + 8, then + 4, + 2, + 1.
+ *   blocks  sums of integer products are exact in int32 within a block; blocks are added in ascending
+ *           order with one fused multiply-add each into one float, starting from +0.
+ * FMA is a single rounding everywhere (fmaf in ref.c). Sources are built with -ffp-contract=off. */
+#ifndef MM2_KERNELS_H
+#define MM2_KERNELS_H
+
+#include "minimax2.h"
+
+/* ---- Activations: what a matrix product takes on its input side. The weights' dtype decides which
+ * one (mm2_act_of). ---- */
+enum {
+    MM2_ACT_F32 = 0,    /* float x[n]: F32, F16, BF16 and FP8 weights */
+    MM2_ACT_Q8_32 = 1,  /* int8 per 32: Q8_0, Q4_0, Q5_0, IQ4_NL. int8 q[n], then float d[n / 32] */
+    MM2_ACT_Q8_256 = 2, /* int8 per 256: K-quants, IQ4_XS. int8 q[n], float d[n / 256], int16 sums[n
+                           / 16] of 16 codes each */
+    MM2_ACT_KINDS = 3
+};
+
+int32_t mm2_act_of(int32_t dtype);
+/* Bytes of one row of n activations, rounded up to 64. Rows begin 64-byte aligned. */
+int64_t mm2_act_bytes(int32_t act, int64_t n);
+
+/* One weight matrix [n_out][n_in] as it lies in the file. */
+typedef struct mm2_weight {
+    const void *data;   /* row i begins at data + i * row_bytes; any alignment */
+    const float *scale; /* FP8: [ceil(n_out / 128)][ceil(n_in / 128)], multiplies the codes; NULL
+                           otherwise (FP8 too: 1.0) */
+    int64_t row_bytes;
+    int32_t n_out, n_in; /* n_in a multiple of the dtype's block */
+    int32_t dtype;
+    int32_t scale_row; /* FP8: row of this matrix's row 0 within its first scale block (a slice of a
+                          fused tensor), else 0 */
+} mm2_weight;
+
+typedef struct mm2_kernels {
+    const char *name; /* "ref", "avx2", "avx512", "blas" */
+    int32_t isa;      /* MM2_ISA_* */
+
+    /* out[m][i] = sum over k of weight[first + i][k] * act[m][k], i in [0, count), m in [0, rows).
+     * acts: `rows` pointers to activations of the kind mm2_act_of(w->dtype); out: `rows` pointers
+     * to `count` floats each.
+     *   F32, F16, BF16   lanes over all of k.
+     *   FP8              for each 128 k: lanes without the tree give t[16], from +0;
+     *                    total[j] = fma(t[j], scale, total[j]), blocks ascending; one tree at the end.
+     *   Q8_0, Q4_0, Q5_0, IQ4_NL   per block of 32: isum = sum of q * a;
+     *                    y = fma(d_w * d_a, (float)isum, y).
+     *   K-quants, IQ4_XS per super-block of 256: isum = sum over sub-blocks of scale * sum of q * a
+     *                    (int32); y = fma(d_w * d_a, (float)isum, y); formats with minima also have
+     *                    msum = sum of min * sums; then y = fma(-(dmin_w * d_a), (float)msum, y).
+     * q is the signed code: Q4_0 nibble - 8; Q5_0 - 16; Q3_K - 4; Q6_K - 32; Q2_K, Q4_K, Q5_K
+     * unsigned. d_w, dmin_w: the half floats as float32; FP8 without scale: scale = 1. */
+    void (*matmul[MM2_DTYPE_COUNT])(float *const *out, const mm2_weight *w, int32_t first,
+                                    int32_t count, const void *const *acts, int32_t rows);
+
+    /* Float rows to quantised activations. Per block: amax = the float whose bits are the largest
+     * of the absolute bit patterns. amax not finite: d = NaN, q = 0. amax < 1e-30: d = 0, q = 0.
+     * Else d = amax / 127, q = rint(x * (127 / amax)). Slot MM2_ACT_F32 is NULL: pass the
+     * floats. */
+    void (*quantize[MM2_ACT_KINDS])(void *act, const float *x, int32_t n);
+
+    /* out = (x * r) * w, r = 1 / sqrt(sum(x^2) / n + eps), the sum in lanes. out may be x. */
+    void (*rms_norm)(float *out, const float *x, const float *w, int32_t n, float eps);
+    /* In place on one head, for i < half: x[i], x[i + half] become
+     * fma(x[i], c, -(x[i + half] * s)), fma(x[i], s, x[i + half] * c). */
+    void (*rope)(float *x, const float *cosine, const float *sine, int32_t half);
+    /* out[i] = silu(gate[i]) * up[i], silu(x) = x / (1 + exp(-x)), exp as in mm2_exp (ref.c). out
+     * may be gate. */
+    void (*swiglu)(float *out, const float *gate, const float *up, int32_t n);
+    /* out[i] = 1 / (1 + exp(-x[i])). */
+    void (*sigmoid)(float *out, const float *x, int32_t n);
+    /* y[i] = fma(a, x[i], y[i]). */
+    void (*axpy)(float *y, float a, const float *x, int32_t n);
+
+    /* Attention of `heads` query heads that share one KV head to one chunk of n <= 256 cached
+     * positions, merged into running results. q [heads][head_dim] f32. Keys lie in tiles of 16
+     * positions, [ceil(n / 16)][head_dim][16]; values [n][head_dim]; both of kv_dtype (slot 0:
+     * MM2_F32, slot 1: MM2_BF16). head_dim is a multiple of 16. State per head: m (largest score,
+     * -INFINITY at first), l (sum, 0), o [head_dim] (0). For each head:
+     *   s[j] = scale * chain over d ascending of fma(q[d], k[d][j], s), from +0
+     *   c = max s;  p[j] = exp(s[j] - c);  lc = sum of p in lanes (plain adds) and tree
+     *   oc[d] = chain over j ascending of fma(p[j], v[j][d], oc), from +0
+     *   M = max(m, c);  a = exp(m - M);  b = exp(c - M);  m = M
+     *   l = fma(lc, b, l * a);  o[d] = fma(oc[d], b, o[d] * a)
+     * Positions >= n inside the last tile may hold anything, NaN included, and do not count. A NaN
+     * score makes l NaN. */
+    void (*attend[2])(float *m, float *l, float *o, const float *q, int32_t heads, const void *k,
+                      const void *v, int32_t n, int32_t head_dim, float scale);
+} mm2_kernels;
+
+/* The table for MM2_ISA_*; AUTO reads the MM2_ISA environment variable, then takes the best. NULL,
+ * with a sentence, if the processor or the build has no such level or the variable holds an unknown
+ * name. */
+const mm2_kernels *mm2_kernels_find(int32_t isa);
+
+extern const mm2_kernels mm2_kernels_ref;
+/* Each fills the slots it has over a copy of a lower table; dispatch.c calls them. */
+void mm2_kernels_avx2(mm2_kernels *t);
+void mm2_kernels_avx512(mm2_kernels *t);
+int mm2_kernels_blas(mm2_kernels *t); /* -1 if the build has no BLAS */
+
+/* exp(x) with at most 2 ulp error: fmaf polynomial, 0 below -87.3, inf above 88.7, NaN kept. The
+ * scalar twin of the vector code. */
+float mm2_exp(float x);
+
+#endif

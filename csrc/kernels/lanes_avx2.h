@@ -1,0 +1,379 @@
+/* The primitives of the avx2 level. Each instruction set has a file like this one with the same
+ * names; the body_*.h files are written in terms of them and are compiled once per level.
+ *
+ * v16 is 16 floats, the lanes of kernels.h. `words` is one int32 for each of the ROWS weight rows
+ * of a panel (a panel interleaves rows: word k holds codes 4k..4k+3 of each row), `reals` the floats
+ * that go with them. */
+#ifndef MM2_LANES_AVX2_H
+#define MM2_LANES_AVX2_H
+
+#include "kernels/unpack_avx2.h"
+
+enum {
+    ROWS = 8,       /* weight rows of a panel: int32 lanes of a register */
+    DOT_ACTS = 4,   /* activation rows of one integer tile */
+    ONE_ROWS = 4,   /* weight rows that run together with one float activation row */
+    TILE_ROWS = 2,  /* weight rows and */
+    TILE_ACTS = 3,  /* activation rows of one float tile: 12 accumulators of 16 registers */
+    VALUE_LANES = 1 /* groups of 16 value dimensions that attention sums at a time */
+};
+
+/* ---- 16 floats ---- */
+
+typedef struct v16 {
+    __m256 low, high;
+} v16;
+
+static inline v16 v16_of(__m256 low, __m256 high)
+{
+    v16 v = {low, high};
+    return v;
+}
+
+static inline v16 v16_zero(void)
+{
+    return v16_of(_mm256_setzero_ps(), _mm256_setzero_ps());
+}
+
+static inline v16 v16_set1(float x)
+{
+    return v16_of(_mm256_set1_ps(x), _mm256_set1_ps(x));
+}
+
+static inline v16 v16_load(const float *p)
+{
+    return v16_of(_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8));
+}
+
+static inline void v16_store(float *p, v16 a)
+{
+    _mm256_storeu_ps(p, a.low);
+    _mm256_storeu_ps(p + 8, a.high);
+}
+
+/* All ones in the first n of 8 lanes. */
+static inline __m256i mask_of(int32_t n)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+/* The first n floats (all 16 if n is larger) and zeros; touches no others. */
+static inline v16 v16_load_n(const float *p, int32_t n)
+{
+    if (n >= 16)
+        return v16_load(p);
+    __m256 low = _mm256_maskload_ps(p, mask_of(n));
+    return v16_of(low, n > 8 ? _mm256_maskload_ps(p + 8, mask_of(n - 8)) : _mm256_setzero_ps());
+}
+
+static inline void v16_store_n(float *p, v16 a, int32_t n)
+{
+    if (n >= 16) {
+        v16_store(p, a);
+        return;
+    }
+    _mm256_maskstore_ps(p, mask_of(n), a.low);
+    if (n > 8)
+        _mm256_maskstore_ps(p + 8, mask_of(n - 8), a.high);
+}
+
+/* Lanes below n from a, the others from rest. */
+static inline v16 v16_keep_n(v16 a, v16 rest, int32_t n)
+{
+    return v16_of(_mm256_blendv_ps(rest.low, a.low, _mm256_castsi256_ps(mask_of(n))),
+                  _mm256_blendv_ps(rest.high, a.high, _mm256_castsi256_ps(mask_of(n - 8))));
+}
+
+static inline __m256 widen_bf16(const uint16_t *p)
+{
+    __m256i x = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
+}
+
+static inline v16 v16_load_bf16(const uint16_t *p)
+{
+    return v16_of(widen_bf16(p), widen_bf16(p + 8));
+}
+
+static inline v16 v16_add(v16 a, v16 b)
+{
+    return v16_of(_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high));
+}
+
+static inline v16 v16_sub(v16 a, v16 b)
+{
+    return v16_of(_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high));
+}
+
+static inline v16 v16_mul(v16 a, v16 b)
+{
+    return v16_of(_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high));
+}
+
+static inline v16 v16_div(v16 a, v16 b)
+{
+    return v16_of(_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high));
+}
+
+/* a * b + c, one rounding. */
+static inline v16 v16_fma(v16 a, v16 b, v16 c)
+{
+    return v16_of(_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high));
+}
+
+static inline v16 v16_negate(v16 a)
+{
+    __m256 sign = _mm256_set1_ps(-0.0f);
+    return v16_of(_mm256_xor_ps(a.low, sign), _mm256_xor_ps(a.high, sign));
+}
+
+/* The larger one; b where either is NaN. */
+static inline v16 v16_larger(v16 a, v16 b)
+{
+    return v16_of(_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high));
+}
+
+/* j with j + 8, then + 4, + 2, + 1. */
+static inline float v16_tree(v16 a)
+{
+    return tree8(_mm256_add_ps(a.low, a.high));
+}
+
+/* Of lanes without NaN. */
+static inline float v16_largest(v16 a)
+{
+    return largest8(_mm256_max_ps(a.low, a.high));
+}
+
+/* 2^half and, in *other, 2^(n - half), half = n / 2 rounded down: n = the integer that t = n + magic
+ * carries in its low bits (mm2_exp). */
+static inline __m256 powers8(__m256 t, __m256 magic, __m256 *other)
+{
+    __m256i n = _mm256_sub_epi32(_mm256_castps_si256(t), _mm256_castps_si256(magic));
+    __m256i half = _mm256_srai_epi32(n, 1), bias = _mm256_set1_epi32(127);
+    *other = _mm256_castsi256_ps(
+        _mm256_slli_epi32(_mm256_add_epi32(_mm256_sub_epi32(n, half), bias), 23));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23));
+}
+
+static inline v16 v16_powers(v16 t, v16 magic, v16 *other)
+{
+    v16 power;
+    power.low = powers8(t.low, magic.low, &other->low);
+    power.high = powers8(t.high, magic.high, &other->high);
+    return power;
+}
+
+/* yes where a < b, else no. */
+static inline v16 v16_where_less(v16 a, v16 b, v16 yes, v16 no)
+{
+    return v16_of(_mm256_blendv_ps(no.low, yes.low, _mm256_cmp_ps(a.low, b.low, _CMP_LT_OQ)),
+                  _mm256_blendv_ps(no.high, yes.high, _mm256_cmp_ps(a.high, b.high, _CMP_LT_OQ)));
+}
+
+/* ---- Quantisation ---- */
+
+/* The largest absolute bit pattern of n floats, n a multiple of 16. */
+static inline uint32_t largest_bits(const float *x, int32_t n)
+{
+    __m256i largest = _mm256_setzero_si256(), mask = _mm256_set1_epi32(0x7fffffff);
+    for (int32_t i = 0; i < n; i += 8) {
+        __m256i bits = _mm256_loadu_si256((const __m256i *)(x + i));
+        largest = _mm256_max_epi32(largest, _mm256_and_si256(bits, mask));
+    }
+    __m128i a =
+        _mm_max_epi32(_mm256_castsi256_si128(largest), _mm256_extracti128_si256(largest, 1));
+    a = _mm_max_epi32(a, _mm_shuffle_epi32(a, 0x4e));
+    a = _mm_max_epi32(a, _mm_shuffle_epi32(a, 0xb1));
+    return (uint32_t)_mm_cvtsi128_si32(a);
+}
+
+/* 16 codes rint(x * inverse); returns their sum. */
+static inline int32_t quantize16(int8_t *q, const float *x, float inverse)
+{
+    __m256 factor = _mm256_set1_ps(inverse);
+    __m256i low = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x), factor));
+    __m256i high = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8), factor));
+    __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8);
+    __m128i first = _mm256_castsi256_si128(words), last = _mm256_extracti128_si256(words, 1);
+    _mm_storeu_si128((__m128i *)q, _mm_packs_epi16(first, last));
+    __m128i sum = _mm_madd_epi16(_mm_add_epi16(first, last), _mm_set1_epi16(1));
+    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
+    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1));
+    return _mm_cvtsi128_si32(sum);
+}
+
+/* ---- Float weights: 64 elements to float32, in order ---- */
+
+/* As half floats the codes are 1/256 of their value, subnormals included; NaN needs a mend. */
+static inline v16 widen_f8(const uint8_t *p)
+{
+    __m256i x = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)p));
+    x = _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 1); /* sign twice, exponent and mantissa */
+    x = _mm256_and_si256(x, _mm256_set1_epi16((short)0xbfff));
+    __m256i magnitude = _mm256_and_si256(x, _mm256_set1_epi16(0x7fff));
+    x = _mm256_or_si256(x, _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x7f << 7)));
+    __m256 factor = _mm256_set1_ps(256);
+    return v16_of(_mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(x)), factor),
+                  _mm256_mul_ps(_mm256_cvtph_ps(_mm256_extracti128_si256(x, 1)), factor));
+}
+
+static inline v16 widen_f16(const uint8_t *p)
+{
+    return v16_of(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)),
+                  _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 16))));
+}
+
+static inline void widen64(int32_t dtype, const uint8_t *p, v16 out[4])
+{
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+        out[i] = dtype == MM2_F8_E4M3 ? widen_f8(p + 16 * i)
+                 : dtype == MM2_F16   ? widen_f16(p + 32 * i)
+                 : dtype == MM2_BF16  ? v16_load_bf16((const uint16_t *)(p + 32 * i))
+                                      : v16_load((const float *)(p + 64 * i));
+}
+
+/* ---- Integer panels ---- */
+
+typedef __m256i words;
+typedef __m256 reals;
+
+typedef struct codes { /* one word a row, with what dot() needs of it for any activation */
+    __m256i value, magnitude;
+} codes;
+
+static inline words words_zero(void)
+{
+    return _mm256_setzero_si256();
+}
+
+/* out[i] = word i of each row, i < ROWS; row r begins at in + r * stride. */
+static inline void transpose(words *out, const void *in, size_t stride)
+{
+    __m256i a[8], b[8];
+#pragma GCC unroll 8
+    for (int r = 0; r < 8; r++)
+        a[r] = load32((const uint8_t *)in + (size_t)r * stride);
+#pragma GCC unroll 4
+    for (int r = 0; r < 8; r += 2) {
+        b[r] = _mm256_unpacklo_epi32(a[r], a[r + 1]);
+        b[r + 1] = _mm256_unpackhi_epi32(a[r], a[r + 1]);
+    }
+#pragma GCC unroll 2
+    for (int r = 0; r < 8; r += 4) {
+        a[r] = _mm256_unpacklo_epi64(b[r], b[r + 2]);
+        a[r + 1] = _mm256_unpackhi_epi64(b[r], b[r + 2]);
+        a[r + 2] = _mm256_unpacklo_epi64(b[r + 1], b[r + 3]);
+        a[r + 3] = _mm256_unpackhi_epi64(b[r + 1], b[r + 3]);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; r++) {
+        out[r] = _mm256_permute2x128_si256(a[r], a[r + 4], 0x20);
+        out[r + 4] = _mm256_permute2x128_si256(a[r], a[r + 4], 0x31);
+    }
+}
+
+/* Pairs of int16 factors, (2i, 2i + 1) in words i, to one register each in the form of dot(). */
+static inline void split_scales(words out[16], const words pairs[8])
+{
+    for (int i = 0; i < 8; i++) {
+        __m256i even = _mm256_and_si256(pairs[i], _mm256_set1_epi32(0xffff));
+        __m256i odd = _mm256_srli_epi32(pairs[i], 16);
+        out[2 * i] = _mm256_or_si256(even, _mm256_slli_epi32(even, 16));
+        out[2 * i + 1] = _mm256_or_si256(odd, _mm256_slli_epi32(odd, 16));
+    }
+}
+
+/* The scale 1 in the form of dot(). */
+static inline words unit_scale(void)
+{
+    return _mm256_set1_epi16(1);
+}
+
+/* What a sum over the n words at `panel` starts from. */
+static inline words dot_start(const words *panel, int n)
+{
+    (void)panel;
+    (void)n;
+    return _mm256_setzero_si256();
+}
+
+/* Activations in the form of dot(): these, or made of them in `buffer`. n a multiple of 32. */
+static inline const int8_t *dot_acts(int8_t *buffer, const int8_t *acts, int32_t n)
+{
+    (void)buffer;
+    (void)n;
+    return acts;
+}
+
+static inline codes codes_load(const words *panel)
+{
+    codes c = {*panel, _mm256_abs_epi8(*panel)};
+    return c;
+}
+
+/* sum + scale * (4 codes times 4 activations). |code| <= 128 and |activation| <= 127, so the sums
+ * of two products stay within int16. */
+static inline words dot(words sum, codes c, const int8_t *acts, words scale)
+{
+    int32_t four;
+    memcpy(&four, acts, 4);
+    __m256i a = _mm256_sign_epi8(_mm256_set1_epi32(four), c.value);
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(c.magnitude, a), scale));
+}
+
+/* total + scale * sum, or without the scale where dot() has multiplied by it. */
+static inline words dot_end(words total, words sum, words scale)
+{
+    (void)scale;
+    return _mm256_add_epi32(total, sum);
+}
+
+/* sum + (two int16 of each row times the same two). */
+static inline words dot_pair(words sum, words pairs, const int16_t *same)
+{
+    int32_t two;
+    memcpy(&two, same, 4);
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi32(two)));
+}
+
+static inline reals reals_zero(void)
+{
+    return _mm256_setzero_ps();
+}
+
+static inline reals reals_from_half(const uint16_t *p)
+{
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+}
+
+static inline reals reals_from_words(words a)
+{
+    return _mm256_cvtepi32_ps(a);
+}
+
+static inline reals reals_times(reals a, float b)
+{
+    return _mm256_mul_ps(a, _mm256_set1_ps(b));
+}
+
+static inline reals reals_fma(reals a, reals b, reals c)
+{
+    return _mm256_fmadd_ps(a, b, c);
+}
+
+static inline reals reals_fnma(reals a, reals b, reals c) /* -(a * b) + c */
+{
+    return _mm256_fnmadd_ps(a, b, c);
+}
+
+static inline void reals_store_n(float *p, reals a, int32_t n)
+{
+    if (n >= 8)
+        _mm256_storeu_ps(p, a);
+    else
+        _mm256_maskstore_ps(p, mask_of(n), a);
+}
+
+#endif

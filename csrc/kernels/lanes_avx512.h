@@ -1,0 +1,349 @@
+/* The primitives of the avx512 level: see lanes_avx2.h for what each one means. */
+#ifndef MM2_LANES_AVX512_H
+#define MM2_LANES_AVX512_H
+
+#include "kernels/unpack_avx2.h"
+
+enum {
+    ROWS = 16,      /* weight rows of a panel: int32 lanes of a register */
+    DOT_ACTS = 4,   /* activation rows of one integer tile */
+    ONE_ROWS = 8,   /* weight rows that run together with one float activation row */
+    TILE_ROWS = 8,  /* weight rows and */
+    TILE_ACTS = 3,  /* activation rows of one float tile: 24 accumulators of 32 registers */
+    VALUE_LANES = 4 /* groups of 16 value dimensions that attention sums at a time */
+};
+
+/* ---- 16 floats ---- */
+
+typedef __m512 v16;
+
+static inline __mmask16 mask_of(int32_t n)
+{
+    return n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1);
+}
+
+static inline v16 v16_zero(void)
+{
+    return _mm512_setzero_ps();
+}
+
+static inline v16 v16_set1(float x)
+{
+    return _mm512_set1_ps(x);
+}
+
+static inline v16 v16_load(const float *p)
+{
+    return _mm512_loadu_ps(p);
+}
+
+static inline void v16_store(float *p, v16 a)
+{
+    _mm512_storeu_ps(p, a);
+}
+
+static inline v16 v16_load_n(const float *p, int32_t n)
+{
+    return _mm512_maskz_loadu_ps(mask_of(n), p);
+}
+
+static inline void v16_store_n(float *p, v16 a, int32_t n)
+{
+    _mm512_mask_storeu_ps(p, mask_of(n), a);
+}
+
+static inline v16 v16_keep_n(v16 a, v16 rest, int32_t n)
+{
+    return _mm512_mask_mov_ps(rest, mask_of(n), a);
+}
+
+static inline v16 v16_load_bf16(const uint16_t *p)
+{
+    __m256i x = _mm256_loadu_si256((const __m256i *)p);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+}
+
+static inline v16 v16_add(v16 a, v16 b)
+{
+    return _mm512_add_ps(a, b);
+}
+
+static inline v16 v16_sub(v16 a, v16 b)
+{
+    return _mm512_sub_ps(a, b);
+}
+
+static inline v16 v16_mul(v16 a, v16 b)
+{
+    return _mm512_mul_ps(a, b);
+}
+
+static inline v16 v16_div(v16 a, v16 b)
+{
+    return _mm512_div_ps(a, b);
+}
+
+static inline v16 v16_fma(v16 a, v16 b, v16 c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
+
+static inline v16 v16_negate(v16 a)
+{
+    return _mm512_xor_ps(a, _mm512_set1_ps(-0.0f));
+}
+
+static inline v16 v16_larger(v16 a, v16 b)
+{
+    return _mm512_max_ps(a, b);
+}
+
+static inline float v16_tree(v16 a)
+{
+    __m256 b = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    return tree8(b);
+}
+
+static inline float v16_largest(v16 a)
+{
+    __m256 b = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    return largest8(b);
+}
+
+static inline v16 v16_powers(v16 t, v16 magic, v16 *other)
+{
+    __m512i n = _mm512_sub_epi32(_mm512_castps_si512(t), _mm512_castps_si512(magic));
+    __m512i half = _mm512_srai_epi32(n, 1), bias = _mm512_set1_epi32(127);
+    *other = _mm512_castsi512_ps(
+        _mm512_slli_epi32(_mm512_add_epi32(_mm512_sub_epi32(n, half), bias), 23));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(half, bias), 23));
+}
+
+static inline v16 v16_where_less(v16 a, v16 b, v16 yes, v16 no)
+{
+    return _mm512_mask_mov_ps(no, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), yes);
+}
+
+/* ---- Quantisation ---- */
+
+static inline uint32_t largest_bits(const float *x, int32_t n)
+{
+    __m512i largest = _mm512_setzero_si512(), mask = _mm512_set1_epi32(0x7fffffff);
+    for (int32_t i = 0; i < n; i += 16)
+        largest = _mm512_max_epi32(largest, _mm512_and_si512(_mm512_loadu_si512(x + i), mask));
+    return (uint32_t)_mm512_reduce_max_epi32(largest);
+}
+
+static inline int32_t quantize16(int8_t *q, const float *x, float inverse)
+{
+    __m512i codes = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x), _mm512_set1_ps(inverse)));
+    _mm_storeu_si128((__m128i *)q, _mm512_cvtepi32_epi8(codes));
+    return _mm512_reduce_add_epi32(codes);
+}
+
+/* ---- Float weights ---- */
+
+/* The values of the e4m3 codes 0..127 as bf16, by bytes. */
+// clang-format off
+static const uint8_t e4m3_high[128] = {
+    0x00, 0x3b, 0x3b, 0x3b, 0x3c, 0x3c, 0x3c, 0x3c, 0x3c, 0x3c, 0x3c, 0x3c, 0x3c, 0x3c, 0x3c, 0x3c,
+    0x3d, 0x3d, 0x3d, 0x3d, 0x3d, 0x3d, 0x3d, 0x3d, 0x3d, 0x3d, 0x3d, 0x3d, 0x3d, 0x3d, 0x3d, 0x3d,
+    0x3e, 0x3e, 0x3e, 0x3e, 0x3e, 0x3e, 0x3e, 0x3e, 0x3e, 0x3e, 0x3e, 0x3e, 0x3e, 0x3e, 0x3e, 0x3e,
+    0x3f, 0x3f, 0x3f, 0x3f, 0x3f, 0x3f, 0x3f, 0x3f, 0x3f, 0x3f, 0x3f, 0x3f, 0x3f, 0x3f, 0x3f, 0x3f,
+    0x40, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40,
+    0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41,
+    0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42,
+    0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x7f,
+};
+static const uint8_t e4m3_low[128] = {
+    0x00, 0x00, 0x80, 0xc0, 0x00, 0x20, 0x40, 0x60, 0x80, 0x90, 0xa0, 0xb0, 0xc0, 0xd0, 0xe0, 0xf0,
+    0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70, 0x80, 0x90, 0xa0, 0xb0, 0xc0, 0xd0, 0xe0, 0xf0,
+    0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70, 0x80, 0x90, 0xa0, 0xb0, 0xc0, 0xd0, 0xe0, 0xf0,
+    0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70, 0x80, 0x90, 0xa0, 0xb0, 0xc0, 0xd0, 0xe0, 0xf0,
+    0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70, 0x80, 0x90, 0xa0, 0xb0, 0xc0, 0xd0, 0xe0, 0xf0,
+    0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70, 0x80, 0x90, 0xa0, 0xb0, 0xc0, 0xd0, 0xe0, 0xf0,
+    0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70, 0x80, 0x90, 0xa0, 0xb0, 0xc0, 0xd0, 0xe0, 0xf0,
+    0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70, 0x80, 0x90, 0xa0, 0xb0, 0xc0, 0xd0, 0xe0, 0xc0,
+};
+// clang-format on
+
+/* 64 codes through a table look-up to bf16. Interleaving bytes to words works within 128-bit lanes
+ * and a word is the lower or the upper half of a dword; the codes are put in the order in which that
+ * leaves every lane its own: byte 16 L + 2 t of the register, for instance, is code 4 L + t. */
+static inline void widen64_f8(const uint8_t *p, v16 out[4])
+{
+    // clang-format off
+    static const uint8_t order[64] = {
+         0, 16,  1, 17,  2, 18,  3, 19, 32, 48, 33, 49, 34, 50, 35, 51,
+         4, 20,  5, 21,  6, 22,  7, 23, 36, 52, 37, 53, 38, 54, 39, 55,
+         8, 24,  9, 25, 10, 26, 11, 27, 40, 56, 41, 57, 42, 58, 43, 59,
+        12, 28, 13, 29, 14, 30, 15, 31, 44, 60, 45, 61, 46, 62, 47, 63,
+    };
+    // clang-format on
+    __m512i codes = _mm512_permutexvar_epi8(_mm512_loadu_si512(order), _mm512_loadu_si512(p));
+    __m512i high = _mm512_permutex2var_epi8(_mm512_loadu_si512(e4m3_high), codes,
+                                            _mm512_loadu_si512(e4m3_high + 64));
+    __m512i low = _mm512_permutex2var_epi8(_mm512_loadu_si512(e4m3_low), codes,
+                                           _mm512_loadu_si512(e4m3_low + 64));
+    high = _mm512_ternarylogic_epi64(high, codes, _mm512_set1_epi8((char)0x80), 0xf8); /* a|(b&c) */
+    __m512i even = _mm512_unpacklo_epi8(low, high), odd = _mm512_unpackhi_epi8(low, high);
+    const __m512i upper = _mm512_set1_epi32((int)0xffff0000);
+    out[0] = _mm512_castsi512_ps(_mm512_slli_epi32(even, 16));
+    out[1] = _mm512_castsi512_ps(_mm512_and_si512(even, upper));
+    out[2] = _mm512_castsi512_ps(_mm512_slli_epi32(odd, 16));
+    out[3] = _mm512_castsi512_ps(_mm512_and_si512(odd, upper));
+}
+
+static inline v16 widen_f16(const uint8_t *p)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+
+static inline void widen64(int32_t dtype, const uint8_t *p, v16 out[4])
+{
+    if (dtype == MM2_F8_E4M3) {
+        widen64_f8(p, out);
+        return;
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+        out[i] = dtype == MM2_F16    ? widen_f16(p + 32 * i)
+                 : dtype == MM2_BF16 ? v16_load_bf16((const uint16_t *)(p + 32 * i))
+                                     : v16_load((const float *)(p + 64 * i));
+}
+
+/* ---- Integer panels ---- */
+
+typedef __m512i words;
+typedef __m512 reals;
+typedef __m512i codes;
+
+static inline words words_zero(void)
+{
+    return _mm512_setzero_si512();
+}
+
+static inline void transpose(words *out, const void *in, size_t stride)
+{
+    __m512i a[16], b[16];
+#pragma GCC unroll 16
+    for (int r = 0; r < 16; r++)
+        a[r] = _mm512_loadu_si512((const uint8_t *)in + (size_t)r * stride);
+#pragma GCC unroll 8
+    for (int r = 0; r < 16; r += 2) {
+        b[r] = _mm512_unpacklo_epi32(a[r], a[r + 1]);
+        b[r + 1] = _mm512_unpackhi_epi32(a[r], a[r + 1]);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < 16; r += 4) { /* a[r + i]: words i, i + 4, .. of rows r .. r + 3 */
+        a[r] = _mm512_unpacklo_epi64(b[r], b[r + 2]);
+        a[r + 1] = _mm512_unpackhi_epi64(b[r], b[r + 2]);
+        a[r + 2] = _mm512_unpacklo_epi64(b[r + 1], b[r + 3]);
+        a[r + 3] = _mm512_unpackhi_epi64(b[r + 1], b[r + 3]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        __m512i low01 = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x44);  /* words i, i + 4 */
+        __m512i high01 = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xee); /* words i + 8, i + 12 */
+        __m512i low23 = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x44);
+        __m512i high23 = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xee);
+        out[i] = _mm512_shuffle_i32x4(low01, low23, 0x88);
+        out[i + 4] = _mm512_shuffle_i32x4(low01, low23, 0xdd);
+        out[i + 8] = _mm512_shuffle_i32x4(high01, high23, 0x88);
+        out[i + 12] = _mm512_shuffle_i32x4(high01, high23, 0xdd);
+    }
+}
+
+static inline void split_scales(words out[16], const words pairs[8])
+{
+    for (int i = 0; i < 8; i++) {
+        out[2 * i] = _mm512_srai_epi32(_mm512_slli_epi32(pairs[i], 16), 16);
+        out[2 * i + 1] = _mm512_srai_epi32(pairs[i], 16);
+    }
+}
+
+static inline words unit_scale(void)
+{
+    return _mm512_set1_epi32(1);
+}
+
+/* vpdpbusd takes unsigned times signed bytes: the activations are raised by 128, and a sum starts
+ * from -128 times the sum of the codes. */
+static inline words dot_start(const words *panel, int n)
+{
+    __m512i sum = _mm512_setzero_si512();
+    for (int i = 0; i < n; i++)
+        sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8((char)0x80), panel[i]);
+    return _mm512_sub_epi32(_mm512_setzero_si512(), sum);
+}
+
+static inline const int8_t *dot_acts(int8_t *buffer, const int8_t *acts, int32_t n)
+{
+    for (int32_t i = 0; i < n; i += 32) {
+        __m256i a = load32((const uint8_t *)acts + i);
+        store32(buffer + i, _mm256_xor_si256(a, _mm256_set1_epi8((char)0x80)));
+    }
+    return buffer;
+}
+
+static inline codes codes_load(const words *panel)
+{
+    return *panel;
+}
+
+static inline words dot(words sum, codes c, const int8_t *acts, words scale)
+{
+    (void)scale;
+    int32_t four;
+    memcpy(&four, acts, 4);
+    return _mm512_dpbusd_epi32(sum, _mm512_set1_epi32(four), c);
+}
+
+static inline words dot_end(words total, words sum, words scale)
+{
+    return _mm512_add_epi32(total, _mm512_mullo_epi32(sum, scale));
+}
+
+static inline words dot_pair(words sum, words pairs, const int16_t *same)
+{
+    int32_t two;
+    memcpy(&two, same, 4);
+    return _mm512_dpwssd_epi32(sum, pairs, _mm512_set1_epi32(two));
+}
+
+static inline reals reals_zero(void)
+{
+    return _mm512_setzero_ps();
+}
+
+static inline reals reals_from_half(const uint16_t *p)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+
+static inline reals reals_from_words(words a)
+{
+    return _mm512_cvtepi32_ps(a);
+}
+
+static inline reals reals_times(reals a, float b)
+{
+    return _mm512_mul_ps(a, _mm512_set1_ps(b));
+}
+
+static inline reals reals_fma(reals a, reals b, reals c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
+
+static inline reals reals_fnma(reals a, reals b, reals c)
+{
+    return _mm512_fnmadd_ps(a, b, c);
+}
+
+static inline void reals_store_n(float *p, reals a, int32_t n)
+{
+    _mm512_mask_storeu_ps(p, mask_of(n), a);
+}
+
+#endif

@@ -1,0 +1,32 @@
+/* The avx2 level: the bodies written in terms of the primitives of lanes_avx2.h, compiled with the
+ * flags that the suffix of this file stands for. dispatch.c calls into it only on processors that
+ * have them. */
+#if defined(__x86_64__)
+
+#include "kernels/kernels.h"
+
+#include "kernels/lanes_avx2.h"
+
+#include <math.h>
+
+#include "kernels/body_elementwise.h"
+#include "kernels/body_attend.h"
+#include "kernels/body_matmul.h"
+
+void mm2_kernels_avx2(mm2_kernels *t)
+{
+    t->name = "avx2";
+    t->isa = MM2_ISA_AVX2;
+    fill_matmul(t);
+    t->quantize[MM2_ACT_Q8_32] = quantize_q8_32;
+    t->quantize[MM2_ACT_Q8_256] = quantize_q8_256;
+    t->rms_norm = rms_norm;
+    t->rope = rope;
+    t->swiglu = swiglu;
+    t->sigmoid = sigmoid;
+    t->axpy = axpy;
+    t->attend[0] = attend_f32;
+    t->attend[1] = attend_bf16;
+}
+
+#endif

@@ -1,0 +1,561 @@
+/* The reference kernels: portable C, and the specification of every bit that the library computes.
+ *
+ * All other levels are tested against this file and must agree with it exactly (blas excepted; the
+ * sign and payload of a NaN excepted too). It is written to be read: one output element at a time,
+ * sums in the written order of kernels.h, every fused multiply-add spelled fmaf, everything else
+ * one operation with one rounding.
+ *
+ * It assumes what the pool sets up: round to nearest, subnormal inputs and results taken as zero. A
+ * machine without that mode agrees wherever no subnormal occurs.
+ *
+ * Nothing here allocates, keeps state or checks arguments. */
+#include "kernels/kernels.h"
+
+#include "tensor/quant.h"
+
+#include <math.h>
+#include <stddef.h>
+
+enum { LANES = 16, BLOCK = 32, SCALE_BLOCK = 128 };
+
+/* ---- Activations ---- */
+
+int32_t mm2_act_of(int32_t dtype)
+{
+    switch (dtype) {
+    case MM2_F32:
+    case MM2_F16:
+    case MM2_BF16:
+    case MM2_F8_E4M3:
+        return MM2_ACT_F32;
+    case MM2_Q8_0:
+    case MM2_Q4_0:
+    case MM2_Q5_0:
+    case MM2_IQ4_NL:
+        return MM2_ACT_Q8_32;
+    case MM2_Q2_K:
+    case MM2_Q3_K:
+    case MM2_Q4_K:
+    case MM2_Q5_K:
+    case MM2_Q6_K:
+    case MM2_IQ4_XS:
+        return MM2_ACT_Q8_256;
+    default:
+        return -1;
+    }
+}
+
+int64_t mm2_act_bytes(int32_t act, int64_t n)
+{
+    int64_t bytes = 4 * n;
+    if (act == MM2_ACT_Q8_32)
+        bytes = n + n / BLOCK * 4;
+    else if (act == MM2_ACT_Q8_256)
+        bytes = n + n / MM2_SUPER * 4 + n / LANES * 2;
+    return (bytes + 63) / 64 * 64;
+}
+
+/* One block of codes and its scale d: q = rint(x * (127 / amax)), d = amax / 127. */
+static float quantize_block(int8_t *q, const float *x, int32_t n)
+{
+    uint32_t largest = 0;
+    for (int32_t i = 0; i < n; i++) {
+        uint32_t magnitude = mm2_f32_bits(x[i]) & 0x7fffffff;
+        if (magnitude > largest)
+            largest = magnitude;
+    }
+    float amax = mm2_bits_f32(largest);
+    if (largest >= 0x7f800000 || amax < 1e-30f) {
+        memset(q, 0, (size_t)n);
+        return largest >= 0x7f800000 ? NAN : 0;
+    }
+    float inverse = 127 / amax;
+    for (int32_t i = 0; i < n; i++)
+        q[i] = (int8_t)rintf(x[i] * inverse);
+    return amax / 127;
+}
+
+static void quantize_q8_32(void *act, const float *x, int32_t n)
+{
+    int8_t *q = act;
+    float *d = (float *)(q + n);
+    for (int32_t b = 0; b < n / BLOCK; b++)
+        d[b] = quantize_block(q + b * BLOCK, x + b * BLOCK, BLOCK);
+}
+
+static void quantize_q8_256(void *act, const float *x, int32_t n)
+{
+    int8_t *q = act;
+    float *d = (float *)(q + n);
+    int16_t *sums = (int16_t *)(d + n / MM2_SUPER);
+    for (int32_t b = 0; b < n / MM2_SUPER; b++)
+        d[b] = quantize_block(q + b * MM2_SUPER, x + b * MM2_SUPER, MM2_SUPER);
+    for (int32_t i = 0; i < n / LANES; i++) {
+        int32_t sum = 0;
+        for (int32_t j = 0; j < LANES; j++)
+            sum += q[i * LANES + j];
+        sums[i] = (int16_t)sum;
+    }
+}
+
+/* ---- Sums in lanes ---- */
+
+/* j with j + 8, then + 4, + 2, + 1. */
+static float tree(float lane[LANES])
+{
+    for (int half = LANES / 2; half; half /= 2)
+        for (int j = 0; j < half; j++)
+            lane[j] += lane[j + half];
+    return lane[0];
+}
+
+/* ---- Matrix products with float weights ---- */
+
+static float weight_value(int32_t dtype, const uint8_t *row, int32_t k)
+{
+    uint16_t half;
+    float value;
+    switch (dtype) {
+    case MM2_F8_E4M3:
+        return mm2_e4m3_values[row[k]];
+    case MM2_F16:
+        memcpy(&half, row + 2 * (int64_t)k, 2);
+        return mm2_f16_f32(half);
+    case MM2_BF16:
+        memcpy(&half, row + 2 * (int64_t)k, 2);
+        return mm2_bf16_f32(half);
+    default:
+        memcpy(&value, row + 4 * (int64_t)k, 4);
+        return value;
+    }
+}
+
+/* lane[j] gains weight * x for k = begin + j, begin + j + 16, ... below end; zeros beyond. */
+static void add_products(float lane[LANES], const mm2_weight *w, const uint8_t *row, const float *x,
+                         int32_t begin, int32_t end)
+{
+    for (int32_t k = begin; k < end; k += LANES)
+        for (int32_t j = 0; j < LANES; j++) {
+            int inside = j < end - k;
+            float a = inside ? weight_value(w->dtype, row, k + j) : 0;
+            float b = inside ? x[k + j] : 0;
+            lane[j] = fmaf(a, b, lane[j]);
+        }
+}
+
+static void matmul_float(float *const *out, const mm2_weight *w, int32_t first, int32_t count,
+                         const void *const *acts, int32_t rows)
+{
+    for (int32_t i = 0; i < count; i++) {
+        const uint8_t *row = (const uint8_t *)w->data + (first + i) * w->row_bytes;
+        for (int32_t m = 0; m < rows; m++) {
+            float lane[LANES] = {0};
+            add_products(lane, w, row, acts[m], 0, w->n_in);
+            out[m][i] = tree(lane);
+        }
+    }
+}
+
+/* FP8: the sums of 128 products each are scaled before they are added up. */
+static void matmul_scaled(float *const *out, const mm2_weight *w, int32_t first, int32_t count,
+                          const void *const *acts, int32_t rows)
+{
+    int32_t blocks = w->n_in / SCALE_BLOCK + (w->n_in % SCALE_BLOCK != 0);
+    for (int32_t i = 0; i < count; i++) {
+        const uint8_t *row = (const uint8_t *)w->data + (first + i) * w->row_bytes;
+        int64_t scale_row = ((int64_t)first + i + w->scale_row) / SCALE_BLOCK;
+        for (int32_t m = 0; m < rows; m++) {
+            float total[LANES] = {0};
+            for (int32_t b = 0; b < blocks; b++) {
+                int32_t begin = b * SCALE_BLOCK;
+                int32_t end = b + 1 < blocks ? begin + SCALE_BLOCK : w->n_in;
+                float scale = w->scale ? w->scale[scale_row * blocks + b] : 1;
+                float t[LANES] = {0};
+                add_products(t, w, row, acts[m], begin, end);
+                for (int32_t j = 0; j < LANES; j++)
+                    total[j] = fmaf(t[j], scale, total[j]);
+            }
+            out[m][i] = tree(total);
+        }
+    }
+}
+
+/* ---- Matrix products with blocks of 32 integer codes ---- */
+
+/* The codes of one block and its scale. Nibble formats keep element j in the low and j + 16 in the
+ * high half of byte j. */
+static float unpack_block(int32_t dtype, const void *block, int8_t q[BLOCK])
+{
+    switch (dtype) {
+    case MM2_Q8_0: {
+        mm2_block_q8_0 b;
+        memcpy(&b, block, sizeof b);
+        memcpy(q, b.q, BLOCK);
+        return mm2_f16_f32(b.d);
+    }
+    case MM2_Q5_0: {
+        mm2_block_q5_0 b;
+        memcpy(&b, block, sizeof b);
+        for (int j = 0; j < BLOCK; j++) {
+            int low = j < 16 ? b.q[j] & 15 : b.q[j - 16] >> 4;
+            int high = b.high[j / 8] >> j % 8 & 1;
+            q[j] = (int8_t)((low | high << 4) - 16);
+        }
+        return mm2_f16_f32(b.d);
+    }
+    default: { /* Q4_0 and IQ4_NL differ in what a code means */
+        mm2_block_q4_0 b;
+        memcpy(&b, block, sizeof b);
+        for (int j = 0; j < BLOCK; j++) {
+            int code = j < 16 ? b.q[j] & 15 : b.q[j - 16] >> 4;
+            q[j] = (int8_t)(dtype == MM2_IQ4_NL ? mm2_iq4_values[code] : code - 8);
+        }
+        return mm2_f16_f32(b.d);
+    }
+    }
+}
+
+static void matmul_block(float *const *out, const mm2_weight *w, int32_t first, int32_t count,
+                         const void *const *acts, int32_t rows)
+{
+    int32_t blocks = w->n_in / BLOCK;
+    int64_t bytes = w->row_bytes / (blocks ? blocks : 1);
+    for (int32_t i = 0; i < count; i++) {
+        const uint8_t *row = (const uint8_t *)w->data + (first + i) * w->row_bytes;
+        for (int32_t m = 0; m < rows; m++) {
+            const int8_t *a = acts[m];
+            const float *d_a = (const float *)(a + w->n_in);
+            float y = 0;
+            for (int32_t b = 0; b < blocks; b++) {
+                int8_t q[BLOCK];
+                float d_w = unpack_block(w->dtype, row + b * bytes, q);
+                int32_t isum = 0;
+                for (int32_t j = 0; j < BLOCK; j++)
+                    isum += q[j] * a[b * BLOCK + j];
+                y = fmaf(d_w * d_a[b], (float)isum, y);
+            }
+            out[m][i] = y;
+        }
+    }
+}
+
+/* ---- Matrix products with super-blocks of 256 integer codes ---- */
+
+/* A super-block, unpacked: 16 sub-blocks of 16 codes with an integer scale and minimum each. An
+ * element is d * scale * q - dmin * min. */
+typedef struct super {
+    int8_t q[MM2_SUPER];
+    int16_t scale[16], min[16];
+    float d, dmin; /* dmin 0 for the formats without minima */
+} super;
+
+static void unpack_q2_k(super *s, const void *block)
+{
+    mm2_block_q2_k b;
+    memcpy(&b, block, sizeof b);
+    for (int i = 0; i < MM2_SUPER; i++) /* 32 bytes hold 4 x 32 elements, 2 bits each */
+        s->q[i] = b.q[i / 128 * 32 + i % 32] >> i % 128 / 32 * 2 & 3;
+    for (int i = 0; i < 16; i++) {
+        s->scale[i] = b.scales[i] & 15;
+        s->min[i] = b.scales[i] >> 4;
+    }
+    s->d = mm2_f16_f32(b.d);
+    s->dmin = mm2_f16_f32(b.dmin);
+}
+
+static void unpack_q3_k(super *s, const void *block)
+{
+    mm2_block_q3_k b;
+    memcpy(&b, block, sizeof b);
+    for (int i = 0; i < MM2_SUPER; i++) {
+        int low = b.q[i / 128 * 32 + i % 32] >> i % 128 / 32 * 2 & 3;
+        int high = b.high[i % 32] >> i / 32 & 1;
+        s->q[i] = (int8_t)((low | high << 2) - 4);
+    }
+    for (int i = 0; i < 16; i++) {
+        int low = i < 8 ? b.scales[i] & 15 : b.scales[i - 8] >> 4;
+        int high = b.scales[8 + i % 4] >> i / 4 * 2 & 3;
+        s->scale[i] = (int16_t)((low | high << 4) - 32);
+    }
+    s->d = mm2_f16_f32(b.d);
+}
+
+/* The 6-bit scales and minima of Q4_K and Q5_K, one pair for 32 elements, here twice for 2 x 16. */
+static void unpack_scales(super *s, const uint8_t p[12])
+{
+    for (int i = 0; i < 16; i++) {
+        int j = i / 2;
+        int scale = j < 4 ? p[j] & 63 : (p[j + 4] & 15) | p[j - 4] >> 6 << 4;
+        int min = j < 4 ? p[j + 4] & 63 : p[j + 4] >> 4 | p[j] >> 6 << 4;
+        s->scale[i] = (int16_t)scale;
+        s->min[i] = (int16_t)min;
+    }
+}
+
+static void unpack_q4_k(super *s, const void *block)
+{
+    mm2_block_q4_k b;
+    memcpy(&b, block, sizeof b);
+    for (int i = 0; i < MM2_SUPER; i++) /* 32 bytes hold 2 x 32 elements */
+        s->q[i] = b.q[i / 64 * 32 + i % 32] >> i % 64 / 32 * 4 & 15;
+    unpack_scales(s, b.scales);
+    s->d = mm2_f16_f32(b.d);
+    s->dmin = mm2_f16_f32(b.dmin);
+}
+
+static void unpack_q5_k(super *s, const void *block)
+{
+    mm2_block_q5_k b;
+    memcpy(&b, block, sizeof b);
+    for (int i = 0; i < MM2_SUPER; i++) {
+        int low = b.q[i / 64 * 32 + i % 32] >> i % 64 / 32 * 4 & 15;
+        int high = b.high[i % 32] >> i / 32 & 1;
+        s->q[i] = (int8_t)(low | high << 4);
+    }
+    unpack_scales(s, b.scales);
+    s->d = mm2_f16_f32(b.d);
+    s->dmin = mm2_f16_f32(b.dmin);
+}
+
+static void unpack_q6_k(super *s, const void *block)
+{
+    mm2_block_q6_k b;
+    memcpy(&b, block, sizeof b);
+    for (int i = 0; i < MM2_SUPER; i++) {
+        int half = i / 128, part = i % 128 / 32, l = i % 32; /* 128 elements: 64 + 32 bytes */
+        int low = b.low[half * 64 + part % 2 * 32 + l] >> part / 2 * 4 & 15;
+        int high = b.high[half * 32 + l] >> part * 2 & 3;
+        s->q[i] = (int8_t)((low | high << 4) - 32);
+    }
+    for (int i = 0; i < 16; i++)
+        s->scale[i] = b.scales[i];
+    s->d = mm2_f16_f32(b.d);
+}
+
+static void unpack_iq4_xs(super *s, const void *block)
+{
+    mm2_block_iq4_xs b;
+    memcpy(&b, block, sizeof b);
+    for (int i = 0; i < MM2_SUPER; i++) {
+        int code = b.q[i / 32 * 16 + i % 16] >> i % 32 / 16 * 4 & 15;
+        s->q[i] = mm2_iq4_values[code];
+    }
+    for (int i = 0; i < 16; i++) {
+        int j = i / 2;
+        int low = b.scales_low[j / 2] >> j % 2 * 4 & 15;
+        int high = b.scales_high >> j * 2 & 3;
+        s->scale[i] = (int16_t)((low | high << 4) - 32);
+    }
+    s->d = mm2_f16_f32(b.d);
+}
+
+static void unpack_super(int32_t dtype, super *s, const void *block)
+{
+    memset(s, 0, sizeof *s);
+    switch (dtype) {
+    case MM2_Q2_K:
+        unpack_q2_k(s, block);
+        return;
+    case MM2_Q3_K:
+        unpack_q3_k(s, block);
+        return;
+    case MM2_Q4_K:
+        unpack_q4_k(s, block);
+        return;
+    case MM2_Q5_K:
+        unpack_q5_k(s, block);
+        return;
+    case MM2_Q6_K:
+        unpack_q6_k(s, block);
+        return;
+    default:
+        unpack_iq4_xs(s, block);
+    }
+}
+
+static void matmul_super(float *const *out, const mm2_weight *w, int32_t first, int32_t count,
+                         const void *const *acts, int32_t rows)
+{
+    int32_t blocks = w->n_in / MM2_SUPER;
+    int64_t bytes = w->row_bytes / (blocks ? blocks : 1);
+    int minima = w->dtype == MM2_Q2_K || w->dtype == MM2_Q4_K || w->dtype == MM2_Q5_K;
+    for (int32_t i = 0; i < count; i++) {
+        const uint8_t *row = (const uint8_t *)w->data + (first + i) * w->row_bytes;
+        for (int32_t m = 0; m < rows; m++) {
+            const int8_t *a = acts[m];
+            const float *d_a = (const float *)(a + w->n_in);
+            const int16_t *sums = (const int16_t *)(d_a + blocks);
+            float y = 0;
+            for (int32_t b = 0; b < blocks; b++) {
+                super s;
+                unpack_super(w->dtype, &s, row + b * bytes);
+                int32_t isum = 0, msum = 0;
+                for (int32_t i16 = 0; i16 < 16; i16++) {
+                    int32_t sum = 0;
+                    for (int32_t j = 0; j < 16; j++)
+                        sum += s.q[i16 * 16 + j] * a[b * MM2_SUPER + i16 * 16 + j];
+                    isum += s.scale[i16] * sum;
+                    msum += s.min[i16] * sums[b * 16 + i16];
+                }
+                y = fmaf(s.d * d_a[b], (float)isum, y);
+                if (minima)
+                    y = fmaf(-(s.dmin * d_a[b]), (float)msum, y);
+            }
+            out[m][i] = y;
+        }
+    }
+}
+
+/* ---- Elementwise ---- */
+
+/* x = n ln 2 + r with |r| <= ln 2 / 2; e^r = 1 + r + r^2 q(r), q the minimax polynomial (relative
+ * error 3.1e-9). Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits. 2^n is
+ * multiplied in two halves: at the upper end it is no float itself. */
+float mm2_exp(float x)
+{
+    const float magic = 12582912;
+    float t = fmaf(x, 0x1.715476p+0f, magic);
+    float n = t - magic;
+    float r = fmaf(n, -0x1.62e4p-1f, x); /* ln 2 in two parts, the first short */
+    r = fmaf(n, -0x1.7f7d1cp-20f, r);
+    float q = 0x1.6a241p-10f;
+    q = fmaf(q, r, 0x1.1239f8p-7f);
+    q = fmaf(q, r, 0x1.5558f2p-5f);
+    q = fmaf(q, r, 0x1.555492p-3f);
+    q = fmaf(q, r, 0x1.fffffcp-2f);
+    q = fmaf(q, r, 1);
+    q = fmaf(q, r, 1);
+    uint32_t power = mm2_f32_bits(t) - mm2_f32_bits(magic); /* two's complement */
+    uint32_t half = (power >> 1) + ((power & 0x80000000) ? 0x80000000 : 0);
+    float y = q * mm2_bits_f32((half + 127) << 23) * mm2_bits_f32((power - half + 127) << 23);
+    if (x < -87.3f)
+        return 0;
+    if (x > 88.7f)
+        return INFINITY;
+    return x != x ? x : y;
+}
+
+static void rms_norm(float *out, const float *x, const float *w, int32_t n, float eps)
+{
+    float lane[LANES] = {0};
+    for (int32_t k = 0; k < n; k += LANES)
+        for (int32_t j = 0; j < LANES; j++) {
+            float v = j < n - k ? x[k + j] : 0;
+            lane[j] = fmaf(v, v, lane[j]);
+        }
+    float r = 1 / sqrtf(tree(lane) / (float)n + eps);
+    for (int32_t i = 0; i < n; i++)
+        out[i] = x[i] * r * w[i];
+}
+
+static void rope(float *x, const float *cosine, const float *sine, int32_t half)
+{
+    for (int32_t i = 0; i < half; i++) {
+        float a = x[i], b = x[i + half];
+        x[i] = fmaf(a, cosine[i], -(b * sine[i]));
+        x[i + half] = fmaf(a, sine[i], b * cosine[i]);
+    }
+}
+
+static void swiglu(float *out, const float *gate, const float *up, int32_t n)
+{
+    for (int32_t i = 0; i < n; i++)
+        out[i] = gate[i] / (1 + mm2_exp(-gate[i])) * up[i];
+}
+
+static void sigmoid(float *out, const float *x, int32_t n)
+{
+    for (int32_t i = 0; i < n; i++)
+        out[i] = 1 / (1 + mm2_exp(-x[i]));
+}
+
+static void axpy(float *y, float a, const float *x, int32_t n)
+{
+    for (int32_t i = 0; i < n; i++)
+        y[i] = fmaf(a, x[i], y[i]);
+}
+
+/* ---- Attention ---- */
+
+static float kv_value(int32_t dtype, const void *p, int64_t i)
+{
+    return dtype == MM2_F32 ? ((const float *)p)[i] : mm2_bf16_f32(((const uint16_t *)p)[i]);
+}
+
+/* One head. A NaN score is passed over by the maximum and reaches l through its probability. */
+static void attend_head(float *m, float *l, float *o, const float *q, const void *k, const void *v,
+                        int32_t n, int32_t head_dim, float scale, int32_t dtype)
+{
+    float p[256];
+    float c = -INFINITY;
+    for (int32_t j = 0; j < n; j++) {
+        int64_t tile = (int64_t)(j / 16) * head_dim * 16;
+        float s = 0;
+        for (int32_t d = 0; d < head_dim; d++)
+            s = fmaf(q[d], kv_value(dtype, k, tile + d * 16 + j % 16), s);
+        p[j] = scale * s;
+        c = p[j] > c ? p[j] : c;
+    }
+    c += 0.0f; /* -0 and +0 are equal, and which one came first must not show */
+    float lane[LANES] = {0};
+    for (int32_t j = 0; j < n; j++) {
+        p[j] = mm2_exp(p[j] - c);
+        lane[j % LANES] += p[j];
+    }
+    float lc = tree(lane);
+    float largest = *m > c ? *m : c;
+    float a = mm2_exp(*m - largest), b = mm2_exp(c - largest);
+    *m = largest;
+    *l = fmaf(lc, b, *l * a);
+    for (int32_t d = 0; d < head_dim; d++) {
+        float oc = 0;
+        for (int32_t j = 0; j < n; j++)
+            oc = fmaf(p[j], kv_value(dtype, v, (int64_t)j * head_dim + d), oc);
+        o[d] = fmaf(oc, b, o[d] * a);
+    }
+}
+
+static void attend_f32(float *m, float *l, float *o, const float *q, int32_t heads, const void *k,
+                       const void *v, int32_t n, int32_t head_dim, float scale)
+{
+    for (int32_t h = 0; h < heads; h++)
+        attend_head(m + h, l + h, o + h * head_dim, q + h * head_dim, k, v, n, head_dim, scale,
+                    MM2_F32);
+}
+
+static void attend_bf16(float *m, float *l, float *o, const float *q, int32_t heads, const void *k,
+                        const void *v, int32_t n, int32_t head_dim, float scale)
+{
+    for (int32_t h = 0; h < heads; h++)
+        attend_head(m + h, l + h, o + h * head_dim, q + h * head_dim, k, v, n, head_dim, scale,
+                    MM2_BF16);
+}
+
+const mm2_kernels mm2_kernels_ref = {
+    .name = "ref",
+    .isa = MM2_ISA_REF,
+    .matmul =
+        {
+            [MM2_F32] = matmul_float,
+            [MM2_F16] = matmul_float,
+            [MM2_BF16] = matmul_float,
+            [MM2_F8_E4M3] = matmul_scaled,
+            [MM2_Q8_0] = matmul_block,
+            [MM2_Q4_0] = matmul_block,
+            [MM2_Q5_0] = matmul_block,
+            [MM2_IQ4_NL] = matmul_block,
+            [MM2_Q2_K] = matmul_super,
+            [MM2_Q3_K] = matmul_super,
+            [MM2_Q4_K] = matmul_super,
+            [MM2_Q5_K] = matmul_super,
+            [MM2_Q6_K] = matmul_super,
+            [MM2_IQ4_XS] = matmul_super,
+        },
+    .quantize = {[MM2_ACT_Q8_32] = quantize_q8_32, [MM2_ACT_Q8_256] = quantize_q8_256},
+    .rms_norm = rms_norm,
+    .rope = rope,
+    .swiglu = swiglu,
+    .sigmoid = sigmoid,
+    .axpy = axpy,
+    .attend = {attend_f32, attend_bf16},
+};

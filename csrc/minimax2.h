@@ -1,0 +1,446 @@
+/* minimax2.h - run MiniMax-M2 models (M2, M2.1, M2.5, M2.7) on CPUs from a script.
+ *
+ * The whole contract is in this file, in the order in which data flows. Preprocessed, it is the
+ * cdef of the Python (cffi) and Lua (LuaJIT FFI) bindings, so what you read here is what every
+ * language calls.
+ *
+ * The mental model, four nouns:
+ *   model    an opened checkpoint: weights mapped read-only as they were downloaded, tokenizer,
+ * thread pool. Immutable, reference-counted, shared by any number of threads and sessions. session
+ * one timeline of tokens with its key/value (KV) cache. Feed it tokens, run it, look at the logits.
+ *   batch    several sessions of one model advanced through the weights together. Same bits as
+ * alone. tap      a stop at an activation. The run returns, you look at the tensor or write into
+ * it, and run again.
+ *
+ * The library pulls, it never pushes: there are no callbacks. mm2_session_run() works until it is
+ * done, its time budget is spent or a tap is reached, and says which. Calling it again resumes
+ * where it stopped.
+ *
+ *     mm2_model *m;  mm2_session *s;  mm2_sampler *p;  mm2_event e;  int32_t ids[64], n, id;
+ *     if (mm2_model_open(&m, "MiniMax-M2.5", NULL)) { puts(mm2_error()); return 1; }
+ *     mm2_session_new(&s, m, NULL);
+ *     mm2_sampler_new(&p, m, NULL);
+ *     n = mm2_tokenizer_encode(mm2_model_tokenizer(m), "Once upon", 9, 0, ids, 64);
+ *     mm2_session_feed(s, ids, n);
+ *     while (mm2_session_run(s, 0, &e) == MM2_OK && (id = mm2_sampler_next(p, s, NULL)) >= 0)
+ *         mm2_session_feed(s, &id, 1);
+ *
+ * Errors. A function that can fail returns a negative mm2_status (or a negative count); mm2_error()
+ * then holds a sentence: which file, which tensor, what was expected, what was found, what to do.
+ * Nothing is lost: the object is as it was before the call, unless its comment says otherwise. The
+ * library never aborts, exits, prints, installs signal handlers or changes the process's
+ * floating-point state.
+ *
+ * Ownership. *Owned*: you must release it. *Borrowed until X*: do not release it, do not use it
+ * after X. *Copied*: the library keeps no reference to what you passed.
+ *
+ * Threads. A model and a tokenizer may be used by any number of threads at once. A session, a batch
+ * or a sampler is used by one thread at a time; a second one gets MM2_E_BUSY. After fork() the
+ * child may go on using everything.
+ *
+ * Same bits. At one instruction-set level, the logits of a token do not depend on thread count,
+ * batch mates, chunking of the prompt, time budgets, rewinds or the calling language (numerics
+ * version MM2_NUMERICS).
+ *
+ * Sizes: int32_t for ids, counts and positions; int64_t for shapes and bytes. Option structs begin
+ * with their `size`: call the matching _init function, then change fields; a NULL options pointer
+ * means the defaults. */
+#ifndef MINIMAX2_H
+#define MINIMAX2_H
+
+#ifndef MM2_CDEF
+#include <stdint.h>
+#pragma GCC visibility push(default)
+#ifdef __cplusplus
+extern "C" {
+#endif
+#endif
+
+/* ----------------------------------------------------------------------------------------------
+ * Library */
+
+enum {
+    MM2_ABI = 1,      /* of this header; must equal mm2_abi(), that of the library */
+    MM2_NUMERICS = 1, /* changes only together with the golden hashes */
+    MM2_MAX_DIMS = 4
+};
+
+typedef int32_t mm2_status;
+enum {
+    MM2_OK = 0,             /* done; run: caught up with everything that was fed */
+    MM2_MORE = 1,           /* run: out of time or interrupted; call again to go on */
+    MM2_TAP = 2,            /* run: stopped at an activation; call again to go on */
+    MM2_E_ARG = -1,         /* an argument is out of range or NULL, or it is too early for this */
+    MM2_E_NOMEM = -2,       /* not enough memory; the sentence says how much was needed */
+    MM2_E_IO = -3,          /* a file cannot be opened, mapped or read */
+    MM2_E_FORMAT = -4,      /* a file is damaged, inconsistent or not of this family */
+    MM2_E_FULL = -5,        /* the session's context is full */
+    MM2_E_BUSY = -6,        /* the object is in use by another thread, or by a batch */
+    MM2_E_UNSUPPORTED = -7, /* valid, but this build or machine cannot serve it */
+    MM2_E_NUMERIC = -8      /* logits that are NaN, or leave no token to choose */
+};
+
+uint32_t mm2_abi(void);
+const char *mm2_version(void); /* "0.1.0"; static */
+/* The sentence of the last failure in the calling thread, "" if none. Borrowed until the thread's
+ * next failing call. */
+const char *mm2_error(void);
+/* Processor and best instruction-set level: "avx512 (AMD EPYC), 2 cores". Static. */
+const char *mm2_cpu(void);
+
+/* ----------------------------------------------------------------------------------------------
+ * Tensors: views on memory that something else owns */
+
+/* mm2_tensor.dtype. Block formats are those of GGUF, one block after the other along the last
+ * dimension. */
+enum {
+    MM2_F32 = 1,
+    MM2_F16 = 2,
+    MM2_BF16 = 3,
+    MM2_F8_E4M3 = 4, /* no infinity, 0x7f and 0xff are NaN, largest 448 (e4m3fn) */
+    MM2_I32 = 5,
+    MM2_Q8_0 = 6,
+    MM2_Q4_0 = 7,
+    MM2_Q5_0 = 8,
+    MM2_Q2_K = 9,
+    MM2_Q3_K = 10,
+    MM2_Q4_K = 11,
+    MM2_Q5_K = 12,
+    MM2_Q6_K = 13,
+    MM2_IQ4_NL = 14,
+    MM2_IQ4_XS = 15,
+    MM2_DTYPE_COUNT = 16
+};
+
+enum { MM2_READ_ONLY = 1 }; /* mm2_tensor.flags: writing would fault */
+
+typedef struct mm2_tensor {
+    void *data;       /* 64-byte aligned for buffers of a session; as the file has it for weights */
+    int64_t shape[4]; /* in elements, outermost first */
+    int64_t strides[4]; /* in elements; for block formats those of the decoded tensor */
+    int64_t nbytes;     /* of the whole view */
+    int32_t ndim;       /* 0..4 */
+    int32_t dtype;      /* MM2_F32 ... */
+    uint32_t flags;     /* MM2_READ_ONLY */
+    uint32_t reserved;
+} mm2_tensor;
+
+/* "f32", "bf16", "f8_e4m3", "q4_k", ...; NULL for an unknown number. Static. */
+const char *mm2_dtype_name(int32_t dtype);
+/* Elements in one block (1 for plain types) and its bytes; 0 for an unknown number. */
+int32_t mm2_dtype_block(int32_t dtype);
+int32_t mm2_dtype_bytes(int32_t dtype);
+
+/* Decode every element of a contiguous tensor to float32. `n`: capacity of out, must be at least
+ * the element count. FP8 codes are decoded without their block scales: for weights see
+ * mm2_model_weight. */
+mm2_status mm2_tensor_decode(const mm2_tensor *t, float *out, int64_t n);
+
+/* ----------------------------------------------------------------------------------------------
+ * Model: an opened checkpoint */
+
+typedef struct mm2_model mm2_model;
+typedef struct mm2_tokenizer mm2_tokenizer;
+
+/* mm2_model_options.flags: map copy-on-write. Edits stay in this process, files are not touched. */
+enum { MM2_WRITABLE = 1 };
+
+/* mm2_model_options.isa. Every level that the processor has gives the same bits, except BLAS. */
+enum {
+    MM2_ISA_AUTO = 0, /* as the environment variable MM2_ISA says (ref, avx2, ...), else the best */
+    MM2_ISA_REF = 1,
+    MM2_ISA_AVX2 = 2,
+    MM2_ISA_AVX512 = 3,
+    MM2_ISA_BLAS = 4 /* OpenBLAS on decoded float32 panels; no bit promise */
+};
+
+typedef struct mm2_model_options {
+    uint32_t size;   /* sizeof(mm2_model_options) */
+    uint32_t flags;  /* MM2_WRITABLE */
+    int32_t threads; /* with the caller, 1..1024; 0: physical cores that the process may use */
+    int32_t isa;     /* MM2_ISA_AUTO ... */
+} mm2_model_options;
+
+void mm2_model_options_init(mm2_model_options *o);
+
+/* Open a checkpoint: a Hugging Face directory (config.json, safetensors), a .gguf file (of a split
+ * set: any part), or a directory that holds one GGUF checkpoint. Maps the files and checks every
+ * tensor's name, type, shape and extent; reads no weights. *out is owned: mm2_model_release. Fails
+ * with IO, FORMAT, UNSUPPORTED, NOMEM. */
+mm2_status mm2_model_open(mm2_model **out, const char *path, const mm2_model_options *o);
+void mm2_model_retain(mm2_model *m);
+void mm2_model_release(mm2_model *m); /* NULL is allowed; the last release unmaps */
+
+typedef struct mm2_config { /* names as in the family's config.json */
+    int32_t num_hidden_layers;
+    int32_t hidden_size;
+    int32_t num_attention_heads;
+    int32_t num_key_value_heads;
+    int32_t head_dim;
+    int32_t rotary_dim; /* leading dimensions of a head that are rotated */
+    int32_t num_local_experts;
+    int32_t num_experts_per_tok;
+    int32_t intermediate_size;       /* of one expert */
+    int32_t vocab_size;              /* rows of the embedding, padding included */
+    int32_t max_position_embeddings; /* positions */
+    int32_t use_qk_norm;             /* 0 or 1: RMS norm over the whole q and k rows */
+    int32_t use_routing_bias; /* 0 or 1: a bias that takes part in the selection of experts only */
+    float rope_theta;
+    float rms_norm_eps;
+    float routed_scaling_factor;
+} mm2_config;
+
+void mm2_model_config(const mm2_model *m, mm2_config *out); /* copied */
+
+/* A fact about the model as text, borrowed while it lives, or NULL where the files do not tell.
+ * Keys: "path", "format"
+ * ("safetensors", "gguf"), "architecture", "name", "license", "quantization" (dtypes of the
+ * weights, most bytes first), "isa", "chat_template" (the name of the recognised template). */
+const char *mm2_model_info(const mm2_model *m, const char *key);
+int32_t mm2_model_threads(const mm2_model *m);
+int64_t mm2_model_bytes(const mm2_model *m); /* of all tensors */
+int64_t
+mm2_model_parameters(const mm2_model *m); /* elements of all weights, without block scales */
+
+/* Tensors as they lie in the files, by index 0..count-1 in file order or by their name in the file.
+ * Views are borrowed while the model lives; read-only unless it was opened with MM2_WRITABLE. Name:
+ * NULL for an index out of range. */
+int32_t mm2_model_tensor_count(const mm2_model *m);
+const char *mm2_model_tensor_name(const mm2_model *m, int32_t index);
+mm2_status mm2_model_tensor(const mm2_model *m, const char *name, mm2_tensor *out);
+/* Decode rows [first, first + count) of a tensor, seen as a matrix of its last dimension, to
+ * float32, FP8 block scales included. `n`: capacity of out in floats. */
+mm2_status mm2_model_weight(const mm2_model *m, const char *name, int64_t first, int64_t count,
+                            float *out, int64_t n);
+
+/* ----------------------------------------------------------------------------------------------
+ * Text: byte-level BPE and the family's chat format */
+
+/* A tokenizer without a model: from tokenizer.json, a directory that holds one, or a GGUF file.
+ * Owned. */
+mm2_status mm2_tokenizer_open(mm2_tokenizer **out, const char *path);
+void mm2_tokenizer_release(mm2_tokenizer *t);
+/* The model's own; borrowed while the model lives. NULL, with a sentence, if the checkpoint has
+ * none. */
+const mm2_tokenizer *mm2_model_tokenizer(const mm2_model *m);
+
+typedef struct mm2_tokenizer_info { /* ids; -1 where the files name none */
+    int32_t vocab_size;             /* highest id + 1 */
+    int32_t bos, eos, unk, pad;
+    int32_t think_open, think_close; /* <think>, </think> */
+} mm2_tokenizer_info;
+
+void mm2_tokenizer_facts(const mm2_tokenizer *t, mm2_tokenizer_info *out); /* copied */
+
+/* encode: strings such as "[e~[" become their token instead of plain text;
+ * decode: special tokens are written out. */
+enum { MM2_SPECIAL = 1 };
+
+/* Text to ids. `text` is `len` bytes and may hold anything; invalid UTF-8 becomes U+FFFD. Returns
+ * the count; ids beyond `cap` are not written (call with cap 0 to measure). Added tokens that are
+ * not special, such as <think>, count as special here: user text never turns into control tokens
+ * unless MM2_SPECIAL is given. */
+int32_t mm2_tokenizer_encode(const mm2_tokenizer *t, const char *text, int32_t len, int32_t flags,
+                             int32_t *ids, int32_t cap);
+/* Ids to bytes, same rule for cap. Special tokens are left out unless MM2_SPECIAL is given; ids
+ * that have no token write nothing; ids outside 0..vocab_size-1 fail. */
+int32_t mm2_tokenizer_decode(const mm2_tokenizer *t, const int32_t *ids, int32_t n, int32_t flags,
+                             char *out, int32_t cap);
+/* The bytes of one token, borrowed while the tokenizer lives; *len may be 0. NULL if the id is out
+ * of range. */
+const char *mm2_tokenizer_token(const mm2_tokenizer *t, int32_t id, int32_t *len);
+/* The id whose bytes are exactly these, added tokens first; -1 if there is none. */
+int32_t mm2_tokenizer_id(const mm2_tokenizer *t, const char *bytes, int32_t len);
+/* How many of these bytes can be shown now without splitting a UTF-8 character that later bytes may
+ * complete. */
+int32_t mm2_text_complete(const char *bytes, int32_t len);
+
+typedef struct mm2_message { /* one turn; strings are NUL-terminated UTF-8, copied */
+    const char *role;        /* "system" (first only), "user", "assistant" */
+    const char *content;
+    const char *thinking; /* assistant: what stood between <think> and </think>; NULL if none */
+} mm2_message;
+
+/* chat: end with the opening of an assistant turn, inside <think>. */
+enum { MM2_GENERATION_PROMPT = 2 };
+
+/* Render turns in the vendor's format. Thinking is kept for assistant turns after the last user
+ * turn, as the vendor's template does. _render gives the text (to read), _encode the ids (to feed):
+ * in these, only the template's own tags become control tokens, whatever the messages contain. Both
+ * return a length under the rule for cap. */
+int32_t mm2_chat_render(const mm2_tokenizer *t, const mm2_message *messages, int32_t n,
+                        int32_t flags, char *out, int32_t cap);
+int32_t mm2_chat_encode(const mm2_tokenizer *t, const mm2_message *messages, int32_t n,
+                        int32_t flags, int32_t *ids, int32_t cap);
+
+/* ----------------------------------------------------------------------------------------------
+ * Session: one timeline */
+
+typedef struct mm2_session mm2_session;
+
+typedef struct mm2_session_options {
+    uint32_t size;    /* sizeof(mm2_session_options) */
+    int32_t context;  /* positions, 1..max_position_embeddings; 0: the smaller of that and 8192 */
+    int32_t kv_dtype; /* MM2_BF16 (default) or MM2_F32 */
+    int32_t chunk;    /* prompt tokens that go through the layers together, 1..4096; 0: 256 */
+} mm2_session_options;
+
+void mm2_session_options_init(mm2_session_options *o);
+
+/* *out is owned: mm2_session_free. Retains the model. Fails with NOMEM if the whole context would
+ * not fit into memory. The chunk does not change the bits. */
+mm2_status mm2_session_new(mm2_session **out, mm2_model *m, const mm2_session_options *o);
+/* NULL is allowed; fails with BUSY while another thread runs it. */
+mm2_status mm2_session_free(mm2_session *s);
+
+/* Append tokens to the timeline; they are copied, no work is done yet. n = 0 is an error, as are
+ * ids outside the vocabulary. */
+mm2_status mm2_session_feed(mm2_session *s, const int32_t *ids, int32_t n);
+
+/* Activations that a run can stop at, in the order of the data flow; `rows` are token rows of a
+ * chunk. The expert weights are computed from the expert indices that a tap leaves. A tap at logits
+ * asks for the logits of every row. embed exists at layer 0 only, final_norm and logits at the last
+ * layer only. */
+enum {
+    MM2_POINT_EMBED = 0,     /* f32 [rows, hidden_size] */
+    MM2_POINT_RESID_PRE = 1, /* f32 [rows, hidden_size]: the stream on entry to the layer */
+    MM2_POINT_ATTN_NORM = 2, /* f32 [rows, hidden_size] */
+    MM2_POINT_Q = 3,         /* f32 [rows, num_attention_heads, head_dim], normed, not rotated */
+    MM2_POINT_K = 4,         /* f32 [rows, num_key_value_heads, head_dim], likewise */
+    MM2_POINT_V = 5,         /* f32 [rows, num_key_value_heads, head_dim] */
+    MM2_POINT_Z = 6,         /* f32 [rows, num_attention_heads, head_dim]: before o_proj */
+    MM2_POINT_ATTN_OUT = 7,  /* f32 [rows, hidden_size]: what attention adds to the stream */
+    MM2_POINT_RESID_MID = 8, /* f32 [rows, hidden_size]: the stream after attention */
+    MM2_POINT_MLP_NORM = 9,  /* f32 [rows, hidden_size] */
+    MM2_POINT_ROUTER_LOGITS = 10,  /* f32 [rows, num_local_experts], before the sigmoid */
+    MM2_POINT_EXPERT_INDICES = 11, /* i32 [rows, num_experts_per_tok], ascending */
+    MM2_POINT_EXPERT_WEIGHTS = 12, /* f32 [rows, num_experts_per_tok], as the indices */
+    MM2_POINT_MLP_OUT = 13,        /* f32 [rows, hidden_size]: what the experts add to the stream */
+    MM2_POINT_RESID_POST = 14,     /* f32 [rows, hidden_size]: the stream on leaving the layer */
+    MM2_POINT_FINAL_NORM = 15,     /* f32 [rows, hidden_size] */
+    MM2_POINT_LOGITS = 16,         /* f32 [rows, vocab_size] */
+    MM2_POINT_COUNT = 17
+};
+
+const char *mm2_point_name(int32_t point); /* "embed", "resid_pre", ...; NULL if unknown. Static */
+
+/* Switch a tap on or off at a layer, or at all with layer -1. Taps that are off cost nothing. Takes
+ * effect at once. */
+mm2_status mm2_session_tap(mm2_session *s, int32_t point, int32_t layer, int32_t on);
+
+typedef struct mm2_event { /* what the last run call ended with */
+    int64_t done, total;   /* progress of what was fed, in units of token-layers */
+    int32_t point, layer;  /* of a TAP; -1 otherwise */
+    int32_t first, count;  /* TAP: rows are the positions [first, first + count) of the timeline */
+    int32_t session;       /* TAP in a batch: index of the session; 0 otherwise */
+    int32_t reserved;
+    /* TAP: a live view, borrowed until the next call on the session (the memory lives as long as
+     * the session or batch). What you write here is what the run goes on with. Expert indices must
+     * stay ascending, distinct and in range. */
+    mm2_tensor tensor;
+} mm2_event;
+
+/* Work until everything fed is evaluated (OK), `budget_us` microseconds are spent (MORE; 0: no
+ * limit) or a tap is reached (TAP). A budget is kept to within one unit of work, a few
+ * milliseconds. `event` may be NULL if no taps are on. Fails with NOMEM, ARG (a tap left impossible
+ * expert indices). Nothing to do: OK. */
+mm2_status mm2_session_run(mm2_session *s, int32_t budget_us, mm2_event *event);
+/* From any thread: a run in progress returns MORE at its next unit of work (in a batch: at the next
+ * step of a layer); without one, nothing happens. */
+void mm2_session_interrupt(mm2_session *s);
+
+int32_t mm2_session_context(const mm2_session *s);  /* positions there is room for */
+int32_t mm2_session_position(const mm2_session *s); /* tokens evaluated */
+int32_t mm2_session_length(const mm2_session *s);   /* tokens fed, evaluated or not */
+/* All tokens fed so far: i32 [length], read-only, borrowed while the session lives; contents change
+ * with the timeline. */
+mm2_status mm2_session_tokens(const mm2_session *s, mm2_tensor *out);
+/* Cut the timeline back to `length` tokens, 0..length, dropping evaluation beyond. The logits are
+ * gone until the next run; feeding on gives the same bits as a session that never went further. */
+mm2_status mm2_session_rewind(mm2_session *s, int32_t length);
+
+/* Logits of the last token evaluated: f32 [vocab_size], writable (a script may edit them before
+ * sampling), borrowed while the session lives, contents stable until the next run. Fails with ARG
+ * if nothing was evaluated yet or tokens are pending. */
+mm2_status mm2_session_logits(mm2_session *s, mm2_tensor *out);
+/* Natural-log probabilities by those logits: of the n given ids; or the n best, best first (ties:
+ * lower id). */
+mm2_status mm2_session_logprobs(mm2_session *s, const int32_t *ids, int32_t n, float *out);
+mm2_status mm2_session_top(mm2_session *s, int32_t n, int32_t *ids, float *logprobs);
+
+/* ----------------------------------------------------------------------------------------------
+ * Batch: sessions advanced together */
+
+typedef struct mm2_batch mm2_batch;
+
+/* *out is owned: mm2_batch_free. Retains the model and its members. */
+mm2_status mm2_batch_new(mm2_batch **out, mm2_model *m);
+mm2_status mm2_batch_free(mm2_batch *b); /* NULL is allowed; the members go on alone */
+/* Add a session of the same model; its index stands in event.session until a removal, which moves
+ * the later ones down by one. A member is run by its batch only (mm2_session_run says BUSY); feed,
+ * rewind and sample it as ever. */
+mm2_status mm2_batch_add(mm2_batch *b, mm2_session *s);
+mm2_status mm2_batch_remove(mm2_batch *b, mm2_session *s);
+/* As mm2_session_run, for all members: OK when every member has caught up. */
+mm2_status mm2_batch_run(mm2_batch *b, int32_t budget_us, mm2_event *event);
+
+/* ----------------------------------------------------------------------------------------------
+ * Sampler: from logits to a token */
+
+typedef struct mm2_sampler mm2_sampler;
+
+/* Steps in this order, each skipped at its neutral value: mask, bias, penalties, DRY, temperature,
+ * top_k, top_p, min_p, typical_p, top_n_sigma, draw. The order of Hugging Face: temperature first
+ * among the warpers. */
+typedef struct mm2_sampling {
+    uint32_t size;     /* sizeof(mm2_sampling) */
+    int32_t top_k;     /* keep the k best; 0: off */
+    uint64_t seed;     /* the draw depends on (seed, position) and the logits only */
+    float temperature; /* > 0 divides the logits; 0: greedy, the best token, ties to the lower id */
+    float top_p;       /* keep the fewest best tokens with this much probability, 0..1; 1: off */
+    float min_p;       /* drop tokens less likely than min_p x the best, 0..1; 0: off */
+    float typical_p;   /* locally typical sampling, 0..1; 1: off (Meister et al. 2022) */
+    float top_n_sigma; /* keep logits within n sigma of the best; 0: off (Tang et al. 2024) */
+    /* > 0; divides positive, multiplies negative logits of tokens seen; 1: off (Keskar et al.) */
+    float repetition_penalty;
+    float presence_penalty;  /* subtracted once for tokens seen; 0: off */
+    float frequency_penalty; /* subtracted for each time seen; 0: off */
+    int32_t penalty_window;  /* last tokens that the penalties look at; -1: all; 0: none */
+    /* DRY, "don't repeat yourself": penalty multiplier x base^(length - allowed); 0: off */
+    float dry_multiplier;
+    float dry_base;             /* >= 1 */
+    int32_t dry_allowed_length; /* repetitions up to this length are free, >= 1 */
+    int32_t dry_window;         /* last tokens that DRY looks at; -1: all; 0: none */
+} mm2_sampling;
+
+/* The defaults of the checkpoint's generation_config.json (of M2: temperature 1.0, top_p 0.95,
+ * top_k 40), everything else off, seed 0. m may be NULL for the family's. */
+void mm2_sampling_init(mm2_sampling *o, const mm2_model *m);
+
+/* *out is owned. Retains the model (its vocabulary size). `o` NULL: mm2_sampling_init. Fails with
+ * ARG if a field is out of range. */
+mm2_status mm2_sampler_new(mm2_sampler **out, mm2_model *m, const mm2_sampling *o);
+void mm2_sampler_free(mm2_sampler *p);
+/* Values added to the logits of these ids (-INFINITY forbids); replaces earlier ones. Copied. n = 0
+ * clears. */
+mm2_status mm2_sampler_bias(mm2_sampler *p, const int32_t *ids, const float *values, int32_t n);
+/* Tokens that end a DRY repetition, such as newlines and quotes; replaces earlier ones. Copied. n =
+ * 0 clears. */
+mm2_status mm2_sampler_breakers(mm2_sampler *p, const int32_t *ids, int32_t n);
+/* Choose the token that follows the session's last one. mask: NULL, or (vocab_size + 31) / 32
+ * words, bit i % 32 of word i / 32 allows token i. The session's logits are not changed. Returns an
+ * id, or a negative status: ARG (no logits), NUMERIC (NaN, or nothing left to choose). Does not
+ * feed it. */
+int32_t mm2_sampler_next(mm2_sampler *p, mm2_session *s, const uint32_t *mask);
+/* The same on any logits: f32 [vocab_size], not changed; `history`: the n tokens before; the draw
+ * is for position n. */
+int32_t mm2_sampler_pick(mm2_sampler *p, const float *logits, const int32_t *history, int32_t n,
+                         const uint32_t *mask);
+
+#ifndef MM2_CDEF
+#ifdef __cplusplus
+}
+#endif
+#pragma GCC visibility pop
+#endif
+#endif

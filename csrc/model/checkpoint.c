@@ -1,0 +1,208 @@
+/* What both containers share: finding out which one a path holds, the table of tensors, and its
+ * end.
+ *
+ * A path is looked at in this order: a file is a GGUF file or nothing; a directory with config.json
+ * and safetensors is a Hugging Face checkpoint; any other directory must hold exactly one GGUF
+ * checkpoint (one file, or the parts of one split set).
+ *
+ * Entries grow in an array that may move while a reader fills it, so the map holds indices. Names
+ * and files are borrowed from storage that lives as long as the checkpoint. */
+#include "model/checkpoint.h"
+
+#include "base/status.h"
+#include "model/gguf.h"
+#include "tensor/dtype.h"
+
+#include <dirent.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int has_file(const char *directory, const char *name)
+{
+    char *path;
+    if (mm2_file_join(&path, directory, name, "file"))
+        return 0;
+    int exists = mm2_file_exists(path);
+    free(path);
+    return exists;
+}
+
+/* Names of one set share everything but the part number in front of "-of-NNNNN.gguf". */
+static int same_set(const char *a, const char *b)
+{
+    int32_t part, count, other_part, other_count;
+    int32_t stem = mm2_gguf_split_name(a, &part, &count);
+    return stem && mm2_gguf_split_name(b, &other_part, &other_count) == stem &&
+           count == other_count && !memcmp(a, b, (size_t)stem);
+}
+
+/* The only GGUF checkpoint of a directory: a fresh file name, or NULL in *name if there is none. */
+static mm2_status find_gguf(char **name, const char *directory)
+{
+    *name = NULL;
+    DIR *d = opendir(directory);
+    if (!d)
+        return mm2_fail(MM2_E_IO, "%s: cannot list this directory", directory);
+    mm2_status status = MM2_OK;
+    for (struct dirent *e; !status && (e = readdir(d));) {
+        size_t length = strlen(e->d_name);
+        if (length <= 5 || e->d_name[0] == '.' || strcmp(e->d_name + length - 5, ".gguf"))
+            continue;
+        if (*name && !same_set(*name, e->d_name))
+            status = mm2_fail(MM2_E_FORMAT,
+                              "%s: holds more than one GGUF checkpoint (%.*s, %.*s): name the file",
+                              directory, 200, *name, 200, e->d_name);
+        else if (!*name && !(*name = strdup(e->d_name)))
+            status = mm2_fail(MM2_E_NOMEM, "%s: out of memory while listing it", directory);
+    }
+    closedir(d);
+    return status;
+}
+
+static mm2_status locate_in_directory(char **out, const char **format, const char *path)
+{
+    int has_config = has_file(path, "config.json");
+    int has_tensors =
+        has_file(path, "model.safetensors.index.json") || has_file(path, "model.safetensors");
+    if (has_config && has_tensors) {
+        *format = "safetensors";
+        *out = strdup(path);
+        return *out ? MM2_OK : mm2_fail(MM2_E_NOMEM, "%s: out of memory while opening it", path);
+    }
+    char *name;
+    mm2_status status = find_gguf(&name, path);
+    if (!status && !name)
+        status = mm2_fail(
+            MM2_E_FORMAT,
+            has_config    ? "%s: holds config.json but no model.safetensors.index.json, "
+                            "model.safetensors or .gguf file: is the download complete?"
+            : has_tensors ? "%s: holds safetensors but no config.json: is the download complete?"
+                          : "%s: holds no checkpoint: expected config.json with safetensors, or a "
+                            ".gguf file",
+            path);
+    if (!status) {
+        *format = "gguf";
+        status = mm2_file_join(out, path, name, "GGUF file");
+    }
+    free(name);
+    return status;
+}
+
+mm2_status mm2_checkpoint_locate(char **out, const char **format, const char *path)
+{
+    *out = NULL;
+    if (mm2_file_is_directory(path))
+        return locate_in_directory(out, format, path);
+    *format = "gguf";
+    mm2_file f; /* a missing or special file fails here with its own sentence */
+    mm2_status status = mm2_file_open(&f, path, 0);
+    if (status)
+        return status;
+    int is_gguf = f.size >= 4 && !memcmp(f.data, "GGUF", 4);
+    int64_t size = f.size;
+    mm2_file_close(&f);
+    if (!is_gguf)
+        return mm2_fail(MM2_E_FORMAT,
+                        size ? "%s: does not begin with \"GGUF\": expected a GGUF file, or the "
+                               "directory of a Hugging Face checkpoint"
+                             : "%s: the file is empty",
+                        path);
+    *out = strdup(path);
+    return *out ? MM2_OK : mm2_fail(MM2_E_NOMEM, "%s: out of memory while opening it", path);
+}
+
+mm2_status mm2_checkpoint_open(mm2_checkpoint *c, const char *path, uint32_t flags)
+{
+    *c = (mm2_checkpoint){.hints = {1.0f, 0.95f, 40}, .bos = -1, .eos = -1};
+    mm2_status status = mm2_checkpoint_locate(&c->path, &c->format, path);
+    if (!status && mm2_strmap_init(&c->by_name, 1024))
+        status = mm2_fail(MM2_E_NOMEM, "%s: out of memory while opening it", path);
+    if (!status)
+        status = !strcmp(c->format, "gguf") ? mm2_gguf_open(c, c->path, flags)
+                                            : mm2_safetensors_open(c, c->path, flags);
+    if (status)
+        mm2_checkpoint_close(c);
+    return status;
+}
+
+void mm2_checkpoint_close(mm2_checkpoint *c)
+{
+    if (c->gguf)
+        mm2_gguf_free(c->gguf);
+    free(c->gguf);
+    for (int32_t i = 0; i < c->file_count; i++)
+        mm2_file_close(&c->files[i]);
+    free(c->files);
+    free(c->entries);
+    free(c->names);
+    free(c->path);
+    mm2_strmap_free(&c->by_name);
+    memset(c, 0, sizeof *c);
+}
+
+const mm2_entry *mm2_checkpoint_find(const mm2_checkpoint *c, const char *name)
+{
+    int32_t i = mm2_strmap_find(&c->by_name, name, (uint32_t)strlen(name));
+    return i < 0 ? NULL : &c->entries[i];
+}
+
+mm2_status mm2_checkpoint_add(mm2_checkpoint *c, const char *name, const char *file,
+                              mm2_entry **out)
+{
+    size_t length = strlen(name);
+    for (size_t i = 0; i < length; i++)
+        if (name[i] <= ' ' || name[i] > '~')
+            return mm2_fail(MM2_E_FORMAT,
+                            "%s: the name of tensor %d has byte %d at %d: names are printable "
+                            "ASCII without spaces",
+                            file, c->entry_count, (uint8_t)name[i], (int)i);
+    if (!length || length > MM2_MAX_NAME)
+        return mm2_fail(MM2_E_FORMAT, "%s: the name of tensor %d has %llu bytes, expected 1 to %d",
+                        file, c->entry_count, (unsigned long long)length, MM2_MAX_NAME);
+    if (c->entry_count == MM2_MAX_TENSORS)
+        return mm2_fail(MM2_E_FORMAT, "%s: more than %d tensors", file, MM2_MAX_TENSORS);
+    if (c->entry_count == c->entry_room) {
+        int32_t room = c->entry_room ? c->entry_room * 2 : 1024;
+        mm2_entry *larger = realloc(c->entries, (size_t)room * sizeof *larger);
+        if (!larger)
+            return mm2_fail(MM2_E_NOMEM, "%s: out of memory for %d tensors", file, room);
+        c->entries = larger;
+        c->entry_room = room;
+    }
+    int added = mm2_strmap_add(&c->by_name, name, (uint32_t)length, c->entry_count);
+    if (added < 0)
+        return mm2_fail(MM2_E_NOMEM, "%s: out of memory for %d tensors", file, c->entry_count);
+    if (!added)
+        return mm2_fail(MM2_E_FORMAT, "%s: tensor \"%s\" appears twice", file, name);
+    *out = &c->entries[c->entry_count++];
+    **out = (mm2_entry){.name = name, .file = file};
+    return MM2_OK;
+}
+
+mm2_status mm2_entry_shape(mm2_entry *e, int32_t dtype, int32_t ndim, const int64_t *shape)
+{
+    mm2_tensor *v = &e->view;
+    const mm2_dtype_facts *facts = mm2_dtype_find(dtype);
+    *v = (mm2_tensor){.ndim = ndim, .dtype = dtype};
+    if (ndim && shape[ndim - 1] % facts->block)
+        return mm2_fail(MM2_E_FORMAT,
+                        "%s: tensor \"%s\": rows of %lld elements, expected a multiple of %d, the "
+                        "block of %s",
+                        e->file, e->name, (long long)shape[ndim - 1], facts->block, facts->name);
+    int64_t elements = 1;
+    for (int32_t i = ndim - 1; i >= 0; i--) {
+        v->shape[i] = shape[i];
+        v->strides[i] = elements;
+        if (shape[i] < 0 || shape[i] > (int64_t)1 << MM2_MAX_DIMENSION_BITS ||
+            __builtin_mul_overflow(elements, shape[i], &elements))
+            return mm2_fail(MM2_E_FORMAT,
+                            "%s: tensor \"%s\": dimension %d is %lld: too large for any memory",
+                            e->file, e->name, i, (long long)shape[i]);
+    }
+    v->nbytes = mm2_dtype_row_bytes(dtype, elements);
+    if (v->nbytes < 0)
+        return mm2_fail(MM2_E_FORMAT,
+                        "%s: tensor \"%s\": %lld elements are too large for any memory", e->file,
+                        e->name, (long long)elements);
+    return MM2_OK;
+}

@@ -1,0 +1,424 @@
+/* The small documents beside safetensors: config.json, generation_config.json and the front matter
+ * of README.md.
+ *
+ * Reject rather than guess: a field that shapes the computation must be there, in range, and say
+ * what this engine computes. A field that the family's files leave out (attention kinds, routing
+ * bias) has the family's value. Both spellings of the rotary embedding are read: rotary_dim and
+ * rope_theta beside the other fields (the vendor's files), and partial_rotary_factor and rope_theta
+ * inside rope_parameters (transformers 5). `auto_map` names code and is ignored, like every field
+ * not named here.
+ *
+ * The table of sizes serves config.json by name and, after either reader, mm2_config_check. */
+#include "model/checkpoint.h"
+
+#include "base/status.h"
+#include "model/document.h"
+#include "model/json.h"
+
+#include <math.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { TILE = 16 }; /* positions and head dimensions that attention takes at once */
+
+static const struct size_field {
+    const char *name;
+    size_t offset;
+    int32_t low, high;
+} sizes[] = {
+    {"num_hidden_layers", offsetof(mm2_config, num_hidden_layers), 1, 1024},
+    {"hidden_size", offsetof(mm2_config, hidden_size), 1, 1 << 20},
+    {"num_attention_heads", offsetof(mm2_config, num_attention_heads), 1, 4096},
+    {"num_key_value_heads", offsetof(mm2_config, num_key_value_heads), 1, 4096},
+    {"head_dim", offsetof(mm2_config, head_dim), 1, 4096},
+    {"num_local_experts", offsetof(mm2_config, num_local_experts), 1, 4096},
+    {"num_experts_per_tok", offsetof(mm2_config, num_experts_per_tok), 1, 4096},
+    {"intermediate_size", offsetof(mm2_config, intermediate_size), 1, 1 << 20},
+    {"vocab_size", offsetof(mm2_config, vocab_size), 1, 1 << 20},
+    {"max_position_embeddings", offsetof(mm2_config, max_position_embeddings), 1, 1 << 24},
+};
+enum { SIZES = sizeof sizes / sizeof *sizes };
+
+static int32_t *size_of(mm2_config *c, const struct size_field *f)
+{
+    return (int32_t *)((char *)c + f->offset);
+}
+
+static mm2_status check_positive(float value, const char *name, const char *where)
+{
+    if (value > 0 && value <= 3.402823466e38f)
+        return MM2_OK;
+    return mm2_fail(MM2_E_FORMAT, "%s: %s is %g, expected a finite number above 0", where, name,
+                    (double)value);
+}
+
+mm2_status mm2_config_check(const mm2_config *config, const char *where)
+{
+    mm2_config c = *config;
+    for (int i = 0; i < SIZES; i++) {
+        int32_t value = *size_of(&c, &sizes[i]);
+        if (value < sizes[i].low || value > sizes[i].high)
+            return mm2_fail(MM2_E_FORMAT, "%s: %s is %d, expected %d to %d", where, sizes[i].name,
+                            value, sizes[i].low, sizes[i].high);
+    }
+    if (c.num_attention_heads % c.num_key_value_heads)
+        return mm2_fail(MM2_E_FORMAT,
+                        "%s: num_attention_heads is %d, expected a multiple of the %d "
+                        "num_key_value_heads",
+                        where, c.num_attention_heads, c.num_key_value_heads);
+    if (c.head_dim % TILE)
+        return mm2_fail(MM2_E_UNSUPPORTED, "%s: head_dim is %d; this build needs a multiple of %d",
+                        where, c.head_dim, TILE);
+    if (c.rotary_dim < 2 || c.rotary_dim > c.head_dim || c.rotary_dim % 2)
+        return mm2_fail(MM2_E_FORMAT,
+                        "%s: rotary_dim is %d, expected an even number from 2 to head_dim (%d)",
+                        where, c.rotary_dim, c.head_dim);
+    if (c.num_experts_per_tok > c.num_local_experts)
+        return mm2_fail(MM2_E_FORMAT,
+                        "%s: num_experts_per_tok is %d, expected at most num_local_experts (%d)",
+                        where, c.num_experts_per_tok, c.num_local_experts);
+    mm2_status status = check_positive(c.rope_theta, "rope_theta", where);
+    if (!status)
+        status = check_positive(c.rms_norm_eps, "rms_norm_eps", where);
+    if (!status)
+        status = check_positive(c.routed_scaling_factor, "routed_scaling_factor", where);
+    return status;
+}
+
+/* ---- Fields ---- */
+
+static mm2_status wrong_kind(const mm2_document *d, const char *name, const char *expected,
+                             const json_t *found)
+{
+    return mm2_fail(MM2_E_FORMAT, "%s: %s must be %s, found %s", d->path, name, expected,
+                    mm2_document_kind(found));
+}
+
+/* A value that this engine does not compute with. */
+static mm2_status unsupported(const mm2_document *d, const char *name, const json_t *found,
+                              const char *expected)
+{
+    char text[64];
+    const char *string = json_string_value(found);
+    if (string)
+        mm2_text_clean(text, sizeof text, string, (int64_t)json_string_length(found));
+    else if (json_is_integer(found))
+        mm2_format(text, sizeof text, "%lld", (long long)json_integer_value(found));
+    else
+        mm2_format(text, sizeof text, "%s", mm2_document_kind(found));
+    return mm2_fail(MM2_E_UNSUPPORTED, "%s: %s is %s; this build supports %s", d->path, name, text,
+                    expected);
+}
+
+static mm2_status need_int(const mm2_document *d, const char *name, int32_t *out)
+{
+    const json_t *value = mm2_document_field(d->root, name);
+    if (!value)
+        return mm2_fail(MM2_E_FORMAT, "%s: %s is missing", d->path, name);
+    if (!json_is_integer(value))
+        return wrong_kind(d, name, "a whole number", value);
+    json_int_t number = json_integer_value(value);
+    if (number < INT32_MIN || number > INT32_MAX)
+        return mm2_fail(MM2_E_FORMAT, "%s: %s is %lld: out of range", d->path, name,
+                        (long long)number);
+    *out = (int32_t)number;
+    return MM2_OK;
+}
+
+/* Leaves *out alone if the field is absent. `name` is what the sentence says. */
+static mm2_status read_number(const mm2_document *d, const json_t *object, const char *key,
+                              const char *name, double *out)
+{
+    const json_t *value = object ? mm2_document_field(object, key) : NULL;
+    if (value && !json_is_number(value))
+        return wrong_kind(d, name, "a number", value);
+    if (value)
+        *out = json_number_value(value);
+    return MM2_OK;
+}
+
+static mm2_status read_flag(const mm2_document *d, const char *name, int32_t *out)
+{
+    const json_t *value = mm2_document_field(d->root, name);
+    if (value && !json_is_boolean(value))
+        return wrong_kind(d, name, "true or false", value);
+    if (value)
+        *out = json_is_true(value);
+    return MM2_OK;
+}
+
+/* A field that, if it is there, must be this string. */
+static mm2_status expect_string(const mm2_document *d, const char *name, const char *expected)
+{
+    const json_t *value = mm2_document_field(d->root, name);
+    if (!value || (json_is_string(value) && !strcmp(json_string_value(value), expected)))
+        return MM2_OK;
+    return unsupported(d, name, value, expected);
+}
+
+/* ---- config.json ---- */
+
+static mm2_status read_rope(const mm2_document *d, mm2_config *c)
+{
+    const json_t *rope = mm2_document_field(d->root, "rope_parameters");
+    const json_t *scaling = mm2_document_field(d->root, "rope_scaling");
+    const json_t *both[] = {rope, scaling};
+    for (int i = 0; i < 2; i++) {
+        const char *name = i ? "rope_scaling" : "rope_parameters";
+        if (both[i] && !json_is_object(both[i]))
+            return wrong_kind(d, name, "an object", both[i]);
+        const json_t *type = both[i] ? mm2_document_field(both[i], "rope_type") : NULL;
+        if (both[i] && !type)
+            type = mm2_document_field(both[i], "type");
+        if (type && (!json_is_string(type) || strcmp(json_string_value(type), "default")))
+            return unsupported(d, i ? "rope_scaling.rope_type" : "rope_parameters.rope_type", type,
+                               "default");
+    }
+    double theta = NAN, factor = NAN;
+    mm2_status status = read_number(d, rope, "rope_theta", "rope_parameters.rope_theta", &theta);
+    if (!status)
+        status = read_number(d, d->root, "rope_theta", "rope_theta", &theta);
+    if (!status && isnan(theta))
+        status = mm2_fail(MM2_E_FORMAT, "%s: rope_theta is missing", d->path);
+    if (!status)
+        status = read_number(d, rope, "partial_rotary_factor",
+                             "rope_parameters.partial_rotary_factor", &factor);
+    if (!status)
+        status = read_number(d, d->root, "partial_rotary_factor", "partial_rotary_factor", &factor);
+    if (status)
+        return status;
+    if (!isnan(factor) && !(factor > 0 && factor <= 1))
+        return mm2_fail(MM2_E_FORMAT, "%s: partial_rotary_factor is %g, expected above 0, up to 1",
+                        d->path, factor);
+    c->rope_theta = (float)theta;
+    /* transformers truncates too; without either field it rotates the whole head. */
+    int32_t rotary = isnan(factor) ? c->head_dim : (int32_t)(c->head_dim * factor);
+    c->rotary_dim = rotary;
+    if (!mm2_document_field(d->root, "rotary_dim"))
+        return MM2_OK;
+    status = need_int(d, "rotary_dim", &c->rotary_dim);
+    if (!status && !isnan(factor) && c->rotary_dim != rotary)
+        status = mm2_fail(MM2_E_FORMAT,
+                          "%s: rotary_dim is %d but partial_rotary_factor %g of head_dim %d is %d",
+                          d->path, c->rotary_dim, factor, c->head_dim, rotary);
+    return status;
+}
+
+/* Everything that must be as this engine computes it. */
+static mm2_status check_family(const mm2_document *d)
+{
+    const json_t *type = mm2_document_field(d->root, "model_type");
+    if (!type)
+        return mm2_fail(MM2_E_FORMAT, "%s: model_type is missing", d->path);
+    mm2_status status = expect_string(d, "model_type", "minimax_m2");
+    if (!status)
+        status = expect_string(d, "hidden_act", "silu");
+    if (!status)
+        status = expect_string(d, "scoring_func", "sigmoid");
+    if (!status)
+        status = expect_string(d, "qk_norm_type", "per_layer");
+    if (status)
+        return status;
+
+    const json_t *kinds = mm2_document_field(d->root, "attn_type_list");
+    if (kinds && !json_is_array(kinds))
+        return wrong_kind(d, "attn_type_list", "an array", kinds);
+    for (size_t i = 0; i < json_array_size(kinds); i++) {
+        const json_t *kind = json_array_get(kinds, i);
+        if (!json_is_integer(kind) || json_integer_value(kind) != 1)
+            return unsupported(d, "an item of attn_type_list", kind, "1 (full attention)");
+    }
+    const json_t *shared = mm2_document_field(d->root, "shared_intermediate_size");
+    if (shared && (!json_is_integer(shared) || json_integer_value(shared)))
+        return unsupported(d, "shared_intermediate_size", shared, "0 (no shared expert)");
+    int32_t tied = 0;
+    status = read_flag(d, "tie_word_embeddings", &tied);
+    if (!status && tied)
+        status = unsupported(d, "tie_word_embeddings",
+                             mm2_document_field(d->root, "tie_word_embeddings"), "false");
+    return status;
+}
+
+static mm2_status check_quantization(const mm2_document *d)
+{
+    const json_t *q = mm2_document_field(d->root, "quantization_config");
+    if (!q)
+        return MM2_OK;
+    if (!json_is_object(q))
+        return wrong_kind(d, "quantization_config", "an object", q);
+    const json_t *method = mm2_document_field(q, "quant_method"),
+                 *block = mm2_document_field(q, "weight_block_size");
+    if (!method)
+        return mm2_fail(MM2_E_FORMAT, "%s: quantization_config.quant_method is missing", d->path);
+    if (!json_is_string(method) || strcmp(json_string_value(method), "fp8"))
+        return unsupported(d, "quantization_config.quant_method", method,
+                           "fp8 here; other quantisations come as GGUF");
+    int is_128 = json_is_array(block) && json_array_size(block) == 2;
+    for (size_t i = 0; is_128 && i < 2; i++)
+        is_128 = json_integer_value(json_array_get(block, i)) == 128;
+    if (!is_128)
+        return mm2_fail(MM2_E_UNSUPPORTED,
+                        "%s: quantization_config.weight_block_size is not [128, 128], the only one "
+                        "this build supports",
+                        d->path);
+    return MM2_OK;
+}
+
+static mm2_status read_config(mm2_checkpoint *c, const mm2_document *d)
+{
+    mm2_config *k = &c->config;
+    *k = (mm2_config){.use_qk_norm = 1, .use_routing_bias = 1};
+    mm2_status status = check_family(d);
+    for (int i = 0; !status && i < SIZES; i++)
+        status = need_int(d, sizes[i].name, size_of(k, &sizes[i]));
+    if (!status)
+        status = read_rope(d, k);
+    double eps = NAN, scaling = 1.0;
+    if (!status)
+        status = read_number(d, d->root, "rms_norm_eps", "rms_norm_eps", &eps);
+    if (!status && isnan(eps))
+        status = mm2_fail(MM2_E_FORMAT, "%s: rms_norm_eps is missing", d->path);
+    if (!status)
+        status =
+            read_number(d, d->root, "routed_scaling_factor", "routed_scaling_factor", &scaling);
+    if (!status)
+        status = read_flag(d, "use_qk_norm", &k->use_qk_norm);
+    if (!status)
+        status = read_flag(d, "use_routing_bias", &k->use_routing_bias);
+    if (status)
+        return status;
+    k->rms_norm_eps = (float)eps;
+    k->routed_scaling_factor = (float)scaling;
+    status = mm2_config_check(k, d->path);
+    if (!status && mm2_document_field(d->root, "attn_type_list") &&
+        json_array_size(mm2_document_field(d->root, "attn_type_list")) !=
+            (size_t)k->num_hidden_layers)
+        status = mm2_fail(
+            MM2_E_FORMAT, "%s: attn_type_list has %d items, expected num_hidden_layers (%d)",
+            d->path, (int)json_array_size(mm2_document_field(d->root, "attn_type_list")),
+            k->num_hidden_layers);
+    if (!status)
+        status = check_quantization(d);
+    if (!status)
+        mm2_format(c->architecture, sizeof c->architecture, "%s",
+                   json_string_value(mm2_document_field(d->root, "model_type")));
+    return status;
+}
+
+/* ---- generation_config.json ---- */
+
+/* An id, or the first of a list of ids. Leaves *out alone if the field is absent. */
+static mm2_status read_id(const mm2_document *d, const char *name, int32_t *out)
+{
+    const json_t *value = mm2_document_field(d->root, name);
+    if (json_is_array(value))
+        value = json_array_get(value, 0);
+    if (!value)
+        return MM2_OK;
+    json_int_t id = json_is_integer(value) ? json_integer_value(value) : -1;
+    if (id < 0 || id >= 1 << 20)
+        return mm2_fail(MM2_E_FORMAT, "%s: %s must be a token id or a list of them", d->path, name);
+    *out = (int32_t)id;
+    return MM2_OK;
+}
+
+static mm2_status read_generation(mm2_checkpoint *c, const mm2_document *d)
+{
+    double temperature = c->hints.temperature, top_p = c->hints.top_p, top_k = c->hints.top_k;
+    mm2_status status = read_number(d, d->root, "temperature", "temperature", &temperature);
+    if (!status)
+        status = read_number(d, d->root, "top_p", "top_p", &top_p);
+    if (!status)
+        status = read_number(d, d->root, "top_k", "top_k", &top_k);
+    if (!status && !(temperature >= 0 && temperature <= 1e6))
+        status = mm2_fail(MM2_E_FORMAT, "%s: temperature is %g, expected 0 or more", d->path,
+                          temperature);
+    if (!status && !(top_p >= 0 && top_p <= 1))
+        status = mm2_fail(MM2_E_FORMAT, "%s: top_p is %g, expected 0 to 1", d->path, top_p);
+    if (!status && !(top_k >= 0 && top_k <= 1 << 20))
+        status =
+            mm2_fail(MM2_E_FORMAT, "%s: top_k is %g, expected 0 to %d", d->path, top_k, 1 << 20);
+    if (!status)
+        status = read_id(d, "bos_token_id", &c->bos);
+    if (!status)
+        status = read_id(d, "eos_token_id", &c->eos);
+    if (!status)
+        c->hints = (mm2_sampling_hints){(float)temperature, (float)top_p, (int32_t)top_k};
+    return status;
+}
+
+mm2_status mm2_generation_read(mm2_checkpoint *c, const char *directory)
+{
+    mm2_document d;
+    mm2_status status = mm2_document_open(&d, directory, "generation_config.json");
+    if (!status && d.root)
+        status = read_generation(c, &d);
+    mm2_document_close(&d);
+    return status;
+}
+
+/* ---- README.md ---- */
+
+/* The value of "key: value" at a line's beginning within the front matter, cleaned into out. */
+static void front_matter(char *out, int32_t cap, const char *text, const char *end, const char *key)
+{
+    size_t length = strlen(key);
+    out[0] = 0;
+    for (int line = 0; text < end; line++) {
+        const char *stop = memchr(text, '\n', (size_t)(end - text));
+        stop = stop ? stop : end;
+        int is_fence = stop - text >= 3 && !memcmp(text, "---", 3);
+        if (is_fence != (line == 0))
+            return; /* no front matter, or its end */
+        if ((size_t)(stop - text) > length && !memcmp(text, key, length) && text[length] == ':') {
+            text += length + 1;
+            while (text < stop && (*text == ' ' || *text == '"' || *text == '\''))
+                text++;
+            while (text < stop &&
+                   (stop[-1] == ' ' || stop[-1] == '\r' || stop[-1] == '"' || stop[-1] == '\''))
+                stop--;
+            mm2_text_clean(out, cap, text, stop - text);
+            return;
+        }
+        text = stop + 1;
+    }
+}
+
+/* The model card says the licence; a missing or unreadable card says nothing. */
+static mm2_status read_license(mm2_checkpoint *c, const char *directory)
+{
+    char *path;
+    mm2_file f;
+    mm2_status status = mm2_file_join(&path, directory, "README.md", "file");
+    if (status)
+        return status;
+    if (mm2_file_exists(path) && !mm2_file_open(&f, path, 0)) {
+        const char *text = (const char *)f.data, *end = text + (f.size < 65536 ? f.size : 65536);
+        front_matter(c->license, sizeof c->license, text, end, "license");
+        if (!c->license[0] || !strcmp(c->license, "other")) {
+            char name[sizeof c->license];
+            front_matter(name, sizeof name, text, end, "license_name");
+            if (name[0])
+                memcpy(c->license, name, sizeof name);
+        }
+        mm2_file_close(&f);
+    }
+    free(path);
+    return MM2_OK;
+}
+
+mm2_status mm2_config_read(mm2_checkpoint *c, const char *directory)
+{
+    mm2_document d;
+    mm2_status status = mm2_document_open(&d, directory, "config.json");
+    if (!status && !d.root)
+        status = mm2_fail(MM2_E_IO, "%s: no such file", d.path);
+    if (!status)
+        status = read_config(c, &d);
+    mm2_document_close(&d);
+    if (status)
+        return status;
+    status = mm2_generation_read(c, directory);
+    return status ? status : read_license(c, directory);
+}

@@ -1,0 +1,14 @@
+/* Where an expert's weights are in memory. Today: in the map. The feed-forward block asks here and
+ * nowhere else, so that a budgeted cache can fetch and evict behind this door. */
+#ifndef MM2_EXPERTS_H
+#define MM2_EXPERTS_H
+
+#include "model/weights.h"
+
+/* Valid until the pass that asked is over. */
+static inline const mm2_expert *mm2_experts_get(const mm2_weights *w, int32_t layer, int32_t expert)
+{
+    return &w->layers[layer].experts[expert];
+}
+
+#endif

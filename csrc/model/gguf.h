@@ -1,0 +1,68 @@
+/* The header of one GGUF file, version 3: metadata pairs and tensor infos, all extents checked.
+ * Pointers lead into the mapped file and live as long as it. */
+#ifndef MM2_GGUF_H
+#define MM2_GGUF_H
+
+#include "base/file.h"
+#include "text/tokenizer.h"
+
+enum { /* value types of metadata */
+       MM2_GGUF_UINT8 = 0,
+       MM2_GGUF_INT8 = 1,
+       MM2_GGUF_UINT16 = 2,
+       MM2_GGUF_INT16 = 3,
+       MM2_GGUF_UINT32 = 4,
+       MM2_GGUF_INT32 = 5,
+       MM2_GGUF_FLOAT32 = 6,
+       MM2_GGUF_BOOL = 7,
+       MM2_GGUF_STRING = 8,
+       MM2_GGUF_ARRAY = 9,
+       MM2_GGUF_UINT64 = 10,
+       MM2_GGUF_INT64 = 11,
+       MM2_GGUF_FLOAT64 = 12
+};
+
+typedef struct mm2_gguf_pair {
+    const char *key;     /* not terminated */
+    const uint8_t *data; /* the scalar, the string's bytes, or the array's first item */
+    int64_t count;       /* bytes of a string, items of an array */
+    uint32_t key_length;
+    uint32_t type, item; /* item: type of an array's items */
+} mm2_gguf_pair;
+
+typedef struct mm2_gguf_info {
+    const char *name; /* not terminated */
+    int64_t shape[4]; /* outermost first */
+    int64_t offset;   /* from the file's beginning */
+    uint32_t name_length;
+    int32_t ndim, dtype;
+} mm2_gguf_info;
+
+typedef struct mm2_gguf {
+    const mm2_file *file; /* borrowed */
+    mm2_gguf_pair *pairs;
+    mm2_gguf_info *infos;
+    int32_t pair_count, info_count;
+} mm2_gguf;
+
+/* Parses the header of a mapped file. FORMAT, UNSUPPORTED or NOMEM; then nothing is left to free. */
+mm2_status mm2_gguf_parse(mm2_gguf *g, const mm2_file *f);
+void mm2_gguf_free(mm2_gguf *g);
+
+/* NULL if there is no such key. */
+const mm2_gguf_pair *mm2_gguf_find(const mm2_gguf *g, const char *key);
+/* Values by key: 1 found, 0 absent (*out stays as it is), FORMAT if it is of another kind. Integers
+ * of any width, and floats of both, are taken. */
+int32_t mm2_gguf_integer(const mm2_gguf *g, const char *key, int64_t *out);
+int32_t mm2_gguf_number(const mm2_gguf *g, const char *key, double *out);
+int32_t mm2_gguf_flag(const mm2_gguf *g, const char *key, int32_t *out);
+int32_t mm2_gguf_string(const mm2_gguf *g, const char *key, const char **out, int64_t *length);
+
+/* "stem-00002-of-00005.gguf" to part 2 (counted from 1) of 5: the length of the stem, or 0 if the
+ * name is of another form. */
+int32_t mm2_gguf_split_name(const char *name, int32_t *part, int32_t *count);
+
+/* The tokenizer that the metadata holds, its template and ids set; *out NULL if there is none. */
+mm2_status mm2_gguf_tokenizer(mm2_tokenizer **out, const mm2_gguf *g);
+
+#endif

@@ -1,0 +1,452 @@
+/* Parsing a GGUF header: one cursor, every read checked against the bytes that remain, every count
+ * checked against the bytes its items need before anything is allocated.
+ *
+ * What is kept are pointers into the map: pairs and infos cost fixed-size records, at most about
+ * three times the bytes they take in the file. Arrays of strings are walked once to find their end;
+ * who wants the items walks them again.
+ *
+ * The file is refused rather than repaired: duplicate keys, keys and types of no meaning, offsets
+ * that are unaligned, overlap or lead beyond the file. Tensors may come in any order, and bytes
+ * behind the last one are left alone. */
+#include "model/gguf.h"
+
+#include "base/status.h"
+#include "base/strmap.h"
+#include "model/checkpoint.h"
+#include "tensor/dtype.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    MAX_PAIRS = 4096,
+    MAX_KEY = 255,         /* bytes */
+    MAX_STRING = 16 << 20, /* bytes */
+    MAX_ARRAY = 1 << 24,   /* items */
+    MIN_ALIGNMENT = 8,
+    MAX_ALIGNMENT = 65536,
+    PAIR_BYTES = 8 + 1 + 4 + 1, /* the least that a pair takes in the file */
+    INFO_BYTES = 8 + 1 + 4 + 8 + 4 + 8
+};
+
+typedef struct cursor {
+    const mm2_file *file;
+    int64_t at;
+} cursor;
+
+static mm2_status short_of(const cursor *c, const char *what)
+{
+    return mm2_fail(MM2_E_FORMAT, "%s: byte %lld: the file ends within %s: is it cut short?",
+                    c->file->path, (long long)c->at, what);
+}
+
+/* The next n bytes, or NULL if the file has fewer. */
+static const uint8_t *take(cursor *c, int64_t n)
+{
+    if (n < 0 || n > c->file->size - c->at)
+        return NULL;
+    const uint8_t *p = c->file->data + c->at;
+    c->at += n;
+    return p;
+}
+
+static mm2_status take_u32(cursor *c, uint32_t *out, const char *what)
+{
+    const uint8_t *p = take(c, 4);
+    *out = 0;
+    if (!p)
+        return short_of(c, what);
+    memcpy(out, p, 4);
+    return MM2_OK;
+}
+
+static mm2_status take_u64(cursor *c, uint64_t *out, const char *what)
+{
+    const uint8_t *p = take(c, 8);
+    *out = 0;
+    if (!p)
+        return short_of(c, what);
+    memcpy(out, p, 8);
+    return MM2_OK;
+}
+
+static mm2_status too_many(const cursor *c, const char *what, uint64_t found, uint64_t limit)
+{
+    return mm2_fail(MM2_E_FORMAT, "%s: byte %lld: %s %llu, expected at most %llu", c->file->path,
+                    (long long)c->at, what, (unsigned long long)found, (unsigned long long)limit);
+}
+
+static mm2_status take_string(cursor *c, const char **out, int64_t *length, uint64_t limit,
+                              const char *what)
+{
+    uint64_t n;
+    mm2_status status = take_u64(c, &n, what);
+    if (status)
+        return status;
+    if (n > limit)
+        return too_many(c, what, n, limit);
+    *out = (const char *)take(c, (int64_t)n);
+    *length = (int64_t)n;
+    return *out ? MM2_OK : short_of(c, what);
+}
+
+/* A key or a tensor's name: printable ASCII, so that sentences and lookups are safe. */
+static mm2_status take_name(cursor *c, const char **out, uint32_t *length, const char *what)
+{
+    int64_t n = 0;
+    mm2_status status = take_string(c, out, &n, MM2_MAX_NAME, what);
+    for (int64_t i = 0; !status && i < n; i++)
+        if ((*out)[i] <= ' ' || (*out)[i] > '~')
+            status =
+                mm2_fail(MM2_E_FORMAT, "%s: byte %lld: %s holds byte %d: expected printable ASCII",
+                         c->file->path, (long long)c->at, what, (uint8_t)(*out)[i]);
+    if (!status && !n)
+        status = mm2_fail(MM2_E_FORMAT, "%s: byte %lld: %s is empty", c->file->path,
+                          (long long)c->at, what);
+    *length = (uint32_t)n;
+    return status;
+}
+
+/* Bytes of a scalar; 0 for strings, arrays and unknown types. */
+static int64_t scalar_bytes(uint32_t type)
+{
+    static const uint8_t bytes[] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
+    return type < sizeof bytes ? bytes[type] : 0;
+}
+
+static mm2_status bad_type(const cursor *c, const mm2_gguf_pair *p, uint32_t type)
+{
+    return mm2_fail(MM2_E_FORMAT, "%s: %.*s has value type %u, expected 0 to 12%s", c->file->path,
+                    (int)p->key_length, p->key, type,
+                    type == MM2_GGUF_ARRAY ? "; arrays of arrays are not read" : "");
+}
+
+static mm2_status take_array(cursor *c, mm2_gguf_pair *p)
+{
+    uint64_t count;
+    mm2_status status = take_u32(c, &p->item, "an array");
+    if (!status)
+        status = take_u64(c, &count, "an array");
+    if (status)
+        return status;
+    if (count > MAX_ARRAY)
+        return too_many(c, "an array's item count is", count, MAX_ARRAY);
+    p->count = (int64_t)count;
+    p->data = c->file->data + c->at;
+    if (p->item == MM2_GGUF_STRING) {
+        for (int64_t i = 0; !status && i < p->count; i++) {
+            const char *text;
+            int64_t length;
+            status = take_string(c, &text, &length, MAX_STRING, "a string of an array");
+        }
+        return status;
+    }
+    int64_t bytes = scalar_bytes(p->item);
+    if (!bytes)
+        return bad_type(c, p, p->item);
+    return take(c, p->count * bytes) ? MM2_OK : short_of(c, "an array");
+}
+
+static mm2_status take_pair(cursor *c, mm2_gguf_pair *p)
+{
+    mm2_status status = take_name(c, &p->key, &p->key_length, "a metadata key");
+    if (!status)
+        status = take_u32(c, &p->type, "a metadata value");
+    if (status)
+        return status;
+    if (p->type == MM2_GGUF_ARRAY)
+        return take_array(c, p);
+    if (p->type == MM2_GGUF_STRING)
+        return take_string(c, (const char **)&p->data, &p->count, MAX_STRING, "a string");
+    int64_t bytes = scalar_bytes(p->type);
+    if (!bytes)
+        return bad_type(c, p, p->type);
+    p->data = take(c, bytes);
+    if (!p->data)
+        return short_of(c, "a metadata value");
+    if (p->type == MM2_GGUF_BOOL && *p->data > 1)
+        return mm2_fail(MM2_E_FORMAT, "%s: %.*s is a flag of value %d, expected 0 or 1",
+                        c->file->path, (int)p->key_length, p->key, *p->data);
+    return MM2_OK;
+}
+
+static mm2_status take_pairs(cursor *c, mm2_gguf *g, uint64_t count)
+{
+    uint64_t limit = (uint64_t)(c->file->size - c->at) / PAIR_BYTES;
+    if (count > MAX_PAIRS || count > limit)
+        return too_many(c, "the number of metadata pairs is", count,
+                        limit < MAX_PAIRS ? limit : MAX_PAIRS);
+    g->pairs = calloc(count + 1, sizeof *g->pairs);
+    mm2_strmap keys;
+    if (!g->pairs || mm2_strmap_init(&keys, (uint32_t)count))
+        return mm2_fail(MM2_E_NOMEM, "%s: out of memory for its metadata", c->file->path);
+    mm2_status status = MM2_OK;
+    for (uint64_t i = 0; !status && i < count; i++) {
+        mm2_gguf_pair *p = &g->pairs[i];
+        status = take_pair(c, p);
+        if (status)
+            break;
+        int added = mm2_strmap_add(&keys, p->key, p->key_length, g->pair_count++);
+        if (added <= 0)
+            status =
+                added ? mm2_fail(MM2_E_NOMEM, "%s: out of memory for its metadata", c->file->path)
+                      : mm2_fail(MM2_E_FORMAT, "%s: key %.*s appears twice", c->file->path,
+                                 (int)p->key_length, p->key);
+    }
+    mm2_strmap_free(&keys);
+    return status;
+}
+
+/* A tensor type without a decoder here: by its name if it is one of ggml's. */
+static mm2_status unknown_type(const cursor *c, const mm2_gguf_info *t, uint32_t type)
+{
+    static const struct {
+        uint32_t type;
+        const char *name;
+    } known[] = {{3, "Q4_1"},    {7, "Q5_1"},     {9, "Q8_1"},   {15, "Q8_K"},  {16, "IQ2_XXS"},
+                 {17, "IQ2_XS"}, {18, "IQ3_XXS"}, {19, "IQ1_S"}, {21, "IQ3_S"}, {22, "IQ2_S"},
+                 {24, "I8"},     {25, "I16"},     {27, "I64"},   {28, "F64"},   {29, "IQ1_M"},
+                 {34, "TQ1_0"},  {35, "TQ2_0"},   {39, "MXFP4"}, {40, "NVFP4"}, {41, "Q1_0"}};
+    const char *name = "unknown to this build";
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (known[i].type == type)
+            name = known[i].name;
+    return mm2_fail(MM2_E_UNSUPPORTED,
+                    "%s: tensor \"%.*s\" has type %u (%s); this build reads F32, F16, BF16, Q8_0, "
+                    "Q4_0, Q5_0, Q2_K to Q6_K, IQ4_NL and IQ4_XS",
+                    c->file->path, (int)t->name_length, t->name, type, name);
+}
+
+static mm2_status take_info(cursor *c, mm2_gguf_info *t)
+{
+    uint32_t ndim, type;
+    mm2_status status = take_name(c, &t->name, &t->name_length, "a tensor's name");
+    if (!status)
+        status = take_u32(c, &ndim, "a tensor's description");
+    if (status)
+        return status;
+    if (ndim < 1 || ndim > MM2_MAX_DIMS)
+        return mm2_fail(MM2_E_FORMAT, "%s: tensor \"%.*s\" has %u dimensions, expected 1 to %d",
+                        c->file->path, (int)t->name_length, t->name, ndim, MM2_MAX_DIMS);
+    t->ndim = (int32_t)ndim;
+    for (int32_t i = t->ndim - 1; i >= 0; i--) { /* the file has the innermost first */
+        uint64_t size;
+        status = take_u64(c, &size, "a tensor's shape");
+        if (status)
+            return status;
+        if (!size || size > (uint64_t)1 << MM2_MAX_DIMENSION_BITS)
+            return mm2_fail(MM2_E_FORMAT,
+                            "%s: tensor \"%.*s\": a dimension is %llu, expected 1 to 2^%d",
+                            c->file->path, (int)t->name_length, t->name, (unsigned long long)size,
+                            MM2_MAX_DIMENSION_BITS);
+        t->shape[i] = (int64_t)size;
+    }
+    uint64_t offset = 0;
+    status = take_u32(c, &type, "a tensor's description");
+    if (!status)
+        status = take_u64(c, &offset, "a tensor's description");
+    if (status)
+        return status;
+    if (offset > INT64_MAX)
+        return mm2_fail(MM2_E_FORMAT, "%s: tensor \"%.*s\": its offset %llu lies beyond the file",
+                        c->file->path, (int)t->name_length, t->name, (unsigned long long)offset);
+    t->offset = (int64_t)offset;
+    t->dtype = mm2_dtype_from_ggml(type);
+    return t->dtype ? MM2_OK : unknown_type(c, t, type);
+}
+
+static mm2_status take_infos(cursor *c, mm2_gguf *g, uint64_t count)
+{
+    uint64_t limit = (uint64_t)(c->file->size - c->at) / INFO_BYTES;
+    if (count > MM2_MAX_TENSORS || count > limit)
+        return too_many(c, "the number of tensors is", count,
+                        limit < MM2_MAX_TENSORS ? limit : MM2_MAX_TENSORS);
+    g->infos = calloc(count + 1, sizeof *g->infos);
+    if (!g->infos)
+        return mm2_fail(MM2_E_NOMEM, "%s: out of memory for %llu tensors", c->file->path,
+                        (unsigned long long)count);
+    mm2_status status = MM2_OK;
+    for (uint64_t i = 0; !status && i < count; i++, g->info_count++)
+        status = take_info(c, &g->infos[i]);
+    return status;
+}
+
+static mm2_status read_alignment(const mm2_gguf *g, int64_t *out)
+{
+    const mm2_gguf_pair *p = mm2_gguf_find(g, "general.alignment");
+    *out = 32;
+    if (!p)
+        return MM2_OK;
+    if (p->type != MM2_GGUF_UINT32)
+        return mm2_fail(MM2_E_FORMAT, "%s: general.alignment has value type %u, expected 4",
+                        g->file->path, p->type);
+    uint32_t alignment;
+    memcpy(&alignment, p->data, 4);
+    if (alignment < MIN_ALIGNMENT || alignment > MAX_ALIGNMENT || (alignment & (alignment - 1)))
+        return mm2_fail(MM2_E_FORMAT,
+                        "%s: general.alignment is %u, expected a power of two from %d to %d",
+                        g->file->path, alignment, MIN_ALIGNMENT, MAX_ALIGNMENT);
+    *out = alignment;
+    return MM2_OK;
+}
+
+/* Offsets are aligned and, from here on, count from the file's beginning. */
+static mm2_status place_tensors(mm2_gguf *g, int64_t header_end)
+{
+    int64_t alignment, start;
+    mm2_status status = read_alignment(g, &alignment);
+    if (status)
+        return status;
+    start = (header_end + alignment - 1) / alignment * alignment;
+    for (int32_t i = 0; i < g->info_count; i++) {
+        mm2_gguf_info *t = &g->infos[i];
+        if (t->offset % alignment)
+            return mm2_fail(MM2_E_FORMAT,
+                            "%s: tensor \"%.*s\": its offset %lld is no multiple of the alignment "
+                            "%lld",
+                            g->file->path, (int)t->name_length, t->name, (long long)t->offset,
+                            (long long)alignment);
+        if (__builtin_add_overflow(t->offset, start, &t->offset) || t->offset > g->file->size)
+            return mm2_fail(MM2_E_FORMAT,
+                            "%s: tensor \"%.*s\" begins beyond the file's %lld bytes: is it cut "
+                            "short?",
+                            g->file->path, (int)t->name_length, t->name, (long long)g->file->size);
+    }
+    return MM2_OK;
+}
+
+static mm2_status parse(mm2_gguf *g)
+{
+    cursor c = {g->file, 0};
+    const uint8_t *magic = take(&c, 4);
+    if (!magic || memcmp(magic, "GGUF", 4))
+        return mm2_fail(MM2_E_FORMAT, "%s: does not begin with \"GGUF\"", g->file->path);
+    uint32_t version;
+    uint64_t tensors, pairs;
+    mm2_status status = take_u32(&c, &version, "the version");
+    if (status)
+        return status;
+    if (version != 3)
+        return mm2_fail(MM2_E_UNSUPPORTED, "%s: GGUF version %u%s, expected 3", g->file->path,
+                        version, version == 0x03000000 ? " (big-endian)" : "");
+    status = take_u64(&c, &tensors, "the header");
+    if (!status)
+        status = take_u64(&c, &pairs, "the header");
+    if (!status)
+        status = take_pairs(&c, g, pairs);
+    if (!status)
+        status = take_infos(&c, g, tensors);
+    return status ? status : place_tensors(g, c.at);
+}
+
+mm2_status mm2_gguf_parse(mm2_gguf *g, const mm2_file *f)
+{
+    *g = (mm2_gguf){.file = f};
+    mm2_status status = parse(g);
+    if (status)
+        mm2_gguf_free(g);
+    return status;
+}
+
+void mm2_gguf_free(mm2_gguf *g)
+{
+    free(g->pairs);
+    free(g->infos);
+    *g = (mm2_gguf){0};
+}
+
+const mm2_gguf_pair *mm2_gguf_find(const mm2_gguf *g, const char *key)
+{
+    size_t length = strlen(key);
+    for (int32_t i = 0; i < g->pair_count; i++)
+        if (g->pairs[i].key_length == length && !memcmp(g->pairs[i].key, key, length))
+            return &g->pairs[i];
+    return NULL;
+}
+
+static int32_t wrong_kind(const mm2_gguf *g, const char *key, const char *expected,
+                          const mm2_gguf_pair *p)
+{
+    static const char *const kinds[] = {"uint8",  "int8",    "uint16", "int16",    "uint32",
+                                        "int32",  "float32", "a flag", "a string", "an array",
+                                        "uint64", "int64",   "float64"};
+    return mm2_fail(MM2_E_FORMAT, "%s: %s must be %s, found %s", g->file->path, key, expected,
+                    kinds[p->type]);
+}
+
+int32_t mm2_gguf_integer(const mm2_gguf *g, const char *key, int64_t *out)
+{
+    const mm2_gguf_pair *p = mm2_gguf_find(g, key);
+    if (!p)
+        return 0;
+    uint64_t bits = 0;
+    memcpy(&bits, p->data, (size_t)scalar_bytes(p->type));
+    switch (p->type) {
+    case MM2_GGUF_INT8:
+        *out = (int8_t)bits;
+        return 1;
+    case MM2_GGUF_INT16:
+        *out = (int16_t)bits;
+        return 1;
+    case MM2_GGUF_INT32:
+        *out = (int32_t)bits;
+        return 1;
+    case MM2_GGUF_UINT8:
+    case MM2_GGUF_UINT16:
+    case MM2_GGUF_UINT32:
+    case MM2_GGUF_UINT64:
+    case MM2_GGUF_INT64:
+        if (p->type == MM2_GGUF_UINT64 && bits > INT64_MAX)
+            return mm2_fail(MM2_E_FORMAT, "%s: %s is %llu: out of range", g->file->path, key,
+                            (unsigned long long)bits);
+        *out = (int64_t)bits;
+        return 1;
+    default:
+        return wrong_kind(g, key, "a whole number", p);
+    }
+}
+
+int32_t mm2_gguf_number(const mm2_gguf *g, const char *key, double *out)
+{
+    const mm2_gguf_pair *p = mm2_gguf_find(g, key);
+    if (!p)
+        return 0;
+    if (p->type == MM2_GGUF_FLOAT32) {
+        float value;
+        memcpy(&value, p->data, 4);
+        *out = value;
+        return 1;
+    }
+    if (p->type == MM2_GGUF_FLOAT64) {
+        memcpy(out, p->data, 8);
+        return 1;
+    }
+    int64_t whole = 0;
+    int32_t found = mm2_gguf_integer(g, key, &whole);
+    if (found > 0)
+        *out = (double)whole;
+    return found;
+}
+
+int32_t mm2_gguf_flag(const mm2_gguf *g, const char *key, int32_t *out)
+{
+    const mm2_gguf_pair *p = mm2_gguf_find(g, key);
+    if (!p)
+        return 0;
+    if (p->type != MM2_GGUF_BOOL)
+        return wrong_kind(g, key, "a flag", p);
+    *out = *p->data;
+    return 1;
+}
+
+int32_t mm2_gguf_string(const mm2_gguf *g, const char *key, const char **out, int64_t *length)
+{
+    const mm2_gguf_pair *p = mm2_gguf_find(g, key);
+    if (!p)
+        return 0;
+    if (p->type != MM2_GGUF_STRING)
+        return wrong_kind(g, key, "a string", p);
+    *out = (const char *)p->data;
+    *length = p->count;
+    return 1;
+}

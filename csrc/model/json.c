@@ -1,0 +1,236 @@
+/* The pull reader: a cursor over bytes in memory. Every step looks at `end` first; a document that
+ * stops early fails like any other that lacks what comes next.
+ *
+ * Members are stepped through by mm2_json_next, so the caller's own loops are the grammar of its
+ * document, and what the caller does not expect is refused where it stands. */
+#include "model/json.h"
+
+#include "base/status.h"
+#include "text/utf8.h"
+
+#include <string.h>
+
+enum { MAX_DEPTH = 32 };
+
+static mm2_status json_fail(const mm2_json *j, const char *expected)
+{
+    char found[8] = "the end";
+    if (j->at < j->end)
+        mm2_text_clean(found, sizeof found, j->at, 1);
+    return mm2_fail(MM2_E_FORMAT, "%s: JSON byte %lld: expected %s, found %s", j->where,
+                    (long long)(j->at - j->start), expected, found);
+}
+
+void mm2_json_begin(mm2_json *j, const char *where, const void *text, int64_t length)
+{
+    *j = (mm2_json){.start = text, .at = text, .end = (const char *)text + length, .where = where};
+}
+
+/* The character behind white space, or 0. */
+static char peek(mm2_json *j)
+{
+    while (j->at < j->end && (*j->at == ' ' || *j->at == '\n' || *j->at == '\t' || *j->at == '\r'))
+        j->at++;
+    return j->at < j->end ? *j->at : 0;
+}
+
+mm2_status mm2_json_end(mm2_json *j)
+{
+    peek(j);
+    return j->at == j->end ? MM2_OK : json_fail(j, "nothing more");
+}
+
+int32_t mm2_json_next(mm2_json *j, char open, int *begun)
+{
+    char close = open == '{' ? '}' : ']', c = peek(j);
+    if (!*begun) {
+        if (c != open)
+            return json_fail(j, open == '{' ? "an object" : "an array");
+        j->at++;
+        *begun = 1;
+        if (peek(j) != close)
+            return 1;
+    } else if (c == ',') {
+        j->at++;
+        return 1;
+    } else if (c != close) {
+        return json_fail(j, open == '{' ? "a comma or }" : "a comma or ]");
+    }
+    j->at++;
+    return 0;
+}
+
+void mm2_text_clean(char *out, int32_t cap, const char *text, int64_t length)
+{
+    const char *end = text + length;
+    int32_t used = 0;
+    while (text < end) {
+        int n = mm2_utf8_length((const uint8_t *)text, end - text);
+        int bad = n <= 0 || (uint8_t)*text < 0x20 || *text == 0x7f;
+        if (used + (bad ? 1 : n) >= cap)
+            break;
+        if (bad)
+            out[used++] = '?';
+        else
+            memcpy(out + used, text, (size_t)n);
+        used += bad ? 0 : n;
+        text += n > 0 ? n : 1;
+    }
+    out[used] = 0;
+}
+
+/* Four hexadecimal digits, or -1. */
+static int32_t hex4(mm2_json *j)
+{
+    int32_t value = 0;
+    if (j->end - j->at < 4)
+        return -1;
+    for (int i = 0; i < 4; i++, j->at++) {
+        char c = *j->at;
+        int digit = c >= '0' && c <= '9'   ? c - '0'
+                    : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                    : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                           : -1;
+        if (digit < 0)
+            return -1;
+        value = value << 4 | digit;
+    }
+    return value;
+}
+
+/* Behind a backslash: writes the character's UTF-8 to out and returns its length, or -1. */
+static int32_t escape(mm2_json *j, char *out)
+{
+    static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
+    if (j->at == j->end)
+        return -1;
+    char c = *j->at++;
+    const char *simple = c ? strchr(from, c) : NULL;
+    if (simple) {
+        out[0] = to[simple - from];
+        return 1;
+    }
+    int32_t code = c == 'u' ? hex4(j) : -1;
+    if (code <= 0 || (code >= 0xdc00 && code < 0xe000))
+        return -1;
+    if (code >= 0xd800 && code < 0xdc00) {
+        if (j->end - j->at < 2 || j->at[0] != '\\' || j->at[1] != 'u')
+            return -1;
+        j->at += 2;
+        int32_t low = hex4(j);
+        if (low < 0xdc00 || low > 0xdfff)
+            return -1;
+        code = 0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00);
+    }
+    return mm2_utf8_put((uint8_t *)out, code);
+}
+
+mm2_status mm2_json_string(mm2_json *j, char *out, int32_t cap)
+{
+    if (peek(j) != '"')
+        return json_fail(j, "a string");
+    j->at++;
+    int32_t used = 0;
+    while (j->at < j->end && *j->at != '"') {
+        char decoded[4];
+        const char *piece = j->at;
+        int32_t n;
+        if (*piece == '\\') {
+            j->at++;
+            n = escape(j, decoded);
+            piece = decoded;
+        } else {
+            n = (uint8_t)*piece < 0x20 ? -1
+                                       : mm2_utf8_length((const uint8_t *)piece, j->end - piece);
+            j->at += n > 0 ? n : 0;
+        }
+        if (n <= 0)
+            return json_fail(j, "a character or an escape of valid UTF-8 other than NUL");
+        if (out && used + n >= cap)
+            return mm2_fail(MM2_E_FORMAT, "%s: JSON byte %lld: the string is longer than %d bytes",
+                            j->where, (long long)(j->at - j->start), cap - 1);
+        if (out) {
+            memcpy(out + used, piece, (size_t)n);
+            used += n;
+        }
+    }
+    if (j->at == j->end)
+        return json_fail(j, "a closing quote");
+    j->at++;
+    if (out)
+        out[used] = 0;
+    return MM2_OK;
+}
+
+mm2_status mm2_json_key(mm2_json *j, char *out, int32_t cap)
+{
+    mm2_status status = mm2_json_string(j, out, cap);
+    if (status)
+        return status;
+    if (peek(j) != ':')
+        return json_fail(j, "a colon");
+    j->at++;
+    return MM2_OK;
+}
+
+mm2_status mm2_json_integer(mm2_json *j, int64_t *out)
+{
+    char c = peek(j);
+    if (c < '0' || c > '9')
+        return json_fail(j, "a whole number, 0 or more");
+    int64_t value = 0;
+    const char *first = j->at;
+    for (; j->at < j->end && *j->at >= '0' && *j->at <= '9'; j->at++)
+        if (__builtin_mul_overflow(value, 10, &value) ||
+            __builtin_add_overflow(value, *j->at - '0', &value))
+            return json_fail(j, "a number below 2^63");
+    if ((*first == '0' && j->at - first > 1) ||
+        (j->at < j->end && (*j->at == '.' || *j->at == 'e' || *j->at == 'E')))
+        return json_fail(j, "the end of a whole number");
+    *out = value;
+    return MM2_OK;
+}
+
+/* A number, true, false or null, read over: its characters are not checked further. */
+static mm2_status skip_word(mm2_json *j)
+{
+    const char *first = j->at;
+    while (j->at < j->end &&
+           ((*j->at >= 'a' && *j->at <= 'z') || (*j->at >= '0' && *j->at <= '9') || *j->at == '-' ||
+            *j->at == '+' || *j->at == '.' || *j->at == 'E'))
+        j->at++;
+    return j->at > first ? MM2_OK : json_fail(j, "a value");
+}
+
+mm2_status mm2_json_skip(mm2_json *j)
+{
+    char open[MAX_DEPTH];
+    int begun[MAX_DEPTH];
+    int depth = 0;
+    do {
+        char c = peek(j);
+        mm2_status status = MM2_OK;
+        if (c == '{' || c == '[') {
+            if (depth == MAX_DEPTH)
+                return json_fail(j, "less than 32 levels of nesting");
+            open[depth] = c;
+            begun[depth++] = 0;
+        } else {
+            status = c == '"' ? mm2_json_string(j, NULL, 0) : skip_word(j);
+        }
+        /* Close what is complete, then stand in front of the next value. */
+        while (!status && depth) {
+            int32_t more = mm2_json_next(j, open[depth - 1], &begun[depth - 1]);
+            if (more < 0)
+                return more;
+            if (more)
+                break;
+            depth--;
+        }
+        if (!status && depth && open[depth - 1] == '{')
+            status = mm2_json_key(j, NULL, 0);
+        if (status)
+            return status;
+    } while (depth);
+    return MM2_OK;
+}

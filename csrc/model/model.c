@@ -1,0 +1,277 @@
+/* Opening a model and asking it questions.
+ *
+ * Opening maps the files, checks everything that their headers say, and binds the weights; no weight
+ * is read, so it costs milliseconds whatever the size. What can fail comes first; the pool starts no
+ * thread before the first run.
+ *
+ * A model is immutable once open, so the questions need no lock. It lives until its last holder
+ * (the opener, sessions, batches, samplers, scripts) releases it. */
+#include "model/model.h"
+
+#include "base/cpu.h"
+#include "base/status.h"
+#include "tensor/dtype.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+void mm2_model_options_init(mm2_model_options *o)
+{
+    if (o)
+        *o = (mm2_model_options){.size = sizeof *o};
+}
+
+static int is_scale(const char *name)
+{
+    static const char suffix[] = "_scale_inv";
+    size_t length = strlen(name), tail = sizeof suffix - 1;
+    return length > tail && !memcmp(name + length - tail, suffix, tail);
+}
+
+/* Bytes, parameters, and the dtypes in the order of their bytes. */
+static void count_weights(mm2_model *m)
+{
+    int64_t by_dtype[MM2_DTYPE_COUNT] = {0};
+    for (int32_t i = 0; i < m->checkpoint.entry_count; i++) {
+        const mm2_entry *e = &m->checkpoint.entries[i];
+        m->bytes += e->view.nbytes;
+        if (is_scale(e->name))
+            continue;
+        const mm2_dtype_facts *facts = mm2_dtype_find(e->view.dtype);
+        m->parameters += e->view.nbytes / facts->bytes * facts->block;
+        by_dtype[e->view.dtype] += e->view.nbytes;
+    }
+    int used = 0, cap = sizeof m->quantization;
+    for (;;) {
+        int32_t most = 0;
+        for (int32_t i = 1; i < MM2_DTYPE_COUNT; i++)
+            most = by_dtype[i] > by_dtype[most] ? i : most;
+        if (!most || used >= cap)
+            return;
+        by_dtype[most] = 0;
+        used += mm2_format(m->quantization + used, cap - used, used ? ", %s" : "%s",
+                           mm2_dtype_name(most));
+    }
+}
+
+static mm2_status check_vocabulary(const mm2_model *m)
+{
+    mm2_tokenizer_info facts;
+    if (!m->tokenizer)
+        return MM2_OK;
+    mm2_tokenizer_facts(m->tokenizer, &facts);
+    if (facts.vocab_size <= m->checkpoint.config.vocab_size)
+        return MM2_OK;
+    return mm2_fail(MM2_E_FORMAT,
+                    "%s: the tokenizer has %d ids but the embedding only %d rows: it belongs to "
+                    "another model",
+                    m->checkpoint.path, facts.vocab_size, m->checkpoint.config.vocab_size);
+}
+
+static mm2_status fill(mm2_model *m, const char *path, const mm2_model_options *o)
+{
+    mm2_status status = mm2_checkpoint_open(&m->checkpoint, path, o->flags);
+    if (!status)
+        status = mm2_weights_bind(&m->weights, &m->checkpoint);
+    if (!status)
+        status = mm2_tokenizer_beside(&m->tokenizer, &m->checkpoint);
+    if (!status && !m->tokenizer && !(m->no_tokenizer = strdup(mm2_status_text())))
+        status = mm2_fail(MM2_E_NOMEM, "%s: out of memory while opening it", path);
+    if (!status)
+        status = check_vocabulary(m);
+    if (!status && !(m->kernels = mm2_kernels_find(o->isa)))
+        status = MM2_E_UNSUPPORTED;
+    if (!status)
+        status = mm2_pool_new(&m->pool, o->threads ? o->threads : mm2_cpu_cores());
+    if (!status)
+        count_weights(m);
+    return status;
+}
+
+static void destroy(mm2_model *m)
+{
+    mm2_pool_free(m->pool);
+    mm2_tokenizer_release(m->tokenizer);
+    free(m->no_tokenizer);
+    mm2_weights_free(&m->weights);
+    mm2_checkpoint_close(&m->checkpoint);
+    free(m);
+}
+
+mm2_status mm2_model_open(mm2_model **out, const char *path, const mm2_model_options *o)
+{
+    mm2_model_options defaults;
+    if (out)
+        *out = NULL;
+    if (!out || !path || !*path)
+        return mm2_fail(MM2_E_ARG, "mm2_model_open: %s",
+                        out ? "the path is empty" : "no place for the result");
+    if (!o) {
+        mm2_model_options_init(&defaults);
+        o = &defaults;
+    }
+    if (o->size != sizeof *o)
+        return mm2_fail(MM2_E_ARG,
+                        "mm2_model_open: options.size is %u, expected %u: call "
+                        "mm2_model_options_init first",
+                        o->size, (unsigned)sizeof *o);
+    if (o->flags & ~(uint32_t)MM2_WRITABLE)
+        return mm2_fail(MM2_E_ARG, "mm2_model_open: options.flags %u has unknown bits", o->flags);
+    if (o->threads < 0 || o->threads > 1024)
+        return mm2_fail(MM2_E_ARG, "mm2_model_open: options.threads is %d, expected 0 to 1024",
+                        o->threads);
+    if (o->isa < MM2_ISA_AUTO || o->isa > MM2_ISA_BLAS)
+        return mm2_fail(MM2_E_ARG, "mm2_model_open: options.isa is %d, expected %d to %d", o->isa,
+                        MM2_ISA_AUTO, MM2_ISA_BLAS);
+    mm2_model *m = calloc(1, sizeof *m);
+    if (!m)
+        return mm2_fail(MM2_E_NOMEM, "%s: out of memory while opening it", path);
+    atomic_init(&m->references, 1);
+    mm2_status status = fill(m, path, o);
+    if (status)
+        destroy(m);
+    else
+        *out = m;
+    return status;
+}
+
+void mm2_model_retain(mm2_model *m)
+{
+    if (m)
+        atomic_fetch_add_explicit(&m->references, 1, memory_order_relaxed);
+}
+
+void mm2_model_release(mm2_model *m)
+{
+    if (m && atomic_fetch_sub_explicit(&m->references, 1, memory_order_acq_rel) == 1)
+        destroy(m);
+}
+
+void mm2_model_config(const mm2_model *m, mm2_config *out)
+{
+    if (m && out)
+        *out = m->checkpoint.config;
+}
+
+const char *mm2_model_info(const mm2_model *m, const char *key)
+{
+    if (!m || !key)
+        return NULL;
+    const struct {
+        const char *key, *value;
+    } facts[] = {
+        {"path", m->checkpoint.path},
+        {"format", m->checkpoint.format},
+        {"architecture", m->checkpoint.architecture},
+        {"name", m->checkpoint.model_name},
+        {"license", m->checkpoint.license},
+        {"quantization", m->quantization},
+        {"isa", m->kernels->name},
+        {"chat_template", m->tokenizer ? mm2_tokenizer_template(m->tokenizer) : NULL},
+    };
+    for (size_t i = 0; i < sizeof facts / sizeof *facts; i++)
+        if (!strcmp(facts[i].key, key))
+            return facts[i].value && *facts[i].value ? facts[i].value : NULL;
+    return NULL;
+}
+
+int32_t mm2_model_threads(const mm2_model *m)
+{
+    return m ? mm2_pool_threads(m->pool) : 0;
+}
+
+int64_t mm2_model_bytes(const mm2_model *m)
+{
+    return m ? m->bytes : 0;
+}
+
+int64_t mm2_model_parameters(const mm2_model *m)
+{
+    return m ? m->parameters : 0;
+}
+
+int32_t mm2_model_tensor_count(const mm2_model *m)
+{
+    return m ? m->checkpoint.entry_count : 0;
+}
+
+const char *mm2_model_tensor_name(const mm2_model *m, int32_t index)
+{
+    return m && index >= 0 && index < m->checkpoint.entry_count ? m->checkpoint.entries[index].name
+                                                                : NULL;
+}
+
+static mm2_status find_entry(const mm2_model *m, const char *name, const mm2_entry **out)
+{
+    if (!m || !name)
+        return mm2_fail(MM2_E_ARG, "a model and the name of a tensor are needed");
+    *out = mm2_checkpoint_find(&m->checkpoint, name);
+    return *out ? MM2_OK
+                : mm2_fail(MM2_E_ARG, "%s: there is no tensor \"%.*s\"", m->checkpoint.path,
+                           MM2_MAX_NAME, name);
+}
+
+mm2_status mm2_model_tensor(const mm2_model *m, const char *name, mm2_tensor *out)
+{
+    const mm2_entry *e;
+    if (!out)
+        return mm2_fail(MM2_E_ARG, "mm2_model_tensor: no place for the result");
+    mm2_status status = find_entry(m, name, &e);
+    if (!status)
+        *out = e->view;
+    return status;
+}
+
+/* Rows as they are counted through all leading dimensions; a vector is one row. */
+static mm2_status decode_rows(const mm2_model *m, const mm2_entry *e, int64_t first, int64_t count,
+                              float *out)
+{
+    const mm2_tensor *v = &e->view;
+    const mm2_entry *scale;
+    mm2_status status = mm2_weights_scale(&m->checkpoint, e, &scale);
+    if (status)
+        return status;
+    int64_t width = v->ndim ? v->shape[v->ndim - 1] : 1;
+    int64_t height = v->ndim > 1 ? v->shape[v->ndim - 2] : 1;
+    mm2_entry flat = *e; /* a vector, seen as a matrix of one row */
+    if (v->ndim < 2)
+        flat.view =
+            (mm2_tensor){.data = v->data, .shape = {1, width}, .ndim = 2, .dtype = v->dtype};
+    for (int64_t row = first; row < first + count; row++, out += width) {
+        mm2_weight w = mm2_weights_slice(&flat, scale, row / height, 0, height);
+        mm2_weight_row(&w, row % height, out);
+    }
+    return MM2_OK;
+}
+
+mm2_status mm2_model_weight(const mm2_model *m, const char *name, int64_t first, int64_t count,
+                            float *out, int64_t n)
+{
+    const mm2_entry *e;
+    mm2_status status = find_entry(m, name, &e);
+    if (status)
+        return status;
+    const mm2_tensor *v = &e->view;
+    int64_t width = v->ndim ? v->shape[v->ndim - 1] : 1, rows = 1, needed;
+    for (int32_t i = 0; i < v->ndim - 1; i++)
+        rows *= v->shape[i];
+    if (first < 0 || count < 0 || first > rows || count > rows - first)
+        return mm2_fail(MM2_E_ARG,
+                        "mm2_model_weight: tensor \"%s\" has %lld rows; %lld from row %lld are not "
+                        "among them",
+                        e->name, (long long)rows, (long long)count, (long long)first);
+    if (__builtin_mul_overflow(count, width, &needed) || needed > n || (needed && !out))
+        return mm2_fail(MM2_E_ARG,
+                        "mm2_model_weight: %lld rows of %lld elements do not fit into %lld floats",
+                        (long long)count, (long long)width, (long long)(out ? n : 0));
+    return needed ? decode_rows(m, e, first, count, out) : MM2_OK;
+}
+
+const mm2_tokenizer *mm2_model_tokenizer(const mm2_model *m)
+{
+    if (!m)
+        mm2_fail(MM2_E_ARG, "mm2_model_tokenizer: no model");
+    else if (!m->tokenizer)
+        mm2_fail(MM2_E_UNSUPPORTED, "%s", m->no_tokenizer);
+    return m ? m->tokenizer : NULL;
+}

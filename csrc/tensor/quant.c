@@ -1,0 +1,244 @@
+/* Decoding of every dtype to float32: the specification of what the codes mean.
+ *
+ * Each value is one product of float32 numbers, or one product less another, in the order in which
+ * the formats are defined: d * scale first, then times the code, then less dmin * minimum. With this
+ * order the results equal those of the `gguf` Python package bit for bit. Kernels do not decode;
+ * they multiply the codes as integers (see kernels/kernels.h).
+ *
+ * Blocks are copied before they are read: a caller's view may have any alignment. */
+#include "tensor/quant.h"
+
+#include "base/status.h"
+
+const int8_t mm2_iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                   1,    13,   25,  38,  53,  69,  89,  113};
+
+static void decode_f16(const uint8_t *in, float *out, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        uint16_t x;
+        memcpy(&x, in + 2 * i, 2);
+        out[i] = mm2_f16_f32(x);
+    }
+}
+
+static void decode_bf16(const uint8_t *in, float *out, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        uint16_t x;
+        memcpy(&x, in + 2 * i, 2);
+        out[i] = mm2_bf16_f32(x);
+    }
+}
+
+static void decode_i32(const uint8_t *in, float *out, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        int32_t x;
+        memcpy(&x, in + 4 * i, 4);
+        out[i] = (float)x;
+    }
+}
+
+static void decode_q8_0(const uint8_t *in, float *out)
+{
+    mm2_block_q8_0 b;
+    memcpy(&b, in, sizeof b);
+    float d = mm2_f16_f32(b.d);
+    for (int i = 0; i < 32; i++)
+        out[i] = d * b.q[i];
+}
+
+static void decode_q4_0(const uint8_t *in, float *out)
+{
+    mm2_block_q4_0 b;
+    memcpy(&b, in, sizeof b);
+    float d = mm2_f16_f32(b.d);
+    for (int i = 0; i < 32; i++)
+        out[i] = d * ((b.q[i % 16] >> (i / 16 * 4) & 15) - 8);
+}
+
+static void decode_q5_0(const uint8_t *in, float *out)
+{
+    mm2_block_q5_0 b;
+    memcpy(&b, in, sizeof b);
+    float d = mm2_f16_f32(b.d);
+    for (int i = 0; i < 32; i++) {
+        int high = b.high[i / 8] >> (i % 8) & 1;
+        out[i] = d * ((b.q[i % 16] >> (i / 16 * 4) & 15) + high * 16 - 16);
+    }
+}
+
+static void decode_iq4_nl(const uint8_t *in, float *out)
+{
+    mm2_block_iq4_nl b;
+    memcpy(&b, in, sizeof b);
+    float d = mm2_f16_f32(b.d);
+    for (int i = 0; i < 32; i++)
+        out[i] = d * mm2_iq4_values[b.q[i % 16] >> (i / 16 * 4) & 15];
+}
+
+/* K-quants: element i of a super-block lies in half i / 128; within it, groups of 32 (Q6_K's low
+ * nibbles: 64) share their bytes and take successive bits. */
+
+static void decode_q2_k(const uint8_t *in, float *out)
+{
+    mm2_block_q2_k b;
+    memcpy(&b, in, sizeof b);
+    float d = mm2_f16_f32(b.d), dmin = mm2_f16_f32(b.dmin);
+    for (int i = 0; i < MM2_SUPER; i++) {
+        int code = b.q[i / 128 * 32 + i % 32] >> (i / 32 % 4 * 2) & 3;
+        float scale = d * (b.scales[i / 16] & 15), minimum = dmin * (b.scales[i / 16] >> 4);
+        out[i] = scale * code - minimum;
+    }
+}
+
+static void decode_q3_k(const uint8_t *in, float *out)
+{
+    mm2_block_q3_k b;
+    memcpy(&b, in, sizeof b);
+    float d = mm2_f16_f32(b.d);
+    for (int i = 0; i < MM2_SUPER; i++) {
+        int group = i / 16;
+        int low = b.scales[group % 8] >> (group / 8 * 4) & 15;
+        int high = b.scales[8 + group % 4] >> (group / 4 * 2) & 3;
+        int code = b.q[i / 128 * 32 + i % 32] >> (i / 32 % 4 * 2) & 3;
+        if (!(b.high[i % 32] >> (i / 32) & 1))
+            code -= 4;
+        out[i] = d * ((low | high << 4) - 32) * code;
+    }
+}
+
+/* The eight 6-bit scales and minima of Q4_K and Q5_K: those of groups 4 to 7 keep their upper two
+ * bits on top of groups 0 to 3. */
+static int scale_6bit(const uint8_t *s, int group)
+{
+    return group < 4 ? s[group] & 63 : (s[group + 4] & 15) | (s[group - 4] >> 6) << 4;
+}
+
+static int minimum_6bit(const uint8_t *s, int group)
+{
+    return group < 4 ? s[group + 4] & 63 : s[group + 4] >> 4 | (s[group] >> 6) << 4;
+}
+
+static void decode_q4_k(const uint8_t *in, float *out)
+{
+    mm2_block_q4_k b;
+    memcpy(&b, in, sizeof b);
+    float d = mm2_f16_f32(b.d), dmin = mm2_f16_f32(b.dmin);
+    for (int i = 0; i < MM2_SUPER; i++) {
+        int group = i / 32;
+        int code = b.q[i / 64 * 32 + i % 32] >> (group % 2 * 4) & 15;
+        out[i] = d * scale_6bit(b.scales, group) * code - dmin * minimum_6bit(b.scales, group);
+    }
+}
+
+static void decode_q5_k(const uint8_t *in, float *out)
+{
+    mm2_block_q5_k b;
+    memcpy(&b, in, sizeof b);
+    float d = mm2_f16_f32(b.d), dmin = mm2_f16_f32(b.dmin);
+    for (int i = 0; i < MM2_SUPER; i++) {
+        int group = i / 32;
+        int code = b.q[i / 64 * 32 + i % 32] >> (group % 2 * 4) & 15;
+        code |= (b.high[i % 32] >> group & 1) << 4;
+        out[i] = d * scale_6bit(b.scales, group) * code - dmin * minimum_6bit(b.scales, group);
+    }
+}
+
+static void decode_q6_k(const uint8_t *in, float *out)
+{
+    mm2_block_q6_k b;
+    memcpy(&b, in, sizeof b);
+    float d = mm2_f16_f32(b.d);
+    for (int i = 0; i < MM2_SUPER; i++) {
+        int low = b.low[i / 128 * 64 + i % 64] >> (i / 64 % 2 * 4) & 15;
+        int high = b.high[i / 128 * 32 + i % 32] >> (i / 32 % 4 * 2) & 3;
+        out[i] = d * b.scales[i / 16] * ((low | high << 4) - 32);
+    }
+}
+
+static void decode_iq4_xs(const uint8_t *in, float *out)
+{
+    mm2_block_iq4_xs b;
+    memcpy(&b, in, sizeof b);
+    float d = mm2_f16_f32(b.d);
+    for (int i = 0; i < MM2_SUPER; i++) {
+        int group = i / 32;
+        int low = b.scales_low[group / 2] >> (group % 2 * 4) & 15;
+        int high = b.scales_high >> (group * 2) & 3;
+        int code = b.q[group * 16 + i % 16] >> (i % 32 / 16 * 4) & 15;
+        out[i] = d * ((low | high << 4) - 32) * mm2_iq4_values[code];
+    }
+}
+
+static void (*const block_decoders[MM2_DTYPE_COUNT])(const uint8_t *in, float *out) = {
+    [MM2_Q8_0] = decode_q8_0,     [MM2_Q4_0] = decode_q4_0, [MM2_Q5_0] = decode_q5_0,
+    [MM2_Q2_K] = decode_q2_k,     [MM2_Q3_K] = decode_q3_k, [MM2_Q4_K] = decode_q4_k,
+    [MM2_Q5_K] = decode_q5_k,     [MM2_Q6_K] = decode_q6_k, [MM2_IQ4_NL] = decode_iq4_nl,
+    [MM2_IQ4_XS] = decode_iq4_xs,
+};
+
+void mm2_dequantize_row(int32_t dtype, const void *data, float *out, int64_t n)
+{
+    const uint8_t *in = data;
+    switch (dtype) {
+    case MM2_F32:
+        memcpy(out, in, (size_t)n * 4);
+        break;
+    case MM2_F16:
+        decode_f16(in, out, n);
+        break;
+    case MM2_BF16:
+        decode_bf16(in, out, n);
+        break;
+    case MM2_F8_E4M3:
+        for (int64_t i = 0; i < n; i++)
+            out[i] = mm2_e4m3_values[in[i]];
+        break;
+    case MM2_I32:
+        decode_i32(in, out, n);
+        break;
+    default: {
+        const mm2_dtype_facts *facts = mm2_dtype_find(dtype);
+        for (; n > 0; n -= facts->block, out += facts->block, in += facts->bytes)
+            block_decoders[dtype](in, out);
+    }
+    }
+}
+
+mm2_status mm2_tensor_decode(const mm2_tensor *t, float *out, int64_t n)
+{
+    if (!t || n < 0 || (n && !out))
+        return mm2_fail(MM2_E_ARG,
+                        "mm2_tensor_decode: a tensor and room for %lld floats are needed",
+                        (long long)n);
+    const mm2_dtype_facts *facts = mm2_dtype_find(t->dtype);
+    if (!facts || t->ndim < 0 || t->ndim > MM2_MAX_DIMS)
+        return mm2_fail(MM2_E_ARG, "mm2_tensor_decode: dtype %d with %d dimensions is no tensor",
+                        t->dtype, t->ndim);
+    int64_t elements = 1;
+    for (int i = t->ndim - 1; i >= 0; i--) {
+        if (t->shape[i] != 1 && t->strides[i] != elements)
+            return mm2_fail(MM2_E_ARG,
+                            "mm2_tensor_decode: dimension %d has stride %lld, expected %lld: the "
+                            "tensor must be contiguous",
+                            i, (long long)t->strides[i], (long long)elements);
+        if (t->shape[i] < 0 || __builtin_mul_overflow(elements, t->shape[i], &elements))
+            return mm2_fail(MM2_E_ARG, "mm2_tensor_decode: dimension %d has size %lld", i,
+                            (long long)t->shape[i]);
+    }
+    if (t->ndim && t->shape[t->ndim - 1] % facts->block)
+        return mm2_fail(MM2_E_ARG, "mm2_tensor_decode: rows of %lld elements are no blocks of %d",
+                        (long long)t->shape[t->ndim - 1], facts->block);
+    int64_t bytes = mm2_dtype_row_bytes(t->dtype, elements);
+    if (bytes < 0 || bytes != t->nbytes || (bytes && !t->data))
+        return mm2_fail(MM2_E_ARG, "mm2_tensor_decode: %lld elements of %s do not fill %lld bytes",
+                        (long long)elements, facts->name, (long long)t->nbytes);
+    if (elements > n)
+        return mm2_fail(MM2_E_ARG, "mm2_tensor_decode: %lld elements do not fit into %lld floats",
+                        (long long)elements, (long long)n);
+    if (elements)
+        mm2_dequantize_row(t->dtype, t->data, out, elements);
+    return MM2_OK;
+}

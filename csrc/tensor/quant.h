@@ -1,0 +1,42 @@
+/* The block formats of GGUF as they lie on disk, and their decoding. The layouts are those of the
+ * GGUF specification; every struct is followed by a check of its size. Values are little-endian;
+ * `d` and `dmin` are IEEE half floats. */
+#ifndef MM2_QUANT_H
+#define MM2_QUANT_H
+
+#include "tensor/dtype.h"
+
+enum { MM2_SUPER = 256 }; /* elements of a super-block: K-quants and IQ4_XS */
+
+// clang-format off
+typedef struct mm2_block_q8_0 { uint16_t d; int8_t q[32]; } mm2_block_q8_0;
+typedef struct mm2_block_q4_0 { uint16_t d; uint8_t q[16]; } mm2_block_q4_0;
+typedef struct mm2_block_q5_0 { uint16_t d; uint8_t high[4]; uint8_t q[16]; } mm2_block_q5_0;
+typedef struct mm2_block_iq4_nl { uint16_t d; uint8_t q[16]; } mm2_block_iq4_nl;
+typedef struct mm2_block_q2_k { uint8_t scales[16]; uint8_t q[64]; uint16_t d, dmin; } mm2_block_q2_k;
+typedef struct mm2_block_q3_k { uint8_t high[32]; uint8_t q[64]; uint8_t scales[12]; uint16_t d; } mm2_block_q3_k;
+typedef struct mm2_block_q4_k { uint16_t d, dmin; uint8_t scales[12]; uint8_t q[128]; } mm2_block_q4_k;
+typedef struct mm2_block_q5_k { uint16_t d, dmin; uint8_t scales[12]; uint8_t high[32]; uint8_t q[128]; } mm2_block_q5_k;
+typedef struct mm2_block_q6_k { uint8_t low[128]; uint8_t high[64]; int8_t scales[16]; uint16_t d; } mm2_block_q6_k;
+typedef struct mm2_block_iq4_xs { uint16_t d, scales_high; uint8_t scales_low[4]; uint8_t q[128]; } mm2_block_iq4_xs;
+// clang-format on
+
+_Static_assert(sizeof(mm2_block_q8_0) == 34, "Q8_0");
+_Static_assert(sizeof(mm2_block_q4_0) == 18, "Q4_0");
+_Static_assert(sizeof(mm2_block_q5_0) == 22, "Q5_0");
+_Static_assert(sizeof(mm2_block_iq4_nl) == 18, "IQ4_NL");
+_Static_assert(sizeof(mm2_block_q2_k) == 84, "Q2_K");
+_Static_assert(sizeof(mm2_block_q3_k) == 110, "Q3_K");
+_Static_assert(sizeof(mm2_block_q4_k) == 144, "Q4_K");
+_Static_assert(sizeof(mm2_block_q5_k) == 176, "Q5_K");
+_Static_assert(sizeof(mm2_block_q6_k) == 210, "Q6_K");
+_Static_assert(sizeof(mm2_block_iq4_xs) == 136, "IQ4_XS");
+
+/* The 16 values of IQ4_NL and IQ4_XS codes. */
+extern const int8_t mm2_iq4_values[16];
+
+/* Decode n elements of one row (n a multiple of the block) of any weight dtype to float32.
+ * Bit-equal to the gguf package. FP8 gives the bare codes. */
+void mm2_dequantize_row(int32_t dtype, const void *data, float *out, int64_t n);
+
+#endif

@@ -1,0 +1,220 @@
+-- Generated from csrc/minimax2.h by bindings/gen_cdef.py. Do not edit.
+return [[
+enum {
+    MM2_ABI = 1,
+    MM2_NUMERICS = 1,
+    MM2_MAX_DIMS = 4,
+};
+typedef int32_t mm2_status;
+enum {
+    MM2_OK = 0,
+    MM2_MORE = 1,
+    MM2_TAP = 2,
+    MM2_E_ARG = -1,
+    MM2_E_NOMEM = -2,
+    MM2_E_IO = -3,
+    MM2_E_FORMAT = -4,
+    MM2_E_FULL = -5,
+    MM2_E_BUSY = -6,
+    MM2_E_UNSUPPORTED = -7,
+    MM2_E_NUMERIC = -8,
+};
+uint32_t mm2_abi(void);
+const char *mm2_version(void);
+const char *mm2_error(void);
+const char *mm2_cpu(void);
+enum {
+    MM2_F32 = 1,
+    MM2_F16 = 2,
+    MM2_BF16 = 3,
+    MM2_F8_E4M3 = 4,
+    MM2_I32 = 5,
+    MM2_Q8_0 = 6,
+    MM2_Q4_0 = 7,
+    MM2_Q5_0 = 8,
+    MM2_Q2_K = 9,
+    MM2_Q3_K = 10,
+    MM2_Q4_K = 11,
+    MM2_Q5_K = 12,
+    MM2_Q6_K = 13,
+    MM2_IQ4_NL = 14,
+    MM2_IQ4_XS = 15,
+    MM2_DTYPE_COUNT = 16,
+};
+enum {
+    MM2_READ_ONLY = 1,
+};
+typedef struct mm2_tensor {
+    void *data;
+    int64_t shape[4];
+    int64_t strides[4];
+    int64_t nbytes;
+    int32_t ndim;
+    int32_t dtype;
+    uint32_t flags;
+    uint32_t reserved;
+} mm2_tensor;
+const char *mm2_dtype_name(int32_t dtype);
+int32_t mm2_dtype_block(int32_t dtype);
+int32_t mm2_dtype_bytes(int32_t dtype);
+mm2_status mm2_tensor_decode(const mm2_tensor *t, float *out, int64_t n);
+typedef struct mm2_model mm2_model;
+typedef struct mm2_tokenizer mm2_tokenizer;
+enum {
+    MM2_WRITABLE = 1,
+};
+enum {
+    MM2_ISA_AUTO = 0,
+    MM2_ISA_REF = 1,
+    MM2_ISA_AVX2 = 2,
+    MM2_ISA_AVX512 = 3,
+    MM2_ISA_BLAS = 4,
+};
+typedef struct mm2_model_options {
+    uint32_t size;
+    uint32_t flags;
+    int32_t threads;
+    int32_t isa;
+} mm2_model_options;
+void mm2_model_options_init(mm2_model_options *o);
+mm2_status mm2_model_open(mm2_model **out, const char *path, const mm2_model_options *o);
+void mm2_model_retain(mm2_model *m);
+void mm2_model_release(mm2_model *m);
+typedef struct mm2_config {
+    int32_t num_hidden_layers;
+    int32_t hidden_size;
+    int32_t num_attention_heads;
+    int32_t num_key_value_heads;
+    int32_t head_dim;
+    int32_t rotary_dim;
+    int32_t num_local_experts;
+    int32_t num_experts_per_tok;
+    int32_t intermediate_size;
+    int32_t vocab_size;
+    int32_t max_position_embeddings;
+    int32_t use_qk_norm;
+    int32_t use_routing_bias;
+    float rope_theta;
+    float rms_norm_eps;
+    float routed_scaling_factor;
+} mm2_config;
+void mm2_model_config(const mm2_model *m, mm2_config *out);
+const char *mm2_model_info(const mm2_model *m, const char *key);
+int32_t mm2_model_threads(const mm2_model *m);
+int64_t mm2_model_bytes(const mm2_model *m);
+int64_t mm2_model_parameters(const mm2_model *m);
+int32_t mm2_model_tensor_count(const mm2_model *m);
+const char *mm2_model_tensor_name(const mm2_model *m, int32_t index);
+mm2_status mm2_model_tensor(const mm2_model *m, const char *name, mm2_tensor *out);
+mm2_status mm2_model_weight(const mm2_model *m, const char *name, int64_t first, int64_t count, float *out, int64_t n);
+mm2_status mm2_tokenizer_open(mm2_tokenizer **out, const char *path);
+void mm2_tokenizer_release(mm2_tokenizer *t);
+const mm2_tokenizer *mm2_model_tokenizer(const mm2_model *m);
+typedef struct mm2_tokenizer_info {
+    int32_t vocab_size;
+    int32_t bos, eos, unk, pad;
+    int32_t think_open, think_close;
+} mm2_tokenizer_info;
+void mm2_tokenizer_facts(const mm2_tokenizer *t, mm2_tokenizer_info *out);
+enum {
+    MM2_SPECIAL = 1,
+};
+int32_t mm2_tokenizer_encode(const mm2_tokenizer *t, const char *text, int32_t len, int32_t flags, int32_t *ids, int32_t cap);
+int32_t mm2_tokenizer_decode(const mm2_tokenizer *t, const int32_t *ids, int32_t n, int32_t flags, char *out, int32_t cap);
+const char *mm2_tokenizer_token(const mm2_tokenizer *t, int32_t id, int32_t *len);
+int32_t mm2_tokenizer_id(const mm2_tokenizer *t, const char *bytes, int32_t len);
+int32_t mm2_text_complete(const char *bytes, int32_t len);
+typedef struct mm2_message {
+    const char *role;
+    const char *content;
+    const char *thinking;
+} mm2_message;
+enum {
+    MM2_GENERATION_PROMPT = 2,
+};
+int32_t mm2_chat_render(const mm2_tokenizer *t, const mm2_message *messages, int32_t n, int32_t flags, char *out, int32_t cap);
+int32_t mm2_chat_encode(const mm2_tokenizer *t, const mm2_message *messages, int32_t n, int32_t flags, int32_t *ids, int32_t cap);
+typedef struct mm2_session mm2_session;
+typedef struct mm2_session_options {
+    uint32_t size;
+    int32_t context;
+    int32_t kv_dtype;
+    int32_t chunk;
+} mm2_session_options;
+void mm2_session_options_init(mm2_session_options *o);
+mm2_status mm2_session_new(mm2_session **out, mm2_model *m, const mm2_session_options *o);
+mm2_status mm2_session_free(mm2_session *s);
+mm2_status mm2_session_feed(mm2_session *s, const int32_t *ids, int32_t n);
+enum {
+    MM2_POINT_EMBED = 0,
+    MM2_POINT_RESID_PRE = 1,
+    MM2_POINT_ATTN_NORM = 2,
+    MM2_POINT_Q = 3,
+    MM2_POINT_K = 4,
+    MM2_POINT_V = 5,
+    MM2_POINT_Z = 6,
+    MM2_POINT_ATTN_OUT = 7,
+    MM2_POINT_RESID_MID = 8,
+    MM2_POINT_MLP_NORM = 9,
+    MM2_POINT_ROUTER_LOGITS = 10,
+    MM2_POINT_EXPERT_INDICES = 11,
+    MM2_POINT_EXPERT_WEIGHTS = 12,
+    MM2_POINT_MLP_OUT = 13,
+    MM2_POINT_RESID_POST = 14,
+    MM2_POINT_FINAL_NORM = 15,
+    MM2_POINT_LOGITS = 16,
+    MM2_POINT_COUNT = 17,
+};
+const char *mm2_point_name(int32_t point);
+mm2_status mm2_session_tap(mm2_session *s, int32_t point, int32_t layer, int32_t on);
+typedef struct mm2_event {
+    int64_t done, total;
+    int32_t point, layer;
+    int32_t first, count;
+    int32_t session;
+    int32_t reserved;
+    mm2_tensor tensor;
+} mm2_event;
+mm2_status mm2_session_run(mm2_session *s, int32_t budget_us, mm2_event *event);
+void mm2_session_interrupt(mm2_session *s);
+int32_t mm2_session_context(const mm2_session *s);
+int32_t mm2_session_position(const mm2_session *s);
+int32_t mm2_session_length(const mm2_session *s);
+mm2_status mm2_session_tokens(const mm2_session *s, mm2_tensor *out);
+mm2_status mm2_session_rewind(mm2_session *s, int32_t length);
+mm2_status mm2_session_logits(mm2_session *s, mm2_tensor *out);
+mm2_status mm2_session_logprobs(mm2_session *s, const int32_t *ids, int32_t n, float *out);
+mm2_status mm2_session_top(mm2_session *s, int32_t n, int32_t *ids, float *logprobs);
+typedef struct mm2_batch mm2_batch;
+mm2_status mm2_batch_new(mm2_batch **out, mm2_model *m);
+mm2_status mm2_batch_free(mm2_batch *b);
+mm2_status mm2_batch_add(mm2_batch *b, mm2_session *s);
+mm2_status mm2_batch_remove(mm2_batch *b, mm2_session *s);
+mm2_status mm2_batch_run(mm2_batch *b, int32_t budget_us, mm2_event *event);
+typedef struct mm2_sampler mm2_sampler;
+typedef struct mm2_sampling {
+    uint32_t size;
+    int32_t top_k;
+    uint64_t seed;
+    float temperature;
+    float top_p;
+    float min_p;
+    float typical_p;
+    float top_n_sigma;
+    float repetition_penalty;
+    float presence_penalty;
+    float frequency_penalty;
+    int32_t penalty_window;
+    float dry_multiplier;
+    float dry_base;
+    int32_t dry_allowed_length;
+    int32_t dry_window;
+} mm2_sampling;
+void mm2_sampling_init(mm2_sampling *o, const mm2_model *m);
+mm2_status mm2_sampler_new(mm2_sampler **out, mm2_model *m, const mm2_sampling *o);
+void mm2_sampler_free(mm2_sampler *p);
+mm2_status mm2_sampler_bias(mm2_sampler *p, const int32_t *ids, const float *values, int32_t n);
+mm2_status mm2_sampler_breakers(mm2_sampler *p, const int32_t *ids, int32_t n);
+int32_t mm2_sampler_next(mm2_sampler *p, mm2_session *s, const uint32_t *mask);
+int32_t mm2_sampler_pick(mm2_sampler *p, const float *logits, const int32_t *history, int32_t n, const uint32_t *mask);
+]]

@@ -1,0 +1,41 @@
+--- Chat messages, { { role=, content=, thinking= }, ... }, as the C library takes them.
+
+local ffi = require "ffi"
+local native = require "minimax2.native"
+local args = require "minimax2.args"
+
+local raise = native.raise
+
+local messages = {}
+
+local known = { role = true, content = true, thinking = true }
+
+--- Whether a prompt is a table of messages rather than of token ids.
+function messages.is(prompt)
+    return type(prompt) == "table" and type(prompt[1]) == "table"
+end
+
+--- An array of mm2_message and its length. It points into the strings of `turns`, which must stay as
+--- they are while it is used.
+function messages.array(turns)
+    if type(turns) ~= "table" then
+        raise(("messages must be a table, not %s"):format(args.show(turns)))
+    end
+    local count = #turns
+    local array = ffi.new("mm2_message[?]", count)
+    for i, turn in ipairs(turns) do
+        local where = ("message %d"):format(i)
+        if type(turn) ~= "table" then
+            raise(("%s must be a table { role=, content= }, not %s"):format(where, args.show(turn)))
+        end
+        args.known(turn, where, known)
+        for name in pairs(known) do
+            if turn[name] ~= nil then -- what must not be missing, the library says
+                array[i - 1][name] = args.text(turn[name], where .. ": " .. name)
+            end
+        end
+    end
+    return array, count
+end
+
+return messages

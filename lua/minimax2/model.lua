@@ -1,0 +1,300 @@
+--- Model: an opened checkpoint; immutable, to be shared by any number of sessions.
+---
+--- Fields: tokenizer (nil if the checkpoint has none), config (a table, names as in config.json),
+--- threads, nbytes (of all tensors), parameters.
+
+local ffi = require "ffi"
+local native = require "minimax2.native"
+local args = require "minimax2.args"
+local messages = require "minimax2.messages"
+local Batch = require "minimax2.batch"
+local Chat = require "minimax2.chat"
+local Sampler = require "minimax2.sampling"
+local Session = require "minimax2.session"
+local Stream = require "minimax2.stream"
+local Tensor = require "minimax2.tensor"
+local Tokenizer = require "minimax2.tokenizer"
+local trace = require "minimax2.trace"
+
+local lib, raise, check = native.lib, native.raise, native.check
+
+local Model = {}
+local properties = {}
+
+local metatable = {
+    __index = function(self, key)
+        local property = properties[key]
+        if property then
+            return property(self)
+        end
+        return Model[key]
+    end,
+    __tostring = function(self)
+        if self.open[0] == 0 then
+            return "minimax2 model (closed)"
+        end
+        return ("minimax2 model: %s, %.2f B parameters, %s"):format(self:info "path",
+            self.parameters / 1e9, self:info "quantization")
+    end,
+}
+
+local isa_levels = { auto = lib.MM2_ISA_AUTO, ref = lib.MM2_ISA_REF, avx2 = lib.MM2_ISA_AVX2,
+    avx512 = lib.MM2_ISA_AVX512, blas = lib.MM2_ISA_BLAS }
+local known = { threads = true, isa = true, writable = true }
+
+local config_fields = {
+    "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "rotary_dim", "num_local_experts", "num_experts_per_tok", "intermediate_size", "vocab_size",
+    "max_position_embeddings", "use_qk_norm", "use_routing_bias", "rope_theta", "rms_norm_eps",
+    "routed_scaling_factor",
+}
+
+local function config(ptr)
+    local raw = ffi.new "mm2_config"
+    lib.mm2_model_config(ptr, raw)
+    local out = {}
+    for _, name in ipairs(config_fields) do
+        out[name] = raw[name]
+    end
+    out.use_qk_norm = raw.use_qk_norm ~= 0
+    out.use_routing_bias = raw.use_routing_bias ~= 0
+    return out
+end
+
+local function new(out)
+    local ptr = native.wrap(out, "mm2_model_release")
+    return setmetatable({ ptr = ptr, open = ffi.new("int32_t[1]", 1), config = config(ptr) },
+        metatable)
+end
+
+--- See mm.load.
+function Model.load(path, options)
+    options = args.known(options, "mm.load", known)
+    local o = ffi.new "mm2_model_options"
+    lib.mm2_model_options_init(o)
+    if options.threads ~= nil then
+        o.threads = args.int(options.threads, "mm.load: threads")
+    end
+    if options.isa ~= nil then
+        o.isa = isa_levels[options.isa] or raise(("mm.load: isa must be 'auto', 'ref', 'avx2', "
+            .. "'avx512' or 'blas', not %s"):format(args.show(options.isa)))
+    end
+    if options.writable then
+        o.flags = lib.MM2_WRITABLE
+    end
+    local out = ffi.new "mm2_model *[1]"
+    if lib.mm2_model_open(out, args.text(path, "the path"), o) < 0 then
+        return nil, native.message()
+    end
+    return new(out)
+end
+
+--- See mm.attach.
+function Model.attach(address)
+    if type(address) ~= "number" or address < 1 then
+        raise(("an address is a number from model:address(), not %s"):format(args.show(address)))
+    end
+    local out = ffi.new("mm2_model *[1]", ffi.cast("mm2_model *", ffi.cast("intptr_t", address)))
+    lib.mm2_model_retain(out[0])
+    return new(out)
+end
+
+--- A number that another Lua state of this process (a LÖVE or luv thread) can give to mm.attach, while
+--- this model is open.
+function Model:address()
+    return tonumber(ffi.cast("intptr_t", self:live()))
+end
+
+--- The C object; raises once the model is closed.
+function Model:live()
+    if self.open[0] == 0 then
+        raise("the model is closed")
+    end
+    return self.ptr
+end
+
+--- A fact as text, or nil: "path", "format", "architecture", "name", "license", "quantization",
+--- "isa", "chat_template".
+function Model:info(key)
+    return native.text(lib.mm2_model_info(self:live(), args.text(key, "the key")))
+end
+
+--- A tensor as it lies in the file: a view. nil and a sentence if there is none of this name.
+function Model:tensor(name)
+    local raw = ffi.new "mm2_tensor"
+    if lib.mm2_model_tensor(self:live(), args.text(name, "the name"), raw) < 0 then
+        return nil, native.message()
+    end
+    return Tensor.view(raw, self)
+end
+
+--- for name, tensor in model:tensors(): in file order.
+function Model:tensors()
+    local index, count = -1, lib.mm2_model_tensor_count(self:live())
+    return function()
+        index = index + 1
+        if index < count then
+            local name = native.text(lib.mm2_model_tensor_name(self:live(), index))
+            return name, (assert(self:tensor(name)))
+        end
+    end
+end
+
+--- Rows [first, first + count) of a weight, seen as a matrix of its last dimension, decoded to f32
+--- with FP8 block scales applied. Default: all rows.
+function Model:weight(name, first, count)
+    local tensor, message = self:tensor(name)
+    if not tensor then
+        return nil, message
+    end
+    local shape = tensor.shape
+    local columns = shape[#shape] or 1
+    first = first == nil and 0 or args.int(first, "the first row")
+    local rows = columns > 0 and #tensor / columns or 0
+    count = count == nil and rows - first or args.int(count, "the number of rows")
+    if first < 0 or count < 0 or first + count > rows then
+        raise(("rows %d..%d are outside of %s, which has %d"):format(first, first + count - 1, name,
+            rows))
+    end
+    local out = Tensor.new(lib.MM2_F32, { count, columns })
+    check(lib.mm2_model_weight(self:live(), name, first, count, out:ptr(), #out))
+    return out
+end
+
+--- Token ids of a prompt: a string (plain text), token ids (see args.ids), or a table of messages.
+function Model:prompt_ids(prompt, n)
+    if type(prompt) == "string" or messages.is(prompt) then
+        self:live()
+        local tokenizer = self.tokenizer
+        if not tokenizer then
+            raise(self.no_tokenizer)
+        end
+        if type(prompt) == "string" then
+            return tokenizer:encode(prompt)
+        end
+        return tokenizer:encode_chat(prompt)
+    end
+    return args.ids(prompt, n)
+end
+
+--- A new session; nil and a sentence if there is no memory for it. Options: context (positions, the
+--- smaller of 8192 and the model's), kv_dtype ("bf16" or "f32"), chunk (prompt tokens that go through
+--- the layers together, 256).
+function Model:session(options)
+    return Session.new(self, options, "model:session")
+end
+
+--- A batch of sessions (a table, or none yet) to be advanced together.
+function Model:batch(sessions)
+    return Batch.new(self, sessions)
+end
+
+--- A conversation on a session of its own: see chat.lua. Options: system (its first message), context,
+--- and defaults for its generations.
+function Model:chat(options)
+    return Chat.new(self, options)
+end
+
+--- A sampler for this model; see sampling.lua for the options.
+function Model:sampler(options)
+    return Sampler.new(self, args.known(options, "model:sampler", Sampler.known), "model:sampler")
+end
+
+-- A session of its own for one prompt and up to `more` tokens, with the prompt fed.
+local function session_for(self, prompt, more)
+    local ids, count = self:prompt_ids(prompt)
+    local context = math.min(self.config.max_position_embeddings, math.max(count + more, 1))
+    local session, message = self:session { context = context }
+    if not session then
+        raise(message)
+    end
+    return session:feed(ids, count)
+end
+
+local function start_stream(self, prompt, options, where)
+    local _, more = Stream.options(options, where)
+    return Stream.new(session_for(self, prompt, more), options, where, messages.is(prompt), true)
+end
+
+--- A stream that goes on with a prompt; see stream.lua for the options.
+function Model:stream(prompt, options)
+    return start_stream(self, prompt, options, "model:stream")
+end
+
+--- Text that goes on with a prompt, and info: tokens, finish_reason, seed, thinking, logprobs. The
+--- options are those of model:stream. After messages the text is the answer alone.
+function Model:generate(prompt, options)
+    return start_stream(self, prompt, options, "model:generate"):finish()
+end
+
+--- for tap in model:trace(prompt, points, layers): every activation at these points and layers (names
+--- or numbers, one or a list; nil: all) while the prompt is evaluated.
+function Model:trace(prompt, points, layers)
+    local switches = trace.switches(self, points, layers)
+    local session = session_for(self, prompt, 0)
+    return trace.iterate(session, switches, function()
+        session:close()
+    end)
+end
+
+--- Evaluates a prompt and calls hooks { { point, layer, function(tensor, tap) }, ... } on the way
+--- (layer may be left out: all). Returns the logits after its last token, a copy.
+function Model:run_with_hooks(prompt, hooks)
+    local switches = trace.hook_switches(self, hooks)
+    local session = session_for(self, prompt, 0)
+    for tap in trace.iterate(session, switches) do
+        trace.call_hooks(hooks, switches, tap)
+    end
+    local logits = session:logits():copy()
+    session:close()
+    return logits
+end
+
+--- Logits after a prompt, a copy: f32 [vocab_size]; or with rows = "all" those of every token,
+--- f32 [tokens, vocab_size].
+function Model:logits(prompt, rows)
+    if rows == nil or rows == "last" then
+        return self:run_with_hooks(prompt, {})
+    elseif rows ~= "all" then
+        raise(("rows must be 'last' or 'all', not %s"):format(args.show(rows)))
+    end
+    local session = session_for(self, prompt, 0)
+    local vocab = self.config.vocab_size
+    local out = Tensor.new(lib.MM2_F32, { session.length, vocab })
+    for tap in trace.iterate(session, trace.switches(self, "logits")) do
+        ffi.copy(out:ptr() + tap.first * vocab, tap.tensor:ptr(), tap.tensor.nbytes)
+    end
+    session:close()
+    return out
+end
+
+--- Lets the model go; again is allowed. Its views and its tokenizer end; sessions, batches and samplers
+--- go on, and the files stay mapped until they are closed too.
+function Model:close()
+    if self.open[0] == 1 then
+        native.release(self.ptr, "mm2_model_release")
+        self.open[0] = 0
+    end
+end
+
+-- Made when first asked for.
+function properties.tokenizer(self)
+    local tokenizer, message = Tokenizer.of(self)
+    rawset(self, "tokenizer", tokenizer)
+    rawset(self, "no_tokenizer", message)
+    return tokenizer
+end
+
+function properties.threads(self)
+    return lib.mm2_model_threads(self:live())
+end
+
+function properties.nbytes(self)
+    return tonumber(lib.mm2_model_bytes(self:live()))
+end
+
+function properties.parameters(self)
+    return tonumber(lib.mm2_model_parameters(self:live()))
+end
+
+return Model

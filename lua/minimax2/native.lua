@@ -1,0 +1,108 @@
+--- The only file that touches the C library: finds it, loads it once, checks its ABI, ties its
+--- objects to Lua's collector and turns its statuses into Lua errors.
+
+local ffi = require "ffi"
+
+local native = {}
+
+-- Hosts such as LÖVE and Neovim reload modules; declaring the same names twice would be an error.
+if not pcall(ffi.typeof, "mm2_model") then
+    ffi.cdef(require "minimax2.cdef")
+end
+
+-- The folder of this file, with its slash.
+local home = debug.getinfo(1, "S").source:match("^@(.*[/\\])") or "./"
+native.home = home
+
+function native.exists(path)
+    local file = io.open(path, "rb")
+    if file then
+        file:close()
+    end
+    return file ~= nil
+end
+
+-- Search order: MINIMAX2_LIBRARY, beside this file, the source tree's Python package and build
+-- folder, then the system's own search.
+local function load_library()
+    local given = os.getenv "MINIMAX2_LIBRARY"
+    if given then
+        return ffi.load(given), given
+    end
+    for _, folder in ipairs { "", "../../python/minimax2/", "../../build/release/" } do
+        local path = home .. folder .. "libminimax2.so"
+        if native.exists(path) then
+            return ffi.load(path), path
+        end
+    end
+    local found, library = pcall(ffi.load, "minimax2")
+    if not found then
+        error("minimax2: no libminimax2.so beside " .. home .. ", in the source tree it belongs to, "
+            .. "or among the system's libraries: run `make lib`, or set MINIMAX2_LIBRARY to its path",
+            0)
+    end
+    return library, nil
+end
+
+-- Kept in an upvalue of everything below: a collected library would be unmapped.
+local lib, path = load_library()
+if lib.mm2_abi() ~= lib.MM2_ABI then
+    error(("minimax2: %s has ABI %d, these Lua files need ABI %d: install them together"):format(
+        path or "libminimax2.so", lib.mm2_abi(), lib.MM2_ABI), 0)
+end
+native.lib = lib
+native.path = path
+
+--- The sentence of the last failure.
+function native.message()
+    return ffi.string(lib.mm2_error())
+end
+
+--- Raises `message` at the line outside this package that called into it, however deep we are.
+function native.raise(message)
+    local level = 2
+    while true do
+        local frame = debug.getinfo(level, "S")
+        if not frame then
+            error(message, 0)
+        end
+        if frame.what ~= "C" and frame.source:sub(1, #home + 1) ~= "@" .. home then
+            error(message, level)
+        end
+        level = level + 1
+    end
+end
+
+--- Returns a status or count of the library; a negative one is raised with its sentence.
+function native.check(status)
+    if status < 0 then
+        native.raise(native.message())
+    end
+    return status
+end
+
+--- An owned object, from the out-parameter that received it. `release` names the library's
+--- function that the collector will call; it is looked up through `lib`, which keeps it mapped.
+function native.wrap(out, release)
+    return ffi.gc(out[0], function(pointer)
+        lib[release](pointer)
+    end)
+end
+
+--- The same, for an explicit close: now, and not again. Raises if the library refuses.
+function native.release(pointer, release)
+    local status = lib[release](pointer)
+    if status and status < 0 then
+        native.raise(native.message())
+    end
+    ffi.gc(pointer, nil)
+end
+
+--- A NUL-terminated string as a Lua string, NULL as nil.
+function native.text(chars)
+    if chars ~= nil then
+        return ffi.string(chars)
+    end
+end
+
+return native

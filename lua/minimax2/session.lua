@@ -1,0 +1,267 @@
+--- Session: one timeline of tokens with its KV cache. Feed it tokens, run it, look at the logits.
+---
+--- Fields: model, context (positions there is room for), pos (tokens evaluated), length (tokens fed).
+--- To be used by one thread at a time. Closing frees the cache at once; the collector does it too, but
+--- cannot see how large the cache is.
+
+local ffi = require "ffi"
+local native = require "minimax2.native"
+local args = require "minimax2.args"
+local messages = require "minimax2.messages"
+local Tensor = require "minimax2.tensor"
+local trace = require "minimax2.trace"
+local Sampler = require "minimax2.sampling"
+local Stream = require "minimax2.stream"
+
+local lib, raise, check = native.lib, native.raise, native.check
+
+local Session = {}
+local properties = {}
+
+local metatable = {
+    __index = function(self, key)
+        local property = properties[key]
+        if property then
+            return property(self)
+        end
+        return Session[key]
+    end,
+    __tostring = function(self)
+        if self.open[0] == 0 then
+            return "minimax2 session (closed)"
+        end
+        return ("minimax2 session: %d of %d positions"):format(self.length, self.context)
+    end,
+}
+
+local known = { context = true, kv_dtype = true, chunk = true }
+local kv_dtypes = { bf16 = lib.MM2_BF16, f32 = lib.MM2_F32 }
+
+--- See model:session.
+function Session.new(model, options, where)
+    options = args.known(options, where, known)
+    local o = ffi.new "mm2_session_options"
+    lib.mm2_session_options_init(o)
+    if options.context ~= nil then
+        o.context = args.int(options.context, where .. ": context")
+    end
+    if options.chunk ~= nil then
+        o.chunk = args.int(options.chunk, where .. ": chunk")
+    end
+    if options.kv_dtype ~= nil then
+        o.kv_dtype = kv_dtypes[options.kv_dtype]
+            or raise(("%s: kv_dtype must be 'bf16' or 'f32', not %s"):format(where,
+                args.show(options.kv_dtype)))
+    end
+    local out = ffi.new "mm2_session *[1]"
+    if lib.mm2_session_new(out, model:live(), o) < 0 then
+        return nil, native.message()
+    end
+    return setmetatable({
+        ptr = native.wrap(out, "mm2_session_free"),
+        open = ffi.new("int32_t[1]", 1),
+        event = ffi.new "mm2_event",
+        model = model,
+        taps = {}, -- [point * layers + layer] = true: those that the script switched on
+    }, metatable)
+end
+
+--- The C object; raises once the session is closed.
+function Session:live()
+    if self.open[0] == 0 then
+        raise("the session is closed")
+    end
+    return self.ptr
+end
+
+-- The same for calls that move the timeline; they end a trace that was left before its end.
+local function moving(self)
+    local ptr = self:live()
+    trace.stop(self)
+    return ptr
+end
+
+--- Appends a prompt (a string, token ids or a table of messages) to the timeline. No work is done
+--- yet. Returns the session.
+function Session:feed(prompt, n)
+    local ptr = moving(self)
+    local ids, count = self.model:prompt_ids(prompt, n)
+    check(lib.mm2_session_feed(ptr, ids, count))
+    return self
+end
+
+--- Evaluates what was fed, for at most `ms` milliseconds if given. Returns true when all is done;
+--- false when time is up; false and the tap when stopped at one.
+function Session:run(ms)
+    local status = check(lib.mm2_session_run(moving(self), args.budget(ms), self.event))
+    if status == lib.MM2_TAP then
+        return false, trace.tap(self.event, self, self)
+    end
+    return status == lib.MM2_OK
+end
+
+--- From any thread: a run in progress returns at its next unit of work.
+function Session:interrupt()
+    lib.mm2_session_interrupt(self:live())
+end
+
+--- How far the last run came: units done, units fed (token-layers).
+function Session:progress()
+    self:live()
+    return tonumber(self.event.done), tonumber(self.event.total)
+end
+
+--- Switches the tap at a point on (or off, with on = false), at a layer or, without one, at all.
+function Session:tap(point, layer, on)
+    local ptr = self:live()
+    local number = trace.point(point)
+    layer = layer == nil and -1 or args.int(layer, "a layer")
+    on = on ~= false
+    check(lib.mm2_session_tap(ptr, number, layer, on and 1 or 0))
+    local layers = self.model.config.num_hidden_layers
+    for at = math.max(layer, 0), layer < 0 and layers - 1 or layer do
+        self.taps[number * layers + at] = on or nil
+    end
+end
+
+--- for tap in session:trace(prompt, points, layers): evaluates the prompt and stops at each of these
+--- activations. points: a name or a list; layers: a number or a list, from 0; nil: all.
+function Session:trace(prompt, points, layers)
+    local switches = trace.switches(self.model, points, layers)
+    if prompt ~= nil then
+        self:feed(prompt)
+    end
+    moving(self)
+    return trace.iterate(self, switches)
+end
+
+--- The token that follows the last one, chosen by `sampler` (nil: one with the model's defaults and
+--- a fresh seed, kept for this session). Does not feed it.
+function Session:sample(sampler, mask)
+    self:live()
+    if sampler == nil then
+        if not self.sampler then
+            self.sampler = assert(Sampler.new(self.model, nil, "session:sample"))
+        end
+        sampler = self.sampler
+    end
+    return (sampler:next(self, mask))
+end
+
+-- Feeds the prompt, if there is one, and starts a stream. A lone table without a first element is
+-- the options.
+local function start_stream(self, prompt, options, where)
+    if options == nil and type(prompt) == "table" and prompt[1] == nil then
+        prompt, options = nil, prompt
+    end
+    moving(self)
+    Stream.options(options, where)
+    if prompt ~= nil then
+        self:feed(prompt)
+    end
+    return Stream.new(self, options, where, messages.is(prompt))
+end
+
+--- session:stream([prompt][, options]): goes on with the prompt, or where the timeline ends; a stream
+--- of text. See stream.lua for the options.
+function Session:stream(prompt, options)
+    return start_stream(self, prompt, options, "session:stream")
+end
+
+--- The same, to the end: text, info.
+function Session:generate(prompt, options)
+    return start_stream(self, prompt, options, "session:generate"):finish()
+end
+
+--- The tokens fed so far: an i32 tensor, a read-only view.
+function Session:tokens()
+    local raw = ffi.new "mm2_tensor"
+    check(lib.mm2_session_tokens(self:live(), raw))
+    return Tensor.view(raw, self)
+end
+
+--- Cuts the timeline back to its first `length` tokens.
+function Session:rewind(length)
+    check(lib.mm2_session_rewind(moving(self), args.int(length, "the length")))
+end
+
+--- Makes the timeline equal to `ids`: keeps the common beginning, feeds the rest. Returns how many
+--- tokens were kept. At least the last one is fed again if anything was cut, for its logits.
+function Session:sync(prompt, n)
+    local ptr = moving(self)
+    local ids, count = self.model:prompt_ids(prompt, n)
+    if count == 0 then
+        raise("no tokens to make the timeline from")
+    end
+    local old, length = self:tokens(), self.length
+    local common = 0
+    while common < length and common < count and old[common] == ids[common] do
+        common = common + 1
+    end
+    if common < length then
+        common = math.min(common, count - 1)
+        check(lib.mm2_session_rewind(ptr, common))
+    end
+    if common < count then
+        check(lib.mm2_session_feed(ptr, ids + common, count - common))
+    end
+    return common
+end
+
+--- Logits of the last token evaluated: f32 [vocab_size], a writable view.
+function Session:logits()
+    local raw = ffi.new "mm2_tensor"
+    check(lib.mm2_session_logits(self:live(), raw))
+    return Tensor.view(raw, self)
+end
+
+--- Natural-log probabilities of these ids by the logits: a table in their order.
+function Session:logprobs(ids, n)
+    local ptr = self:live()
+    local array, count = args.ids(ids, n)
+    local out = ffi.new("float[?]", count)
+    check(lib.mm2_session_logprobs(ptr, array, count, out))
+    local list = {}
+    for i = 1, count do
+        list[i] = out[i - 1]
+    end
+    return list
+end
+
+--- The n (10) best tokens by the logits, best first: a table of ids and one of log-probabilities.
+function Session:top(n)
+    local ptr = self:live()
+    n = n == nil and 10 or args.int(n, "the number of tokens")
+    if n < 1 or n > self.model.config.vocab_size then
+        raise(("the number of tokens must be 1..%d, not %d"):format(self.model.config.vocab_size, n))
+    end
+    local ids, out = ffi.new("int32_t[?]", n), ffi.new("float[?]", n)
+    check(lib.mm2_session_top(ptr, n, ids, out))
+    local tokens, logprobs = {}, {}
+    for i = 1, n do
+        tokens[i], logprobs[i] = ids[i - 1], out[i - 1]
+    end
+    return tokens, logprobs
+end
+
+--- Frees the session; again is allowed. Its views end.
+function Session:close()
+    if self.open[0] == 1 then
+        native.release(self.ptr, "mm2_session_free")
+        self.open[0] = 0
+    end
+end
+
+function properties.pos(self)
+    return lib.mm2_session_position(self:live())
+end
+
+function properties.length(self)
+    return lib.mm2_session_length(self:live())
+end
+
+function properties.context(self)
+    return lib.mm2_session_context(self:live())
+end
+
+return Session

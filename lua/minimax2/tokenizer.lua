@@ -1,0 +1,186 @@
+--- Tokenizer: text to token ids and back. `model.tokenizer`, or mm.tokenizer(path) for one alone.
+---
+--- Fields: vocab_size (highest id + 1) and the ids bos, eos, unk, pad, think_open, think_close, nil
+--- where the files name none. Lua strings are bytes: invalid UTF-8 may go in and come out.
+
+local ffi = require "ffi"
+local native = require "minimax2.native"
+local args = require "minimax2.args"
+local messages = require "minimax2.messages"
+
+local lib, raise, check = native.lib, native.raise, native.check
+
+local Tokenizer = {}
+Tokenizer.__index = Tokenizer
+
+local int32_array = ffi.typeof "int32_t[?]"
+local char_array = ffi.typeof "char[?]"
+
+local function new(ptr, open, owner)
+    local self = setmetatable({ ptr = ptr, open = open, owner = owner }, Tokenizer)
+    local facts = ffi.new "mm2_tokenizer_info"
+    lib.mm2_tokenizer_facts(ptr, facts)
+    self.vocab_size = facts.vocab_size
+    for _, name in ipairs { "bos", "eos", "unk", "pad", "think_open", "think_close" } do
+        self[name] = facts[name] >= 0 and facts[name] or nil
+    end
+    return self
+end
+
+--- See mm.tokenizer.
+function Tokenizer.load(path)
+    local out = ffi.new "mm2_tokenizer *[1]"
+    if lib.mm2_tokenizer_open(out, args.text(path, "the path")) < 0 then
+        return nil, native.message()
+    end
+    return new(native.wrap(out, "mm2_tokenizer_release"), ffi.new("int32_t[1]", 1))
+end
+
+--- The model's own; it keeps the model alive. nil and a sentence if there is none.
+function Tokenizer.of(model)
+    local ptr = lib.mm2_model_tokenizer(model:live())
+    if ptr == nil then
+        return nil, native.message()
+    end
+    return new(ptr, model.open, model)
+end
+
+local function live(self)
+    if self.open[0] == 0 then
+        raise(self.owner and "the tokenizer's model is closed" or "the tokenizer is closed")
+    end
+    return self.ptr
+end
+
+-- Calls fill(array, capacity) with a guess, and again if that was too small; array, length.
+local function collect(array_type, guess, fill)
+    local array = array_type(guess)
+    local length = check(fill(array, guess))
+    if length > guess then
+        array = array_type(length)
+        length = check(fill(array, length))
+    end
+    return array, length
+end
+
+local function flag(options, where, name, default)
+    local value = args.known(options, where, { [name] = true })[name]
+    if value == nil then
+        return default
+    end
+    return value
+end
+
+--- Token ids of a text as an int32_t array, and their number. Options: special = true turns strings
+--- such as "<think>" into their token; without it they are plain text.
+function Tokenizer:encode(text, options)
+    local ptr = live(self)
+    if type(text) ~= "string" then
+        raise(("the text must be a string, not %s"):format(args.show(text)))
+    end
+    local flags = flag(options, "tokenizer:encode", "special", false) and lib.MM2_SPECIAL or 0
+    return collect(int32_array, #text + 16, function(ids, room)
+        return lib.mm2_tokenizer_encode(ptr, text, #text, flags, ids, room)
+    end)
+end
+
+local function list(array, count)
+    local out = {}
+    for i = 1, count do
+        out[i] = array[i - 1]
+    end
+    return out
+end
+
+--- The same as a table.
+function Tokenizer:ids(text, options)
+    return list(self:encode(text, options))
+end
+
+--- Text of token ids (a table, a tensor, or an array and its count). Options: special = true writes
+--- special tokens out; without it they are left out.
+function Tokenizer:decode(ids, n, options)
+    local ptr = live(self)
+    if type(n) == "table" then
+        n, options = nil, n
+    end
+    local array, count = args.ids(ids, n)
+    local flags = flag(options, "tokenizer:decode", "special", false) and lib.MM2_SPECIAL or 0
+    return ffi.string(collect(char_array, count * 8 + 64, function(out, room)
+        return lib.mm2_tokenizer_decode(ptr, array, count, flags, out, room)
+    end))
+end
+
+--- The bytes of one token; nil and a sentence if there is no such id.
+function Tokenizer:token(id)
+    local length = ffi.new "int32_t[1]"
+    local bytes = lib.mm2_tokenizer_token(live(self), args.int(id, "the id"), length)
+    if bytes == nil then
+        return nil, native.message()
+    end
+    return ffi.string(bytes, length[0])
+end
+
+--- The id whose bytes are exactly these, or nil.
+function Tokenizer:id(bytes)
+    local ptr = live(self)
+    if type(bytes) ~= "string" then
+        raise(("the token must be a string, not %s"):format(args.show(bytes)))
+    end
+    local id = lib.mm2_tokenizer_id(ptr, bytes, #bytes)
+    return id >= 0 and id or nil
+end
+
+local function chat_flags(options, where)
+    return flag(options, where, "generation_prompt", true) and lib.MM2_GENERATION_PROMPT or 0
+end
+
+local function text_length(turns)
+    local sum = 0
+    for _, turn in ipairs(turns) do
+        sum = sum + #(turn.content or "") + #(turn.thinking or "") + 64
+    end
+    return sum + 256
+end
+
+--- Messages { {role=, content=, thinking=}, ... } in the vendor's chat format, as text to read.
+--- Options: generation_prompt = false leaves out the opening of the assistant's turn.
+function Tokenizer:render(turns, options)
+    local ptr = live(self)
+    local flags = chat_flags(options, "tokenizer:render")
+    local array, count = messages.array(turns)
+    return ffi.string(collect(char_array, text_length(turns), function(out, room)
+        return lib.mm2_chat_render(ptr, array, count, flags, out, room)
+    end))
+end
+
+--- The same as token ids to feed: an int32_t array and its length. Only the template's own tags become
+--- control tokens, whatever the messages hold.
+function Tokenizer:encode_chat(turns, options)
+    local ptr = live(self)
+    local flags = chat_flags(options, "tokenizer:template")
+    local array, count = messages.array(turns)
+    return collect(int32_array, text_length(turns), function(ids, room)
+        return lib.mm2_chat_encode(ptr, array, count, flags, ids, room)
+    end)
+end
+
+--- The same as a table.
+function Tokenizer:template(turns, options)
+    return list(self:encode_chat(turns, options))
+end
+
+--- How many of these bytes can be shown without splitting a UTF-8 character.
+function Tokenizer.complete(bytes)
+    return lib.mm2_text_complete(bytes, #bytes)
+end
+
+--- Frees a tokenizer opened by mm.tokenizer; again is allowed. A model's own ends with its model.
+function Tokenizer:close()
+    if not self.owner and self.open[0] == 1 then
+        native.release(self.ptr, "mm2_tokenizer_release")
+        self.open[0] = 0
+    end
+end
+
+return Tokenizer

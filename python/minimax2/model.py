@@ -1,0 +1,285 @@
+"""Model: an opened checkpoint, and load()."""
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from minimax2 import _native, show, trace
+from minimax2.batch import Batch
+from minimax2.chat import Chat
+from minimax2.errors import ArgumentError, UnsupportedError
+from minimax2.handle import Handle
+from minimax2.session import Session
+from minimax2.tokenizer import Tokenizer
+
+EMBEDDED = Path(__file__).parent / "m2-tiny"
+
+
+class Config(NamedTuple):
+    """The shape of a model; names as in the family's config.json."""
+
+    num_hidden_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rotary_dim: int
+    """Leading dimensions of a head that are rotated."""
+    num_local_experts: int
+    num_experts_per_tok: int
+    intermediate_size: int
+    """Of one expert."""
+    vocab_size: int
+    """Rows of the embedding, padding included."""
+    max_position_embeddings: int
+    """Positions."""
+    use_qk_norm: bool
+    use_routing_bias: bool
+    rope_theta: float
+    rms_norm_eps: float
+    routed_scaling_factor: float
+
+
+def load(path=None, *, threads=None, writable=False, isa=None):
+    """Open a checkpoint: a Model. Quick: weights are mapped, not read.
+
+    path: a Hugging Face directory, a .gguf file (of a split set: any part), or a directory that
+    holds one; None: m2-tiny, the small model that comes with the package. threads: None means all
+    physical cores that the process may use. writable: map copy-on-write, so that weights can be
+    edited in this process; files are never touched. isa: "ref", "avx2", "avx512" or "blas"; None
+    means the best, or what the MM2_ISA environment variable says.
+
+    Raises FileError, FormatError, UnsupportedError, OutOfMemory, ArgumentError.
+    """
+    return Model(EMBEDDED if path is None else path, threads=threads, writable=writable, isa=isa)
+
+
+class Model(Handle, Mapping):
+    """An opened checkpoint: immutable, shared by any number of threads and sessions.
+
+    A mapping of tensor names to views on the weights as they lie in the files. `model(prompt)` gives
+    logits, generate() text, session() a timeline to work with, trace() and run_with_*() what goes on
+    inside. close() gives the model up; sessions and tensors taken from it keep what they need.
+    """
+
+    __slots__ = ("_config", "_sizes", "_tokenizer")
+
+    points = _native.POINTS
+    """The names of the activations that a run can stop at, in the order of the data flow."""
+
+    def __init__(self, path, *, threads=None, writable=False, isa=None):
+        super().__init__(_native.model_open(path, threads, writable, isa))
+        facts = _native.model_config(self._c)
+        for flag in ("use_qk_norm", "use_routing_bias"):
+            facts[flag] = bool(facts[flag])
+        self._config = Config(**facts)
+        self._sizes = _native.model_sizes(self._c)
+        self._tokenizer = None
+
+    # ---- Facts ----
+
+    @property
+    def config(self):
+        """The shape of the model, a Config."""
+        return self._config
+
+    @property
+    def path(self):
+        """Where it was opened, a Path."""
+        return Path(self.info("path"))
+
+    @property
+    def threads(self):
+        """Threads that work for it, the calling one included."""
+        return self._sizes[0]
+
+    @property
+    def nbytes(self):
+        """Bytes of all tensors."""
+        return self._sizes[1]
+
+    @property
+    def parameters(self):
+        """Elements of all weights, without block scales."""
+        return self._sizes[2]
+
+    def info(self, key):
+        """A fact as a str, or None where the files do not tell.
+
+        Keys: "path", "format", "architecture", "name", "license", "quantization", "isa",
+        "chat_template".
+        """
+        return _native.model_info(self._c, key)
+
+    @property
+    def tokenizer(self):
+        """The model's Tokenizer. Raises UnsupportedError if the checkpoint has none."""
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer._of(_native.model_tokenizer(self._c), self._c)
+        return self._tokenizer
+
+    @property
+    def tokenizer_or_none(self):
+        """The same, or None: token ids work without a tokenizer."""
+        try:
+            return self.tokenizer
+        except UnsupportedError:
+            return None
+
+    # ---- Weights ----
+
+    def __getitem__(self, name):
+        """A view on a tensor as it lies in the file; read-only unless opened with writable=True."""
+        try:
+            return _native.model_tensor(self._c, name)
+        except ArgumentError:
+            self._c  # a closed model is no missing key
+            raise KeyError(name) from None
+
+    def __iter__(self):
+        return iter(_native.model_names(self._c))
+
+    def __len__(self):
+        return len(_native.model_names(self._c))
+
+    def __bool__(self):
+        return True
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def weight(self, name, first=0, count=None):
+        """Rows [first, first + count) of a tensor, decoded: a Tensor f32 [count, columns].
+
+        A tensor counts as a matrix of its last dimension. FP8 block scales are applied. count None:
+        to the last row. Raises KeyError, ArgumentError, OutOfMemory.
+        """
+        self[name]  # KeyError
+        return _native.model_weight(self._c, name, first, count)
+
+    # ---- Running ----
+
+    def ids(self, prompt):
+        """What a prompt is in token ids, a list: a str, ids, or messages (list of dicts)."""
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(prompt)
+        elif is_messages(prompt):
+            ids = self.tokenizer.apply_chat_template(prompt)
+        else:
+            ids = _native.ids(prompt)
+        if not ids:
+            raise ArgumentError("the prompt is empty")
+        return ids
+
+    def __call__(self, prompt, *, logits="last"):
+        """Logits after a prompt: a Tensor f32 [vocab_size], or with logits="all" [tokens, vocab_size]."""
+        if logits not in ("last", "all"):
+            raise ArgumentError(f"logits is {logits!r}, must be 'last' or 'all'")
+        if logits == "last":
+            return self.run_with_hooks(prompt, ())
+        return self.run_with_cache(prompt, "logits")[1]["logits"]
+
+    def generate(self, prompt, *, stream=False, max_new_tokens=1024, **options):
+        """Go on from a prompt: a Generation, or with stream=True a Stream of text pieces.
+
+        prompt: a str, token ids, or messages (list of dicts of role and content), which are answered
+        in the chat format. Ends at the end token, a stop string, max_new_tokens or the model's
+        positions.
+
+        Options: temperature, top_k, top_p, min_p and the others of Sampler, defaults from the
+        checkpoint; seed (None: a fresh one, reported in the result); bias {id: value}; stop, a str
+        or several, not shown; mask, a buffer as in Sampler.next, or a callable(tokens so far) that
+        returns one; logits_processor, a callable(ids, logits) that edits the logits, a numpy array
+        [vocab_size], in place; top_logprobs, to report the n likeliest tokens at each place.
+        """
+        ids = self.ids(prompt)
+        positions = self.config.max_position_embeddings
+        room = min(positions, len(ids) + _native.integer(max_new_tokens, "max_new_tokens", 0))
+        session = Session(self, context=max(room, len(ids)))
+        return session.generate(ids, stream=stream, max_new_tokens=max_new_tokens,
+                                thinking=is_messages(prompt), **options)
+
+    def session(self, context=None, kv_dtype="bf16", chunk=None):
+        """A Session: one timeline.
+
+        context: positions there is room for; None: the smaller of the model's and 8192. kv_dtype:
+        "bf16" or "f32". chunk: prompt tokens that go through the layers together, None: 256; it does
+        not change the bits. Raises OutOfMemory if the whole context would not fit.
+        """
+        return Session(self, context, kv_dtype, chunk)
+
+    def batch(self, sessions=()):
+        """A Batch of sessions that are advanced together."""
+        return Batch(self, sessions)
+
+    def chat(self, system=None, *, context=None, **options):
+        """A Chat; options are the defaults of its generations."""
+        return Chat(self, system, context, **options)
+
+    # ---- Looking inside ----
+
+    def trace(self, prompt, points=None, layers=None):
+        """Evaluate a prompt and stop at activations: an iterator of Tap. See Session.trace()."""
+        ids = self.ids(prompt)
+        return Session(self, context=len(ids)).trace(ids, points, layers)
+
+    def run_with_hooks(self, prompt, hooks):
+        """Evaluate a prompt with hooks: the logits after it, a Tensor f32 [vocab_size].
+
+        hooks: pairs of a point, or (point, layer), and a callable(tensor, tap), which may write into
+        the tensor. One point may have several hooks; they are called in order.
+        """
+        wanted = {}
+        selected = set()
+        for where, hook in hooks:
+            point, layer = (where, None) if isinstance(where, str) else where
+            selected.update(trace.select(self, point, layer))
+            for pair in trace.select(self, point, layer):
+                wanted.setdefault(pair, []).append(hook)
+        ids = self.ids(prompt)
+        with Session(self, context=len(ids)) as session:
+            session.feed(ids)
+            with contextlib.closing(session._taps(sorted(selected))) as taps:
+                for tap in taps:
+                    point = _native.POINTS.index(tap.point)
+                    for pair in ((point, -1), (point, tap.layer)):
+                        for hook in wanted.get(pair, ()):
+                            if hook(tap.tensor, tap) is not None:
+                                raise TypeError("a hook edits the tensor in place and returns None")
+            return session.logits.copy()
+
+    def run_with_cache(self, prompt, points=None, layers=None, positions=None):
+        """Evaluate a prompt and keep activations: (logits as in run_with_hooks, Cache).
+
+        positions: None (all), an int, a slice or several ints; negative ones from the end.
+        """
+        ids = self.ids(prompt)
+        cache = trace.Cache(trace.pick_positions(positions, len(ids)))
+        with Session(self, context=len(ids)) as session:
+            for tap in session.trace(ids, points, layers):
+                cache.add(tap)
+            return session.logits.copy(), cache
+
+    def close(self):
+        """Give the model up; its sessions and tensors stay as they are."""
+        super().close()
+        self._tokenizer = None
+
+    def __repr__(self):
+        if self.closed:
+            return "<Model closed>"
+        config = self.config
+        return (f"<Model {self.info('name') or self.path.name}: {show.si(self.parameters)} "
+                f"parameters, {self.info('quantization')}, {config.num_hidden_layers} layers, "
+                f"{config.num_experts_per_tok} of {config.num_local_experts} experts, "
+                f"{self.info('isa')}, {self.threads} threads>")
+
+    def _repr_html_(self):
+        return "<p>closed</p>" if self.closed else show.table(show.facts(self))
+
+
+def is_messages(prompt):
+    """Whether a prompt is a conversation rather than text or ids."""
+    return (isinstance(prompt, (list, tuple)) and bool(prompt)
+            and all(isinstance(message, dict) for message in prompt))

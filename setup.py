@@ -1,0 +1,45 @@
+"""Builds the C library with make, then the two extension modules that link it; all three lie in the
+package's folder. Everything else is in pyproject.toml."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+LIBRARY = Path("build", "release", "libminimax2.so")
+
+
+class BuildWithLibrary(build_ext):
+    """build_ext that makes libminimax2.so first and puts it beside the modules."""
+
+    def run(self):
+        jobs = str(len(os.sched_getaffinity(0)))
+        subprocess.run(["make", "-s", "-j", jobs, "-C", "csrc"], check=True)
+        super().run()
+        folder = Path(self.get_ext_fullpath("minimax2._tensor")).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        target = folder / LIBRARY.name
+        target.unlink(missing_ok=True)  # a running process may have the old one mapped
+        shutil.copy2(LIBRARY, target)
+
+
+setup(
+    cffi_modules=["bindings/cffi_build.py:ffibuilder"],
+    ext_modules=[
+        Extension(
+            "minimax2._tensor",
+            ["bindings/tensor_type.c"],
+            depends=["bindings/dlpack_abi.h", "csrc/minimax2.h"],
+            include_dirs=["csrc", "bindings"],
+            library_dirs=[str(LIBRARY.parent)],
+            libraries=["minimax2"],
+            extra_link_args=["-Wl,-rpath,$ORIGIN"],
+            py_limited_api=True,
+        )
+    ],
+    cmdclass={"build_ext": BuildWithLibrary},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)

@@ -1,0 +1,116 @@
+"""Writes checkpoints as GGUF files, with the `gguf` package.
+
+Norms, router and routing bias stay F32, as in every published file; matrices take the asked type.
+`quantised` encodes given weights; `drawn` makes blocks of random codes, for the types that the
+package can only decode.
+"""
+
+import re
+
+import gguf
+import numpy as np
+
+import checkpoints
+
+F32 = gguf.GGMLQuantizationType.F32
+NAMES = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+    "input_layernorm.weight": "attn_norm.weight",
+    "self_attn.q_proj.weight": "attn_q.weight",
+    "self_attn.k_proj.weight": "attn_k.weight",
+    "self_attn.v_proj.weight": "attn_v.weight",
+    "self_attn.o_proj.weight": "attn_output.weight",
+    "self_attn.q_norm.weight": "attn_q_norm.weight",
+    "self_attn.k_norm.weight": "attn_k_norm.weight",
+    "post_attention_layernorm.weight": "ffn_norm.weight",
+    "block_sparse_moe.gate.weight": "ffn_gate_inp.weight",
+    "block_sparse_moe.e_score_correction_bias": "exp_probs_b.bias",
+}
+EXPERTS = {"w1": "ffn_gate_exps.weight", "w2": "ffn_down_exps.weight", "w3": "ffn_up_exps.weight"}
+
+
+def renamed(config, tensors):
+    """(GGUF name, float32 array, whether it may be quantised); the experts of a layer stacked."""
+    for name, array in tensors.items():
+        if ".experts." in name:
+            continue
+        match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name)
+        new = f"blk.{match[1]}.{NAMES[match[2]]}" if match else NAMES[name]
+        yield new, array, array.ndim == 2 and "gate_inp" not in new
+    for layer in range(config["num_hidden_layers"]):
+        for part, new in EXPERTS.items():
+            names = (f"model.layers.{layer}.block_sparse_moe.experts.{e}.{part}.weight"
+                     for e in range(config["num_local_experts"]))
+            yield f"blk.{layer}.{new}", np.stack([tensors[name] for name in names]), True
+
+
+def quantised(config, tensors, kind):
+    """Entries for write(). `tensors`: {vendor's name: float32 array}; `kind`: a type that
+    gguf.quantize knows."""
+    for name, array, matrix in renamed(config, tensors):
+        chosen = kind if matrix else F32
+        yield name, gguf.quantize(array, chosen), chosen
+
+
+# Where a block keeps its half-float scale, and the one of its minima.
+SCALES = {"Q8_0": (0,), "Q4_0": (0,), "Q5_0": (0,), "IQ4_NL": (0,), "Q2_K": (80, 82), "Q3_K": (108,),
+          "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_XS": (0,)}
+
+
+def random_blocks(case, name, shape, kind, spread):
+    """uint8 blocks of a matrix whose values have about the standard deviation `spread`: all bits are
+    random but the scales, which are `factor` times 1 to 2."""
+    size, bytes_a_block = gguf.GGML_QUANT_SIZES[kind]
+    rows = (*shape[:-1], shape[-1] // size * bytes_a_block)
+    data = checkpoints.hash_bytes(case, name, rows).copy()
+    blocks = data.reshape(-1, bytes_a_block)
+
+    def set_scales(factor):
+        for at in SCALES[kind.name]:
+            drawn = checkpoints.hash_bytes(case, f"{name} scale {at}", (len(blocks),))
+            scale = ((128 + (drawn >> 1)) / 128 * factor).astype("<f2")
+            blocks[:, at : at + 2] = scale.view(np.uint8).reshape(-1, 2)
+
+    set_scales(1.0)
+    set_scales(checkpoints.power_of_two(spread / gguf.dequantize(blocks[:64], kind).std()))
+    return data
+
+
+def drawn(case, kind):
+    """Entries for write(): a case whose matrices are random blocks."""
+    tensors = {weight.name: checkpoints.values(case, weight) for weight in checkpoints.weights(case)}
+    for name, array, matrix in renamed(case.config(), tensors):
+        if matrix:
+            yield name, random_blocks(case, name, array.shape, kind, array.std()), kind
+        else:
+            yield name, array, F32
+
+
+def write(path, config, entries):
+    """`config`: keys of config.json. `entries`: (GGUF name, array of values or of blocks as bytes,
+    gguf.GGMLQuantizationType). Returns the path."""
+    writer = gguf.GGUFWriter(path, "minimax-m2")
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_expert_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_value_length(config["head_dim"])
+    writer.add_rope_dimension_count(config["rotary_dim"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_expert_count(config["num_local_experts"])
+    writer.add_expert_used_count(config["num_experts_per_tok"])
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    for name, array, kind in entries:
+        writer.add_tensor(name, array, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

@@ -1,0 +1,68 @@
+"""The golden hashes: SHA-256 of the logits of one small checkpoint in every weight format.
+
+    python tests/golden/make_hashes.py      # writes hashes.json
+
+They say which bits the library computes, at every instruction-set level but BLAS. They change only
+together with MM2_NUMERICS in csrc/minimax2.h.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import tempfile
+
+import gguf
+import minimax2 as mm
+import numpy as np
+
+import checkpoints
+import gguf_file
+
+HASHES = pathlib.Path(__file__).resolve().with_name("hashes.json")
+CASE = checkpoints.Case(
+    "bits", hidden_size=256, num_attention_heads=4, num_key_value_heads=2, head_dim=64, rotary_dim=32,
+    num_local_experts=6, num_experts_per_tok=2, intermediate_size=256, num_hidden_layers=2,
+    vocab_size=144, rope_theta=5e6, rms_norm_eps=1e-6, seed=301)
+PLAIN = ("F32", "BF16", "FP8")  # as safetensors
+QUANTISED = ("F16", *gguf_file.SCALES)  # as GGUF
+IDS = checkpoints.prompt(CASE, 270)  # crosses the 256-position chunk of attention
+
+
+def write(kind, directory):
+    """The checkpoint with matrices of a kind of PLAIN or QUANTISED; returns its path."""
+    directory = pathlib.Path(directory)
+    if kind in PLAIN:
+        return checkpoints.write_checkpoint(dataclasses.replace(CASE, storage=kind), directory / kind)
+    number = gguf.GGMLQuantizationType[kind]
+    if kind == "F16":
+        tensors = {w.name: checkpoints.values(CASE, w) for w in checkpoints.weights(CASE)}
+        entries = gguf_file.quantised(CASE.config(), tensors, number)
+    else:
+        entries = gguf_file.drawn(CASE, number)
+    return gguf_file.write(directory / f"{kind}.gguf", CASE.config(), entries)
+
+
+def all_logits(model, ids, chunk):
+    """float32 [n, vocab_size]; the prompt goes through the layers `chunk` tokens at a time."""
+    with model.session(context=len(ids), chunk=chunk) as session:
+        taps = session.trace(ids, points=["logits"])
+        return np.concatenate([np.array(tap.tensor.numpy()) for tap in taps])
+
+
+def digest(logits):
+    assert np.isfinite(logits).all()
+    return hashlib.sha256(logits.astype("<f4").tobytes()).hexdigest()
+
+
+def main():
+    hashes = {}
+    with tempfile.TemporaryDirectory() as directory:
+        for kind in (*PLAIN, *QUANTISED):
+            with mm.load(write(kind, directory), isa="ref", threads=2) as model:
+                hashes[kind] = digest(all_logits(model, IDS, 64))
+    HASHES.write_text(json.dumps(hashes, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+local mm = require "minimax2"
+local support = require "support"
+
+local model, greedy = support.model, support.greedy
+
+describe("the module", function()
+    it("tells its version and the processor", function()
+        assert.matches("^%d+%.%d+%.%d+$", mm.version)
+        assert.matches("core", mm.cpu())
+        assert.equal("embed", mm.points[1])
+        assert.equal("logits", mm.points[#mm.points])
+    end)
+
+    it("survives being loaded again", function()
+        local old = {}
+        for name in pairs(package.loaded) do
+            if name:match "^minimax2" then
+                old[name], package.loaded[name] = package.loaded[name], nil
+            end
+        end
+        local again = require "minimax2"
+        assert.are_not.equal(mm, again)
+        local other = assert(again.load())
+        local tensor = other:logits { 1, 2, 3 }
+        assert.equal(model:logits({ 1, 2, 3 })[5], tensor[5])
+        other:close()
+        for name, value in pairs(old) do
+            package.loaded[name] = value
+        end
+    end)
+end)
+
+describe("a model", function()
+    it("knows its configuration", function()
+        local config = model.config
+        assert.equal("table", type(config))
+        assert.is_true(config.num_hidden_layers > 0)
+        assert.is_true(config.use_qk_norm)
+        assert.equal(0, config.hidden_size % 32)
+        assert.equal("safetensors", model:info "format")
+        assert.is_nil(model:info "no such key")
+        assert.is_true(model.threads >= 1)
+        assert.is_true(model.nbytes > model.parameters)
+        assert.matches("^minimax2 model: ", tostring(model))
+    end)
+
+    it("lists its tensors in file order, with views on them", function()
+        local count, bytes = 0, 0
+        for name, tensor in model:tensors() do
+            count, bytes = count + 1, bytes + tensor.nbytes
+            assert.equal(tensor.nbytes, model:tensor(name).nbytes)
+        end
+        assert.is_true(count > 10)
+        assert.equal(model.nbytes, bytes)
+    end)
+
+    it("says which tensor is missing", function()
+        local tensor, message = model:tensor "model.layers.99.nothing"
+        assert.is_nil(tensor)
+        assert.matches("model.layers.99.nothing", message, 1, true)
+        assert.is_nil((model:weight "nothing"))
+    end)
+
+    it("decodes weights with their scales", function()
+        local name = "model.embed_tokens.weight"
+        local stored = model:tensor(name)
+        local rows = model:weight(name, 2, 3)
+        assert.same({ 3, stored.shape[2] }, rows.shape)
+        for i = 0, stored.shape[2] - 1 do
+            assert.equal(stored:get(4, i), rows:get(2, i))
+        end
+        assert.same(stored.shape, model:weight(name).shape)
+    end)
+
+    it("applies FP8 block scales", function()
+        local name, codes
+        for candidate, tensor in model:tensors() do
+            if tensor.dtype == "f8_e4m3" then
+                name, codes = candidate, tensor
+                break
+            end
+        end
+        local scale = model:tensor(name .. "_scale_inv")
+        local row = model:weight(name, 0, 1)
+        for i = 0, math.min(#row, 128) - 1 do
+            local expected = require("ffi").new("float[1]", codes[i] * scale[0])[0]
+            assert.equal(expected, row[i])
+        end
+    end)
+
+    it("gives the logits of the last token, and of all", function()
+        local ids = model.tokenizer:ids(support.prompt)
+        local last = model:logits(ids)
+        local all = model:logits(ids, "all")
+        assert.same({ model.config.vocab_size }, last.shape)
+        assert.same({ #ids, model.config.vocab_size }, all.shape)
+        assert.equal(last:bytes(), all:bytes():sub(-last.nbytes))
+        assert.equal(last:bytes(), model:logits(support.prompt):bytes())
+        local first = model:logits { ids[1] }
+        assert.equal(first:bytes(), all:bytes():sub(1, first.nbytes))
+    end)
+
+    it("generates, and again with the same seed", function()
+        local text, info = model:generate(support.prompt, { max_new_tokens = 12 })
+        assert.equal(12, #info.tokens)
+        assert.equal("length", info.finish_reason)
+        assert.equal(text, model.tokenizer:decode(info.tokens))
+        local same, same_info = model:generate(support.prompt, { max_new_tokens = 12, seed = info.seed })
+        assert.equal(text, same)
+        assert.same(info.tokens, same_info.tokens)
+    end)
+
+    it("draws another seed each time", function()
+        local seeds = {}
+        for i = 1, 3 do
+            local _, info = model:generate("a", { max_new_tokens = 1 })
+            seeds[i] = info.seed
+        end
+        assert.is_false(seeds[1] == seeds[2] and seeds[2] == seeds[3])
+    end)
+
+    it("reports log-probabilities by its own logits", function()
+        local _, info = model:generate(support.prompt, greedy(4, { top_logprobs = 3,
+            bias = { [5] = 100 } }))
+        assert.equal(4, #info.logprobs)
+        local session = assert(model:session())
+        session:feed(support.prompt):run()
+        for _, entry in ipairs(info.logprobs) do
+            local ids, values = session:top(3)
+            assert.equal(5, entry.id)
+            assert.equal(session:logprobs({ 5 })[1], entry.logprob)
+            assert.same({ id = ids[1], logprob = values[1] }, entry.top[1])
+            assert.equal(3, #entry.top)
+            session:feed({ entry.id }):run()
+        end
+    end)
+
+    it("answers messages as a chat turn", function()
+        local turns = { { role = "user", content = "Hello!" } }
+        local text, info = model:generate(turns, greedy(200))
+        assert.is_string(info.thinking)
+        local session = assert(model:session())
+        local _, plain = session:generate(model.tokenizer:template(turns), greedy(200))
+        assert.same(plain.tokens, info.tokens)
+        assert.is_nil(plain.thinking)
+        local close = model.tokenizer.think_close
+        local answer, seen = {}, false
+        for _, id in ipairs(info.tokens) do
+            if seen then
+                answer[#answer + 1] = id
+            end
+            seen = seen or id == close
+        end
+        assert.equal((model.tokenizer:decode(answer):gsub("^\n+", "")), text)
+    end)
+
+    it("can be shared by address", function()
+        local other = mm.attach(model:address())
+        local a, b = other:logits { 1, 2 }, model:logits { 1, 2 }
+        assert.equal(a:bytes(), b:bytes())
+        other:close()
+        assert.equal(b:bytes(), model:logits({ 1, 2 }):bytes())
+    end)
+
+    it("gives the same bits whatever its threads", function()
+        local one = assert(mm.load(nil, { threads = 1 }))
+        local three = assert(mm.load { threads = 3 })
+        assert.equal(1, one.threads)
+        assert.equal(3, three.threads)
+        assert.equal(one:logits(support.prompt):bytes(), three:logits(support.prompt):bytes())
+        one:close()
+        three:close()
+    end)
+
+    it("lets weights be edited in memory when writable", function()
+        local own = assert(mm.load(nil, { writable = true }))
+        local before = own:logits({ 1, 2, 3 }):bytes()
+        local norm = own:tensor "model.norm.weight"
+        assert.is_false(norm.readonly)
+        assert.is_true(model:tensor("model.norm.weight").readonly)
+        local words = norm:ptr()
+        for i = 0, #norm - 1 do
+            words[i] = 0
+        end
+        local after = own:logits { 1, 2, 3 }
+        assert.are_not.equal(before, after:bytes())
+        assert.equal(0, after[7])
+        assert.equal(before, model:logits({ 1, 2, 3 }):bytes())
+        own:close()
+    end)
+end)

@@ -1,0 +1,263 @@
+local support = require "support"
+
+local model, greedy = support.model, support.greedy
+local tokenizer = model.tokenizer
+
+-- A sampler option that makes the model say exactly these tokens.
+local function script(ids)
+    local at = 0
+    return function(_, logits)
+        at = at + 1
+        for i = 0, #logits - 1 do
+            logits[i] = -1000
+        end
+        logits[ids[at] or ids[#ids]] = 1000
+    end
+end
+
+local function say(text, options)
+    local ids = tokenizer:ids(text)
+    options = greedy(options.max_new_tokens or #ids, options)
+    options.logits_processor = script(ids)
+    return model:stream(support.prompt, options)
+end
+
+describe("a stream", function()
+    it("iterates over the pieces of what generate returns", function()
+        local whole, info = model:generate(support.prompt, { seed = 3, max_new_tokens = 20 })
+        local pieces = {}
+        local stream = model:stream(support.prompt, { seed = 3, max_new_tokens = 20 })
+        for piece in stream do
+            pieces[#pieces + 1] = piece
+            assert.equal(table.concat(pieces), stream:text())
+        end
+        assert.equal(whole, table.concat(pieces))
+        assert.same(info.tokens, stream:tokens())
+        assert.equal(3, stream.seed)
+        assert.equal("length", stream.finish_reason)
+        assert.is_nil(stream:next())
+    end)
+
+    it("polls within a budget, with the same tokens", function()
+        local _, info = model:generate(support.prompt, { seed = 3, max_new_tokens = 20 })
+        local stream = model:stream(support.prompt, { seed = 3, max_new_tokens = 20 })
+        local polls, text, done, piece = 0, "", false, nil
+        repeat
+            local before = #stream:tokens()
+            piece, done = stream:poll(0.02)
+            text = text .. (piece or "")
+            polls = polls + 1
+            assert.is_true(#stream:tokens() <= before + 1)
+        until done
+        assert.is_true(polls > 20)
+        assert.same(info.tokens, stream:tokens())
+        assert.equal(text, stream:text())
+        assert.same({ nil, true }, { stream:poll(1) })
+    end)
+
+    it("gives way in coroutines", function()
+        local whole = model:generate(support.prompt, greedy(10))
+        local turns = {}
+        local routines = {}
+        for i = 1, 2 do
+            routines[i] = coroutine.create(function()
+                local stream = model:stream(support.prompt, greedy(10, { yield = true }))
+                for _ in stream do
+                    turns[#turns + 1] = i
+                    coroutine.yield()
+                end
+                return stream:text()
+            end)
+        end
+        local text = {}
+        while not (text[1] and text[2]) do
+            for i, routine in ipairs(routines) do
+                if not text[i] then
+                    local _, result = assert(coroutine.resume(routine))
+                    text[i] = result
+                end
+            end
+        end
+        assert.same({ whole, whole }, text)
+        assert.same({ 1, 2, 1, 2 }, { unpack(turns, 1, 4) })
+    end)
+
+    it("yields inside a long prompt", function()
+        local yields = 0
+        local routine = coroutine.wrap(function()
+            local stream = model:stream(("word "):rep(1500), greedy(1, { yield = true }))
+            stream:finish()
+            return "end"
+        end)
+        while routine() ~= "end" do
+            yields = yields + 1
+        end
+        assert.is_true(yields > 1)
+    end)
+
+    it("ends before a stop string, across token borders", function()
+        local text = "one two three four five"
+        for _, case in ipairs {
+            { "three", "one two ", "stop" },
+            { "o thr", "one tw", "stop" },
+            { { "five", "e two" }, "on", "stop" },
+            { { "zebra", "fourth" }, text, "length" },
+            { "five!", text, "length" },
+            { "one", "", "stop" },
+        } do
+            local stream = say(text, { stop = case[1] })
+            local pieces = {}
+            for piece in stream do
+                pieces[#pieces + 1] = piece
+            end
+            assert.equal(case[2], table.concat(pieces))
+            assert.equal(case[3], stream.finish_reason)
+        end
+    end)
+
+    it("never splits a character", function()
+        local text = "naïve 日本語 🙂 end"
+        local whole = 0
+        for piece in say(text, {}) do
+            assert.equal(#piece, tokenizer.complete(piece))
+            whole = whole + #piece
+        end
+        assert.equal(#text, whole)
+        -- Cut short, the bytes that were there come out.
+        local ids = tokenizer:ids "🙂"
+        if #ids > 1 then
+            local stream = say("🙂", { max_new_tokens = #ids - 1 })
+            assert.equal(tokenizer:decode { unpack(ids, 1, #ids - 1) }, (stream:finish()))
+        end
+    end)
+
+    it("ends at the end token, which stays in the tokens", function()
+        local ids = tokenizer:ids "so"
+        ids[#ids + 1] = tokenizer.eos
+        local text, info = model:generate(support.prompt, greedy(50, { logits_processor = script(ids) }))
+        assert.equal("so", text)
+        assert.equal("stop", info.finish_reason)
+        assert.same(ids, info.tokens)
+    end)
+
+    it("parts thinking and answer after messages", function()
+        local ids = tokenizer:ids "\nhmm 日本\n"
+        ids[#ids + 1] = tokenizer.think_close
+        for _, id in ipairs(tokenizer:ids "\n\nIt is so.") do
+            ids[#ids + 1] = id
+        end
+        ids[#ids + 1] = tokenizer.eos
+        local stream = model:stream({ { role = "user", content = "?" } },
+            greedy(80, { logits_processor = script(ids), stop = "hmm" }))
+        local text, info = stream:finish()
+        assert.equal("It is so.", text)
+        assert.equal("hmm 日本", info.thinking)
+        assert.equal("stop", info.finish_reason)
+    end)
+
+    it("takes a mask, fixed or made for each token", function()
+        local mm = require "minimax2"
+        local mask = mm.mask(model.config.vocab_size)
+        mm.allow(mask, 65)
+        mm.allow(mask, 66)
+        local _, info = model:generate(support.prompt, { max_new_tokens = 6, mask = mask })
+        for _, id in ipairs(info.tokens) do
+            assert.is_true(id == 65 or id == 66)
+        end
+        local _, alternate = model:generate(support.prompt, { max_new_tokens = 6, mask = function(tokens)
+            local one = mm.mask(model.config.vocab_size)
+            mm.allow(one, 100 + #tokens)
+            return one
+        end })
+        assert.same({ 100, 101, 102, 103, 104, 105 }, alternate.tokens)
+    end)
+
+    it("reports the model's own log-probabilities after an edit", function()
+        local function spoil(_, logits)
+            for i = 0, #logits - 1 do
+                logits[i] = 0
+            end
+            logits[9] = 50
+        end
+        local _, info = model:generate(support.prompt,
+            greedy(1, { logits_processor = spoil, top_logprobs = 1 }))
+        local session = assert(model:session())
+        session:feed(support.prompt):run()
+        assert.equal(session:logprobs({ 9 })[1], info.logprobs[1].logprob)
+        assert.equal(session:top(1)[1], info.logprobs[1].top[1].id)
+    end)
+
+    it("calls hooks while it writes", function()
+        local plain = model:generate(support.prompt, greedy(8))
+        local seen = 0
+        local function nothing(_, tap)
+            seen = seen + tap.count
+        end
+        local ids = tokenizer:ids(support.prompt)
+        assert.equal(plain, (model:generate(support.prompt,
+            greedy(8, { hooks = { { "resid_mid", 1, nothing } } }))))
+        assert.equal(#ids + 7, seen)
+        local function zero(tensor)
+            for i = 0, #tensor - 1 do
+                tensor[i] = 0
+            end
+        end
+        assert.are_not.equal(plain, (model:generate(support.prompt,
+            greedy(8, { hooks = { { "resid_post", zero } } }))))
+        local session = assert(model:session())
+        session:generate(support.prompt, greedy(2, { hooks = { { "resid_post", zero } } }))
+        assert.is_true(session:run()) -- the taps are off again
+    end)
+
+    it("can be cancelled, and generates nothing when told so", function()
+        local stream = model:stream(support.prompt, greedy(50))
+        stream:poll()
+        stream:cancel()
+        stream:cancel()
+        assert.equal("cancelled", stream.finish_reason)
+        assert.same({ nil, true }, { stream:poll() })
+        local text, info = model:generate(support.prompt, { max_new_tokens = 0 })
+        assert.equal("", text)
+        assert.same({}, info.tokens)
+        assert.equal("length", info.finish_reason)
+    end)
+end)
+
+describe("a chat", function()
+    it("keeps the sampled tokens and feeds only what is new", function()
+        local chat = assert(model:chat { system = "Be short.", max_new_tokens = 40, temperature = 0 })
+        local first, info = chat:send "Hello!"
+        assert.equal(first, (model:generate({
+            { role = "system", content = "Be short." },
+            { role = "user", content = "Hello!" },
+        }, greedy(40))))
+        assert.is_string(info.thinking)
+        local before = chat.session.length
+        local stream = chat:stream "And you?"
+        local ids = chat.session:tokens()
+        local added = {}
+        for i = before, #ids - 1 do
+            added[#added + 1] = ids[i]
+        end
+        local new = tokenizer:decode(added, { special = true })
+        local rendered = tokenizer:render {
+            { role = "user", content = "." }, { role = "user", content = "And you?" },
+        }
+        assert.equal(new, rendered:sub(-#new))
+        assert.matches("And you?", new, 1, true)
+        assert.is_nil(new:find("Hello", 1, true))
+        stream:finish()
+        chat:send "Good."
+        assert.equal(7, #chat.messages)
+        assert.same({ "system", "user", "assistant", "user", "assistant", "user", "assistant" },
+            (function()
+                local roles = {}
+                for i, message in ipairs(chat.messages) do
+                    roles[i] = message.role
+                end
+                return roles
+            end)())
+        chat:close()
+        assert.matches("closed", support.failure(chat.send, chat, "x"))
+    end)
+end)

@@ -1,0 +1,86 @@
+"""What quantised weights with integer products cost, against the float kernels on the same weights.
+
+m2-tiny, a trained model, is read in its FP8 files (float32 activations) and as GGUF files made of
+its dequantised weights (8-bit activations). The text is Python source that came with the
+interpreter. The figures are the mean KL divergence from the float model's next-token distribution, in
+nats, and the share of positions with the same likeliest token.
+"""
+
+import asyncio
+import inspect
+import json
+import pathlib
+import sys
+import tokenize
+
+import gguf
+import minimax2 as mm
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "golden"))
+import checkpoints  # noqa: E402
+import gguf_file  # noqa: E402
+
+TINY = pathlib.Path(mm.__file__).parent / "m2-tiny"
+WINDOW = 512  # tokens that are read as one text
+WINDOWS = 20  # 10,240 positions
+Kind = gguf.GGMLQuantizationType
+
+
+@pytest.fixture(scope="module")
+def float_model():
+    with mm.load(TINY, threads=2) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def texts(float_model):
+    """int32 [WINDOWS, WINDOW]"""
+    modules = (tokenize, inspect, json.decoder, pathlib, asyncio.base_events)
+    ids = float_model.tokenizer.encode("\n".join(inspect.getsource(m) for m in modules))
+    assert len(ids) >= WINDOWS * WINDOW
+    return np.array(ids[: WINDOWS * WINDOW], np.int32).reshape(WINDOWS, WINDOW)
+
+
+def log_softmax(logits):
+    x = logits.astype(np.float64)
+    x -= x.max(1, keepdims=True)
+    return x - np.log(np.exp(x).sum(1, keepdims=True))
+
+
+@pytest.fixture(scope="module")
+def expected(float_model, texts):
+    """Log-probabilities of the float model, float32 [WINDOWS, WINDOW, vocab_size]."""
+    return [log_softmax(float_model(ids, logits="all").numpy()).astype(np.float32) for ids in texts]
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return json.loads((TINY / "config.json").read_text()), checkpoints.decoded(TINY)
+
+
+def compare(path, texts, expected):
+    """(mean KL divergence, share of positions with the same best token)"""
+    divergence, same = [], []
+    with mm.load(path, threads=2) as model:
+        for ids, p in zip(texts, expected, strict=True):
+            q = log_softmax(model(ids, logits="all").numpy())
+            divergence.append((np.exp(p.astype(np.float64)) * (p - q)).sum(1))
+            same.append(p.argmax(1) == q.argmax(1))
+    return float(np.mean(divergence)), float(np.mean(same))
+
+
+# The gates of the smaller formats are loose: they catch broken kernels, not lost quality.
+@pytest.mark.parametrize(
+    "kind, most_divergence, least_same",
+    [(Kind.F32, 1e-9, 0.999), (Kind.Q8_0, 1e-3, 0.985), (Kind.Q5_0, 2e-2, 0.93), (Kind.Q4_0, 1e-1, 0.85)],
+    ids=lambda value: value.name if isinstance(value, Kind) else None,
+)
+def test_divergence(tmp_path, weights, texts, expected, kind, most_divergence, least_same):
+    config, tensors = weights
+    entries = gguf_file.quantised(config, tensors, kind)
+    path = gguf_file.write(tmp_path / "m2-tiny.gguf", config, entries)
+    divergence, same = compare(path, texts, expected)
+    print(f"{kind.name}: mean KL {divergence:.2e} nats, same top {same:.2%} of {texts.size} positions")
+    assert divergence <= most_divergence and same >= least_same

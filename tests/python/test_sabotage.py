@@ -1,0 +1,237 @@
+"""Would the golden values notice? The library is broken on purpose, one line at a time.
+
+Every mutation is a mistake that somebody's implementation of this model made, or could make. A copy
+of csrc gets the wrong line, what depends on it is compiled again, and the golden prompts must come
+out far beyond the tolerance of test_golden.py. The same procedure without a mutation must stay within
+it. A mutation whose line is not found any more fails: move it along with the code.
+"""
+
+import concurrent.futures
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+GOLDEN = ROOT / "tests" / "golden"
+sys.path.insert(0, str(GOLDEN))
+import checkpoints  # noqa: E402
+from checkpoints import CASES  # noqa: E402
+
+TOLERANCE = 1e-5  # of the largest logit, as in test_golden.py
+CAUGHT = 1e-2  # a mutation must move a logit by more than this share, or change a clear best token
+
+# Cases and prompt lengths that every library runs; together they take about a second.
+JOBS = {"half": 300, "quarter": 40, "one-kv": 40, "fp8": 40, "twins": 40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutation:
+    name: str
+    file: str
+    line: str  # occurs once in the file
+    wrong: str
+
+
+# fmt: off
+MUTATIONS = [
+    # Router
+    Mutation("routing bias dropped", "run/moe.c",
+             "if (bias->data) {",
+             "if (0) {"),
+    Mutation("routing bias in the weights", "run/moe.c",
+             "f->model->kernels->axpy(choice, 1, scores, experts);",
+             "f->model->kernels->axpy(choice, 1, scores, experts); memcpy(scores, choice, experts * 4);"),
+    Mutation("weights not renormalised", "run/moe.c",
+             "scores[chosen[i]] / sum *",
+             "scores[chosen[i]] *"),
+    Mutation("softmax for sigmoid", "run/moe.c",
+             "f->model->kernels->sigmoid(scores, f->router + (int64_t)unit * experts, experts);",
+             "float all = 0;"
+             " for (int e = 0; e < experts; e++) all += mm2_exp(f->router[(int64_t)unit * experts + e]);"
+             " for (int e = 0; e < experts; e++)"
+             " scores[e] = mm2_exp(f->router[(int64_t)unit * experts + e]) / all;"),
+    Mutation("ties to the higher expert", "run/moe.c",
+             "choice[e] > choice[chosen[at - 1]]",
+             "choice[e] >= choice[chosen[at - 1]]"),
+    # Experts
+    Mutation("gate and up swapped", "run/moe.c",
+             "{&expert->gate, &expert->up}",
+             "{&expert->up, &expert->gate}"),
+    Mutation("experts off by one", "model/experts.h",
+             "&w->layers[layer].experts[expert]",
+             "&w->layers[layer].experts[expert ? expert - 1 : 0]"),
+    Mutation("expert weights in the order of another row", "run/moe.c",
+             "f->expert_weights[slots[r]]",
+             "f->expert_weights[slots[0]]"),
+    Mutation("ReLU for SiLU", "kernels/ref.c",
+             "gate[i] / (1 + mm2_exp(-gate[i])) * up[i]",
+             "(gate[i] > 0 ? gate[i] : 0) * up[i]"),
+    # Norms
+    Mutation("q norm per head", "run/attention.c",
+             "mm2_forward_norm(f, thread, &layer->q_norm, q, q, layer->q.n_out);",
+             "for (int32_t at = 0, n = mm2_forward_config(f)->head_dim; at < layer->q.n_out; at += n) {"
+             " mm2_weight w = layer->q_norm;"
+             " w.data = (const char *)w.data + at * (w.row_bytes / w.n_in);"
+             " mm2_forward_norm(f, thread, &w, q + at, q + at, n); }"),
+    Mutation("q and k not normed", "run/attention.c",
+             "if (!layer->q_norm.data)",
+             "if (1)"),
+    Mutation("norm weights with one added", "kernels/ref.c",
+             "out[i] = x[i] * r * w[i];",
+             "out[i] = x[i] * r * (1 + w[i]);"),
+    Mutation("eps of another model", "model/config.c",
+             "k->rms_norm_eps = (float)eps;",
+             "k->rms_norm_eps = 1e-6f;"),
+    Mutation("eps outside of the root", "kernels/ref.c",
+             "sqrtf(tree(lane) / (float)n + eps)",
+             "(sqrtf(tree(lane) / (float)n) + eps)"),
+    # Rotation
+    Mutation("whole head rotated", "model/config.c",
+             'status = need_int(d, "rotary_dim", &c->rotary_dim);',
+             "status = MM2_OK;"),
+    Mutation("neighbours rotated, not halves", "kernels/ref.c",
+             "float a = x[i], b = x[i + half];\n"
+             "        x[i] = fmaf(a, cosine[i], -(b * sine[i]));\n"
+             "        x[i + half] = fmaf(a, sine[i], b * cosine[i]);",
+             "float a = x[2 * i], b = x[2 * i + 1];\n"
+             "        x[2 * i] = fmaf(a, cosine[i], -(b * sine[i]));\n"
+             "        x[2 * i + 1] = fmaf(a, sine[i], b * cosine[i]);"),
+    Mutation("rotated the other way for keys", "run/attention.c",
+             "f->model->kernels->rope(k + head * n, cosine, sine, half);",
+             "f->model->kernels->rope(k + head * n, sine, cosine, half);"),
+    Mutation("theta of another model", "model/config.c",
+             "c->rope_theta = (float)theta;",
+             "c->rope_theta = 1e6f;"),
+    Mutation("positions start again in every chunk", "run/forward.c",
+             "f->row_position[unit]);\n}",
+             "f->row_position[unit] - span->first);\n}"),
+    # Attention
+    Mutation("mask lets the next token in", "run/attention.c",
+             "int32_t positions = f->row_position[row] + 1,",
+             "int32_t positions = f->row_position[row] + 1 + (f->row_position[row] % 64 < 63),"),
+    Mutation("mask hides the token itself", "run/attention.c",
+             "int32_t positions = f->row_position[row] + 1,",
+             "int32_t positions = f->row_position[row] + !f->row_position[row],"),
+    Mutation("scores scaled by the wrong width", "run/attention.c",
+             "1 / sqrtf((float)n)",
+             "1 / sqrtf((float)mm2_forward_config(f)->rotary_dim)"),
+    Mutation("every head reads the first KV head", "run/attention.c",
+             "mm2_kv_keys(kv, f->layer, head, page)",
+             "mm2_kv_keys(kv, f->layer, 0, page)"),
+    Mutation("earlier chunks forgotten", "kernels/ref.c",
+             "o[d] = fmaf(oc, b, o[d] * a);",
+             "o[d] = oc * b;"),
+    Mutation("chunks added without rescaling", "kernels/ref.c",
+             "float a = mm2_exp(*m - largest), b",
+             "float a = *m == -INFINITY ? 0 : 1, b"),
+    # Weights
+    Mutation("FP8 scales transposed", "kernels/ref.c",
+             "w->scale[scale_row * blocks + b]",
+             "w->scale[b * ((w->n_out + SCALE_BLOCK - 1) / SCALE_BLOCK) + scale_row]"),
+    Mutation("FP8 scales divide", "kernels/ref.c",
+             "total[j] = fmaf(t[j], scale, total[j]);",
+             "total[j] = fmaf(t[j], 1 / scale, total[j]);"),
+    # Stream
+    Mutation("blocks replace the stream", "run/forward.c",
+             "f->model->kernels->axpy(f->x + at, 1, f->out + at, n);",
+             "memcpy(f->x + at, f->out + at, n * 4);"),
+    Mutation("logits of the row behind", "run/forward.c",
+             "f->h + (int64_t)(span->row + span->rows - span->logits_rows) * n,",
+             "f->h + (int64_t)(span->row) * n + (span->rows > 1 ? n : 0),"),
+]
+# fmt: on
+
+
+def copy_tree(source, directory):
+    """csrc and its objects, with their times, so that make knows what is new."""
+    shutil.copytree(source / "csrc", directory / "csrc")
+    if (source / "build" / "release").exists():
+        ignore = shutil.ignore_patterns("tests", "*.so")
+        shutil.copytree(source / "build" / "release", directory / "build" / "release", ignore=ignore)
+
+
+def build(directory):
+    """Compiles what is out of date; returns the library."""
+    make = ["make", "-C", directory / "csrc", "CFLAGS=-O1", "../build/release/libminimax2.so"]
+    done = subprocess.run(make, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return directory / "build" / "release" / "libminimax2.so"
+
+
+def mutate(directory, mutation):
+    path = directory / "csrc" / mutation.file
+    text = path.read_text()
+    assert text.count(mutation.line) == 1, f"not found once in {mutation.file}: {mutation.line}"
+    path.write_text(text.replace(mutation.line, mutation.wrong))
+
+
+def excess(ours, theirs):
+    """How far off: the largest difference as a share of the largest logit, infinite for logits that
+    are not numbers, and whether a best token changed that is clear of the tolerance."""
+    if ours.shape != theirs.shape or not np.isfinite(ours).all():
+        return np.inf, True
+    largest = np.abs(theirs).max()
+    second, best = np.sort(theirs, 1)[:, -2:].T
+    clear = best - second > 2 * TOLERANCE * largest
+    changed = (ours.argmax(1) != theirs.argmax(1))[clear].any()
+    return np.abs(ours - theirs).max() / largest, bool(changed)
+
+
+@pytest.fixture(scope="module")
+def measure(tmp_path_factory):
+    """Name of a mutation, or None -> (largest difference, whether a best token changed).
+
+    All are built and run from the start, as many at a time as there are processors."""
+    top = tmp_path_factory.mktemp("sabotage")
+    cdef = top / "cdef.h"
+    made = subprocess.run(["make", "-s", "-C", ROOT / "csrc", "cdef"], capture_output=True, check=True)
+    cdef.write_bytes(made.stdout)
+    copy_tree(ROOT, top / "base")
+    build(top / "base")
+    jobs = {}
+    for name, n in JOBS.items():
+        directory = checkpoints.write_checkpoint(CASES[name], top / name)
+        jobs[name] = [str(directory), checkpoints.prompt(CASES[name], n).tolist()]
+    (top / "jobs.json").write_text(json.dumps(jobs))
+
+    def run(number, mutation):
+        here = top / str(number)
+        copy_tree(top / "base", here)
+        if mutation:
+            mutate(here, mutation)
+        library = build(here)
+        program = [sys.executable, GOLDEN / "run_library.py", library, cdef, top / "jobs.json", here / "out"]
+        done = subprocess.run(program, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, f"the library failed instead of being wrong: {done.stderr}"
+        worst, changed = 0.0, False
+        with np.load(here / "out.npz") as ours:
+            for name, n in JOBS.items():
+                with np.load(GOLDEN / f"{name}.npz") as theirs:
+                    one, other = excess(ours[name], theirs[f"logits_{n}"])
+                worst, changed = max(worst, one), changed or other
+        shutil.rmtree(here)
+        return worst, changed
+
+    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        runs = {m and m.name: pool.submit(run, i, m) for i, m in enumerate([None, *MUTATIONS])}
+        yield lambda name: runs[name].result()
+        pool.shutdown(cancel_futures=True)
+
+
+def test_the_library_as_it_is(measure):
+    worst, changed = measure(None)
+    assert worst <= TOLERANCE and not changed
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.name.replace(" ", "-"))
+def test_caught(measure, mutation):
+    worst, changed = measure(mutation.name)
+    print(f"largest difference {worst:.2g} of the largest logit, best tokens changed: {changed}")
+    assert worst > CAUGHT or changed

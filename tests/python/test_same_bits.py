@@ -1,0 +1,133 @@
+"""The same bits, whatever the circumstances: the promise at the head of csrc/minimax2.h.
+
+One small checkpoint in every weight format. Its logits on the reference level have a committed
+SHA-256 (tests/golden/hashes.json); every other level, thread count, chunking, budget, history of the
+session and company in a batch must give exactly these.
+"""
+
+import json
+import pathlib
+import sys
+
+import minimax2 as mm
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "golden"))
+from make_hashes import HASHES, IDS, PLAIN, QUANTISED, all_logits, digest, write  # noqa: E402
+
+KINDS = (*PLAIN, *QUANTISED)
+LEVELS = ("ref", "avx2", "avx512")
+LEVELS = LEVELS[: LEVELS.index(mm.cpu().split()[0]) + 1]
+FAST = LEVELS[1:] or LEVELS
+THREADS = (1, 2, 3)
+CHUNKS = (1, 7, 64, 256)
+LENGTHS = (270, 33, 200)  # of the prompts of a batch: the beginnings of IDS
+TAIL = 250  # where decoding starts: before the border between two chunks of attention
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def path(kind, tmp_path_factory):
+    return write(kind, tmp_path_factory.mktemp(kind))
+
+
+@pytest.fixture(scope="module")
+def truth(path):
+    """float32 [270, vocab_size]: the reference kernels, 64 tokens at a time."""
+    with mm.load(path, isa="ref", threads=2) as model:
+        return all_logits(model, IDS, 64)
+
+
+@pytest.fixture(scope="module", params=[(isa, n) for isa in FAST for n in THREADS],
+                ids=lambda p: f"{p[0]}-{p[1]}-threads")
+def model(request, path):
+    isa, threads = request.param
+    with mm.load(path, isa=isa, threads=threads) as opened:
+        yield opened
+
+
+def assert_bits(ours, theirs):
+    np.testing.assert_array_equal(np.asarray(ours).view(np.uint32), theirs.view(np.uint32))
+
+
+def test_golden_hash(kind, truth):
+    hashes = json.loads(HASHES.read_text())
+    assert set(hashes) == set(KINDS)
+    assert digest(truth) == hashes[kind], (
+        "the bits changed: if that is meant, raise MM2_NUMERICS and run tests/golden/make_hashes.py")
+
+
+def test_storage_does_not_matter():
+    """F32, BF16 and F16 hold the same values."""
+    hashes = json.loads(HASHES.read_text())
+    assert hashes["F32"] == hashes["BF16"] == hashes["F16"]
+    assert len(set(hashes.values())) == len(hashes) - 2
+
+
+@pytest.mark.parametrize("threads, chunk", [(1, 7), (3, 256)])
+def test_reference_level(path, truth, threads, chunk):
+    with mm.load(path, isa="ref", threads=threads) as model:
+        assert_bits(all_logits(model, IDS[:64], chunk), truth[:64])
+
+
+@pytest.mark.parametrize("chunk", CHUNKS)
+def test_prefill(model, truth, chunk):
+    assert_bits(all_logits(model, IDS, chunk), truth)
+
+
+def test_decode(model, truth):
+    with model.session(context=len(IDS)) as session:
+        session.feed(IDS[:TAIL]).run()
+        assert_bits(session.logits.numpy(), truth[TAIL - 1])
+        for position in range(TAIL, len(IDS)):
+            session.feed([int(IDS[position])]).run()
+            assert_bits(session.logits.numpy(), truth[position])
+
+
+def test_rewind(model, truth):
+    with model.session(context=len(IDS) + 40) as session:
+        session.feed(IDS).feed(IDS[:40]).run()
+        for length in (260, 255, 100):
+            session.rewind(length)
+            session.feed(IDS[:30][::-1]).run()  # another future
+            session.rewind(length)
+            session.feed(IDS[length:]).run()
+            assert_bits(session.logits.numpy(), truth[-1])
+
+
+def test_sliced_by_a_budget(model, truth):
+    slices = 1
+    with model.session(context=len(IDS), chunk=64) as session:
+        session.feed(IDS)
+        while not session.run(0.001):
+            slices += 1
+        assert_bits(session.logits.numpy(), truth[-1])
+    assert slices > 2
+
+
+def test_every_activation_watched(model, truth):
+    with model.session(context=len(IDS), chunk=100) as session:
+        stops = sum(1 for _ in session.trace(IDS))
+        assert_bits(session.logits.numpy(), truth[-1])
+    assert stops > 3 * 2 * 14
+
+
+def test_batch(model, truth):
+    sessions = [model.session(context=len(IDS), chunk=chunk) for chunk in (64, 256, 7)]
+    with model.batch(sessions) as batch:
+        for session, length in zip(sessions, LENGTHS, strict=True):
+            session.feed(IDS[: length - 4])
+        batch.run()
+        for step in range(-4, 0):  # decoding together
+            for session, length in zip(sessions, LENGTHS, strict=True):
+                session.feed([int(IDS[length + step])])
+            batch.run()
+            for session, length in zip(sessions, LENGTHS, strict=True):
+                assert_bits(session.logits.numpy(), truth[length + step])
+    for session in sessions:
+        session.close()
