@@ -38,13 +38,15 @@ lua: lib
 	@python3 bindings/gen_cdef.py
 
 .venv/pyvenv.cfg: | packages
-	$(BASE_PYTHON) -m venv .venv
+	@echo "Making .venv"
+	@$(BASE_PYTHON) -m venv .venv
 
 # The package, editable, with what its build needs; stamped so that the second time is quick.
 build/package.stamp: .venv/pyvenv.cfg $(BUILD_INPUTS) | packages
-	$(PYTHON) -m pip install -q setuptools wheel "cffi >= 1.15"
-	$(PYTHON) -m pip install -q --no-build-isolation --no-deps -e .
-	@pkg-config --exists openblas || $(PYTHON) -m pip install -q scipy-openblas32
+	@echo "Building the C library and the Python package"
+	@$(PYTHON) -m pip install -qq setuptools wheel "cffi >= 1.15"
+	@$(PYTHON) -m pip install -qq --no-build-isolation --no-deps -e .
+	@pkg-config --exists openblas || $(PYTHON) -m pip install -qq scipy-openblas32
 	@mkdir -p build && touch $@
 
 py: packages build/package.stamp
@@ -52,7 +54,8 @@ py: packages build/package.stamp
 	@cmp -s $(LIBRARY) $(PACKAGED) || install -m 755 $(LIBRARY) $(PACKAGED)
 
 build/test.stamp: build/package.stamp pyproject.toml
-	$(PYTHON) -m pip install -q --no-build-isolation -e '.[test]'
+	@echo "Installing what the tests need"
+	@$(PYTHON) -m pip install -qq --no-build-isolation -e '.[test]'
 	@touch $@
 
 demo: py
@@ -71,7 +74,7 @@ test-py: py build/test.stamp
 	@$(PYTHON) -m pytest
 
 test-lua: lib
-	@busted --lua=luajit --lpath='lua/?.lua;lua/?/init.lua' --pattern=_spec tests/lua
+	@busted
 
 parity: py
 	@$(PYTHON) tests/parity/run.py
@@ -89,7 +92,7 @@ bench: py
 
 lint: py
 	@bash .ci/packages lint
-	@$(PYTHON) -m pip install -q flake8 flake8-pyproject
+	@$(PYTHON) -m pip install -qq flake8 flake8-pyproject
 	@git ls-files -co --exclude-standard '*.c' '*.h' | xargs clang-format --dry-run -Werror
 	@git ls-files -co --exclude-standard '*.py' | xargs $(PYTHON) -m flake8
 	@luacheck -q lua tests/lua

@@ -20,10 +20,10 @@
 #include "dlpack_abi.h"
 #include "minimax2.h"
 
-#define ALIGNMENT 64 /* what jax and the library's kernels like */
+#define ALIGNMENT 64             /* what jax and the library's kernels like */
 #define MEMORY "minimax2.memory" /* name of the capsules that own an allocation */
 
-typedef struct { /* how consumers see an item of a dtype */
+typedef struct {        /* how consumers see an item of a dtype */
     const char *format; /* of the buffer protocol */
     Py_ssize_t size;
     dl_dtype dl;
@@ -60,7 +60,7 @@ typedef struct {
     mm2_tensor view;
     const item_type *item;
     Py_ssize_t nbytes;
-    Py_ssize_t shape[MM2_MAX_DIMS], strides[MM2_MAX_DIMS]; /* as exported; strides in bytes */
+    Py_ssize_t shape[MM2_MAX_DIMS], strides[MM2_MAX_DIMS];    /* as exported; strides in bytes */
     int64_t dl_shape[MM2_MAX_DIMS], dl_strides[MM2_MAX_DIMS]; /* the same; strides in items */
 } tensor;
 

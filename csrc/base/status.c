@@ -27,7 +27,7 @@ static void put(writer *w, char c)
 
 static void put_text(writer *w, const char *s, int limit)
 {
-    for (int i = 0; s[i] && (limit < 0 || i < limit); i++)
+    for (int i = 0; (limit < 0 || i < limit) && s[i]; i++)
         put(w, s[i]);
 }
 

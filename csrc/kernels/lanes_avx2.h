@@ -7,7 +7,10 @@
 #ifndef MM2_LANES_AVX2_H
 #define MM2_LANES_AVX2_H
 
-#include "kernels/unpack_avx2.h"
+#include "tensor/quant.h"
+
+#include <immintrin.h>
+#include <stddef.h>
 
 enum {
     ROWS = 8,       /* weight rows of a panel: int32 lanes of a register */
@@ -136,13 +139,19 @@ static inline v16 v16_larger(v16 a, v16 b)
 /* j with j + 8, then + 4, + 2, + 1. */
 static inline float v16_tree(v16 a)
 {
-    return tree8(_mm256_add_ps(a.low, a.high));
+    __m256 b = _mm256_add_ps(a.low, a.high);
+    __m128 c = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
+    c = _mm_add_ps(c, _mm_movehl_ps(c, c));
+    return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
 }
 
 /* Of lanes without NaN. */
 static inline float v16_largest(v16 a)
 {
-    return largest8(_mm256_max_ps(a.low, a.high));
+    __m256 b = _mm256_max_ps(a.low, a.high);
+    __m128 c = _mm_max_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
+    c = _mm_max_ps(c, _mm_movehl_ps(c, c));
+    return _mm_cvtss_f32(_mm_max_ss(c, _mm_movehdup_ps(c)));
 }
 
 /* 2^half and, in *other, 2^(n - half), half = n / 2 rounded down: n = the integer that t = n + magic
@@ -243,87 +252,124 @@ typedef struct codes { /* one word a row, with what dot() needs of it for any ac
     __m256i value, magnitude;
 } codes;
 
-static inline words words_zero(void)
+static inline words words_set1(int32_t x)
 {
-    return _mm256_setzero_si256();
+    return _mm256_set1_epi32(x);
 }
 
-/* out[i] = word i of each row, i < ROWS; row r begins at in + r * stride. */
-static inline void transpose(words *out, const void *in, size_t stride)
+static inline words words_and(words a, words b)
 {
-    __m256i a[8], b[8];
-#pragma GCC unroll 8
-    for (int r = 0; r < 8; r++)
-        a[r] = load32((const uint8_t *)in + (size_t)r * stride);
-#pragma GCC unroll 4
-    for (int r = 0; r < 8; r += 2) {
-        b[r] = _mm256_unpacklo_epi32(a[r], a[r + 1]);
-        b[r + 1] = _mm256_unpackhi_epi32(a[r], a[r + 1]);
-    }
-#pragma GCC unroll 2
-    for (int r = 0; r < 8; r += 4) {
-        a[r] = _mm256_unpacklo_epi64(b[r], b[r + 2]);
-        a[r + 1] = _mm256_unpackhi_epi64(b[r], b[r + 2]);
-        a[r + 2] = _mm256_unpacklo_epi64(b[r + 1], b[r + 3]);
-        a[r + 3] = _mm256_unpackhi_epi64(b[r + 1], b[r + 3]);
-    }
-#pragma GCC unroll 4
-    for (int r = 0; r < 4; r++) {
-        out[r] = _mm256_permute2x128_si256(a[r], a[r + 4], 0x20);
-        out[r + 4] = _mm256_permute2x128_si256(a[r], a[r + 4], 0x31);
-    }
+    return _mm256_and_si256(a, b);
 }
 
-/* Pairs of int16 factors, (2i, 2i + 1) in words i, to one register each in the form of dot(). */
-static inline void split_scales(words out[16], const words pairs[8])
+static inline words words_or(words a, words b)
 {
-    for (int i = 0; i < 8; i++) {
-        __m256i even = _mm256_and_si256(pairs[i], _mm256_set1_epi32(0xffff));
-        __m256i odd = _mm256_srli_epi32(pairs[i], 16);
-        out[2 * i] = _mm256_or_si256(even, _mm256_slli_epi32(even, 16));
-        out[2 * i + 1] = _mm256_or_si256(odd, _mm256_slli_epi32(odd, 16));
-    }
+    return _mm256_or_si256(a, b);
 }
 
-/* The scale 1 in the form of dot(). */
-static inline words unit_scale(void)
+static inline words words_shl(words a, int n)
 {
-    return _mm256_set1_epi16(1);
+    return _mm256_slli_epi32(a, n);
 }
 
-/* What a sum over the n words at `panel` starts from. */
-static inline words dot_start(const words *panel, int n)
+static inline words words_shr(words a, int n)
 {
+    return _mm256_srli_epi32(a, n);
+}
+
+static inline words words_sar(words a, int n)
+{
+    return _mm256_srai_epi32(a, n);
+}
+
+static inline words words_sub(words a, words b)
+{
+    return _mm256_sub_epi32(a, b);
+}
+
+static inline words words_mul(words a, words b)
+{
+    return _mm256_mullo_epi32(a, b);
+}
+
+/* Less b in each of the four bytes. */
+static inline words words_sub8(words a, int b)
+{
+    return _mm256_sub_epi8(a, _mm256_set1_epi8((char)b));
+}
+
+/* Each byte 0..15 replaced by its entry of mm2_iq4_values. */
+static inline words words_iq4(words a)
+{
+    __m128i table = _mm_loadu_si128((const __m128i *)mm2_iq4_values);
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), a);
+}
+
+static inline __m256i two_rows(const uint8_t *p, int64_t stride)
+{
+    __m128i low = _mm_loadu_si128((const __m128i *)p);
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(low),
+                                   _mm_loadu_si128((const __m128i *)(p + 4 * stride)), 1);
+}
+
+/* out[i] = word i of the 16 bytes at p of ROWS rows, `stride` bytes apart. */
+static inline void transpose4(words out[4], const uint8_t *p, int64_t stride)
+{
+    __m256i a = two_rows(p, stride), b = two_rows(p + stride, stride);
+    __m256i c = two_rows(p + 2 * stride, stride), d = two_rows(p + 3 * stride, stride);
+    __m256i ab = _mm256_unpacklo_epi32(a, b), cd = _mm256_unpacklo_epi32(c, d);
+    out[0] = _mm256_unpacklo_epi64(ab, cd);
+    out[1] = _mm256_unpackhi_epi64(ab, cd);
+    ab = _mm256_unpackhi_epi32(a, b);
+    cd = _mm256_unpackhi_epi32(c, d);
+    out[2] = _mm256_unpacklo_epi64(ab, cd);
+    out[3] = _mm256_unpackhi_epi64(ab, cd);
+}
+
+/* dot() multiplies int16 pairs, so it wants a scale twice in its word. */
+static inline words scale_form(words scale)
+{
+    return _mm256_blend_epi16(scale, _mm256_slli_epi32(scale, 16), 0xaa);
+}
+
+/* What a sum over the n words at `panel` starts from. Here and below, `positive` says that no code
+ * is negative. */
+static inline words dot_start(int positive, const words *panel, int n)
+{
+    (void)positive;
     (void)panel;
     (void)n;
     return _mm256_setzero_si256();
 }
 
-/* Activations in the form of dot(): these, or made of them in `buffer`. n a multiple of 32. */
-static inline const int8_t *dot_acts(int8_t *buffer, const int8_t *acts, int32_t n)
+/* Activations in the form of dot(): these, or made of them in `buffer`. n is a multiple of 32. */
+static inline const int8_t *dot_acts(int positive, int8_t *buffer, const int8_t *acts, int32_t n)
 {
+    (void)positive;
     (void)buffer;
     (void)n;
     return acts;
 }
 
-static inline codes codes_load(const words *panel)
+static inline codes codes_load(int positive, const words *panel)
 {
-    codes c = {*panel, _mm256_abs_epi8(*panel)};
+    codes c = {*panel, positive ? *panel : _mm256_abs_epi8(*panel)};
     return c;
 }
 
-/* sum + scale * (4 codes times 4 activations). |code| <= 128 and |activation| <= 127, so the sums
- * of two products stay within int16. */
-static inline words dot(words sum, codes c, const int8_t *acts, words scale)
+/* sum + scale * (4 codes times 4 activations). vpmaddubsw takes unsigned times signed bytes, so the
+ * sign of a code goes to its activation. |code| <= 128 and |activation| <= 127: sums of two products
+ * stay within int16. */
+static inline words dot(int positive, words sum, codes c, const int8_t *acts, words scale)
 {
     int32_t four;
     memcpy(&four, acts, 4);
-    __m256i a = _mm256_sign_epi8(_mm256_set1_epi32(four), c.value);
+    __m256i a = _mm256_set1_epi32(four);
+    a = positive ? a : _mm256_sign_epi8(a, c.value);
     return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(c.magnitude, a), scale));
 }
 
-/* total + scale * sum, or without the scale where dot() has multiplied by it. */
+/* total + scale * sum; the scale is in the sum already where dot() multiplies by it. */
 static inline words dot_end(words total, words sum, words scale)
 {
     (void)scale;
@@ -343,9 +389,12 @@ static inline reals reals_zero(void)
     return _mm256_setzero_ps();
 }
 
-static inline reals reals_from_half(const uint16_t *p)
+/* The lower half of each word as a half float. */
+static inline reals reals_from_half(words a)
 {
-    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+    a = _mm256_and_si256(a, _mm256_set1_epi32(0xffff));
+    a = _mm256_permute4x64_epi64(_mm256_packus_epi32(a, a), 0x08);
+    return _mm256_cvtph_ps(_mm256_castsi256_si128(a));
 }
 
 static inline reals reals_from_words(words a)

@@ -2,7 +2,10 @@
 #ifndef MM2_LANES_AVX512_H
 #define MM2_LANES_AVX512_H
 
-#include "kernels/unpack_avx2.h"
+#include "tensor/quant.h"
+
+#include <immintrin.h>
+#include <stddef.h>
 
 enum {
     ROWS = 16,      /* weight rows of a panel: int32 lanes of a register */
@@ -101,13 +104,17 @@ static inline v16 v16_larger(v16 a, v16 b)
 static inline float v16_tree(v16 a)
 {
     __m256 b = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
-    return tree8(b);
+    __m128 c = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
+    c = _mm_add_ps(c, _mm_movehl_ps(c, c));
+    return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
 }
 
 static inline float v16_largest(v16 a)
 {
     __m256 b = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
-    return largest8(b);
+    __m128 c = _mm_max_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
+    c = _mm_max_ps(c, _mm_movehl_ps(c, c));
+    return _mm_cvtss_f32(_mm_max_ss(c, _mm_movehdup_ps(c)));
 }
 
 static inline v16 v16_powers(v16 t, v16 magic, v16 *other)
@@ -218,85 +225,126 @@ typedef __m512i words;
 typedef __m512 reals;
 typedef __m512i codes;
 
-static inline words words_zero(void)
+static inline words words_set1(int32_t x)
 {
-    return _mm512_setzero_si512();
+    return _mm512_set1_epi32(x);
 }
 
-static inline void transpose(words *out, const void *in, size_t stride)
+static inline words words_and(words a, words b)
 {
-    __m512i a[16], b[16];
-#pragma GCC unroll 16
-    for (int r = 0; r < 16; r++)
-        a[r] = _mm512_loadu_si512((const uint8_t *)in + (size_t)r * stride);
-#pragma GCC unroll 8
-    for (int r = 0; r < 16; r += 2) {
-        b[r] = _mm512_unpacklo_epi32(a[r], a[r + 1]);
-        b[r + 1] = _mm512_unpackhi_epi32(a[r], a[r + 1]);
-    }
-#pragma GCC unroll 4
-    for (int r = 0; r < 16; r += 4) { /* a[r + i]: words i, i + 4, .. of rows r .. r + 3 */
-        a[r] = _mm512_unpacklo_epi64(b[r], b[r + 2]);
-        a[r + 1] = _mm512_unpackhi_epi64(b[r], b[r + 2]);
-        a[r + 2] = _mm512_unpacklo_epi64(b[r + 1], b[r + 3]);
-        a[r + 3] = _mm512_unpackhi_epi64(b[r + 1], b[r + 3]);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-        __m512i low01 = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x44);  /* words i, i + 4 */
-        __m512i high01 = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xee); /* words i + 8, i + 12 */
-        __m512i low23 = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x44);
-        __m512i high23 = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xee);
-        out[i] = _mm512_shuffle_i32x4(low01, low23, 0x88);
-        out[i + 4] = _mm512_shuffle_i32x4(low01, low23, 0xdd);
-        out[i + 8] = _mm512_shuffle_i32x4(high01, high23, 0x88);
-        out[i + 12] = _mm512_shuffle_i32x4(high01, high23, 0xdd);
-    }
+    return _mm512_and_si512(a, b);
 }
 
-static inline void split_scales(words out[16], const words pairs[8])
+static inline words words_or(words a, words b)
 {
-    for (int i = 0; i < 8; i++) {
-        out[2 * i] = _mm512_srai_epi32(_mm512_slli_epi32(pairs[i], 16), 16);
-        out[2 * i + 1] = _mm512_srai_epi32(pairs[i], 16);
-    }
+    return _mm512_or_si512(a, b);
 }
 
-static inline words unit_scale(void)
+static inline words words_shl(words a, int n)
 {
-    return _mm512_set1_epi32(1);
+    return _mm512_slli_epi32(a, (unsigned)n);
 }
 
-/* vpdpbusd takes unsigned times signed bytes: the activations are raised by 128, and a sum starts
- * from -128 times the sum of the codes. */
-static inline words dot_start(const words *panel, int n)
+static inline words words_shr(words a, int n)
+{
+    return _mm512_srli_epi32(a, (unsigned)n);
+}
+
+static inline words words_sar(words a, int n)
+{
+    return _mm512_srai_epi32(a, (unsigned)n);
+}
+
+static inline words words_sub(words a, words b)
+{
+    return _mm512_sub_epi32(a, b);
+}
+
+static inline words words_mul(words a, words b)
+{
+    return _mm512_mullo_epi32(a, b);
+}
+
+static inline words words_sub8(words a, int b)
+{
+    return _mm512_sub_epi8(a, _mm512_set1_epi8((char)b));
+}
+
+static inline words words_iq4(words a)
+{
+    __m128i table = _mm_loadu_si128((const __m128i *)mm2_iq4_values);
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), a);
+}
+
+static inline __m128i load_row(const uint8_t *p)
+{
+    return _mm_loadu_si128((const __m128i *)p);
+}
+
+/* Rows 0, 4, 8 and 12 from p on. */
+static inline __m512i four_rows(const uint8_t *p, int64_t stride)
+{
+    __m512i a = _mm512_castsi128_si512(load_row(p));
+    a = _mm512_inserti32x4(a, load_row(p + 4 * stride), 1);
+    a = _mm512_inserti32x4(a, load_row(p + 8 * stride), 2);
+    return _mm512_inserti32x4(a, load_row(p + 12 * stride), 3);
+}
+
+static inline void transpose4(words out[4], const uint8_t *p, int64_t stride)
+{
+    __m512i a = four_rows(p, stride), b = four_rows(p + stride, stride);
+    __m512i c = four_rows(p + 2 * stride, stride), d = four_rows(p + 3 * stride, stride);
+    __m512i ab = _mm512_unpacklo_epi32(a, b), cd = _mm512_unpacklo_epi32(c, d);
+    out[0] = _mm512_unpacklo_epi64(ab, cd);
+    out[1] = _mm512_unpackhi_epi64(ab, cd);
+    ab = _mm512_unpackhi_epi32(a, b);
+    cd = _mm512_unpackhi_epi32(c, d);
+    out[2] = _mm512_unpacklo_epi64(ab, cd);
+    out[3] = _mm512_unpackhi_epi64(ab, cd);
+}
+
+static inline words scale_form(words scale)
+{
+    return scale;
+}
+
+/* vpdpbusd takes unsigned times signed bytes. Positive codes are the unsigned ones; otherwise the
+ * activations are raised by 128, and a sum starts from -128 times the sum of the codes. */
+static inline words dot_start(int positive, const words *panel, int n)
 {
     __m512i sum = _mm512_setzero_si512();
+    if (positive)
+        return sum;
     for (int i = 0; i < n; i++)
         sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8((char)0x80), panel[i]);
     return _mm512_sub_epi32(_mm512_setzero_si512(), sum);
 }
 
-static inline const int8_t *dot_acts(int8_t *buffer, const int8_t *acts, int32_t n)
+static inline const int8_t *dot_acts(int positive, int8_t *buffer, const int8_t *acts, int32_t n)
 {
+    if (positive)
+        return acts;
     for (int32_t i = 0; i < n; i += 32) {
-        __m256i a = load32((const uint8_t *)acts + i);
-        store32(buffer + i, _mm256_xor_si256(a, _mm256_set1_epi8((char)0x80)));
+        __m256i a = _mm256_loadu_si256((const __m256i *)(acts + i));
+        a = _mm256_xor_si256(a, _mm256_set1_epi8((char)0x80));
+        _mm256_store_si256((__m256i *)(buffer + i), a);
     }
     return buffer;
 }
 
-static inline codes codes_load(const words *panel)
+static inline codes codes_load(int positive, const words *panel)
 {
+    (void)positive;
     return *panel;
 }
 
-static inline words dot(words sum, codes c, const int8_t *acts, words scale)
+static inline words dot(int positive, words sum, codes c, const int8_t *acts, words scale)
 {
     (void)scale;
     int32_t four;
     memcpy(&four, acts, 4);
-    return _mm512_dpbusd_epi32(sum, _mm512_set1_epi32(four), c);
+    __m512i a = _mm512_set1_epi32(four);
+    return positive ? _mm512_dpbusd_epi32(sum, c, a) : _mm512_dpbusd_epi32(sum, a, c);
 }
 
 static inline words dot_end(words total, words sum, words scale)
@@ -316,9 +364,9 @@ static inline reals reals_zero(void)
     return _mm512_setzero_ps();
 }
 
-static inline reals reals_from_half(const uint16_t *p)
+static inline reals reals_from_half(words a)
 {
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+    return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(a));
 }
 
 static inline reals reals_from_words(words a)

@@ -11,7 +11,10 @@
 
 #include "kernels/body_elementwise.h"
 #include "kernels/body_attend.h"
-#include "kernels/body_matmul.h"
+#include "kernels/body_float.h"
+#include "kernels/body_unpack.h"
+#include "kernels/body_int.h"
+#include "kernels/body_slots.h"
 
 void mm2_kernels_avx2(mm2_kernels *t)
 {

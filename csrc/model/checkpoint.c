@@ -115,8 +115,6 @@ mm2_status mm2_checkpoint_open(mm2_checkpoint *c, const char *path, uint32_t fla
 {
     *c = (mm2_checkpoint){.hints = {1.0f, 0.95f, 40}, .bos = -1, .eos = -1};
     mm2_status status = mm2_checkpoint_locate(&c->path, &c->format, path);
-    if (!status && mm2_strmap_init(&c->by_name, 1024))
-        status = mm2_fail(MM2_E_NOMEM, "%s: out of memory while opening it", path);
     if (!status)
         status = !strcmp(c->format, "gguf") ? mm2_gguf_open(c, c->path, flags)
                                             : mm2_safetensors_open(c, c->path, flags);

@@ -223,11 +223,14 @@ static mm2_status add_all_tensors(reader *r)
 {
     mm2_checkpoint *c = r->c;
     size_t bytes = 1;
-    for (int32_t i = 0; i < c->file_count; i++)
+    uint32_t count = 0;
+    for (int32_t i = 0; i < c->file_count; i++) {
+        count += (uint32_t)r->parts[i].info_count;
         for (int32_t k = 0; k < r->parts[i].info_count; k++)
             bytes += r->parts[i].infos[k].name_length + 1;
+    }
     char *names = c->names = malloc(bytes);
-    if (!names)
+    if (!names || mm2_strmap_init(&c->by_name, count < MM2_MAX_TENSORS ? count : MM2_MAX_TENSORS))
         return mm2_fail(MM2_E_NOMEM, "%s: out of memory for its tensors' names", c->path);
     mm2_status status = MM2_OK;
     for (int32_t i = 0; !status && i < c->file_count; i++)

@@ -125,23 +125,32 @@ static int32_t escape(mm2_json *j, char *out)
     return mm2_utf8_put((uint8_t *)out, code);
 }
 
+/* Bytes from p on that stand for themselves and are ASCII. */
+static int64_t plain_run(const char *p, const char *end)
+{
+    const char *first = p;
+    while (p < end && (uint8_t)*p >= 0x20 && (uint8_t)*p < 0x80 && *p != '"' && *p != '\\')
+        p++;
+    return p - first;
+}
+
 mm2_status mm2_json_string(mm2_json *j, char *out, int32_t cap)
 {
     if (peek(j) != '"')
         return json_fail(j, "a string");
     j->at++;
-    int32_t used = 0;
+    int64_t used = 0;
     while (j->at < j->end && *j->at != '"') {
         char decoded[4];
         const char *piece = j->at;
-        int32_t n;
-        if (*piece == '\\') {
+        int64_t n = plain_run(piece, j->end);
+        if (!n && *piece == '\\') {
             j->at++;
             n = escape(j, decoded);
             piece = decoded;
         } else {
-            n = (uint8_t)*piece < 0x20 ? -1
-                                       : mm2_utf8_length((const uint8_t *)piece, j->end - piece);
+            if (!n && (uint8_t)*piece >= 0x80)
+                n = mm2_utf8_length((const uint8_t *)piece, j->end - piece);
             j->at += n > 0 ? n : 0;
         }
         if (n <= 0)
@@ -149,10 +158,9 @@ mm2_status mm2_json_string(mm2_json *j, char *out, int32_t cap)
         if (out && used + n >= cap)
             return mm2_fail(MM2_E_FORMAT, "%s: JSON byte %lld: the string is longer than %d bytes",
                             j->where, (long long)(j->at - j->start), cap - 1);
-        if (out) {
+        if (out)
             memcpy(out + used, piece, (size_t)n);
-            used += n;
-        }
+        used += n;
     }
     if (j->at == j->end)
         return json_fail(j, "a closing quote");

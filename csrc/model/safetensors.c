@@ -18,7 +18,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { NOT_SEEN = -1 }; /* view.ndim of an entry that only the index has named so far */
+enum {
+    NOT_SEEN = -1,      /* view.ndim of an entry that only the index has named so far */
+    JSON_PER_NAME = 100 /* bytes of an index or header, about, that name one tensor */
+};
 
 typedef struct span {
     int64_t begin, end;
@@ -113,13 +116,17 @@ static mm2_status parse_index(reader *r, const mm2_file *index, mm2_strmap *shar
 }
 
 /* Room for names: a decoded name is shorter than its JSON. One more for the longest, whose space is
- * reserved before its length is known. */
+ * reserved before its length is known. The map begins at about the size it will need. */
 static mm2_status reserve_names(reader *r, const char *where, int64_t json_bytes)
 {
+    int64_t expected = json_bytes / JSON_PER_NAME;
+    if (expected > MM2_MAX_TENSORS / 2)
+        expected = MM2_MAX_TENSORS / 2;
     r->c->names = r->next_name = malloc((size_t)json_bytes + MM2_MAX_NAME + 1);
-    return r->next_name ? MM2_OK
-                        : mm2_fail(MM2_E_NOMEM, "%s: out of memory for %lld bytes of names", where,
-                                   (long long)json_bytes);
+    if (!r->next_name || mm2_strmap_init(&r->c->by_name, (uint32_t)expected))
+        return mm2_fail(MM2_E_NOMEM, "%s: out of memory for %lld bytes of names", where,
+                        (long long)json_bytes);
+    return MM2_OK;
 }
 
 static mm2_status read_index(reader *r, const char *path)
@@ -377,23 +384,26 @@ static mm2_status read_header(reader *r, const mm2_file *f)
     return status ? status : check_cover(r, f, f->size - data_start);
 }
 
+/* Maps a file whose path is set. The path is kept: entries and sentences point to it. */
+static mm2_status open_shard(mm2_file *f, int writable)
+{
+    char *path = (char *)f->path;
+    mm2_status status = mm2_file_open(f, path, writable);
+    free((char *)f->path); /* the copy that opening made; NULL if it failed */
+    f->path = path;
+    return status;
+}
+
 static mm2_status read_shards(reader *r)
 {
     mm2_checkpoint *c = r->c;
-    for (int32_t i = 0; i < c->file_count; i++) {
-        mm2_file *f = &c->files[i];
-        char *path = (char *)f->path;
-        mm2_status status = mm2_file_open(f, path, (r->flags & MM2_WRITABLE) != 0);
-        if (status) {
-            f->path = path; /* entries and sentences go on using this copy */
-            return status;
-        }
-        free((char *)f->path);
-        f->path = path;
-        status = read_header(r, f);
-        if (status)
-            return status;
-    }
+    mm2_status status = MM2_OK;
+    for (int32_t i = 0; !status && i < c->file_count; i++) /* all, so that a missing one is named */
+        status = open_shard(&c->files[i], (r->flags & MM2_WRITABLE) != 0);
+    for (int32_t i = 0; !status && i < c->file_count; i++)
+        status = read_header(r, &c->files[i]);
+    if (status)
+        return status;
     for (int32_t i = 0; i < c->entry_count; i++)
         if (c->entries[i].view.ndim == NOT_SEEN)
             return mm2_fail(MM2_E_FORMAT, "%s: tensor \"%s\" is missing: the index places it here",

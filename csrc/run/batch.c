@@ -157,7 +157,9 @@ static mm2_status ensure_pass(mm2_batch *b)
     mm2_status status = mm2_forward_new(&f, b->model, rows, spans);
     if (status)
         return status;
-    mm2_forward_free(b->forward);
+    if (b->forward)
+        mm2_forward_abort(b->forward);
+    f->outgrown = b->forward;
     b->forward = f;
     return MM2_OK;
 }

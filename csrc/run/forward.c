@@ -127,11 +127,13 @@ mm2_status mm2_forward_new(mm2_forward **out, mm2_model *m, int32_t capacity, in
 
 void mm2_forward_free(mm2_forward *f)
 {
-    if (!f)
-        return;
-    mm2_forward_abort(f);
-    munmap(f->memory, (size_t)f->memory_bytes);
-    free(f);
+    while (f) {
+        mm2_forward *outgrown = f->outgrown;
+        mm2_forward_abort(f);
+        munmap(f->memory, (size_t)f->memory_bytes);
+        free(f);
+        f = outgrown;
+    }
 }
 
 void mm2_forward_abort(mm2_forward *f)

@@ -56,7 +56,9 @@ enum { MM2_TILE = 128 }; /* output features of one unit, at most */
 
 struct mm2_forward {
     mm2_model *model;
-    int32_t capacity; /* rows */
+    struct mm2_forward *outgrown; /* of a batch: the smaller pass before it, kept because tap views
+                                     may still look at its memory; freed with this one */
+    int32_t capacity;             /* rows */
 
     /* The chunk in flight; rows is 0 if there is none. */
     int32_t rows, span_count;

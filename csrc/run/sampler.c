@@ -437,8 +437,6 @@ static list make_candidates(mm2_sampler *p)
     list l = {p->candidates, 0, 0};
     if (k > 0 && k < p->vocab) {
         select_best(l.c, k, p->logits, p->vocab);
-        while (k > 1 && l.c[k - 1].key == -INFINITY)
-            k--;
         l.n = l.ordered = k;
         return l;
     }
@@ -448,6 +446,7 @@ static list make_candidates(mm2_sampler *p)
     return l;
 }
 
+/* Never one of weight 0: the sum has to grow past the target. */
 static int32_t draw(const list *l, double u)
 {
     double target = u * total_weight(l), sum = 0; /* u < 1: below the sum of all */

@@ -206,8 +206,10 @@ static uint32_t *find_word(const mm2_bpe *b, const char *bytes, int64_t length, 
     *tag = tag_of(hash);
     for (uint32_t i = (uint32_t)hash & b->words.mask;; i = (i + 1) & b->words.mask) {
         uint32_t *slot = &b->words.slots[i], id = index_of(*slot);
-        if (!*slot || ((*slot ^ *tag) >> INDEX_BITS == 0 && b->length[id] == length &&
-                       !memcmp(b->bytes + b->start[id], bytes, (size_t)length)))
+        if (!*slot)
+            return slot;
+        if ((*slot ^ *tag) >> INDEX_BITS == 0 && b->length[id] == length &&
+            !memcmp(b->bytes + b->start[id], bytes, (size_t)length))
             return slot;
     }
 }
@@ -219,8 +221,10 @@ static uint32_t *find_pair(const mm2_bpe *b, uint32_t left, uint32_t right, uint
     *tag = tag_of(hash);
     for (uint32_t i = (uint32_t)hash & b->pairs.mask;; i = (i + 1) & b->pairs.mask) {
         uint32_t *slot = &b->pairs.slots[i];
+        if (!*slot)
+            return slot;
         const mm2_merge *m = &b->merges[index_of(*slot)];
-        if (!*slot || ((*slot ^ *tag) >> INDEX_BITS == 0 && m->left == left && m->right == right))
+        if ((*slot ^ *tag) >> INDEX_BITS == 0 && m->left == left && m->right == right)
             return slot;
     }
 }

@@ -54,7 +54,7 @@ static mm2_status reserve_codes(codes *c, int64_t count)
 static mm2_status reserve_out(normalizer *z, int64_t more)
 {
     int64_t needed = z->length + more;
-    if (needed <= z->capacity)
+    if (needed < z->capacity)
         return MM2_OK;
     int64_t capacity = needed + needed / 4 + 64;
     char *grown = realloc(z->out, (size_t)capacity);

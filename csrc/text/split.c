@@ -11,6 +11,7 @@
 #include "text/split.h"
 
 #include "base/status.h"
+#include "text/shadow.h"
 
 #include <pcre2.h>
 #include <stdlib.h>
@@ -177,6 +178,9 @@ void mm2_split_free(mm2_split *s)
 mm2_status mm2_pieces_begin(mm2_pieces *w, const mm2_split *s, const char *text, int64_t length)
 {
     *w = (mm2_pieces){.split = s, .text = text, .length = length};
+    mm2_status status = mm2_shadow(&w->shadow, text, length);
+    if (status)
+        return status;
     w->match = pcre2_match_data_create(1, NULL);
     w->context = pcre2_match_context_create(NULL);
     if (!w->match || !w->context)
@@ -192,6 +196,8 @@ void mm2_pieces_end(mm2_pieces *w)
 {
     pcre2_match_data_free(w->match);
     pcre2_match_context_free(w->context);
+    free(w->shadow);
+    w->shadow = NULL;
     w->match = w->context = NULL;
 }
 
@@ -211,7 +217,8 @@ static mm2_status too_costly(int code, int64_t at)
 static mm2_status find(mm2_pieces *w)
 {
     const uint32_t options = PCRE2_NO_UTF_CHECK | PCRE2_NOTEMPTY;
-    int code = pcre2_match(w->split->code, (PCRE2_SPTR)w->text, (PCRE2_SIZE)w->length,
+    const char *subject = w->shadow ? w->shadow : w->text;
+    int code = pcre2_match(w->split->code, (PCRE2_SPTR)subject, (PCRE2_SIZE)w->length,
                            (PCRE2_SIZE)w->at, options, w->match, w->context);
     if (code < 0 && code != PCRE2_ERROR_NOMATCH)
         return too_costly(code, w->at);

@@ -20,6 +20,7 @@ typedef struct mm2_pieces { /* a walk over one text */
     const char *text;   /* borrowed until the walk ends */
     int64_t length, at; /* everything before `at` has been handed out */
     int64_t from, to;   /* the match that was found behind `at` */
+    char *shadow;       /* what the pattern sees instead of the text; NULL: the text */
     void *match, *context;
 } mm2_pieces;
 

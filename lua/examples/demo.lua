@@ -7,7 +7,7 @@ package.path = here .. "/../?.lua;" .. here .. "/../?/init.lua;" .. package.path
 
 local mm = require "minimax2"
 
-local prompt = arg[1] or "Once upon a time"
+local prompt = arg[1] or "def fibonacci(n):"
 local seed = tonumber(arg[2] or "7")
 
 local model = assert(mm.load())

@@ -13,16 +13,15 @@ local strength = tonumber(arg[1] or "4")
 local layer = math.floor(model.config.num_hidden_layers / 2)
 local size = model.config.hidden_size
 
--- The residual stream at a prompt's last token. Taps are live: :copy() keeps their contents.
+-- The residual stream at a prompt's last token.
 local function residual(prompt)
+    local last = {}
     for tap in model:trace(prompt, "resid_post", layer) do
-        local rows = tap.tensor:copy()
-        local last = {}
         for i = 0, size - 1 do
-            last[i] = rows:get(tap.count - 1, i)
+            last[i] = tap.tensor:get(tap.count - 1, i)
         end
-        return last
     end
+    return last
 end
 
 local from, to = residual "It was a sad day", residual "It was a happy day"

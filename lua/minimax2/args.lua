@@ -96,7 +96,7 @@ function args.budget(ms)
     if ms == nil then
         return 0
     end
-    if type(ms) ~= "number" or not (ms >= 0) then
+    if type(ms) ~= "number" or ms < 0 or ms ~= ms then
         raise(("a time budget must be milliseconds, 0 or more, not %s"):format(show(ms)))
     end
     return math.max(1, math.min(floor(ms * 1000), 2147483647))
@@ -138,12 +138,27 @@ function args.ids(value, n)
     raise(("token ids must be a table, an i32 tensor or an int32_t array, not %s"):format(show(value)))
 end
 
+--- The C object of an open session.
+function args.session(value, what)
+    if type(value) ~= "table" or not value.is_session then
+        raise(("%s needs a session, not %s"):format(what, show(value)))
+    end
+    return value:live()
+end
+
+local mask_type = tostring(ffi.typeof "uint32_t[?]")
+
+--- Whether a value was made by mm.mask.
+function args.is_mask(value)
+    return type(value) == "cdata" and tostring(ffi.typeof(value)) == mask_type
+end
+
 --- A vocabulary mask made by mm.mask, or nil; it must have a bit for each of `vocab_size` tokens.
 function args.mask(mask, vocab_size)
     if mask == nil then
         return nil
     end
-    if not ffi.istype("uint32_t[?]", mask) then
+    if not args.is_mask(mask) then
         raise(("a mask comes from mm.mask, not %s"):format(show(mask)))
     end
     local words = ffi.sizeof(mask) / 4

@@ -37,23 +37,16 @@ local function live(self)
     return self.ptr
 end
 
-local function session_pointer(session)
-    if type(session) ~= "table" or not session.live then
-        raise(("a batch takes sessions, not %s"):format(args.show(session)))
-    end
-    return session:live()
-end
-
 --- Adds a session of the same model. Returns the batch.
 function Batch:add(session)
-    check(lib.mm2_batch_add(live(self), session_pointer(session)))
+    check(lib.mm2_batch_add(live(self), args.session(session, "batch:add")))
     table.insert(self.sessions, session)
     return self
 end
 
 --- Takes a session out; it goes on alone.
 function Batch:remove(session)
-    check(lib.mm2_batch_remove(live(self), session_pointer(session)))
+    check(lib.mm2_batch_remove(live(self), args.session(session, "batch:remove")))
     for i, member in ipairs(self.sessions) do
         if member == session then
             table.remove(self.sessions, i)

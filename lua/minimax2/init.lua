@@ -93,7 +93,7 @@ function mm.batch(model, sessions)
 end
 
 local function check_bit(mask, id, where)
-    if not ffi.istype("uint32_t[?]", mask) then
+    if not args.is_mask(mask) then
         raise(("%s needs a mask made by mm.mask, not %s"):format(where, args.show(mask)))
     end
     local bits = ffi.sizeof(mask) * 8

@@ -163,6 +163,7 @@ end
 
 --- Token ids of a prompt: a string (plain text), token ids (see args.ids), or a table of messages.
 function Model:prompt_ids(prompt, n)
+    local ids, count
     if type(prompt) == "string" or messages.is(prompt) then
         self:live()
         local tokenizer = self.tokenizer
@@ -170,11 +171,17 @@ function Model:prompt_ids(prompt, n)
             raise(self.no_tokenizer)
         end
         if type(prompt) == "string" then
-            return tokenizer:encode(prompt)
+            ids, count = tokenizer:encode(prompt)
+        else
+            ids, count = tokenizer:encode_chat(prompt)
         end
-        return tokenizer:encode_chat(prompt)
+    else
+        ids, count = args.ids(prompt, n)
     end
-    return args.ids(prompt, n)
+    if count == 0 then
+        raise("the prompt is empty")
+    end
+    return ids, count
 end
 
 --- A new session; nil and a sentence if there is no memory for it. Options: context (positions, the
@@ -203,7 +210,7 @@ end
 -- A session of its own for one prompt and up to `more` tokens, with the prompt fed.
 local function session_for(self, prompt, more)
     local ids, count = self:prompt_ids(prompt)
-    local context = math.min(self.config.max_position_embeddings, math.max(count + more, 1))
+    local context = math.min(self.config.max_position_embeddings, count + more)
     local session, message = self:session { context = context }
     if not session then
         raise(message)

@@ -106,10 +106,8 @@ end
 --- The token that follows the session's last one. mask: nil, or one made by mm.mask. Does not feed
 --- it.
 function Sampler:next(session, mask)
-    if type(session) ~= "table" or not session.live then
-        raise(("sampler:next needs a session, not %s"):format(args.show(session)))
-    end
-    return check(lib.mm2_sampler_next(live(self), session:live(), args.mask(mask, self.vocab_size)))
+    local ptr, of = live(self), args.session(session, "sampler:next")
+    return check(lib.mm2_sampler_next(ptr, of, args.mask(mask, self.vocab_size)))
 end
 
 --- The same on any logits: an f32 tensor of vocab_size elements. history: the token ids before, or

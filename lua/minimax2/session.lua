@@ -15,7 +15,7 @@ local Stream = require "minimax2.stream"
 
 local lib, raise, check = native.lib, native.raise, native.check
 
-local Session = {}
+local Session = { is_session = true }
 local properties = {}
 
 local metatable = {
@@ -186,12 +186,20 @@ function Session:rewind(length)
 end
 
 --- Makes the timeline equal to `ids`: keeps the common beginning, feeds the rest. Returns how many
---- tokens were kept. At least the last one is fed again if anything was cut, for its logits.
+--- tokens were kept. At least the last one is fed again if anything was cut, for its logits. What cannot
+--- be fed is refused before anything is cut.
 function Session:sync(prompt, n)
     local ptr = moving(self)
     local ids, count = self.model:prompt_ids(prompt, n)
-    if count == 0 then
-        raise("no tokens to make the timeline from")
+    local room, vocab = self.context, self.model.config.vocab_size
+    if count > room then
+        raise(("%d tokens do not fit into %d positions"):format(count, room))
+    end
+    for i = 0, count - 1 do
+        if ids[i] < 0 or ids[i] >= vocab then
+            raise(("token %d of %d is %d, outside the vocabulary 0..%d"):format(i + 1, count, ids[i],
+                vocab - 1))
+        end
     end
     local old, length = self:tokens(), self.length
     local common = 0

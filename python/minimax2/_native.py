@@ -85,6 +85,14 @@ def ids(values):
     return [integer(value, "a token id") for value in values]
 
 
+def check_feed(values, vocab_size, room):
+    """What session_feed would refuse, for callers that must know it beforehand."""
+    for value in values:
+        integer(value, "a token id", 0, vocab_size - 1)
+    if len(values) > room:
+        raise errors.ContextFull(f"{len(values)} tokens do not fit into {room} positions")
+
+
 def _path(path):
     encoded = os.fsencode(path)
     if b"\0" in encoded:
@@ -151,6 +159,11 @@ def model_config(model):
 def model_info(model, key):
     """A fact as text, or None."""
     return _text(lib.mm2_model_info(model, _chars(key, "key")))
+
+
+def model_path(model):
+    """Where it was opened, a str as the os module has it."""
+    return os.fsdecode(ffi.string(lib.mm2_model_info(model, b"path")))
 
 
 def model_sizes(model):

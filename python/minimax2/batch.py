@@ -8,8 +8,8 @@ from minimax2.handle import Handle
 class Batch(Handle):
     """Several sessions of one model that go through the weights together; the same bits as alone.
 
-    A member is run by its batch only (running it alone raises BusyError); feed, rewind and sample it
-    as ever. Used by one thread at a time. Closing lets the members go on alone.
+    A member is run by its batch only (running it alone raises BusyError); feed, rewind and sample
+    it as ever. Used by one thread at a time. Closing lets the members go on alone.
     """
 
     __slots__ = ("_event", "_sessions", "model")

@@ -39,8 +39,8 @@ def _parser():
     parser.add_argument("--version", action="version", version=f"minimax2 {mm.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(run, text):
-        name = run.__name__.strip("_")
+    def command(run, text, name=None):
+        name = name or run.__name__.strip("_")
         made = commands.add_parser(name, help=text, description=text)
         made.set_defaults(run=run)
         return made
@@ -85,7 +85,7 @@ def _parser():
     made.add_argument("--repeat", type=int, default=5, metavar="N", help="runs; medians count (5)")
     made.add_argument("--json", action="store_true", help="print one JSON object")
 
-    synth.add_arguments(command(_synth, "write a random checkpoint to try things on"))
+    synth.add_arguments(command(synth.run, "write random weights, to measure with", "synth"))
     return parser
 
 
@@ -181,6 +181,9 @@ def _inspect(arguments):
 
 
 def _bench(arguments):
+    for name in ("prompt", "decode", "repeat"):
+        if getattr(arguments, name) < 1:
+            raise mm.ArgumentError(f"--{name} is {getattr(arguments, name)}, must be at least 1")
     with _load(arguments) as model:
         vocabulary = model.config.vocab_size
         # Any ids will do; a fixed walk over the vocabulary gives every run the same work.
@@ -224,7 +227,3 @@ def _progress(steps):
     except ImportError:
         return steps
     return tqdm(steps, leave=False)
-
-
-def _synth(arguments):
-    synth.run(arguments)

@@ -11,7 +11,7 @@ from minimax2.chat import Chat
 from minimax2.errors import ArgumentError, UnsupportedError
 from minimax2.handle import Handle
 from minimax2.session import Session
-from minimax2.tokenizer import Tokenizer
+from minimax2.tokenizer import Tokenizer, is_messages
 
 EMBEDDED = Path(__file__).parent / "m2-tiny"
 
@@ -58,9 +58,10 @@ def load(path=None, *, threads=None, writable=False, isa=None):
 class Model(Handle, Mapping):
     """An opened checkpoint: immutable, shared by any number of threads and sessions.
 
-    A mapping of tensor names to views on the weights as they lie in the files. `model(prompt)` gives
-    logits, generate() text, session() a timeline to work with, trace() and run_with_*() what goes on
-    inside. close() gives the model up; sessions and tensors taken from it keep what they need.
+    A mapping of tensor names to views on the weights as they lie in the files. `model(prompt)`
+    gives logits, generate() text, session() a timeline to work with, trace() and run_with_*() what
+    goes on inside. close() gives the model up; sessions and tensors taken from it keep what they
+    need.
     """
 
     __slots__ = ("_config", "_sizes", "_tokenizer")
@@ -87,7 +88,7 @@ class Model(Handle, Mapping):
     @property
     def path(self):
         """Where it was opened, a Path."""
-        return Path(self.info("path"))
+        return Path(_native.model_path(self._c))
 
     @property
     def threads(self):
@@ -173,7 +174,10 @@ class Model(Handle, Mapping):
         return ids
 
     def __call__(self, prompt, *, logits="last"):
-        """Logits after a prompt: a Tensor f32 [vocab_size], or with logits="all" [tokens, vocab_size]."""
+        """Logits after a prompt, a Tensor f32: [vocab_size], or all: [tokens, vocab_size].
+
+        logits: "last" or "all".
+        """
         if logits not in ("last", "all"):
             raise ArgumentError(f"logits is {logits!r}, must be 'last' or 'all'")
         if logits == "last":
@@ -183,8 +187,8 @@ class Model(Handle, Mapping):
     def generate(self, prompt, *, stream=False, max_new_tokens=1024, **options):
         """Go on from a prompt: a Generation, or with stream=True a Stream of text pieces.
 
-        prompt: a str, token ids, or messages (list of dicts of role and content), which are answered
-        in the chat format. Ends at the end token, a stop string, max_new_tokens or the model's
+        prompt: a str, token ids, or messages (dicts of role and content), which are answered in
+        the chat format. Ends at the end token, a stop string, max_new_tokens or the model's
         positions.
 
         Options: temperature, top_k, top_p, min_p and the others of Sampler, defaults from the
@@ -204,7 +208,7 @@ class Model(Handle, Mapping):
         """A Session: one timeline.
 
         context: positions there is room for; None: the smaller of the model's and 8192. kv_dtype:
-        "bf16" or "f32". chunk: prompt tokens that go through the layers together, None: 256; it does
+        "bf16" or "f32". chunk: prompt tokens that go through the layers together, None: 256; does
         not change the bits. Raises OutOfMemory if the whole context would not fit.
         """
         return Session(self, context, kv_dtype, chunk)
@@ -227,8 +231,8 @@ class Model(Handle, Mapping):
     def run_with_hooks(self, prompt, hooks):
         """Evaluate a prompt with hooks: the logits after it, a Tensor f32 [vocab_size].
 
-        hooks: pairs of a point, or (point, layer), and a callable(tensor, tap), which may write into
-        the tensor. One point may have several hooks; they are called in order.
+        hooks: pairs of a point, or (point, layer), and a callable(tensor, tap), which may write
+        into the tensor. One point may have several hooks; they are called in order.
         """
         wanted = {}
         selected = set()
@@ -277,9 +281,3 @@ class Model(Handle, Mapping):
 
     def _repr_html_(self):
         return "<p>closed</p>" if self.closed else show.table(show.facts(self))
-
-
-def is_messages(prompt):
-    """Whether a prompt is a conversation rather than text or ids."""
-    return (isinstance(prompt, (list, tuple)) and bool(prompt)
-            and all(isinstance(message, dict) for message in prompt))

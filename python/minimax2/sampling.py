@@ -21,8 +21,8 @@ class Sampler(Handle):
       `penalty_window` tokens (-1: all)
     - DRY: `dry_multiplier` (0: off), `dry_base`, `dry_allowed_length`, `dry_window`, `breakers`
       (ids that end a repetition)
-    - `temperature` (0: greedy, the best token), `top_k` (0: off), `top_p` (1: off), `min_p` (0: off),
-      `typical_p` (1: off), `top_n_sigma` (0: off)
+    - `temperature` (0: greedy, the best token), `top_k` (0: off), `top_p` (1: off), `min_p`
+      (0: off), `typical_p` (1: off), `top_n_sigma` (0: off)
     - `seed`: None draws a fresh one, kept in `options["seed"]`
 
     Raises TypeError for an unknown option, ArgumentError for a value out of range. Used by one

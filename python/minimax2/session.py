@@ -5,6 +5,7 @@ from minimax2.errors import BusyError
 from minimax2.handle import Handle
 from minimax2.sampling import Sampler
 from minimax2.stream import Stream
+from minimax2.tokenizer import is_messages
 
 
 class Session(Handle):
@@ -111,9 +112,11 @@ class Session(Handle):
         """Make the timeline equal to `prompt`: keep the common beginning, feed the rest.
 
         Returns the number of tokens reused. If anything was cut, at least the last token is fed
-        again, so that run() brings its logits.
+        again, so that run() brings its logits. What cannot be fed is refused before anything is
+        cut.
         """
         ids, old = self.model.ids(prompt), self.tokens
+        _native.check_feed(ids, self.model.config.vocab_size, self.context)
         common = 0
         for new, known in zip(ids, old):
             if new != known:
@@ -165,10 +168,12 @@ class Session(Handle):
     def generate(self, prompt=None, *, stream=False, **options):
         """Go on from `prompt`, or from where the timeline ends. See Model.generate().
 
-        The tokens generated stay in the timeline.
+        The tokens generated stay in the timeline. thinking: whether the text begins inside <think>;
+        by default when the prompt is messages.
         """
         if prompt is not None:
             self.feed(prompt)
+        options.setdefault("thinking", is_messages(prompt))
         made = Stream(self, **options)
         return made if stream else made.result()
 

@@ -1,7 +1,6 @@
 """Stream: a generation while it is being made."""
 
 import asyncio
-import codecs
 import time
 
 from minimax2 import _native
@@ -40,11 +39,11 @@ class Stream:
         self._top = _native.integer(top_logprobs, "top_logprobs", 0, model.config.vocab_size)
         self._logprobs = [] if self._top else None
         self._cancelled = False
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._bytes = b""  # of a character that is not complete yet
         self._thinking = "" if thinking else None
         self._in_thinking = thinking
-        self._answer = ""  # decoded so far; _shown of its characters may be seen
-        self._shown = 0
+        self._answer = ""  # decoded so far; _shown of its characters may be seen, _taken were
+        self._shown = self._taken = 0
         self._start = session.length
         self._prompt_tokens = self._start - session.pos
         self._prompt_seconds = self._seconds = 0.0
@@ -73,13 +72,13 @@ class Stream:
             self.session.interrupt()
 
     def poll(self, seconds=0.0):
-        """Work for about `seconds`; the text that came, "" if none yet. Look at `done` for the end."""
-        start, deadline = self._shown, time.monotonic() + seconds
+        """Work for about `seconds`; the text that came, "" if none yet. See `done` for the end."""
+        deadline = time.monotonic() + seconds
         while not self.done:
             self._step(max(0.0, min(_SLICE, deadline - time.monotonic())))
             if time.monotonic() >= deadline:
                 break
-        return self._answer[start:self._shown]
+        return self._take()
 
     def result(self):
         """Run to the end: the Generation."""
@@ -91,16 +90,21 @@ class Stream:
             timing=Timing(self._prompt_tokens, self._prompt_seconds, len(self.tokens),
                           self._seconds))
 
+    def _take(self):
+        """What may be seen and was not given out yet: an interrupted call loses nothing."""
+        start, self._taken = self._taken, self._shown
+        return self._answer[start:self._taken]
+
     def __iter__(self):
         return self
 
     def __next__(self):
-        start = self._shown
-        while not self.done and self._shown == start:
+        while not self.done and self._shown == self._taken:
             self._step(_SLICE)
-        if self._shown == start:
+        piece = self._take()
+        if not piece:
             raise StopIteration
-        return self._answer[start:self._shown]
+        return piece
 
     def __aiter__(self):
         return self
@@ -177,11 +181,17 @@ class Stream:
         if token == tokenizer.eos:
             self._finish("stop")
         elif self._in_thinking and token == tokenizer.think_close:
-            self._thinking += self._decoder.decode(b"", final=True)
-            self._decoder.reset()
+            self._write(self._rest())
             self._in_thinking = False
         else:
-            self._write(self._decoder.decode(tokenizer.decode_bytes([token])))
+            self._bytes += tokenizer.decode_bytes([token])
+            complete = _native.text_complete(self._bytes)
+            text, self._bytes = self._bytes[:complete], self._bytes[complete:]
+            self._write(text.decode("utf-8", "replace"))
+
+    def _rest(self):
+        text, self._bytes = self._bytes.decode("utf-8", "replace"), b""
+        return text
 
     def _write(self, text, last=False):
         """Take decoded text, look for stop strings, and show what can no longer become one."""
@@ -191,9 +201,9 @@ class Stream:
         if self._thinking is not None and not self._answer:
             text = text.lstrip("\n")  # the format's blank lines between thinking and answer
         self._answer += text
-        found = [at for at in (self._answer.find(stop, self._shown) for stop in self._stop) if at >= 0]
-        if found:
-            self._answer = self._answer[:min(found)]
+        found = [self._answer.find(stop, self._shown) for stop in self._stop]
+        if max(found, default=-1) >= 0:
+            self._answer = self._answer[:min(at for at in found if at >= 0)]
             self._shown = len(self._answer)
             self.finish_reason = "stop"
             return
@@ -206,7 +216,7 @@ class Stream:
         self._shown = len(self._answer) - held
 
     def _finish(self, reason):
-        self._write(self._decoder.decode(b"", final=True), last=True)
+        self._write(self._rest(), last=True)
         self.finish_reason = self.finish_reason or reason
 
     def __repr__(self):

@@ -12,7 +12,9 @@ class Tensor(_tensor.Tensor):
 
     `memoryview(t)`, `numpy.asarray(t)`, `numpy.from_dlpack(t)` and `torch.from_dlpack(t)` share its
     memory. Formats that these do not know show up as raw words (bf16) or bytes (FP8, and block
-    formats with the last dimension being a row's bytes); `float()` decodes any of them.
+    formats with the last dimension being a row's bytes); `float()` decodes any of them. Weights are
+    read-only: writing through torch, which does not know of that, would crash; take a copy() or
+    load the model with writable=True.
 
     Attributes: `shape` and `strides` in elements, `dtype` ("f32", "bf16", "q4_k", ...), `nbytes`,
     `readonly`, `address`.

@@ -70,7 +70,7 @@ class Tokenizer(Handle):
             self._c, token.encode() if isinstance(token, str) else bytes(token))
 
     def render(self, messages, add_generation_prompt=True):
-        """Messages, dicts of role, content and (assistant) thinking, as text in the vendor's format.
+        """Messages, dicts of role, content and (assistant) thinking, as text in the chat format.
 
         For reading: to feed a model use apply_chat_template(), which keeps the format's tags and
         the same characters inside a message apart.
@@ -92,3 +92,9 @@ class Tokenizer(Handle):
 
     def __repr__(self):
         return f"<Tokenizer {self.vocab_size} tokens>"
+
+
+def is_messages(prompt):
+    """Whether a prompt is a conversation, a list of dicts, rather than text or ids."""
+    return (isinstance(prompt, (list, tuple)) and bool(prompt)
+            and all(isinstance(message, dict) for message in prompt))

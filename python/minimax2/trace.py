@@ -55,7 +55,7 @@ def select(model, points, layers):
 
 
 class Cache(Mapping):
-    """Copies of activations, by (point, layer): `cache["resid_post", 5]` is a Tensor [positions, ...].
+    """Copies of activations by (point, layer): `cache["resid_post", 5]`, a Tensor [positions, ...].
 
     `cache["logits"]` and other points that exist once need no layer. `positions` are the timeline's
     positions of the rows.
@@ -114,14 +114,16 @@ class Cache(Mapping):
 
     def __repr__(self):
         points = dict.fromkeys(point for point, _ in self._tensors)
-        return f"<Cache of {len(self)} tensors, {len(self.positions)} positions: {', '.join(points)}>"
+        return (f"<Cache of {len(self)} tensors, {len(self.positions)} positions: "
+                f"{', '.join(points)}>")
 
 
 def pick_positions(positions, length):
-    """Absolute positions for None (all), an int, a slice or several ints; negative: from the end."""
+    """Absolute positions for None (all), an int, a slice or several; negative: from the end."""
     if positions is None:
         return range(length)
     if isinstance(positions, slice):
         return range(length)[positions]
-    return list(dict.fromkeys(_native.integer(position, "a position", -length, length - 1) % length
-                              for position in _listed(positions, Integral)))
+    chosen = [_native.integer(position, "a position", -length, length - 1) % length
+              for position in _listed(positions, Integral)]
+    return list(dict.fromkeys(chosen))

@@ -221,6 +221,14 @@ static void greedy_takes_the_best_allowed(void **state)
     memset(mask, 0xff, sizeof mask); /* bits past the vocabulary are set: ignored */
     mask[0] &= ~(1u << 7);
     assert_int_equal(mm2_sampler_pick(p, x, NULL, 0, mask), 9);
+    for (int32_t id = 64; id < 96; id++) { /* every bit of a word */
+        x[id] = 6;
+        memset(mask, 0xff, sizeof mask);
+        assert_int_equal(mm2_sampler_pick(p, x, NULL, 0, mask), id);
+        mask[2] &= ~(1u << (id - 64));
+        assert_int_equal(mm2_sampler_pick(p, x, NULL, 0, mask), 7);
+        x[id] = (float)-id;
+    }
     memset(mask, 0, sizeof mask);
     mask[999 / 32] = 1u << 999 % 32;
     assert_int_equal(mm2_sampler_pick(p, x, NULL, 0, mask), 999);
@@ -531,24 +539,24 @@ static void the_host_keeps_its_float_mode(void **state)
 {
     (void)state;
     static float x[VOCAB];
-    for (int i = 0; i < VOCAB; i++)
-        x[i] = (float)draw_below(100000) / 10000;
-    mm2_sampling o = off();
-    o.top_p = 0.9f;
-    mm2_sampler *p = make(o);
-    float up, nearest;
-    int32_t id = 3;
-    for (int position = 0; position < 20; position++) {
-        int32_t chosen = mm2_sampler_choose(p, x, NULL, 0, position, NULL);
-        assert_int_equal(mm2_logprobs_of(x, VOCAB, &id, 1, &nearest), MM2_OK);
+    const int32_t history[] = {5};
+    for (int i = 1; i <= 20; i++) {
+        mm2_sampling o = off();
+        o.temperature = 0;
+        o.presence_penalty = 0.05f * (float)i;
+        x[5] = 3;
+        x[3] = 3 - o.presence_penalty; /* rounded to nearest: a tie, which 3 wins */
+        mm2_sampler *p = make(o);
+        float up, nearest;
+        assert_int_equal(mm2_logprobs_of(x, VOCAB, history, 1, &nearest), MM2_OK);
         assert_int_equal(fesetround(FE_UPWARD), 0);
-        assert_int_equal(mm2_sampler_choose(p, x, NULL, 0, position, NULL), chosen);
-        assert_int_equal(mm2_logprobs_of(x, VOCAB, &id, 1, &up), MM2_OK);
+        assert_int_equal(mm2_sampler_pick(p, x, history, 1, NULL), 3);
+        assert_int_equal(mm2_logprobs_of(x, VOCAB, history, 1, &up), MM2_OK);
         assert_int_equal(fegetround(), FE_UPWARD);
         assert_int_equal(fesetround(FE_TONEAREST), 0);
         assert_memory_equal(&up, &nearest, 4);
+        mm2_sampler_free(p);
     }
-    mm2_sampler_free(p);
 }
 
 typedef struct contest {
@@ -561,7 +569,7 @@ typedef struct contest {
 static void *compete(void *argument)
 {
     contest *c = argument;
-    while (!atomic_load(c->stop)) {
+    for (int i = 0; i < 100000 && !atomic_load(c->stop); i++) {
         int32_t id = mm2_sampler_pick(c->p, c->x, NULL, 0, NULL);
         if (id == MM2_E_BUSY)
             atomic_store(c->stop, c->busy = 1);

@@ -64,8 +64,8 @@ class Case:
         }
 
 
-# Group sizes 3, 1, 3, 6, 8, 7, 4, 2, 6; rotated share 1, 1/2, 1/4 and 3/4; all experts chosen (of 4),
-# one chosen (of 16); widths that are no multiples of 128, 32 or 16; an eps that cannot be overlooked.
+# Group sizes 3, 1, 3, 6, 8, 7, 4, 2, 6; rotated share 1, 1/2, 1/4 and 3/4; all experts chosen (of
+# 4), one chosen (of 16); widths that are no multiples of 128, 32 or 16; an eps that shows.
 # fmt: off
 CASES = {case.name: case for case in (
     #    name          hidden  q kv head rot experts top width layers vocab theta eps   seed
@@ -98,8 +98,10 @@ def hash_words(case, name, count):
 
 
 def hash_bytes(case, name, shape):
+    """uint8 [shape]"""
     count = math.prod(shape)
-    return hash_words(case, name, (count + 7) // 8).astype("<u8").view(np.uint8)[:count].reshape(shape)
+    words = hash_words(case, name, (count + 7) // 8)
+    return words.astype("<u8").view(np.uint8)[:count].reshape(shape)
 
 
 def hash_unit(case, name, shape):
@@ -154,8 +156,8 @@ class Weight:
 
 
 def weights(case):
-    """Every tensor under the vendor's name. The spreads make logits of 3 to 10, attention that looks
-    at few positions, and routers whose bias changes choices."""
+    """Every tensor under the vendor's name. The spreads make logits up to about 10, attention that
+    looks at few positions, and routers whose bias changes choices."""
     hidden, wide, experts = case.hidden_size, case.intermediate_size, case.num_local_experts
     q_width = case.num_attention_heads * case.head_dim
     kv_width = case.num_key_value_heads * case.head_dim
@@ -212,7 +214,7 @@ def values(case, weight):
     drawn = hash_bytes(case, weight.name, weight.shape)
     if weight.kind == "norm":  # 0.5 to 1.5 times the gain
         return ((64 + (drawn >> 1)) / 128 * weight.spread).astype(np.float32)
-    odd = np.arange(-255, 256, 2) * power_of_two(weight.spread / 148)  # deviation of the odd numbers
+    odd = np.arange(-255, 256, 2) * power_of_two(weight.spread / 148)  # 148: their deviation
     return odd.astype(np.float32)[drawn]
 
 
@@ -253,7 +255,7 @@ def read_safetensors(path):
     """{name: (dtype, array on the mapped file)}; BF16 and FP8 as integer codes."""
     data = np.memmap(path, np.uint8, "r")
     size = int(data[:8].view("<u8")[0])
-    header = json.loads(bytes(data[8 : 8 + size]))
+    header = json.loads(bytes(data[8:8 + size]))
     header.pop("__metadata__", None)
     tensors = {}
     for name, entry in header.items():
@@ -283,10 +285,9 @@ def fused(case):
 
     def stack(moe, parts):
         def make():
-            return np.stack([
-                np.concatenate([values(case, drawn[f"{moe}.experts.{e}.{p}.weight"]) for p in parts])
-                for e in range(case.num_local_experts)
-            ])
+            names = [[f"{moe}.experts.{e}.{part}.weight" for part in parts]
+                     for e in range(case.num_local_experts)]
+            return np.stack([np.concatenate([values(case, drawn[n]) for n in of]) for of in names])
         return make
 
     experts, hidden, wide = case.num_local_experts, case.hidden_size, case.intermediate_size
@@ -331,7 +332,7 @@ def checkpoint_files(directory):
 
 
 def decoded(directory):
-    """{name: float32 array} of a checkpoint in the vendor's names: BF16 widened, FP8 times scale."""
+    """{name: float32 array} of a checkpoint in the vendor's names: BF16 widened, FP8 scaled."""
     raw = {}
     for path in checkpoint_files(directory):
         raw |= read_safetensors(path)
@@ -346,7 +347,7 @@ def decoded(directory):
 
 
 def fingerprint(directory):
-    """SHA-256 of a checkpoint's tensors and configuration: which weights golden values belong to."""
+    """SHA-256 of a checkpoint's tensors and configuration: whose values are the golden ones?"""
     digest = hashlib.sha256()
     for path in [pathlib.Path(directory) / "config.json", *checkpoint_files(directory)]:
         digest.update(hashlib.sha256(path.read_bytes()).digest())

@@ -55,13 +55,13 @@ def quantised(config, tensors, kind):
 
 
 # Where a block keeps its half-float scale, and the one of its minima.
-SCALES = {"Q8_0": (0,), "Q4_0": (0,), "Q5_0": (0,), "IQ4_NL": (0,), "Q2_K": (80, 82), "Q3_K": (108,),
-          "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_XS": (0,)}
+SCALES = {"Q8_0": (0,), "Q4_0": (0,), "Q5_0": (0,), "IQ4_NL": (0,), "Q2_K": (80, 82),
+          "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_XS": (0,)}
 
 
 def random_blocks(case, name, shape, kind, spread):
-    """uint8 blocks of a matrix whose values have about the standard deviation `spread`: all bits are
-    random but the scales, which are `factor` times 1 to 2."""
+    """uint8 blocks of a matrix whose values have about the standard deviation `spread`. All bits
+    are random but those of the scales, which differ by up to a factor of 2."""
     size, bytes_a_block = gguf.GGML_QUANT_SIZES[kind]
     rows = (*shape[:-1], shape[-1] // size * bytes_a_block)
     data = checkpoints.hash_bytes(case, name, rows).copy()
@@ -71,7 +71,7 @@ def random_blocks(case, name, shape, kind, spread):
         for at in SCALES[kind.name]:
             drawn = checkpoints.hash_bytes(case, f"{name} scale {at}", (len(blocks),))
             scale = ((128 + (drawn >> 1)) / 128 * factor).astype("<f2")
-            blocks[:, at : at + 2] = scale.view(np.uint8).reshape(-1, 2)
+            blocks[:, at:at + 2] = scale.view(np.uint8).reshape(-1, 2)
 
     set_scales(1.0)
     set_scales(checkpoints.power_of_two(spread / gguf.dequantize(blocks[:64], kind).std()))
@@ -80,7 +80,7 @@ def random_blocks(case, name, shape, kind, spread):
 
 def drawn(case, kind):
     """Entries for write(): a case whose matrices are random blocks."""
-    tensors = {weight.name: checkpoints.values(case, weight) for weight in checkpoints.weights(case)}
+    tensors = {w.name: checkpoints.values(case, w) for w in checkpoints.weights(case)}
     for name, array, matrix in renamed(case.config(), tensors):
         if matrix:
             yield name, random_blocks(case, name, array.shape, kind, array.std()), kind

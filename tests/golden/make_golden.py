@@ -5,7 +5,7 @@
 
 Needs torch and transformers >= 5.17. Both engines read the very same directory: the case is written
 in the vendor's tensor names and given to from_pretrained. (FP8 cases are given as their exact F32
-values: transformers' FP8 layers quantise activations, so their logits are not those of the weights.)
+values: transformers' FP8 layers quantise activations, so their logits would not be comparable.)
 
 Stored for a case and each prompt length N of checkpoints.PROMPTS:
     logits_N   float32 [N, vocab_size]
@@ -38,10 +38,13 @@ HERE = pathlib.Path(__file__).resolve().parent
 TINY = HERE.parents[1] / "python" / "minimax2" / "m2-tiny"
 TINY_COLUMNS = 16  # every 16th column of the logits is stored
 TINY_TEXTS = (
-    'def mean(values):\n    """Arithmetic mean of a sequence."""\n    return sum(values) / len(values)\n\n\n'
-    'def variance(values):\n    center = mean(values)\n    return mean([(v - center) ** 2 for v in values])\n',
+    'def mean(values):\n    """Arithmetic mean of a sequence."""\n'
+    "    return sum(values) / len(values)\n\n\n"
+    "def variance(values):\n    center = mean(values)\n"
+    "    return mean([(v - center) ** 2 for v in values])\n",
     "The model reads one token after another. Each token selects a few experts, and",
-    "import os\nimport sys\n\nfor name in sorted(os.listdir(sys.argv[1])):\n    path = os.path.join(" * 12,
+    "import os\nimport sys\n\n"
+    "for name in sorted(os.listdir(sys.argv[1])):\n    path = os.path.join(\n" * 12,
 )
 TWIN_SHIFT = 4e-5  # torch.topk does not say which of two equal scores it takes: here, the first
 LEAST_MARGIN = 1e-5  # between the last chosen and the first rejected expert, in biased score
@@ -61,9 +64,9 @@ def check_rotary(model, config):
     )
     if not right:
         sys.exit(
-            f"transformers {transformers.__version__} rotates {cos.shape[-1]} of {config['head_dim']}"
-            f" dimensions of a head, or by other angles; the model's files say rotary_dim {rotary_dim},"
-            f" rope_theta {theta:g}. Install transformers >= 5.17."
+            f"transformers {transformers.__version__} rotates {cos.shape[-1]} of"
+            f" {config['head_dim']} dimensions of a head, or by other angles; the model's files say"
+            f" rotary_dim {rotary_dim}, rope_theta {theta:g}. Install transformers >= 5.17."
         )
 
 
@@ -98,7 +101,8 @@ def separate_twins(model):
         logits, _, chosen = result
         score = logits.double().sigmoid() + arguments[1]
         score[:, 1::2] = score[:, ::2]
-        right = torch.sort(score, dim=-1, descending=True, stable=True).indices[:, : chosen.shape[-1]]
+        order = torch.sort(score, dim=-1, descending=True, stable=True).indices
+        right = order[:, :chosen.shape[-1]]
         if not torch.equal(right.sort().values, chosen.sort().values):
             sys.exit("the shift of the twins changed other choices; change the seed")
 
@@ -132,12 +136,13 @@ def run(model, ids, added=None):
     handles = []
     if added is not None:
         layer, vector = model.model.layers[checkpoints.HOOK_LAYER], torch.from_numpy(added)
-        handles.append(layer.register_forward_hook(lambda layer, arguments, result: result + vector))
+        handles.append(layer.register_forward_hook(lambda _layer, _in, result: result + vector))
     for layer in model.model.layers:
         handles.append(layer.mlp.gate.register_forward_hook(on_router))
         handles.append(layer.register_forward_hook(on_layer))
     with hooks(handles):
-        logits = model(input_ids=torch.from_numpy(ids.astype(np.int64))[None], use_cache=False).logits
+        ids = torch.from_numpy(ids.astype(np.int64))
+        logits = model(input_ids=ids[None], use_cache=False).logits
     chosen, margins, moved = (torch.stack(parts).numpy() for parts in zip(*routed))
     return {
         "logits": logits[0].numpy(),
@@ -154,7 +159,7 @@ def well_posed(model, ids, additions):
     for added in additions:
         unclear = run(model, ids, added)["margins"].min(0) < LEAST_MARGIN
         if unclear.any():
-            ids = ids[: unclear.argmax()]
+            ids = ids[:unclear.argmax()]
     if len(ids) < 16:
         sys.exit("m2-tiny: routing is unclear within the first 16 tokens; change the text")
     return ids
@@ -171,11 +176,12 @@ def noise(model, ids, logits):
 def facts(results, case_noise):
     """What golden.json tells about a case; stops if the comparison would not be well-posed."""
     margin = min(float(r["margins"].min()) for r in results)
+    moved = float(np.mean([r["moved"] for r in results]))
     experts = np.concatenate([r["experts"].reshape(len(r["experts"]), -1) for r in results], 1)
     told = {
         "largest logit": round(max(float(np.abs(r["logits"]).max()) for r in results), 3),
         "least routing margin": margin if np.isfinite(margin) else None,
-        "rows whose experts the bias changed": round(float(np.mean([r["moved"] for r in results])), 3),
+        "rows whose experts the bias changed": round(moved, 3),
         "experts used, fewest of a layer": min(len(np.unique(layer)) for layer in experts),
         "float32 against float64": case_noise,
     }
@@ -224,7 +230,8 @@ def make_tiny(directory, scratch):
     )
     model = load(plain)
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    vector = checkpoints.hash_unit(checkpoints.CASES[checkpoints.HOOKED], "m2-tiny", (config["hidden_size"],))
+    case = checkpoints.CASES[checkpoints.HOOKED]  # lends its seed
+    vector = checkpoints.hash_unit(case, "m2-tiny", (config["hidden_size"],))
     arrays, results = {"vector": vector}, []
     for i, text in enumerate(TINY_TEXTS):
         ids = np.array(tokenizer.encode(text).ids, np.int32)
@@ -277,7 +284,7 @@ def difference(new, old):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="compare with the files, write nothing")
+    parser.add_argument("--check", action="store_true", help="compare with the files, write none")
     parser.add_argument("--only", nargs="*", help="cases by name; m2-tiny is one")
     parser.add_argument("--tiny", type=pathlib.Path, default=TINY, help="folder of m2-tiny")
     arguments = parser.parse_args()
@@ -305,7 +312,8 @@ def main():
             told_shortly = {k: v for k, v in told.items() if k != "config"}
             print(f"{name}: {path.stat().st_size >> 10} KB, {told_shortly}")
             if name == "half":
-                book["transformers' save_pretrained"] = names_written(checkpoints.CASES[name], scratch)
+                names = names_written(checkpoints.CASES[name], scratch)
+                book["transformers' save_pretrained"] = names
     if arguments.check:
         sys.exit(f"the golden files are not reproduced: {worst:.2e}" if worst > 1e-5 else 0)
     book["made with"] = {

@@ -21,9 +21,9 @@ import gguf_file
 
 HASHES = pathlib.Path(__file__).resolve().with_name("hashes.json")
 CASE = checkpoints.Case(
-    "bits", hidden_size=256, num_attention_heads=4, num_key_value_heads=2, head_dim=64, rotary_dim=32,
-    num_local_experts=6, num_experts_per_tok=2, intermediate_size=256, num_hidden_layers=2,
-    vocab_size=144, rope_theta=5e6, rms_norm_eps=1e-6, seed=301)
+    "bits", hidden_size=256, num_attention_heads=4, num_key_value_heads=2, head_dim=64,
+    rotary_dim=32, num_local_experts=6, num_experts_per_tok=2, intermediate_size=256,
+    num_hidden_layers=2, vocab_size=144, rope_theta=5e6, rms_norm_eps=1e-6, seed=301)
 PLAIN = ("F32", "BF16", "FP8")  # as safetensors
 QUANTISED = ("F16", *gguf_file.SCALES)  # as GGUF
 IDS = checkpoints.prompt(CASE, 270)  # crosses the 256-position chunk of attention
@@ -33,7 +33,8 @@ def write(kind, directory):
     """The checkpoint with matrices of a kind of PLAIN or QUANTISED; returns its path."""
     directory = pathlib.Path(directory)
     if kind in PLAIN:
-        return checkpoints.write_checkpoint(dataclasses.replace(CASE, storage=kind), directory / kind)
+        case = dataclasses.replace(CASE, storage=kind)
+        return checkpoints.write_checkpoint(case, directory / kind)
     number = gguf.GGMLQuantizationType[kind]
     if kind == "F16":
         tensors = {w.name: checkpoints.values(CASE, w) for w in checkpoints.weights(CASE)}

@@ -91,6 +91,9 @@ describe("a session", function()
         assert.equal(support.alone(short), support.logits(session))
         assert.equal(8, session:sync(ids))
         assert.equal(support.alone(ids), support.logits(session))
+        assert.matches("outside the vocabulary", support.failure(session.sync, session, { 1, -1 }))
+        assert.matches("do not fit", support.failure(session.sync, session, ("x "):rep(session.context)))
+        assert.equal(#ids, session.pos)
     end)
 
     it("orders its best tokens", function()
@@ -211,6 +214,27 @@ describe("a batch", function()
         batch:remove(a)
         assert.matches("not a member", support.failure(batch.remove, batch, a))
         batch:close()
+    end)
+
+    it("outgrows its first buffers without taking them from a tap's view", function()
+        assert.equal("true 0", support.script [[
+            local mm = require "minimax2"
+            local model = assert(mm.load())
+            local session = assert(model:session())
+            local batch = assert(model:batch { session })
+            session:tap("resid_post", 1)
+            session:feed { 1, 2, 3 }
+            local _, tap = batch:run()
+            session:tap("resid_post", 1, false)
+            batch:run()
+            local before = tap.tensor:bytes()
+            for _ = 1, 20 do
+                batch:add(assert(model:session()))
+            end
+            session:feed({ 4 })
+            batch:run()
+            io.write(tostring(tap.tensor:bytes() == before))
+        ]])
     end)
 
     it("keeps its members alive", function()

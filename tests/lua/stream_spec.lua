@@ -41,7 +41,7 @@ describe("a stream", function()
     it("polls within a budget, with the same tokens", function()
         local _, info = model:generate(support.prompt, { seed = 3, max_new_tokens = 20 })
         local stream = model:stream(support.prompt, { seed = 3, max_new_tokens = 20 })
-        local polls, text, done, piece = 0, "", false, nil
+        local polls, text, done, piece = 0, ""
         repeat
             local before = #stream:tokens()
             piece, done = stream:poll(0.02)
@@ -79,7 +79,11 @@ describe("a stream", function()
             end
         end
         assert.same({ whole, whole }, text)
-        assert.same({ 1, 2, 1, 2 }, { unpack(turns, 1, 4) })
+        local changes = 0
+        for i = 2, #turns do
+            changes = changes + (turns[i] ~= turns[i - 1] and 1 or 0)
+        end
+        assert.is_true(changes > 4)
     end)
 
     it("yields inside a long prompt", function()

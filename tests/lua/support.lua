@@ -38,4 +38,18 @@ function support.failure(fn, ...)
     return (message:gsub("^[^:]+:%d+: ", ""))
 end
 
+-- What a script prints in a LuaJIT of its own, and its exit status: "output 0". (Inside busted some
+-- of the FFI is patched.)
+function support.script(text)
+    local name = os.tmpname()
+    local file = assert(io.open(name, "w"))
+    file:write('package.path = "lua/?.lua;lua/?/init.lua;" .. package.path\n', text)
+    file:close()
+    local pipe = assert(io.popen("luajit " .. name .. " 2>&1; echo \" $?\""))
+    local output = pipe:read "*a"
+    pipe:close()
+    os.remove(name)
+    return (output:gsub("\n$", ""))
+end
+
 return support

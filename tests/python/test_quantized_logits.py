@@ -2,8 +2,8 @@
 
 m2-tiny, a trained model, is read in its FP8 files (float32 activations) and as GGUF files made of
 its dequantised weights (8-bit activations). The text is Python source that came with the
-interpreter. The figures are the mean KL divergence from the float model's next-token distribution, in
-nats, and the share of positions with the same likeliest token.
+interpreter. The figures are the mean KL divergence from the float model's next-token distribution,
+in nats, and the share of positions with the same likeliest token.
 """
 
 import asyncio
@@ -51,8 +51,8 @@ def log_softmax(logits):
 
 @pytest.fixture(scope="module")
 def expected(float_model, texts):
-    """Log-probabilities of the float model, float32 [WINDOWS, WINDOW, vocab_size]."""
-    return [log_softmax(float_model(ids, logits="all").numpy()).astype(np.float32) for ids in texts]
+    """Logits of the float model, WINDOWS times float32 [WINDOW, vocab_size]."""
+    return [float_model(ids, logits="all").numpy() for ids in texts]
 
 
 @pytest.fixture(scope="module")
@@ -64,17 +64,19 @@ def compare(path, texts, expected):
     """(mean KL divergence, share of positions with the same best token)"""
     divergence, same = [], []
     with mm.load(path, threads=2) as model:
-        for ids, p in zip(texts, expected, strict=True):
-            q = log_softmax(model(ids, logits="all").numpy())
-            divergence.append((np.exp(p.astype(np.float64)) * (p - q)).sum(1))
+        for ids, logits in zip(texts, expected, strict=True):
+            p, q = log_softmax(logits), log_softmax(model(ids, logits="all").numpy())
+            divergence.append((np.exp(p) * (p - q)).sum(1))
             same.append(p.argmax(1) == q.argmax(1))
     return float(np.mean(divergence)), float(np.mean(same))
 
 
-# The gates of the smaller formats are loose: they catch broken kernels, not lost quality.
+# F32 differs from FP8 in the order of its sums, and so, now and then, in what a BF16 cache rounds
+# to. The gates of the smaller formats are loose: they catch broken kernels, not lost quality.
 @pytest.mark.parametrize(
     "kind, most_divergence, least_same",
-    [(Kind.F32, 1e-9, 0.999), (Kind.Q8_0, 1e-3, 0.985), (Kind.Q5_0, 2e-2, 0.93), (Kind.Q4_0, 1e-1, 0.85)],
+    [(Kind.F32, 1e-6, 0.999), (Kind.Q8_0, 1e-3, 0.985), (Kind.Q5_0, 1e-2, 0.9),
+     (Kind.Q4_0, 3e-2, 0.8)],
     ids=lambda value: value.name if isinstance(value, Kind) else None,
 )
 def test_divergence(tmp_path, weights, texts, expected, kind, most_divergence, least_same):
@@ -82,5 +84,5 @@ def test_divergence(tmp_path, weights, texts, expected, kind, most_divergence, l
     entries = gguf_file.quantised(config, tensors, kind)
     path = gguf_file.write(tmp_path / "m2-tiny.gguf", config, entries)
     divergence, same = compare(path, texts, expected)
-    print(f"{kind.name}: mean KL {divergence:.2e} nats, same top {same:.2%} of {texts.size} positions")
+    print(f"{kind.name}: mean KL {divergence:.2e} nats, same top {same:.2%} of {texts.size}")
     assert divergence <= most_divergence and same >= least_same

@@ -2,8 +2,8 @@
 
 Every mutation is a mistake that somebody's implementation of this model made, or could make. A copy
 of csrc gets the wrong line, what depends on it is compiled again, and the golden prompts must come
-out far beyond the tolerance of test_golden.py. The same procedure without a mutation must stay within
-it. A mutation whose line is not found any more fails: move it along with the code.
+out far beyond the tolerance of test_golden.py. The same procedure without a mutation must stay
+within it. A mutation whose line is not found any more fails: move it along with the code.
 """
 
 import concurrent.futures
@@ -47,16 +47,16 @@ MUTATIONS = [
              "if (0) {"),
     Mutation("routing bias in the weights", "run/moe.c",
              "f->model->kernels->axpy(choice, 1, scores, experts);",
-             "f->model->kernels->axpy(choice, 1, scores, experts); memcpy(scores, choice, experts * 4);"),
+             "f->model->kernels->axpy(choice, 1, scores, experts);"
+             " memcpy(scores, choice, experts * 4);"),
     Mutation("weights not renormalised", "run/moe.c",
              "scores[chosen[i]] / sum *",
              "scores[chosen[i]] *"),
     Mutation("softmax for sigmoid", "run/moe.c",
              "f->model->kernels->sigmoid(scores, f->router + (int64_t)unit * experts, experts);",
-             "float all = 0;"
-             " for (int e = 0; e < experts; e++) all += mm2_exp(f->router[(int64_t)unit * experts + e]);"
-             " for (int e = 0; e < experts; e++)"
-             " scores[e] = mm2_exp(f->router[(int64_t)unit * experts + e]) / all;"),
+             "const float *x = f->router + (int64_t)unit * experts; float all = 0;"
+             " for (int e = 0; e < experts; e++) all += mm2_exp(x[e]);"
+             " for (int e = 0; e < experts; e++) scores[e] = mm2_exp(x[e]) / all;"),
     Mutation("ties to the higher expert", "run/moe.c",
              "choice[e] > choice[chosen[at - 1]]",
              "choice[e] >= choice[chosen[at - 1]]"),
@@ -76,7 +76,8 @@ MUTATIONS = [
     # Norms
     Mutation("q norm per head", "run/attention.c",
              "mm2_forward_norm(f, thread, &layer->q_norm, q, q, layer->q.n_out);",
-             "for (int32_t at = 0, n = mm2_forward_config(f)->head_dim; at < layer->q.n_out; at += n) {"
+             "int32_t n = mm2_forward_config(f)->head_dim;"
+             " for (int32_t at = 0; at < layer->q.n_out; at += n) {"
              " mm2_weight w = layer->q_norm;"
              " w.data = (const char *)w.data + at * (w.row_bytes / w.n_in);"
              " mm2_forward_norm(f, thread, &w, q + at, q + at, n); }"),
@@ -153,8 +154,8 @@ def copy_tree(source, directory):
     """csrc and its objects, with their times, so that make knows what is new."""
     shutil.copytree(source / "csrc", directory / "csrc")
     if (source / "build" / "release").exists():
-        ignore = shutil.ignore_patterns("tests", "*.so")
-        shutil.copytree(source / "build" / "release", directory / "build" / "release", ignore=ignore)
+        shutil.copytree(source / "build" / "release", directory / "build" / "release",
+                        ignore=shutil.ignore_patterns("tests", "*.so"))
 
 
 def build(directory):
@@ -191,8 +192,8 @@ def measure(tmp_path_factory):
     All are built and run from the start, as many at a time as there are processors."""
     top = tmp_path_factory.mktemp("sabotage")
     cdef = top / "cdef.h"
-    made = subprocess.run(["make", "-s", "-C", ROOT / "csrc", "cdef"], capture_output=True, check=True)
-    cdef.write_bytes(made.stdout)
+    made = ["make", "-s", "-C", ROOT / "csrc", "cdef"]
+    cdef.write_bytes(subprocess.run(made, capture_output=True, check=True).stdout)
     copy_tree(ROOT, top / "base")
     build(top / "base")
     jobs = {}
@@ -207,8 +208,9 @@ def measure(tmp_path_factory):
         if mutation:
             mutate(here, mutation)
         library = build(here)
-        program = [sys.executable, GOLDEN / "run_library.py", library, cdef, top / "jobs.json", here / "out"]
-        done = subprocess.run(program, capture_output=True, text=True, timeout=120)
+        program = [sys.executable, GOLDEN / "run_library.py", library, cdef, top / "jobs.json"]
+        done = subprocess.run([*program, here / "out.npz"], capture_output=True, text=True,
+                              timeout=120)
         assert done.returncode == 0, f"the library failed instead of being wrong: {done.stderr}"
         worst, changed = 0.0, False
         with np.load(here / "out.npz") as ours:

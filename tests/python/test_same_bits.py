@@ -1,10 +1,11 @@
 """The same bits, whatever the circumstances: the promise at the head of csrc/minimax2.h.
 
 One small checkpoint in every weight format. Its logits on the reference level have a committed
-SHA-256 (tests/golden/hashes.json); every other level, thread count, chunking, budget, history of the
-session and company in a batch must give exactly these.
+SHA-256 (tests/golden/hashes.json); every other level, thread count, chunking, budget, history of
+the session and company in a batch must give exactly these.
 """
 
+import functools
 import json
 import pathlib
 import sys
@@ -26,28 +27,35 @@ LENGTHS = (270, 33, 200)  # of the prompts of a batch: the beginnings of IDS
 TAIL = 250  # where decoding starts: before the border between two chunks of attention
 
 
+@pytest.fixture(scope="module")
+def truths(tmp_path_factory):
+    """Kind -> (path, float32 [270, vocab_size] by the reference kernels, 64 tokens at a time)."""
+    directory = tmp_path_factory.mktemp("bits")
+
+    @functools.cache
+    def get(kind):
+        path = write(kind, directory)
+        with mm.load(path, isa="ref", threads=2) as model:
+            return path, all_logits(model, IDS, 64)
+
+    return get
+
+
 @pytest.fixture(scope="module", params=KINDS)
 def kind(request):
     return request.param
 
 
-@pytest.fixture(scope="module")
-def path(kind, tmp_path_factory):
-    return write(kind, tmp_path_factory.mktemp(kind))
-
-
-@pytest.fixture(scope="module")
-def truth(path):
-    """float32 [270, vocab_size]: the reference kernels, 64 tokens at a time."""
-    with mm.load(path, isa="ref", threads=2) as model:
-        return all_logits(model, IDS, 64)
+@pytest.fixture
+def truth(kind, truths):
+    return truths(kind)[1]
 
 
 @pytest.fixture(scope="module", params=[(isa, n) for isa in FAST for n in THREADS],
                 ids=lambda p: f"{p[0]}-{p[1]}-threads")
-def model(request, path):
+def model(request, kind, truths):
     isa, threads = request.param
-    with mm.load(path, isa=isa, threads=threads) as opened:
+    with mm.load(truths(kind)[0], isa=isa, threads=threads) as opened:
         yield opened
 
 
@@ -59,7 +67,7 @@ def test_golden_hash(kind, truth):
     hashes = json.loads(HASHES.read_text())
     assert set(hashes) == set(KINDS)
     assert digest(truth) == hashes[kind], (
-        "the bits changed: if that is meant, raise MM2_NUMERICS and run tests/golden/make_hashes.py")
+        "the bits changed: if that is meant, raise MM2_NUMERICS and run `make golden`")
 
 
 def test_storage_does_not_matter():
@@ -70,7 +78,8 @@ def test_storage_does_not_matter():
 
 
 @pytest.mark.parametrize("threads, chunk", [(1, 7), (3, 256)])
-def test_reference_level(path, truth, threads, chunk):
+def test_reference_level(kind, truths, threads, chunk):
+    path, truth = truths(kind)
     with mm.load(path, isa="ref", threads=threads) as model:
         assert_bits(all_logits(model, IDS[:64], chunk), truth[:64])
 
@@ -89,15 +98,26 @@ def test_decode(model, truth):
             assert_bits(session.logits.numpy(), truth[position])
 
 
-def test_rewind(model, truth):
+@pytest.mark.parametrize("length", [1, 100, 255, 256])
+def test_rewind(model, truth, length):
+    """Another future was evaluated, and must leave nothing behind."""
     with model.session(context=len(IDS) + 40) as session:
-        session.feed(IDS).feed(IDS[:40]).run()
-        for length in (260, 255, 100):
-            session.rewind(length)
-            session.feed(IDS[:30][::-1]).run()  # another future
-            session.rewind(length)
-            session.feed(IDS[length:]).run()
-            assert_bits(session.logits.numpy(), truth[-1])
+        session.feed(IDS[:length]).feed(IDS[::-1][: len(IDS) + 40 - length]).run()
+        session.rewind(length)
+        session.feed(IDS[length:]).run()
+        assert_bits(session.logits.numpy(), truth[-1])
+
+
+def test_rewind_half_way(model, truth):
+    """A chunk is in flight when the timeline is cut: below what is evaluated, and above it."""
+    with model.session(context=len(IDS), chunk=64) as session:
+        session.feed(IDS)
+        assert not session.run(0.001)
+        session.rewind(200)
+        assert not session.run(0.001)
+        session.rewind(10)
+        session.feed(IDS[10:]).run()
+        assert_bits(session.logits.numpy(), truth[-1])
 
 
 def test_sliced_by_a_budget(model, truth):

@@ -113,7 +113,7 @@ def bits_per_byte(net, tokenizer, texts):
 def expert_load(net, work, pad):
     """Load per layer and expert on rows drawn as in training, as a multiple of the mean."""
     routers = train.Routers(net)
-    _, tokens = train.Rows(work, pad).batch(10**9, 0, LOAD_ROWS, train.ROW_TOKENS)
+    _, tokens = train.Rows(work, pad).batch(10**9, 0, train.MIXES[-1][1], LOAD_ROWS, train.ROW_TOKENS)
     for part in tqdm(tokens.split(8), desc="load", disable=None):
         net(input_ids=part[:, :-1], use_cache=False)
     load = routers.load / routers.load.mean(1, keepdim=True)
@@ -129,7 +129,7 @@ def draw_curve(history, path):
     import matplotlib.pyplot as plt
 
     figure, (above, below) = plt.subplots(2, 1, figsize=(8, 6), height_ratios=(3, 1), sharex=True)
-    for kind in train.MIX:
+    for kind in train.KINDS:
         points = [(h["tokens"] / 1e6, h[kind]) for h in history if kind in h]
         x, y = np.array(points).T
         width = max(1, len(y) // 60)

@@ -24,7 +24,6 @@ import time
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from tokenizers import Tokenizer
 from tqdm.auto import tqdm
 from transformers import AttentionInterface
@@ -34,13 +33,19 @@ import model as tiny
 
 SEED = 20261122
 ROWS, ROW_TOKENS = 12, 512  # rows of a step, halves as many of twice the length at the end
-MIX = {"code": 0.36, "docs": 0.13, "tool": 0.36, "question": 0.15}  # share of rows
+KINDS = ("code", "docs", "tool", "question")
+MIXES = (  # (up to this share of the time budget, shares of rows): language first, then tasks
+    (0.34, (0.36, 0.13, 0.36, 0.15)),
+    (1.00, (0.22, 0.02, 0.46, 0.30)),
+)
 WARM_UP_STEPS = 40
+ASSISTANT_WEIGHT = 5.0  # of a token of an assistant turn in the loss; every other token weighs 1
 DECAY_FROM = 0.45  # share of the budget after which the rate falls linearly to zero
 LAST_PHASE = 0.84  # from here on: long rows, weights as stored
 MUON_RATE, ADAM_RATE, WEIGHT_DECAY = 0.02, 3e-3, 0.01
 BIAS_RATE = 4e-3
 SAVE_SECONDS = 150
+ATTENTION_BLOCK, HEAD_CHUNK = 128, 256
 
 
 def keep_memory():
@@ -83,10 +88,10 @@ class Rows:
                 kind, misses = "question", misses + 1
         return row
 
-    def batch(self, step, worker, rows, length):
-        """(kinds, tokens of rows x (length + 1)), the same for the same step and worker."""
+    def batch(self, step, worker, mix, rows, length):
+        """(kinds, tokens of rows x (length + 1)), the same for the same arguments."""
         rng = np.random.default_rng((SEED, step, worker))
-        kinds = rng.choice(list(MIX), rows, p=list(MIX.values()))
+        kinds = rng.choice(KINDS, rows, p=mix)
         out = np.empty((rows, length + 1), np.int64)
         for i, kind in enumerate(kinds):
             if kind in self.streams:
@@ -96,6 +101,26 @@ class Rows:
             else:
                 out[i] = self.packed(rng, kind, length + 1)
         return kinds, torch.from_numpy(out)
+
+
+def emphasis(tokens, tokenizer, pad):
+    """Weight of each token's loss: none for padding, more for what the assistant says.
+
+    Those are the tokens that must be right, and they are few: without this the loss on code, which
+    stays high for good, drowns them.
+    """
+    turn, ai, *_ = tokenizer.encode("]~b]ai\n", add_special_tokens=False).ids
+    tokens = tokens.numpy()
+    index = np.arange(tokens.shape[1])
+    begins = np.zeros(tokens.shape, bool)
+    begins[:, 1:] = (tokens[:, :-1] == turn) & (tokens[:, 1:] == ai)
+    ended = np.zeros(tokens.shape, bool)
+    ended[:, 1:] = tokens[:, :-1] == tokenizer.token_to_id(data.EOS)
+    last_begin, last_end = (
+        np.maximum.accumulate(np.where(x, index, -1), axis=1) for x in (begins, ended)
+    )
+    weights = np.where(last_begin > last_end, ASSISTANT_WEIGHT, 1.0) * (tokens != pad)
+    return torch.from_numpy(weights.astype(np.float32))
 
 
 # ---- optimisers ----------------------------------------------------------------------------------
@@ -112,27 +137,35 @@ def orthogonalised(matrices, rounds=5):
     for _ in range(rounds):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).float()
+    return x.mT if tall else x
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised; a parameter may be a stack of matrices (experts)."""
+    """Nesterov momentum, orthogonalised; a parameter may be a stack of matrices (experts).
+
+    Every worker keeps all averages but orthogonalises only its share of the parameters.
+    """
 
     def __init__(self, matrices, momentum=0.95):
         super().__init__(matrices, {"lr": MUON_RATE, "momentum": momentum})
 
     @torch.no_grad()
     def step(self):
-        for group in self.param_groups:
-            for weight in group["params"]:
-                state = self.state[weight]
-                average = state.setdefault("average", torch.zeros_like(weight))
-                average.lerp_(weight.grad, 1 - group["momentum"])
+        todo = [(group, weight) for group in self.param_groups for weight in group["params"]]
+        sizes = [weight.numel() for _, weight in todo]
+        updates = torch.zeros(sum(sizes), dtype=torch.bfloat16)
+        for i, ((group, weight), update) in enumerate(zip(todo, updates.split(sizes))):
+            average = self.state[weight].setdefault("average", torch.zeros_like(weight))
+            average.lerp_(weight.grad, 1 - group["momentum"])
+            if i % dist.get_world_size() == dist.get_rank():
                 ahead = weight.grad.lerp(average, group["momentum"])
                 rows, cols = group["matrix"] or weight.shape
-                update = orthogonalised(ahead.reshape(-1, rows, cols)).reshape(weight.shape)
-                weight.mul_(1 - group["lr"] * WEIGHT_DECAY)
-                weight.add_(update, alpha=-group["lr"] * max(1, rows / cols) ** 0.5)
+                update.copy_(orthogonalised(ahead.reshape(-1, rows, cols)).flatten())
+        dist.all_reduce(updates)
+        for (group, weight), update in zip(todo, updates.split(sizes)):
+            rows, cols = group["matrix"] or weight.shape
+            weight.mul_(1 - group["lr"] * WEIGHT_DECAY)
+            weight.add_(update.view_as(weight), alpha=-group["lr"] * max(1, rows / cols) ** 0.5)
 
 
 def optimisers(net):
@@ -193,38 +226,77 @@ class Routers:
         return worst
 
 
-# ---- attention -----------------------------------------------------------------------------------
+# ---- two products that torch does slowly on CPUs -------------------------------------------------
 
 
 def causal_attention(module, query, key, value, mask, scaling, **_):
-    """Causal attention as two BF16 products; on CPUs faster than torch's own backward pass.
+    """Causal attention in BF16, a block of queries at a time against the keys up to it.
 
     The query heads that share a key head are stacked, so no key is repeated.
     """
     batch, heads, length, width = query.shape
     groups = key.shape[1]
+    mixed = []
     with torch.autocast("cpu", enabled=False):
         query, key, value = (x.bfloat16() for x in (query * scaling, key, value))
-        scores = query.reshape(batch, groups, -1, width) @ key.mT
-        future = torch.full((length, length), float("-inf"), dtype=scores.dtype).triu(1)
-        scores = scores.view(batch, groups, -1, length, length) + future
-        weights = torch.softmax(scores, -1).view(batch, groups, -1, length)
-        mixed = (weights @ value).view(batch, heads, length, width)
-    return mixed.transpose(1, 2), None
+        query = query.view(batch, groups, -1, length, width)
+        future = torch.full((ATTENTION_BLOCK, ATTENTION_BLOCK), float("-inf")).triu(1).bfloat16()
+        for start in range(0, length, ATTENTION_BLOCK):
+            end = min(start + ATTENTION_BLOCK, length)
+            part = query[:, :, :, start:end].reshape(batch, groups, -1, width)
+            scores = (part @ key[:, :, :end].mT).view(batch, groups, -1, end - start, end)
+            scores[..., start:] += future[: end - start, : end - start]
+            weights = torch.softmax(scores, -1).view(batch, groups, -1, end)
+            out = weights @ value[:, :, :end]
+            mixed.append(out.view(batch, heads, end - start, width))
+    return torch.cat(mixed, 2).transpose(1, 2), None
+
+
+class HeadLoss(torch.autograd.Function):
+    """Cross entropy behind the output matrix, in chunks that stay in the cache.
+
+    Its gradients are made on the way forward, for the weighted mean of the targets' losses.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, head, targets, weights):
+        matrix = head.bfloat16()
+        to_hidden, to_head = torch.empty_like(hidden), torch.zeros_like(head)
+        loss = torch.empty(len(targets))
+        weight = weights / weights.sum()
+        for rows in torch.arange(len(targets)).split(HEAD_CHUNK):
+            part, aims = hidden[rows].bfloat16(), targets[rows]
+            scores = (part @ matrix.T).float()
+            scale = scores.logsumexp(1)
+            loss[rows] = scale - scores.gather(1, aims[:, None])[:, 0]
+            slope = scores.sub_(scale[:, None]).exp_()
+            slope[torch.arange(len(aims)), aims] -= 1
+            slope = slope.mul_(weight[rows, None]).bfloat16()
+            to_hidden[rows] = (slope @ matrix).float()
+            to_head += (slope.T @ part).float()
+        ctx.save_for_backward(to_hidden, to_head)
+        loss = loss * (weights > 0)
+        ctx.mark_non_differentiable(loss)
+        return (loss * weight).sum(), loss
+
+    @staticmethod
+    def backward(ctx, gradient, _):
+        to_hidden, to_head = ctx.saved_tensors
+        return gradient * to_hidden, gradient * to_head, None, None
 
 
 # ---- the loop ------------------------------------------------------------------------------------
 
 
-def losses(net, tokens, pad):
-    """Loss of each row, averaged over its tokens that are not padding."""
-    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+def losses(net, tokens, weights):
+    """(weighted mean loss, loss of each token but the first, whether it counts)."""
+    inputs, targets, weights = tokens[:, :-1], tokens[:, 1:], weights[:, 1:]
     with torch.autocast("cpu", torch.bfloat16):
-        logits = net(input_ids=inputs, use_cache=False).logits
-    loss = F.cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), ignore_index=pad, reduction="none"
-    ).view(targets.shape)
-    return loss, targets != pad
+        hidden = net.model(input_ids=inputs, use_cache=False).last_hidden_state
+    mean, each = HeadLoss.apply(
+        hidden.flatten(0, 1), net.lm_head.weight, targets.flatten(), weights.flatten()
+    )
+    return mean, each.view(targets.shape), weights > 0
 
 
 class Run:
@@ -267,35 +339,35 @@ def sum_gradients(net):
         gradient.copy_(part.view_as(gradient))
 
 
-def one_step(run, rows, routers, pad, progress):
+def one_step(run, rows, routers, tokenizer, progress):
     """A step of all workers; returns what this one has to say about it."""
     share = rate(progress, run.step)
     last = progress >= LAST_PHASE
     count, length = (ROWS // 2, 2 * ROW_TOKENS) if last else (ROWS, ROW_TOKENS)
-    kinds, tokens = rows.batch(run.step, dist.get_rank(), count // dist.get_world_size(), length)
+    mix = next(shares for until, shares in MIXES if progress < until)
+    kinds, tokens = rows.batch(run.step, dist.get_rank(), mix, count // dist.get_world_size(), length)
     run.set_rates(share)
     with tiny.stored_precision(run.net) if last else contextlib.nullcontext():
-        loss, counted = losses(run.net, tokens, pad)
-        (loss.sum() / counted.sum()).backward()
+        mean, loss, counted = losses(run.net, tokens, emphasis(tokens, tokenizer, rows.pad))
+        mean.backward()
     sum_gradients(run.net)
     for optimiser in run.optimisers:
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
     worst = routers.balance(BIAS_RATE * max(share, 0.02))
-    loss = loss.detach()
     by_kind = {
         k: (loss[kinds == k].sum() / counted[kinds == k].sum()).item() for k in set(kinds.tolist())
     }
     return counted.sum(), {"worst": worst, **by_kind}
 
 
-def train(run, rows, routers, pad, budget):
+def train(run, rows, routers, tokenizer, budget):
     first = dist.get_rank() == 0
     bar = tqdm(total=round(budget), initial=round(run.seconds), unit="s", disable=None if first else True)
     saved = time.monotonic()
     while run.seconds < budget:
         begun = time.monotonic()
-        counted, notes = one_step(run, rows, routers, pad, run.seconds / budget)
+        counted, notes = one_step(run, rows, routers, tokenizer, run.seconds / budget)
         # The first worker's clock is everybody's, so that all follow the same schedule.
         sums = torch.tensor([counted, (time.monotonic() - begun) * first], dtype=torch.float64)
         dist.all_reduce(sums)
@@ -320,7 +392,7 @@ def train(run, rows, routers, pad, budget):
 def summary(run):
     then, now = run.history[-min(20, len(run.history))], run.history[-1]
     pace = (now["tokens"] - then["tokens"]) / (now["seconds"] - then["seconds"] + 1e-9)
-    show = " ".join(f"{k} {recent(run.history, k):.3f}" for k in (*MIX, "worst"))
+    show = " ".join(f"{k} {recent(run.history, k):.3f}" for k in (*KINDS, "worst"))
     return f"step {run.step} {run.seconds:.0f}s {run.tokens / 1e6:.2f}M tokens {pace:.0f}/s {show}"
 
 
@@ -344,7 +416,7 @@ def work_on(rank, arguments):
     AttentionInterface.register("causal", causal_attention)
     net.set_attn_implementation("causal")
     run = Run(arguments.work, net)
-    train(run, Rows(arguments.work, pad), Routers(net), pad, 60 * arguments.minutes)
+    train(run, Rows(arguments.work, pad), Routers(net), tokenizer, 60 * arguments.minutes)
     if rank == 0:
         facts = {"steps": run.step, "minutes": round(run.seconds / 60, 1), "tokens": run.tokens,
                  "torch": torch.__version__, "parameters": sum(p.numel() for p in net.parameters())}

@@ -1,0 +1,246 @@
+/* Matrix products with float weights of a vector level, in terms of the primitives of its lanes_*.h.
+ *
+ * One activation row: ONE_ROWS weight rows run together, widened in registers. Several: 8 rows x 256
+ * elements are widened into a panel that stays in the first-level cache, and tiles of TILE_ROWS x
+ * TILE_ACTS accumulators run over it; between panels the accumulators wait in memory.
+ *
+ * The row groups of a call follow one another in memory; while one is read, the same place of the
+ * next one is prefetched. Rows beyond the last are repeats of it whose results are dropped. */
+
+enum {
+    PANEL_SPAN = 256, /* elements of k in a panel */
+    PANEL_ROWS = 8,   /* of a float panel */
+    PANEL_ACTS = 32,  /* activation rows that use a float panel before it is made again */
+    SCALE_SPAN = 128  /* FP8: elements with one scale */
+};
+
+#define INLINE static inline __attribute__((always_inline))
+
+static inline int32_t smaller(int32_t a, int32_t b)
+{
+    return a < b ? a : b;
+}
+
+static inline const uint8_t *weight_row(const mm2_weight *w, int32_t first, int32_t count,
+                                        int32_t i)
+{
+    return (const uint8_t *)w->data + (first + smaller(i, count - 1)) * w->row_bytes;
+}
+
+/* Not left to the compiler to inline: gcc 12 finds that the function computes nothing and drops
+ * calls of it. */
+INLINE void prefetch(const uint8_t *p, int64_t bytes)
+{
+    for (int64_t i = 0; i < bytes; i += 64)
+        _mm_prefetch((const char *)p + i, _MM_HINT_T1);
+}
+
+INLINE int32_t size_of(int32_t dtype)
+{
+    return dtype == MM2_F32 ? 4 : dtype == MM2_F8_E4M3 ? 1 : 2;
+}
+
+/* FP8: the scales along row i, and the step between them; without scales, ones. */
+static inline const float *scale_row(const mm2_weight *w, int32_t first, int32_t count, int32_t i,
+                                     int32_t *step)
+{
+    static const float one = 1;
+    *step = w->scale != NULL;
+    if (!w->scale)
+        return &one;
+    int64_t blocks = w->n_in / SCALE_SPAN + (w->n_in % SCALE_SPAN != 0);
+    int64_t row = (int64_t)first + smaller(i, count - 1) + w->scale_row;
+    return w->scale + row / SCALE_SPAN * blocks;
+}
+
+/* The last n < 64 elements of a row, padded with zeros. */
+INLINE void widen_rest(int32_t dtype, const uint8_t *p, int32_t n, v16 out[4])
+{
+    _Alignas(64) uint8_t rest[256] = {0};
+    memcpy(rest, p, (size_t)(n * size_of(dtype)));
+    widen64(dtype, rest, out);
+}
+
+/* sum[r] += products of ONE_ROWS rows with x over [begin, end), a lane step at a time. */
+INLINE void add_products(int32_t dtype, v16 sum[ONE_ROWS], const uint8_t *const row[ONE_ROWS],
+                         const float *x, int32_t begin, int32_t end, int64_t ahead)
+{
+    int32_t k = begin;
+    for (; k + 64 <= end; k += 64) {
+        v16 a[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++)
+            a[i] = v16_load(x + k + i * 16);
+#pragma GCC unroll 8
+        for (int r = 0; r < ONE_ROWS; r++) {
+            v16 b[4];
+            const uint8_t *p = row[r] + (int64_t)k * size_of(dtype);
+            prefetch(p + ahead, 64 * size_of(dtype));
+            widen64(dtype, p, b);
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++)
+                sum[r] = v16_fma(b[i], a[i], sum[r]);
+        }
+    }
+    if (k == end)
+        return;
+    for (int r = 0; r < ONE_ROWS; r++) {
+        v16 b[4];
+        widen_rest(dtype, row[r] + (int64_t)k * size_of(dtype), end - k, b);
+        for (int i = 0; k + i * 16 < end; i++)
+            sum[r] = v16_fma(b[i], v16_load_n(x + k + i * 16, end - k - i * 16), sum[r]);
+    }
+}
+
+INLINE void matmul_one(int32_t dtype, float *out, const mm2_weight *w, int32_t first, int32_t count,
+                       const float *x)
+{
+    int32_t span = dtype == MM2_F8_E4M3 ? SCALE_SPAN : w->n_in;
+    for (int32_t i = 0; i < count; i += ONE_ROWS) {
+        const uint8_t *row[ONE_ROWS];
+        const float *scale[ONE_ROWS];
+        int32_t step = 0;
+        v16 total[ONE_ROWS];
+        for (int r = 0; r < ONE_ROWS; r++) {
+            row[r] = weight_row(w, first, count, i + r);
+            scale[r] = scale_row(w, first, count, i + r, &step);
+            total[r] = v16_zero();
+        }
+        for (int32_t begin = 0; begin < w->n_in; begin += span) {
+            v16 sum[ONE_ROWS];
+#pragma GCC unroll 8
+            for (int r = 0; r < ONE_ROWS; r++)
+                sum[r] = v16_zero();
+            add_products(dtype, sum, row, x, begin, smaller(w->n_in, begin + span),
+                         ONE_ROWS * w->row_bytes);
+#pragma GCC unroll 8
+            for (int r = 0; r < ONE_ROWS; r++) {
+                total[r] =
+                    dtype == MM2_F8_E4M3 ? v16_fma(sum[r], v16_set1(*scale[r]), total[r]) : sum[r];
+                scale[r] += step;
+            }
+        }
+        for (int32_t r = 0; r < smaller(ONE_ROWS, count - i); r++)
+            out[i + r] = v16_tree(total[r]);
+    }
+}
+
+/* By lane steps: 16 elements of every row, then the next 16. */
+typedef float float_panel[PANEL_SPAN / 16][PANEL_ROWS][16];
+
+/* One lane step: elements [k, k + n), n <= 16. */
+INLINE void tile_step(int acts, v16 t[TILE_ROWS][TILE_ACTS], float_panel panel, int32_t first,
+                      const float *const *x, int32_t k, int32_t n)
+{
+    v16 a[TILE_ACTS];
+#pragma GCC unroll 3
+    for (int m = 0; m < acts; m++)
+        a[m] = n == 16 ? v16_load(x[m] + k) : v16_load_n(x[m] + k, n);
+#pragma GCC unroll 8
+    for (int r = 0; r < TILE_ROWS; r++) {
+        v16 b = v16_load(panel[k / 16][first + r]);
+#pragma GCC unroll 3
+        for (int m = 0; m < acts; m++)
+            t[r][m] = v16_fma(b, a[m], t[r][m]);
+    }
+}
+
+/* TILE_ROWS rows of the panel with `acts` activation rows over n elements, in spans of one scale. */
+INLINE void float_tile(int32_t dtype, int acts, v16 (*sums)[PANEL_ROWS], float_panel panel,
+                       const float *const *scale, int32_t step, int32_t first,
+                       const float *const *x, int32_t n)
+{
+    int32_t span = dtype == MM2_F8_E4M3 ? SCALE_SPAN : PANEL_SPAN;
+    for (int32_t begin = 0; begin < n; begin += span) {
+        v16 t[TILE_ROWS][TILE_ACTS];
+        int32_t end = smaller(n, begin + span);
+#pragma GCC unroll 8
+        for (int r = 0; r < TILE_ROWS; r++)
+#pragma GCC unroll 3
+            for (int m = 0; m < acts; m++)
+                t[r][m] = dtype == MM2_F8_E4M3 ? v16_zero() : sums[m][first + r];
+        int32_t k = begin;
+        for (; k + 16 <= end; k += 16)
+            tile_step(acts, t, panel, first, x, k, 16);
+        if (k < end)
+            tile_step(acts, t, panel, first, x, k, end - k);
+#pragma GCC unroll 8
+        for (int r = 0; r < TILE_ROWS; r++) {
+            v16 s = v16_set1(scale[first + r][begin / SCALE_SPAN * step]);
+#pragma GCC unroll 3
+            for (int m = 0; m < acts; m++)
+                sums[m][first + r] =
+                    dtype == MM2_F8_E4M3 ? v16_fma(t[r][m], s, sums[m][first + r]) : t[r][m];
+        }
+    }
+}
+
+INLINE void widen_panel(int32_t dtype, float_panel panel, const uint8_t *const row[PANEL_ROWS],
+                        int32_t n, int64_t ahead)
+{
+    for (int r = 0; r < PANEL_ROWS; r++) {
+        v16 b[4];
+        int32_t k = 0;
+        for (; k + 64 <= n; k += 64) {
+            const uint8_t *p = row[r] + (int64_t)k * size_of(dtype);
+            prefetch(p + ahead, 64 * size_of(dtype));
+            widen64(dtype, p, b);
+            for (int i = 0; i < 4; i++)
+                v16_store(panel[k / 16 + i][r], b[i]);
+        }
+        if (k == n)
+            continue;
+        widen_rest(dtype, row[r] + (int64_t)k * size_of(dtype), n - k, b);
+        for (int i = 0; i < 4; i++)
+            v16_store(panel[k / 16 + i][r], b[i]);
+    }
+}
+
+INLINE void matmul_panels(int32_t dtype, float *const *out, const mm2_weight *w, int32_t first,
+                          int32_t count, const void *const *acts, int32_t rows)
+{
+    _Alignas(64) float_panel panel;
+    v16 sums[PANEL_ACTS][PANEL_ROWS];
+    for (int32_t i = 0; i < count; i += PANEL_ROWS) {
+        memset(sums, 0, (size_t)rows * sizeof sums[0]);
+        for (int32_t begin = 0; begin < w->n_in; begin += PANEL_SPAN) {
+            const uint8_t *row[PANEL_ROWS];
+            const float *scale[PANEL_ROWS];
+            int32_t step = 0, n = smaller(PANEL_SPAN, w->n_in - begin), m = 0;
+            for (int r = 0; r < PANEL_ROWS; r++) {
+                row[r] = weight_row(w, first, count, i + r) + (int64_t)begin * size_of(dtype);
+                scale[r] = scale_row(w, first, count, i + r, &step);
+                scale[r] += begin / SCALE_SPAN * step;
+            }
+            widen_panel(dtype, panel, row, n, PANEL_ROWS * w->row_bytes);
+            for (; m < rows; m += TILE_ACTS) {
+                const float *x[TILE_ACTS];
+                int together = smaller(TILE_ACTS, rows - m);
+                for (int t = 0; t < together; t++)
+                    x[t] = (const float *)acts[m + t] + begin;
+                for (int32_t r = 0; r < PANEL_ROWS; r += TILE_ROWS) {
+                    if (together == TILE_ACTS)
+                        float_tile(dtype, TILE_ACTS, sums + m, panel, scale, step, r, x, n);
+                    else if (together == 2)
+                        float_tile(dtype, 2, sums + m, panel, scale, step, r, x, n);
+                    else
+                        float_tile(dtype, 1, sums + m, panel, scale, step, r, x, n);
+                }
+            }
+        }
+        for (int32_t m = 0; m < rows; m++)
+            for (int32_t r = 0; r < smaller(PANEL_ROWS, count - i); r++)
+                out[m][i + r] = v16_tree(sums[m][r]);
+    }
+}
+
+INLINE void matmul_float(int32_t dtype, float *const *out, const mm2_weight *w, int32_t first,
+                         int32_t count, const void *const *acts, int32_t rows)
+{
+    if (rows == 1) {
+        matmul_one(dtype, out[0], w, first, count, acts[0]);
+        return;
+    }
+    for (int32_t m = 0; m < rows; m += PANEL_ACTS)
+        matmul_panels(dtype, out + m, w, first, count, acts + m, smaller(PANEL_ACTS, rows - m));
+}

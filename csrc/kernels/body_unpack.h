@@ -1,0 +1,289 @@
+/* From blocks of the file to interleaved codes, in terms of the primitives of a lanes_*.h.
+ *
+ * Rows are interleaved first, while their codes are still packed, and unpacked afterwards: word w of
+ * 16 loaded bytes holds bytes 4w..4w+3 of ROWS rows, one row a lane, and shifts and masks work on
+ * all of them at once. A load takes 16 bytes of the block of each row and never leaves it; where a
+ * field does not begin at a multiple of 4, neighbouring words are joined.
+ *
+ * `p` is the block of the group's first row, `stride` the distance of rows in bytes. */
+
+enum { LOW4 = 0x0f0f0f0f, LOW2 = 0x03030303, LOW6 = 0x3f3f3f3f, EACH = 0x01010101 };
+
+INLINE words words_bits(words a, int shift, int32_t mask)
+{
+    return words_and(words_shr(a, shift), words_set1(mask));
+}
+
+/* The upper half of a under the lower half of b: a field that begins in the middle of a word. */
+INLINE words words_join(words a, words b)
+{
+    return words_or(words_shr(a, 16), words_shl(b, 16));
+}
+
+/* ---- Blocks of 32 ---- */
+
+typedef struct block_panel {
+    words code[64]; /* 8 blocks of 8 words: word k holds elements 4k..4k+3 */
+    words start[8];
+    reals d[8];
+} block_panel;
+
+INLINE int32_t block_bytes(int32_t dtype)
+{
+    return dtype == MM2_Q8_0   ? (int32_t)sizeof(mm2_block_q8_0)
+           : dtype == MM2_Q5_0 ? (int32_t)sizeof(mm2_block_q5_0)
+                               : (int32_t)sizeof(mm2_block_q4_0);
+}
+
+/* Codes of one block; returns its scale. d stands at the beginning in all four formats. Nibbles: the
+ * low ones of 16 bytes are elements 0..15, the high ones 16..31. */
+INLINE reals unpack_block(int32_t dtype, words code[8], const uint8_t *p, int64_t stride)
+{
+    words head[4], x[4];
+    transpose4(head, p, stride);
+    if (dtype == MM2_Q8_0) {
+        transpose4(code, p + offsetof(mm2_block_q8_0, q), stride);
+        transpose4(code + 4, p + offsetof(mm2_block_q8_0, q) + 16, stride);
+        return reals_from_half(head[0]);
+    }
+    if (dtype == MM2_Q5_0)
+        transpose4(x, p + offsetof(mm2_block_q5_0, q), stride);
+    else
+        transpose4(x, p + offsetof(mm2_block_q4_0, q), stride);
+    words high = words_join(head[0], head[1]); /* Q5_0: bit k is bit 4 of element k */
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        words a = words_bits(x[i % 4], i / 4 * 4, LOW4);
+        if (dtype == MM2_Q5_0) { /* 4 bits to the bottom of 4 bytes: bit j goes to 7j + j */
+            words bits = words_mul(words_bits(high, i * 4, 15), words_set1(0x00204081));
+            bits = words_shl(words_and(bits, words_set1(EACH)), 4);
+            code[i] = words_sub8(words_or(a, bits), 16);
+        } else {
+            code[i] = dtype == MM2_Q4_0 ? words_sub8(a, 8) : words_iq4(a);
+        }
+    }
+    return reals_from_half(head[0]);
+}
+
+/* ---- Super-blocks of 256 ---- */
+
+typedef struct super_panel {
+    words code[64];
+    words scale[16], start[16]; /* for 16 codes each; wide formats use the even ones, for 32 */
+    words min[8];               /* pairs of int16, for 2 x 16 codes */
+    reals d, dmin;
+} super_panel;
+
+INLINE int32_t super_bytes(int32_t dtype)
+{
+    return dtype == MM2_Q2_K   ? (int32_t)sizeof(mm2_block_q2_k)
+           : dtype == MM2_Q3_K ? (int32_t)sizeof(mm2_block_q3_k)
+           : dtype == MM2_Q4_K ? (int32_t)sizeof(mm2_block_q4_k)
+           : dtype == MM2_Q5_K ? (int32_t)sizeof(mm2_block_q5_k)
+           : dtype == MM2_Q6_K ? (int32_t)sizeof(mm2_block_q6_k)
+                               : (int32_t)sizeof(mm2_block_iq4_xs);
+}
+
+/* Sub-blocks of 32? */
+INLINE int is_wide(int32_t dtype)
+{
+    return dtype == MM2_Q4_K || dtype == MM2_Q5_K || dtype == MM2_IQ4_XS;
+}
+
+/* With minima, and then with codes that are not negative. */
+INLINE int has_minima(int32_t dtype)
+{
+    return dtype == MM2_Q2_K || dtype == MM2_Q4_K || dtype == MM2_Q5_K;
+}
+
+/* Byte i of each word as an int32. */
+INLINE words words_byte(words a, int i)
+{
+    return i == 3 ? words_shr(a, 24) : words_bits(a, i * 8, 0xff);
+}
+
+/* scale[first], [first + step], ..: the 4 bytes of a word, less bias. */
+INLINE void put_scales(words *scale, int first, int step, words bytes, int bias)
+{
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+        scale[first + i * step] = scale_form(words_sub(words_byte(bytes, i), words_set1(bias)));
+}
+
+INLINE void unpack_q2_k(super_panel *s, const uint8_t *p, int64_t stride)
+{
+    words x[4];
+    transpose4(x, p + offsetof(mm2_block_q2_k, scales), stride);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) { /* low nibbles are scales, high ones minima */
+        put_scales(s->scale, i * 4, 1, words_bits(x[i], 0, LOW4), 0);
+        words min = words_bits(x[i], 4, LOW4);
+        s->min[i * 2] = words_or(words_byte(min, 0), words_shl(words_byte(min, 1), 16));
+        s->min[i * 2 + 1] = words_or(words_byte(min, 2), words_shl(words_byte(min, 3), 16));
+    }
+    for (int i = 0; i < 4; i++) { /* the four 2-bit codes of a byte are elements 32 apart */
+        transpose4(x, p + offsetof(mm2_block_q2_k, q) + i * 16, stride);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++)
+#pragma GCC unroll 4
+            for (int w = 0; w < 4; w++)
+                s->code[i / 2 * 32 + j * 8 + i % 2 * 4 + w] = words_bits(x[w], j * 2, LOW2);
+    }
+    transpose4(x, p + offsetof(mm2_block_q2_k, d) - 12, stride);
+    s->d = reals_from_half(x[3]);
+    s->dmin = reals_from_half(words_shr(x[3], 16));
+}
+
+INLINE void unpack_q3_k(super_panel *s, const uint8_t *p, int64_t stride)
+{
+    words x[4], high[8]; /* bit j of byte k of `high` is bit 2 of element 32 j + k */
+    transpose4(high, p + offsetof(mm2_block_q3_k, high), stride);
+    transpose4(high + 4, p + offsetof(mm2_block_q3_k, high) + 16, stride);
+    for (int i = 0; i < 4; i++) {
+        transpose4(x, p + offsetof(mm2_block_q3_k, q) + i * 16, stride);
+#pragma GCC unroll 4
+        for (int w = 0; w < 4; w++) {
+            words h = words_shr(high[i % 2 * 4 + w], i / 2 * 4);
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; j++) {
+                words top = words_shl(words_bits(h, j, EACH), 2);
+                words a = words_or(words_bits(x[w], j * 2, LOW2), top);
+                s->code[i / 2 * 32 + j * 8 + i % 2 * 4 + w] = words_sub8(a, 4);
+            }
+        }
+    }
+    transpose4(x, p + sizeof(mm2_block_q3_k) - 16, stride); /* scales begin in the middle of x[0] */
+    words low0 = words_join(x[0], x[1]), low1 = words_join(x[1], x[2]);
+    words top = words_join(x[2], x[3]);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        words a = words_bits(i % 2 ? low1 : low0, i / 2 * 4, LOW4);
+        a = words_or(a, words_shl(words_bits(top, i * 2, LOW2), 4));
+        put_scales(s->scale, i * 4, 1, a, 32);
+    }
+    s->d = reals_from_half(words_shr(x[3], 16));
+}
+
+/* The beginning of Q4_K and Q5_K: d and dmin, then 8 scales and 8 minima of 6 bits in 3 words. */
+INLINE void unpack_head(super_panel *s, const uint8_t *p, int64_t stride)
+{
+    words x[4], min[2];
+    transpose4(x, p, stride);
+    s->d = reals_from_half(x[0]);
+    s->dmin = reals_from_half(words_shr(x[0], 16));
+    put_scales(s->scale, 0, 2, words_bits(x[1], 0, LOW6), 0);
+    put_scales(s->scale, 8, 2,
+               words_or(words_bits(x[3], 0, LOW4), words_shl(words_bits(x[1], 6, LOW2), 4)), 0);
+    min[0] = words_bits(x[2], 0, LOW6);
+    min[1] = words_or(words_bits(x[3], 4, LOW4), words_shl(words_bits(x[2], 6, LOW2), 4));
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        words m = words_byte(min[i / 4], i % 4);
+        s->min[i] = words_or(m, words_shl(m, 16));
+    }
+}
+
+INLINE void unpack_q4_k(super_panel *s, const uint8_t *p, int64_t stride)
+{
+    unpack_head(s, p, stride);
+    for (int i = 0; i < 8; i++) { /* nibbles of 32 bytes: elements 32 apart */
+        words x[4];
+        transpose4(x, p + offsetof(mm2_block_q4_k, q) + i * 16, stride);
+        words *code = s->code + i / 2 * 16 + i % 2 * 4;
+#pragma GCC unroll 4
+        for (int w = 0; w < 4; w++) {
+            code[w] = words_bits(x[w], 0, LOW4);
+            code[w + 8] = words_bits(x[w], 4, LOW4);
+        }
+    }
+}
+
+INLINE void unpack_q5_k(super_panel *s, const uint8_t *p, int64_t stride)
+{
+    words high[8]; /* bit j of byte k is bit 4 of element 32 j + k */
+    unpack_head(s, p, stride);
+    transpose4(high, p + offsetof(mm2_block_q5_k, high), stride);
+    transpose4(high + 4, p + offsetof(mm2_block_q5_k, high) + 16, stride);
+    for (int i = 0; i < 8; i++) {
+        words x[4];
+        transpose4(x, p + offsetof(mm2_block_q5_k, q) + i * 16, stride);
+        words *code = s->code + i / 2 * 16 + i % 2 * 4;
+#pragma GCC unroll 4
+        for (int w = 0; w < 4; w++) {
+            words h = words_shr(high[i % 2 * 4 + w], i / 2 * 2);
+            code[w] = words_or(words_bits(x[w], 0, LOW4), words_shl(words_bits(h, 0, EACH), 4));
+            code[w + 8] = words_or(words_bits(x[w], 4, LOW4), words_shl(words_bits(h, 1, EACH), 4));
+        }
+    }
+}
+
+INLINE void unpack_q6_k(super_panel *s, const uint8_t *p, int64_t stride)
+{
+    words x[4];
+    for (int i = 0; i < 4; i++) { /* 128 elements: 64 bytes of low nibbles, 32 of high pairs */
+        words low0[4], low1[4], high[4];
+        const uint8_t *low = p + offsetof(mm2_block_q6_k, low) + i / 2 * 64 + i % 2 * 16;
+        transpose4(low0, low, stride);
+        transpose4(low1, low + 32, stride);
+        transpose4(high, p + offsetof(mm2_block_q6_k, high) + i * 16, stride);
+        words *code = s->code + i / 2 * 32 + i % 2 * 4;
+#pragma GCC unroll 4
+        for (int w = 0; w < 4; w++)
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; j++) {
+                words a = words_bits(j % 2 ? low1[w] : low0[w], j / 2 * 4, LOW4);
+                words top = words_shl(words_bits(high[w], j * 2, LOW2), 4);
+                code[j * 8 + w] = words_sub8(words_or(a, top), 32);
+            }
+    }
+    transpose4(x, p + offsetof(mm2_block_q6_k, scales), stride);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) /* signed bytes */
+        s->scale[i] = scale_form(words_sar(words_shl(x[i / 4], 24 - i % 4 * 8), 24));
+    transpose4(x, p + sizeof(mm2_block_q6_k) - 16, stride);
+    s->d = reals_from_half(words_shr(x[3], 16));
+}
+
+INLINE void unpack_iq4_xs(super_panel *s, const uint8_t *p, int64_t stride)
+{
+    words x[4];
+    transpose4(x, p, stride); /* d, 8 high pairs of bits; 8 low nibbles of the scales */
+    s->d = reals_from_half(x[0]);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        words high = words_shl(words_bits(x[0], 16 + i * 2, 3), 4);
+        words a = words_or(words_bits(x[1], i * 4, 15), high);
+        s->scale[i * 2] = scale_form(words_sub(a, words_set1(32)));
+    }
+    for (int i = 0; i < 8; i++) {
+        transpose4(x, p + offsetof(mm2_block_iq4_xs, q) + i * 16, stride);
+#pragma GCC unroll 4
+        for (int w = 0; w < 4; w++) {
+            s->code[i * 8 + w] = words_iq4(words_bits(x[w], 0, LOW4));
+            s->code[i * 8 + 4 + w] = words_iq4(words_bits(x[w], 4, LOW4));
+        }
+    }
+}
+
+INLINE void unpack_super(int32_t dtype, super_panel *s, const uint8_t *p, int64_t stride)
+{
+    switch (dtype) {
+    case MM2_Q2_K:
+        unpack_q2_k(s, p, stride);
+        return;
+    case MM2_Q3_K:
+        unpack_q3_k(s, p, stride);
+        return;
+    case MM2_Q4_K:
+        unpack_q4_k(s, p, stride);
+        return;
+    case MM2_Q5_K:
+        unpack_q5_k(s, p, stride);
+        return;
+    case MM2_Q6_K:
+        unpack_q6_k(s, p, stride);
+        return;
+    default:
+        unpack_iq4_xs(s, p, stride);
+    }
+}

@@ -1,0 +1,255 @@
+-- The scenario in Lua; scenario.py is the same in Python. Their output must be equal, byte by byte.
+--     luajit scenario.lua MODEL FOLDER      FOLDER: damaged files that run.py made
+
+local ffi = require "ffi"
+local bit = require "bit"
+local here = arg[0]:match "^(.*)/" or "."
+package.path = here .. "/../../lua/?.lua;" .. here .. "/../../lua/?/init.lua;" .. package.path
+local mm = require "minimax2"
+
+local folder = arg[2]
+local model = assert(mm.load(arg[1]))
+local tokenizer = model.tokenizer
+local prompt = "def add(a, b):\n    return a + b\n\n# The sum of"
+
+local function say(...)
+    local parts = { ... }
+    for i, part in ipairs(parts) do
+        parts[i] = type(part) == "table" and "[" .. table.concat(part, " ") .. "]" or tostring(part)
+    end
+    io.write(table.concat(parts, " "), "\n")
+end
+
+-- FNV-1a of bytes.
+local function hash(bytes)
+    local h = 0xcbf29ce484222325ULL
+    for i = 1, #bytes do
+        h = bit.bxor(h, bytes:byte(i)) * 0x100000001b3ULL
+    end
+    return bit.tohex(h)
+end
+
+-- The bits of float32 values.
+local function bits(values)
+    local out, float = {}, ffi.new "float[1]"
+    for i, value in ipairs(values) do
+        float[0] = value
+        out[i] = bit.tohex(ffi.cast("uint32_t *", float)[0])
+    end
+    return out
+end
+
+local function escaped(text)
+    return (text:gsub("\\", "\\\\"):gsub("\n", "\\n"):gsub("%z", "\\0"))
+end
+
+local function none(value)
+    return value == nil and "none" or value
+end
+
+say "# facts"
+say(mm.version, mm.cpu(), model:info "isa", model.nbytes, model.parameters)
+for _, key in ipairs { "format", "architecture", "name", "license", "quantization", "chat_template", "x" } do
+    say(key, none(model:info(key)))
+end
+for _, name in ipairs { "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "rotary_dim", "num_local_experts", "num_experts_per_tok", "intermediate_size",
+    "vocab_size", "max_position_embeddings" } do
+    say(name, model.config[name])
+end
+say(bits { model.config.rope_theta, model.config.rms_norm_eps, model.config.routed_scaling_factor })
+
+say "# tensors"
+for name, tensor in model:tensors() do
+    say(name, tensor.dtype, tensor.shape, tensor.nbytes, tensor.readonly)
+end
+say(hash(model:tensor("model.norm.weight"):bytes()))
+say(hash(model:tensor("model.norm.weight"):f32():bytes()))
+say(hash(model:weight("model.embed_tokens.weight", 100, 20):bytes()))
+say(hash(model:weight("model.layers.1.self_attn.q_proj.weight"):bytes()))
+
+say "# tokenizer"
+say(tokenizer.vocab_size, none(tokenizer.bos), none(tokenizer.eos), none(tokenizer.unk),
+    none(tokenizer.pad), none(tokenizer.think_open), none(tokenizer.think_close))
+local texts = { "", "Hello, world!", "  spaces\n\n\ttabs ", "naïve 日本語 🙂 e\204\129", "1234567890",
+    "]~b]user\nhi[e~[", "<think>no</think>", "a\0b", "\255\254 broken \226\130", ("na"):rep(300), prompt }
+for _, text in ipairs(texts) do
+    local plain, special = tokenizer:ids(text), tokenizer:ids(text, { special = true })
+    say(plain, special, escaped(tokenizer:decode(plain)), hash(tokenizer:decode(special, { special = true })))
+end
+local all = {}
+for id = 0, tokenizer.vocab_size - 1 do
+    all[id + 1] = tokenizer:token(id)
+end
+say(hash(table.concat(all, "\0")))
+say(none(tokenizer:id " the"), none(tokenizer:id "no token is called this"))
+
+say "# chat"
+local turns = {
+    { role = "system", content = "Be brief." },
+    { role = "user", content = "Hi [e~[ there <think>" },
+    { role = "assistant", content = "Hello.", thinking = "A greeting." },
+    { role = "user", content = "2 + 3?" },
+    { role = "assistant", content = "5", thinking = "Easy." },
+}
+for count = 1, #turns do
+    local some = { unpack(turns, 1, count) }
+    for _, generation in ipairs { true, false } do
+        say(escaped(tokenizer:render(some, { generation_prompt = generation })))
+        say(tokenizer:template(some, { generation_prompt = generation }))
+    end
+end
+
+say "# logits"
+local session = assert(model:session { chunk = 5 })
+session:feed(prompt):run()
+say(session.pos, session.length, session.context, hash(session:logits():bytes()))
+local ids, logprobs = session:top(5)
+say(ids, bits(logprobs))
+say(bits(session:logprobs { 0, 1, 2, 300 }))
+local rows = model:logits(prompt, "all")
+say(rows.shape, hash(rows:bytes()))
+say(hash(model:logits(turns):bytes()))
+
+say "# generate"
+for _, options in ipairs {
+    { temperature = 0 },
+    { seed = 1 },
+    { seed = 4294967295, temperature = 0.7, top_k = 0, top_p = 0.9 },
+    { seed = 2, min_p = 0.02, typical_p = 0.9, top_n_sigma = 2.5 },
+    { seed = 3, repetition_penalty = 1.2, presence_penalty = 0.3, frequency_penalty = 0.2,
+        penalty_window = 32 },
+    { seed = 4, dry_multiplier = 0.8, dry_base = 1.75, dry_allowed_length = 2, dry_window = -1,
+        breakers = { 10, 13 } },
+    { temperature = 0, bias = { [65] = 3.5, [10] = -math.huge } },
+} do
+    options.max_new_tokens = 24
+    options.top_logprobs = 2
+    local _, info = model:generate(prompt, options)
+    local chosen, best = {}, {}
+    for i, entry in ipairs(info.logprobs) do
+        chosen[i] = entry.logprob
+        best[#best + 1] = entry.top[1].id
+        best[#best + 1] = entry.top[2].id
+    end
+    say(info.tokens, info.finish_reason, bits(chosen), best)
+end
+local _, answer = model:generate(turns, { seed = 5, max_new_tokens = 24 })
+say(answer.tokens, answer.finish_reason)
+
+-- A mask that leaves one token at a time makes the model say what we want.
+local function scripted(text, options)
+    local script = tokenizer:ids(text)
+    script[#script + 1] = tokenizer.eos
+    options.mask = function(tokens)
+        local mask = mm.mask(model.config.vocab_size)
+        mm.allow(mask, script[#tokens + 1])
+        return mask
+    end
+    local text_out, info = model:generate(options.prompt or "x", {
+        mask = options.mask, stop = options.stop, max_new_tokens = options.max_new_tokens, seed = 1,
+    })
+    say(escaped(text_out), info.finish_reason, info.tokens, escaped(none(info.thinking)))
+end
+scripted("one two three four", {})
+scripted("one two three four", { stop = "o thr" })
+scripted("one two three four", { stop = { "zebra", "fourth", "two" } })
+scripted("one two three four", { max_new_tokens = 3 })
+scripted("日本語 🙂!", { stop = "!" })
+scripted("\n thoughts\n", { prompt = turns })
+
+say "# rewind and sync"
+session:rewind(4)
+say(session.pos, session.length)
+session:feed({ 65, 66 }):run()
+say(hash(session:logits():bytes()))
+say(session:sync(prompt))
+session:run()
+say(hash(session:logits():bytes()))
+say(session:sync(prompt .. " two and two"))
+session:run()
+say(session.length, hash(session:logits():bytes()))
+say(session:sync "def add(a, b)")
+session:run()
+say(session.length, hash(session:logits():bytes()))
+
+say "# taps"
+for tap in model:trace(prompt) do
+    say(tap.point, tap.layer, tap.first, tap.count, tap.tensor.dtype, tap.tensor.shape,
+        hash(tap.tensor:bytes()))
+end
+local written = model:run_with_hooks(prompt, {
+    { "mlp_out", 1, function(tensor)
+        for i = 0, #tensor - 1 do
+            tensor[i] = 0
+        end
+    end },
+    { "resid_post", function(tensor, tap)
+        tensor[0] = tensor[0] + tap.layer
+    end },
+    { "mlp_out", -2, function(tensor)
+        tensor[0] = 3
+    end },
+})
+say(hash(written:bytes()))
+
+say "# batch"
+local a, b = assert(model:session()), assert(model:session { kv_dtype = "f32" })
+local batch = assert(model:batch { a, b })
+a:feed(prompt)
+b:feed "Once upon a time"
+batch:run()
+say(hash(a:logits():bytes()), hash(b:logits():bytes()))
+
+say "# errors"
+local function fails(fn, ...)
+    local ok, value, message = pcall(fn, ...)
+    if ok then
+        say("error:", value == nil and message or "missing")
+    else
+        say("error:", (value:gsub("^[^:]+:%d+: ", "")))
+    end
+end
+for _, name in ipairs { "absent", "empty.gguf", "short.gguf", "no-config", "bad-config", "no-weights" } do
+    fails(mm.load, folder .. "/" .. name)
+    fails(mm.tokenizer, folder .. "/" .. name)
+end
+fails(mm.load, arg[1], { threads = 1025 })
+fails(model.tensor, model, "model.layers.99.nothing")
+fails(model.session, model, { context = 2147483647 })
+fails(model.session, model, { chunk = 5000 })
+local small = assert(model:session { context = 4 })
+fails(small.feed, small, "")
+fails(small.feed, small, {})
+fails(small.feed, small, { 1, -1 })
+fails(small.feed, small, { 1, 2, model.config.vocab_size })
+fails(small.logits, small)
+small:feed { 1, 2, 3 }
+fails(small.logits, small)
+fails(small.feed, small, { 4, 5 })
+fails(small.rewind, small, 5)
+small:run()
+small:rewind(2)
+fails(small.logits, small)
+fails(a.run, a)
+fails(batch.add, batch, a)
+fails(batch.remove, batch, small)
+fails(tokenizer.decode, tokenizer, { -1 })
+fails(tokenizer.token, tokenizer, 2147483647)
+fails(tokenizer.render, tokenizer, { { role = "robot", content = "x" } })
+fails(tokenizer.render, tokenizer, { { role = "user" } })
+fails(model.sampler, model, { temperature = -1 })
+fails(model.sampler, model, { temperature = 0 / 0 })
+fails(model.sampler, model, { top_k = -1 })
+fails(model.sampler, model, { top_p = 1.5 })
+fails(model.sampler, model, { repetition_penalty = 0 })
+fails(model.sampler, model, { bias = { [-1] = 1 } })
+fails(model.sampler, model, { breakers = { model.config.vocab_size } })
+fails(model.generate, model, "x", { mask = mm.mask(model.config.vocab_size) })
+fails(model.run_with_hooks, model, { 1, 2 }, { { "expert_indices", function(tensor)
+    tensor[0] = 1000
+end } })
+local function spoil(_, logits)
+    logits[3] = 0 / 0
+end
+fails(model.generate, model, "x", { max_new_tokens = 2, seed = 1, logits_processor = spoil })

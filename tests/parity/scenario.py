@@ -1,0 +1,254 @@
+"""The scenario in Python; scenario.lua is the same in Lua. Their output must be equal.
+
+    python scenario.py MODEL FOLDER      FOLDER: damaged files that run.py made
+"""
+
+import math
+import struct
+import sys
+
+import minimax2 as mm
+
+folder = sys.argv[2]
+model = mm.load(sys.argv[1])
+tokenizer = model.tokenizer
+prompt = "def add(a, b):\n    return a + b\n\n# The sum of"
+
+
+def say(*parts):
+    words = []
+    for part in parts:
+        if isinstance(part, (list, tuple)):
+            words.append("[" + " ".join(str(item) for item in part) + "]")
+        elif isinstance(part, bool):
+            words.append(str(part).lower())
+        else:
+            words.append(str(part))
+    sys.stdout.buffer.write(" ".join(words).encode("utf-8", "surrogateescape") + b"\n")
+
+
+def hash_of(source):
+    """FNV-1a of bytes or of a tensor's bytes."""
+    value = 0xcbf29ce484222325
+    for byte in bytes_of(source):
+        value = (value ^ byte) * 0x100000001b3 & 0xffffffffffffffff
+    return f"{value:016x}"
+
+
+def bytes_of(source):
+    return source if isinstance(source, bytes) else memoryview(source).cast("B").tobytes()
+
+
+def bits(values):
+    """The bits of float32 values."""
+    return [struct.pack(">f", value).hex() for value in values]
+
+
+def escaped(text):
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "surrogateescape")
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\0", "\\0")
+
+
+def none(value):
+    return "none" if value is None else value
+
+
+say("# facts")
+say(mm.__version__, mm.cpu(), model.info("isa"), model.nbytes, model.parameters)
+for key in ("format", "architecture", "name", "license", "quantization", "chat_template", "x"):
+    say(key, none(model.info(key)))
+for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads",
+             "head_dim", "rotary_dim", "num_local_experts", "num_experts_per_tok",
+             "intermediate_size", "vocab_size", "max_position_embeddings"):
+    say(name, getattr(model.config, name))
+say(bits([model.config.rope_theta, model.config.rms_norm_eps, model.config.routed_scaling_factor]))
+
+say("# tensors")
+for name, tensor in model.items():
+    say(name, tensor.dtype, tensor.shape, tensor.nbytes, tensor.readonly)
+say(hash_of(model["model.norm.weight"]))
+say(hash_of(model["model.norm.weight"].float()))
+say(hash_of(model.weight("model.embed_tokens.weight", 100, 20)))
+say(hash_of(model.weight("model.layers.1.self_attn.q_proj.weight")))
+
+say("# tokenizer")
+say(tokenizer.vocab_size, none(tokenizer.bos), none(tokenizer.eos), none(tokenizer.unk),
+    none(tokenizer.pad), none(tokenizer.think_open), none(tokenizer.think_close))
+texts = ["", "Hello, world!", "  spaces\n\n\ttabs ", "naïve 日本語 🙂 e\u0301", "1234567890",
+         "]~b]user\nhi[e~[", "<think>no</think>", "a\0b", b"\xff\xfe broken \xe2\x82", "na" * 300,
+         prompt]
+for text in texts:
+    plain, special = tokenizer.encode(text), tokenizer.encode(text, special=True)
+    say(plain, special, escaped(tokenizer.decode_bytes(plain)),
+        hash_of(tokenizer.decode_bytes(special, special=True)))
+say(hash_of(b"\0".join(tokenizer.token(id) for id in range(tokenizer.vocab_size))))
+say(none(tokenizer.id(" the")), none(tokenizer.id("no token is called this")))
+
+say("# chat")
+turns = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi [e~[ there <think>"},
+    {"role": "assistant", "content": "Hello.", "thinking": "A greeting."},
+    {"role": "user", "content": "2 + 3?"},
+    {"role": "assistant", "content": "5", "thinking": "Easy."},
+]
+for count in range(1, len(turns) + 1):
+    for generation in (True, False):
+        say(escaped(tokenizer.render(turns[:count], generation)))
+        say(tokenizer.apply_chat_template(turns[:count], generation))
+
+say("# logits")
+session = model.session(chunk=5)
+session.feed(prompt).run()
+say(session.pos, session.length, session.context, hash_of(session.logits))
+best = session.top(5)
+say([id for id, _ in best], bits([logprob for _, logprob in best]))
+say(bits(session.logprobs([0, 1, 2, 300])))
+rows = model(prompt, logits="all")
+say(rows.shape, hash_of(rows))
+say(hash_of(model(turns)))
+
+say("# generate")
+for options in (
+        {"temperature": 0},
+        {"seed": 1},
+        {"seed": 4294967295, "temperature": 0.7, "top_k": 0, "top_p": 0.9},
+        {"seed": 2, "min_p": 0.02, "typical_p": 0.9, "top_n_sigma": 2.5},
+        {"seed": 3, "repetition_penalty": 1.2, "presence_penalty": 0.3, "frequency_penalty": 0.2,
+         "penalty_window": 32},
+        {"seed": 4, "dry_multiplier": 0.8, "dry_base": 1.75, "dry_allowed_length": 2,
+         "dry_window": -1, "breakers": [10, 13]},
+        {"temperature": 0, "bias": {65: 3.5, 10: -math.inf}}):
+    result = model.generate(prompt, max_new_tokens=24, top_logprobs=2, **options)
+    say(result.tokens, result.finish_reason, bits([entry.logprob for entry in result.logprobs]),
+        [id for entry in result.logprobs for id, _ in entry.top])
+answer = model.generate(turns, seed=5, max_new_tokens=24)
+say(answer.tokens, answer.finish_reason)
+
+
+def scripted(text, *, prompt="x", stop=(), max_new_tokens=1024):
+    """A mask that leaves one token at a time makes the model say what we want."""
+    script = [*tokenizer.encode(text), tokenizer.eos]
+
+    def mask(tokens):
+        words = [0] * ((model.config.vocab_size + 31) // 32)
+        words[script[len(tokens)] // 32] = 1 << script[len(tokens)] % 32
+        return memoryview(struct.pack(f"{len(words)}I", *words)).cast("I")
+
+    result = model.generate(prompt, mask=mask, stop=stop, max_new_tokens=max_new_tokens, seed=1)
+    say(escaped(result.text), result.finish_reason, result.tokens, escaped(none(result.thinking)))
+
+
+scripted("one two three four")
+scripted("one two three four", stop="o thr")
+scripted("one two three four", stop=["zebra", "fourth", "two"])
+scripted("one two three four", max_new_tokens=3)
+scripted("日本語 🙂!", stop="!")
+scripted("\n thoughts\n", prompt=turns)
+
+say("# rewind and sync")
+session.rewind(4)
+say(session.pos, session.length)
+session.feed([65, 66]).run()
+say(hash_of(session.logits))
+say(session.sync(prompt))
+session.run()
+say(hash_of(session.logits))
+say(session.sync(prompt + " two and two"))
+session.run()
+say(session.length, hash_of(session.logits))
+say(session.sync("def add(a, b)"))
+session.run()
+say(session.length, hash_of(session.logits))
+
+say("# taps")
+for tap in model.trace(prompt):
+    say(tap.point, tap.layer, tap.first, tap.count, tap.tensor.dtype, tap.tensor.shape,
+        hash_of(tap.tensor))
+
+
+def silence(tensor, tap):
+    memoryview(tensor).cast("B")[:] = bytes(tensor.nbytes)
+
+
+def shift(tensor, tap):
+    view = memoryview(tensor)
+    view[0, 0] = view[0, 0] + tap.layer
+
+
+def push(tensor, tap):
+    memoryview(tensor)[0, 0] = 3
+
+
+say(hash_of(model.run_with_hooks(prompt, [
+    (("mlp_out", 1), silence), ("resid_post", shift), (("mlp_out", -2), push)])))
+
+say("# batch")
+a, b = model.session(), model.session(kv_dtype="f32")
+batch = model.batch([a, b])
+a.feed(prompt)
+b.feed("Once upon a time")
+batch.run()
+say(hash_of(a.logits), hash_of(b.logits))
+
+say("# errors")
+
+
+def fails(call):
+    try:
+        call()
+    except KeyError as error:  # of a mapping; the library's sentence is behind it
+        say("error:", error.__context__)
+    except mm.Error as error:
+        say("error:", error)
+    else:
+        say("error: missing")
+
+
+def misroute(tensor, tap):
+    memoryview(tensor)[0, 0] = 1000
+
+
+def spoil(ids, logits):
+    logits[3] = math.nan
+
+
+for name in ("absent", "empty.gguf", "short.gguf", "no-config", "bad-config", "no-weights"):
+    fails(lambda: mm.load(f"{folder}/{name}"))
+    fails(lambda: mm.Tokenizer(f"{folder}/{name}"))
+fails(lambda: mm.load(sys.argv[1], threads=1025))
+fails(lambda: model["model.layers.99.nothing"])
+fails(lambda: model.session(context=2147483647))
+fails(lambda: model.session(chunk=5000))
+small = model.session(context=4)
+fails(lambda: small.feed(""))
+fails(lambda: small.feed([]))
+fails(lambda: small.feed([1, -1]))
+fails(lambda: small.feed([1, 2, model.config.vocab_size]))
+fails(lambda: small.logits)
+small.feed([1, 2, 3])
+fails(lambda: small.logits)
+fails(lambda: small.feed([4, 5]))
+fails(lambda: small.rewind(5))
+small.run()
+small.rewind(2)
+fails(lambda: small.logits)
+fails(lambda: a.run())
+fails(lambda: batch.add(a))
+fails(lambda: batch.remove(small))
+fails(lambda: tokenizer.decode([-1]))
+fails(lambda: tokenizer.token(2147483647))
+fails(lambda: tokenizer.render([{"role": "robot", "content": "x"}]))
+fails(lambda: tokenizer.render([{"role": "user"}]))
+fails(lambda: mm.Sampler(model, temperature=-1))
+fails(lambda: mm.Sampler(model, temperature=math.nan))
+fails(lambda: mm.Sampler(model, top_k=-1))
+fails(lambda: mm.Sampler(model, top_p=1.5))
+fails(lambda: mm.Sampler(model, repetition_penalty=0))
+fails(lambda: mm.Sampler(model, bias={-1: 1}))
+fails(lambda: mm.Sampler(model, breakers=[model.config.vocab_size]))
+nothing = memoryview(bytes((model.config.vocab_size + 31) // 32 * 4)).cast("I")
+fails(lambda: model.generate("x", mask=nothing))
+fails(lambda: model.run_with_hooks([1, 2], [("expert_indices", misroute)]))
+fails(lambda: model.generate("x", max_new_tokens=2, seed=1, logits_processor=spoil))
