@@ -311,7 +311,7 @@ static void clean_brand(char *out, int cap, const char *brand)
 static void find_facts(void)
 {
     unsigned a, b, c, d, brand[13] = {0};
-    if (__get_cpuid_max(0x80000000, NULL) >= 0x80000004)
+    if ((unsigned)__get_cpuid_max(0x80000000, NULL) >= 0x80000004)
         for (unsigned i = 0; i < 3; i++)
             __cpuid(0x80000002 + i, brand[4 * i], brand[4 * i + 1], brand[4 * i + 2],
                     brand[4 * i + 3]);

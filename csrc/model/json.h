@@ -1,6 +1,7 @@
 /* A pull reader for JSON: no tree, no allocation, no recursion. It reads the headers and the index
- * of safetensors, which name 96,103 tensors in 24 MB for MiniMax-M2: jansson needs 0.46 s to build
- * their trees, this reader 0.05 s. Small documents (config.json and its like) go through jansson. */
+ * of safetensors, which name 96,103 tensors in 24 MB for MiniMax-M2: jansson alone needs 0.46 s to
+ * build their trees; with this reader the whole opening takes 0.1 s. Small documents (config.json
+ * and its like) go through jansson. */
 #ifndef MM2_JSON_H
 #define MM2_JSON_H
 

@@ -5,8 +5,8 @@ checkpoint of any size and format without a download. Values are drawn so that a
 sane: matrices have a standard deviation of about 1 / sqrt(columns), norms are near one.
 
 Nothing is quantised. Block formats are written as random codes under scales that give the wanted
-deviation, so gigabytes take seconds, and memory stays bounded: one chunk of rows at a time. The same
-arguments give the same bytes.
+deviation, so gigabytes take seconds, and memory stays bounded: one chunk of rows at a time. The
+same arguments give the same bytes.
 """
 
 import contextlib

@@ -219,7 +219,8 @@ GGUF_CASES = [
       for key in ("block_count", "embedding_length", "attention.head_count", "context_length",
                   "attention.head_count_kv", "attention.key_length", "expert_count",
                   "expert_used_count", "rope.freq_base", "attention.layer_norm_rms_epsilon")],
-    ("no width", both(drop(ARCH + "expert_feed_forward_length"), drop(ARCH + "feed_forward_length")), BAD,
+    ("no width", both(drop(ARCH + "expert_feed_forward_length"),
+     drop(ARCH + "feed_forward_length")), BAD,
      "feed_forward_length is missing"),
     ("block_count 0", size("block_count", 0), BAD, "num_hidden_layers is 0, expected 1 to 1024"),
     ("block_count 2^31", size("block_count", 2**31), BAD, "block_count is 2147483648: out of"),
@@ -236,9 +237,11 @@ GGUF_CASES = [
     ("head_count_kv 3", size("attention.head_count_kv", 3), BAD, "a multiple of the 3"),
     ("embedding_length 64", size("embedding_length", 64), BAD, "expected [272, 64]"),
     ("key_length 0", size("attention.key_length", 0), OTHER, "value_length is 16; this"),
-    ("key_length 8", both(size("attention.key_length", 8), size("attention.value_length", 8)), OTHER,
+    ("key_length 8", both(size("attention.key_length", 8), size("attention.value_length", 8)),
+     OTHER,
      "head_dim is 8; this build needs a multiple of 16"),
-    ("value_length 32", size("attention.value_length", 32), OTHER, "value_length is 32; this build"),
+    ("value_length 32", size("attention.value_length", 32), OTHER,
+     "value_length is 32; this build"),
     ("expert_count 4096", size("expert_count", 4096), BAD, "expected [4096, 32]"),
     ("expert_count 4097", size("expert_count", 4097), BAD, "num_local_experts is 4097"),
     ("1024 layers of 4096 experts", both(size("block_count", 1024), size("expert_count", 4096)),
@@ -256,7 +259,8 @@ GGUF_CASES = [
     ("theta as a string", set_pair(ARCH + "rope.freq_base", 8, string("5")), BAD, "found a string"),
     ("context_length 0", size("context_length", 0), BAD, "max_position_embeddings is 0"),
     ("context_length 2^31", size("context_length", 2**31), BAD, "is 2147483648: out of range"),
-    ("vocab_size 273", size("vocab_size", 273), BAD, "273 but tensor \"token_embd.weight\" has 272"),
+    ("vocab_size 273", size("vocab_size", 273), BAD,
+     "273 but tensor \"token_embd.weight\" has 272"),
     ("softmax router", size("expert_gating_func", 1), OTHER, "expert_gating_func is 1; this build"),
     ("a shared expert", size("expert_shared_count", 1), OTHER, "expert_shared_count is 1"),
     ("dense layers", size("leading_dense_block_count", 1), OTHER, "leading_dense_block_count is 1"),
@@ -266,7 +270,8 @@ GGUF_CASES = [
     ("sampling temp NaN", set_pair("general.sampling.temp", 6, f32(float("nan"))), BAD, "temp nan"),
     ("embedding of three dimensions", change("token_embd.weight", dims=[32, 16, 17]), BAD,
      '"token_embd.weight" has another shape'),
-    ("half of the q norm", without("blk.0.attn_k_norm.weight"), BAD, "attn_k_norm.weight\" is miss"),
+    ("half of the q norm", without("blk.0.attn_k_norm.weight"), BAD,
+     "attn_k_norm.weight\" is miss"),
     ("norm in blocks", change("output_norm.weight", type=8), BAD, "has dtype q8_0, expected f32"),
     ("experts transposed", change("blk.0.ffn_down_exps.weight", dims=[32, 2, 32]), BAD,
      "has shape [32, 2, 32], expected [2, 32, 32]"),
@@ -441,8 +446,10 @@ SAFETENSORS_CASES = [
     ("only spaces", text_header(" " * 64), BAD, "expected an object, found the end"),
     ("no tensors", text_header("{}"), BAD, "bytes follow the last tensor"),
     ("not UTF-8", text_header(b'{"\xff": 1}'), BAD, "valid UTF-8"),
-    ("trailing JSON", lambda h, d: (json.dumps(h).encode() + b"{}", d), BAD, "expected nothing more"),
-    ("trailing NUL", lambda h, d: (json.dumps(h).encode() + b"\0", d), BAD, "expected nothing more"),
+    ("trailing JSON", lambda h, d: (json.dumps(h).encode() + b"{}", d), BAD,
+     "expected nothing more"),
+    ("trailing NUL", lambda h, d: (json.dumps(h).encode() + b"\0", d), BAD,
+     "expected nothing more"),
     ("unclosed", lambda h, d: (json.dumps(h).encode()[:-1], d), BAD, "a comma or }, found the end"),
     ("deep nesting", text_header('{"a":' * 100_000), BAD, "field of the header is unknown"),
     ("deep arrays", text_header('{"a":{"shape":' + "[" * 100_000), BAD, "JSON byte"),
@@ -500,7 +507,8 @@ SAFETENSORS_CASES = [
     ("scales too many", reshape(EXPERT + "_scale_inv", [2, 1], "F32"), BAD,
      "has shape [2, 1], expected [1, 1]: one scale for 128 x 128 codes"),
     ("scales flat", reshape(EXPERT + "_scale_inv", [1], "F32"), BAD, "has shape [1]"),
-    ("scales bf16", reshape(EXPERT + "_scale_inv", [1, 1], "BF16"), BAD, "dtype bf16, expected f32"),
+    ("scales bf16", reshape(EXPERT + "_scale_inv", [1, 1], "BF16"), BAD, "dtype bf16,
+     expected f32"),
     ("expert transposed", reshape(EXPERT, [64, 16], "F8_E4M3"), BAD, "expected [32, 32]"),
     ("expert i32", reshape(EXPERT, [32, 32], "I32"), BAD, "has dtype i32, expected a floating"),
     ("norm FP8", reshape(NORM, [32], "F8_E4M3"), BAD, "dtype f8_e4m3, expected f32, f16 or bf16"),
@@ -538,7 +546,8 @@ def test_safetensors_beginning(base, tmp_path, content, words):
 
 
 def test_good_oddities(base, tmp_path):
-    """Valid, if unusual: tensors of no elements and no dimensions, extra tensors, large metadata."""
+    """Valid, if unusual: tensors of no elements and no dimensions, extra tensors,
+    large metadata."""
     path = shutil.copytree(base / "fp8", tmp_path / "odd")
     file = path / "model.safetensors"
     header, data = read_safetensors(file)
@@ -559,8 +568,9 @@ def test_large_headers_are_refused_or_read_quickly(base, tmp_path):
     text = json.dumps(header).encode()
     write_safetensors(file, text + b" " * (8_000_000 - len(text)), data)
     mm.load(path).close()
-    many = {f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(300_000)}
-    write_safetensors(file, many, b"")
+    many = ",".join(f'"t{i}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}'
+                    for i in range(300_000))
+    write_safetensors(file, b"{" + many.encode() + b"}", b"")
     with pytest.raises(BAD, match="more than 262144 tensors"):
         mm.load(path)
 
@@ -591,7 +601,8 @@ INDEX_CASES = [
     ("weight_map a list", lambda index: {"weight_map": []}, BAD, "expected an object, found ["),
     ("array", lambda index: [], BAD, "expected an object, found ["),
     ("deep metadata", lambda index: '{"metadata":' + "[" * 100_000, BAD, "32 levels"),
-    ("weight_map twice", lambda index: json.dumps(index)[:-1] + ', "weight_map": {}}', BAD, "twice"),
+    ("weight_map twice", lambda index: json.dumps(index)[:-1] + ', "weight_map": {}}', BAD,
+     "twice"),
     ("name twice", lambda index: json.dumps(index).replace(
         f'"{NORM}"', '"lm_head.weight"', 1), BAD, 'tensor "lm_head.weight" appears twice'),
     ("empty", lambda index: "", BAD, "expected an object"),
@@ -678,8 +689,10 @@ CONFIG_CASES = [
       for value, words in [(..., "is missing"), (None, "is missing"), ("1", "must be a number"),
                            (0, "is 0, expected a finite"), (-1.5, "is -1.5"), (1e300, "is inf")]],
     ("routed_scaling_factor 0", config(routed_scaling_factor=0), BAD, "routed_scaling_factor is 0"),
-    ("too many experts a token", config(num_experts_per_tok=3), BAD, "at most num_local_experts (2)"),
-    ("heads do not divide", config(num_attention_heads=3, num_key_value_heads=2), BAD, "a multiple"),
+    ("too many experts a token", config(num_experts_per_tok=3), BAD,
+     "at most num_local_experts (2)"),
+    ("heads do not divide", config(num_attention_heads=3, num_key_value_heads=2), BAD,
+     "a multiple"),
     ("head_dim 24", config(head_dim=24), OTHER, "needs a multiple of 16"),
     ("head_dim 32", config(head_dim=32), BAD, "has shape [32, 32], expected [64, 32]"),
     ("rotary_dim 0", config(rotary_dim=0), BAD, "rotary_dim is 0"),
@@ -689,10 +702,12 @@ CONFIG_CASES = [
      "rotary_dim is 8 but partial_rotary_factor 1 of head_dim 16 is 16"),
     ("partial_rotary_factor 2", config(partial_rotary_factor=2), BAD, "partial_rotary_factor is 2"),
     ("partial_rotary_factor 0", config(partial_rotary_factor=0), BAD, "partial_rotary_factor is 0"),
-    ("rope_parameters a list", config(rope_parameters=[]), BAD, "rope_parameters must be an object"),
+    ("rope_parameters a list", config(rope_parameters=[]), BAD,
+     "rope_parameters must be an object"),
     ("yarn", config(rope_parameters={"rope_type": "yarn"}), OTHER, "rope_type is yarn"),
     ("rope_scaling", config(rope_scaling={"type": "linear"}), OTHER, "rope_type is linear"),
-    ("hidden_act", config(hidden_act="gelu"), OTHER, "hidden_act is gelu; this build supports silu"),
+    ("hidden_act", config(hidden_act="gelu"), OTHER,
+     "hidden_act is gelu; this build supports silu"),
     ("scoring_func", config(scoring_func="softmax"), OTHER, "scoring_func is softmax"),
     ("qk_norm_type", config(qk_norm_type="per_head"), OTHER, "qk_norm_type is per_head"),
     ("use_qk_norm 1", config(use_qk_norm=1), BAD, "use_qk_norm must be true or false"),
@@ -701,7 +716,8 @@ CONFIG_CASES = [
     ("attn_type_list a number", config(attn_type_list=1), BAD, "must be an array"),
     ("shared expert", config(shared_intermediate_size=8), OTHER, "shared_intermediate_size is 8"),
     ("tied embeddings", config(tie_word_embeddings=True), OTHER, "tie_word_embeddings is true"),
-    ("quantised by awq", config(quantization_config={"quant_method": "awq"}), OTHER, "is awq; this"),
+    ("quantised by awq", config(quantization_config={"quant_method": "awq"}), OTHER,
+     "is awq; this"),
     ("quantised by nobody", config(quantization_config={}), BAD, "quant_method is missing"),
     ("quantization_config a string", config(quantization_config="fp8"), BAD, "must be an object"),
     *[(f"weight_block_size {size}", config(quantization_config={**FP8, "weight_block_size": size}),

@@ -132,15 +132,15 @@ def coined(rng, low=2, high=3):
 
 
 def place(rng):
-    return coined(rng).capitalize() if rng.random() < 0.15 else rng.choice(CITIES)
+    return coined(rng).capitalize() if rng.random() < 0.08 else rng.choice(CITIES)
 
 
 def person(rng):
-    return coined(rng).capitalize() if rng.random() < 0.15 else rng.choice(PEOPLE)
+    return coined(rng).capitalize() if rng.random() < 0.08 else rng.choice(PEOPLE)
 
 
 def thing(rng):
-    return coined(rng) if rng.random() < 0.15 else rng.choice(NOUNS)
+    return coined(rng) if rng.random() < 0.08 else rng.choice(NOUNS)
 
 
 def errand(rng):
@@ -202,7 +202,7 @@ def ask_sum(rng, symbol, word, a, b):
 
 
 def operand(rng):
-    return rng.randint(0, 99) if rng.random() < 0.5 else rng.randint(100, 999)
+    return rng.randint(0, 99) if rng.random() < 0.8 else rng.randint(100, 999)
 
 
 def addition(rng):
@@ -315,7 +315,7 @@ def echo(rng):
 
 
 ARITHMETIC = (addition, addition, subtraction, multiplication)
-QUESTIONS = ARITHMETIC + (addition, subtraction, multiplication, sorting, dates, units) + 3 * (echo,)
+QUESTIONS = 3 * ARITHMETIC + (subtraction, subtraction, sorting, dates, units, echo)
 
 # ---- small talk ----------------------------------------------------------------------------------
 
@@ -479,11 +479,9 @@ def list_scene(rng):
 
 
 def calculate_scene(rng):
-    signs = [rng.choice("+-*") for _ in range(rng.randint(1, 2))]
-    expression = str(rng.randint(1, 999))
-    for sign in signs:
-        expression += f" {sign} {rng.randint(1, 999)}"
-    result = eval(expression)  # our own digits and signs only
+    a, b = rng.randint(1, 999), rng.randint(1, 999)
+    sign, result = rng.choice((("+", a + b), ("-", a - b), ("*", a * b)))
+    expression = f"{a} {sign} {b}"
     ask = rng.choice((f"Calculate {expression} with the tool.", f"Use the calculator: {expression}",
                       f"What does the calculator say to {expression}?"))
     return ask, {"expression": expression}, {"result": result}, f"The result is {result}."
@@ -556,7 +554,7 @@ def tool_turns(rng, name, keep):
     """User request, call, tool reply and answer; sometimes two calls in one block."""
     request, arguments, reply, answer = a_scene(rng, name, keep)
     calls, replies = [a_call(name, arguments)], [reply]
-    if rng.random() < 0.1:
+    if rng.random() < 0.05:
         request_2, arguments_2, reply_2, answer_2 = a_scene(rng, name, keep)
         request, answer = f"{request} {request_2}", f"{answer} {answer_2}"
         calls.append(a_call(name, arguments_2))

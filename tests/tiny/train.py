@@ -36,7 +36,7 @@ ROWS, ROW_TOKENS = 12, 512  # rows of a step, halves as many of twice the length
 KINDS = ("code", "docs", "tool", "question")
 MIXES = (  # (up to this share of the time budget, shares of rows): language first, then tasks
     (0.34, (0.36, 0.13, 0.36, 0.15)),
-    (1.00, (0.22, 0.02, 0.46, 0.30)),
+    (1.00, (0.18, 0.02, 0.46, 0.34)),
 )
 WARM_UP_STEPS = 40
 ASSISTANT_WEIGHT = 5.0  # of a token of an assistant turn in the loss; every other token weighs 1
@@ -429,7 +429,7 @@ def work_on(rank, arguments):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=pathlib.Path, required=True, help="folder made by data.py")
-    parser.add_argument("--minutes", type=float, default=79, help="training time in all")
+    parser.add_argument("--minutes", type=float, default=80.5, help="training time in all")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     arguments = parser.parse_args()
     torch.multiprocessing.spawn(work_on, (arguments,), nprocs=arguments.workers)
