@@ -236,10 +236,10 @@ void mm2_tokenizer_facts(const mm2_tokenizer *t, mm2_tokenizer_info *out); /* co
  * decode: special tokens are written out. */
 enum { MM2_SPECIAL = 1 };
 
-/* Text to ids. `text` is `len` bytes and may hold anything; invalid UTF-8 becomes U+FFFD. Returns
- * the count; ids beyond `cap` are not written (call with cap 0 to measure). Added tokens that are
- * not special, such as <think>, count as special here: user text never turns into control tokens
- * unless MM2_SPECIAL is given. */
+/* Text to ids. `text` is `len` bytes, at most 64 MiB, and may hold anything; invalid UTF-8 becomes
+ * U+FFFD. Returns the count; ids beyond `cap` are not written (call with cap 0 to measure). Added
+ * tokens that are not special, such as <think>, count as special here: user text never turns into
+ * control tokens unless MM2_SPECIAL is given. */
 int32_t mm2_tokenizer_encode(const mm2_tokenizer *t, const char *text, int32_t len, int32_t flags,
                              int32_t *ids, int32_t cap);
 /* Ids to bytes, same rule for cap. Special tokens are left out unless MM2_SPECIAL is given; ids

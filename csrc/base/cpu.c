@@ -1,10 +1,10 @@
 /* Processor, cores and memory, from cpuid and from the text files of /proc and /sys.
  *
  * A feature counts only if the system saves its registers (xgetbv). Cores are counted as physical
- * ones: of the CPUs in the affinity mask, the first of each group of siblings. The CPU quota and the
- * memory limit may be set on any ancestor of the process's cgroup, and inside a container the path
- * that /proc shows may not exist, so all of its prefixes are tried and what is missing is passed
- * over; both cgroup versions are looked at, at their usual mount points.
+ * ones: of the CPUs in the affinity mask, the first of each group of siblings. The CPU quota and
+ * the memory limit may be set on any ancestor of the process's cgroup, and inside a container the
+ * path that /proc shows may not exist, so all of its prefixes are tried and what is missing is
+ * passed over; both cgroup versions are looked at, at their usual mount points.
  *
  * Files are read into a stack buffer and parsed by hand: whatever they hold, digits saturate and
  * nothing is allocated. The facts and the sentence of mm2_cpu() are made once and never change. */

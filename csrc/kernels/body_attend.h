@@ -1,8 +1,8 @@
 /* Attention of a vector level, in terms of the primitives of its lanes_*.h. Included after
  * body_elementwise.h, whose exp16 it uses.
  *
- * Heads of a group run together, so that keys and values are loaded once for them. Scores: lanes are
- * the 16 positions of a tile, one accumulator a head. Values: lanes are dimensions, positions
+ * Heads of a group run together, so that keys and values are loaded once for them. Scores: lanes
+ * are the 16 positions of a tile, one accumulator a head. Values: lanes are dimensions, positions
  * ascend, and the probability of a position is spread over the lanes. */
 
 enum { CHUNK = 256, GROUP_HEADS = 6 };

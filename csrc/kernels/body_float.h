@@ -1,8 +1,9 @@
-/* Matrix products with float weights of a vector level, in terms of the primitives of its lanes_*.h.
+/* Matrix products with float weights of a vector level, in terms of the primitives of its
+ * lanes_*.h.
  *
- * One activation row: ONE_ROWS weight rows run together, widened in registers. Several: 8 rows x 256
- * elements are widened into a panel that stays in the first-level cache, and tiles of TILE_ROWS x
- * TILE_ACTS accumulators run over it; between panels the accumulators wait in memory.
+ * One activation row: ONE_ROWS weight rows run together, widened in registers. Several: 8 rows x
+ * 256 elements are widened into a panel that stays in the first-level cache, and tiles of TILE_ROWS
+ * x TILE_ACTS accumulators run over it; between panels the accumulators wait in memory.
  *
  * The row groups of a call follow one another in memory; while one is read, the same place of the
  * next one is prefetched. Rows beyond the last are repeats of it whose results are dropped. */
@@ -145,7 +146,8 @@ INLINE void tile_step(int acts, v16 t[TILE_ROWS][TILE_ACTS], float_panel panel, 
     }
 }
 
-/* TILE_ROWS rows of the panel with `acts` activation rows over n elements, in spans of one scale. */
+/* TILE_ROWS rows of the panel with `acts` activation rows over n elements, a scale
+ * at a time. */
 INLINE void float_tile(int32_t dtype, int acts, v16 (*sums)[PANEL_ROWS], float_panel panel,
                        const float *const *scale, int32_t step, int32_t first,
                        const float *const *x, int32_t n)

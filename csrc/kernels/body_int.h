@@ -2,9 +2,9 @@
  * lanes_*.h and of body_unpack.h.
  *
  * ROWS weight rows x 256 codes are unpacked into a panel whose registers hold 4 successive codes of
- * every row, so that lanes are rows: no sum crosses lanes, and the scales of a block multiply a whole
- * register. The panel serves all activation rows. Integer sums are exact in any order; the float
- * operations are those of ref.c, block by block.
+ * every row, so that lanes are rows: no sum crosses lanes, and the scales of a block multiply a
+ * whole register. The panel serves all activation rows. Integer sums are exact in any order; the
+ * float operations are those of ref.c, block by block.
  *
  * The row groups of a call follow one another in memory; while one is read, the same place of the
  * next one is prefetched. The blocks of a last, smaller group are copied, followed by zeros. */

@@ -1,9 +1,10 @@
-/* From blocks of the file to interleaved codes, in terms of the primitives of a lanes_*.h.
+/* From blocks of the file to interleaved codes, in terms of the primitives of a lanes_*.h. Included
+ * after body_float.h, as is body_int.h, for a few helpers.
  *
- * Rows are interleaved first, while their codes are still packed, and unpacked afterwards: word w of
- * 16 loaded bytes holds bytes 4w..4w+3 of ROWS rows, one row a lane, and shifts and masks work on
- * all of them at once. A load takes 16 bytes of the block of each row and never leaves it; where a
- * field does not begin at a multiple of 4, neighbouring words are joined.
+ * Rows are interleaved first, while their codes are still packed, and unpacked afterwards: word w
+ * of 16 loaded bytes holds bytes 4w..4w+3 of ROWS rows, one row a lane, and shifts and masks work
+ * on all of them at once. A load takes 16 bytes of the block of each row and never leaves it; where
+ * a field does not begin at a multiple of 4, neighbouring words are joined.
  *
  * `p` is the block of the group's first row, `stride` the distance of rows in bytes. */
 
@@ -35,8 +36,8 @@ INLINE int32_t block_bytes(int32_t dtype)
                                : (int32_t)sizeof(mm2_block_q4_0);
 }
 
-/* Codes of one block; returns its scale. d stands at the beginning in all four formats. Nibbles: the
- * low ones of 16 bytes are elements 0..15, the high ones 16..31. */
+/* Codes of one block; returns its scale. d stands at the beginning in all four formats. Nibbles:
+ * the low ones of 16 bytes are elements 0..15, the high ones 16..31. */
 INLINE reals unpack_block(int32_t dtype, words code[8], const uint8_t *p, int64_t stride)
 {
     words head[4], x[4];

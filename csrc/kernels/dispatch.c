@@ -1,9 +1,9 @@
 /* From the processor to a table of kernels.
  *
- * Each level starts as a copy of the one below it and fills the slots it has. The tables of what the
- * processor can run are built together, once, and never change; blas is built when it is first asked
- * for, because it loads a library. The environment is read at each call with MM2_ISA_AUTO, so that
- * a program may set the variable before it opens a model. */
+ * Each level starts as a copy of the one below it and fills the slots it has. The tables of what
+ * the processor can run are built together, once, and never change; blas is built when it is first
+ * asked for, because it loads a library. The environment is read at each call with MM2_ISA_AUTO, so
+ * that a program may set the variable before it opens a model. */
 #include "kernels/kernels.h"
 
 #include "base/cpu.h"

@@ -6,14 +6,14 @@
  * round-to-nearest, FTZ and DAZ, which the pool and api.c see to.
  *
  * Bits. ref.c is the specification. All levels but blas give the same bits as ref.c, and no slot's
- * result for one row depends on the other rows of the call, because every sum has one written
- * order:
+ * result for one row depends on the other rows of the call: every sum has one written order.
  *   lanes   sums of float products over an index k run in 16 lanes: lane j takes k = j, j + 16, ...
- *           ascending, one fused multiply-add each, starting from +0; k is padded with zeros up to a
- *           multiple of 16. The lanes are then added as a tree: j with j + 8, then + 4, + 2, + 1.
- *   blocks  sums of integer products are exact in int32 within a block; blocks are added in ascending
- *           order with one fused multiply-add each into one float, starting from +0.
- * FMA is a single rounding everywhere (fmaf in ref.c). Sources are built with -ffp-contract=off. */
+ *           ascending, one fused multiply-add each, starting from +0; k is padded with zeros up to
+ *           a multiple of 16. The lanes are then added as a tree: j with j + 8, then + 4, + 2, + 1.
+ *   blocks  sums of integer products are exact in int32 within a block; blocks are added in
+ *           ascending order with one fused multiply-add each into one float, starting from +0.
+ * FMA is a single rounding everywhere (fmaf in ref.c). Sources are built with -ffp-contract=off.
+ * The sign and payload of a NaN are not part of the promise; that there is one is. */
 #ifndef MM2_KERNELS_H
 #define MM2_KERNELS_H
 
@@ -29,6 +29,7 @@ enum {
     MM2_ACT_KINDS = 3
 };
 
+/* -1 for a dtype that no matrix product takes (I32, unknown numbers). */
 int32_t mm2_act_of(int32_t dtype);
 /* Bytes of one row of n activations, rounded up to 64. Rows begin 64-byte aligned. */
 int64_t mm2_act_bytes(int32_t act, int64_t n);
@@ -54,7 +55,8 @@ typedef struct mm2_kernels {
      * to `count` floats each.
      *   F32, F16, BF16   lanes over all of k.
      *   FP8              for each 128 k: lanes without the tree give t[16], from +0;
-     *                    total[j] = fma(t[j], scale, total[j]), blocks ascending; one tree at the end.
+     *                    total[j] = fma(t[j], scale, total[j]), blocks ascending; one tree at
+     *                    the end.
      *   Q8_0, Q4_0, Q5_0, IQ4_NL   per block of 32: isum = sum of q * a;
      *                    y = fma(d_w * d_a, (float)isum, y).
      *   K-quants, IQ4_XS per super-block of 256: isum = sum over sub-blocks of scale * sum of q * a
@@ -84,13 +86,14 @@ typedef struct mm2_kernels {
     /* y[i] = fma(a, x[i], y[i]). */
     void (*axpy)(float *y, float a, const float *x, int32_t n);
 
-    /* Attention of `heads` query heads that share one KV head to one chunk of n <= 256 cached
+    /* Attention of `heads` query heads that share one KV head to one chunk of 1 <= n <= 256 cached
      * positions, merged into running results. q [heads][head_dim] f32. Keys lie in tiles of 16
      * positions, [ceil(n / 16)][head_dim][16]; values [n][head_dim]; both of kv_dtype (slot 0:
      * MM2_F32, slot 1: MM2_BF16). head_dim is a multiple of 16. State per head: m (largest score,
      * -INFINITY at first), l (sum, 0), o [head_dim] (0). For each head:
      *   s[j] = scale * chain over d ascending of fma(q[d], k[d][j], s), from +0
-     *   c = max s;  p[j] = exp(s[j] - c);  lc = sum of p in lanes (plain adds) and tree
+     *   c = max s, NaN left out, +0 for -0;  p[j] = exp(s[j] - c)
+     *   lc = sum of p in lanes (plain adds) and tree
      *   oc[d] = chain over j ascending of fma(p[j], v[j][d], oc), from +0
      *   M = max(m, c);  a = exp(m - M);  b = exp(c - M);  m = M
      *   l = fma(lc, b, l * a);  o[d] = fma(oc[d], b, o[d] * a)
@@ -100,16 +103,16 @@ typedef struct mm2_kernels {
                       const void *v, int32_t n, int32_t head_dim, float scale);
 } mm2_kernels;
 
-/* The table for MM2_ISA_*; AUTO reads the MM2_ISA environment variable, then takes the best. NULL,
- * with a sentence, if the processor or the build has no such level or the variable holds an unknown
- * name. */
+/* The table for MM2_ISA_*; AUTO reads the MM2_ISA environment variable (the name of a table, or
+ * "auto"), then takes the best. NULL, with a sentence, if the processor or the build has no such
+ * level or the variable holds an unknown name. Immutable, never freed; thread-safe. */
 const mm2_kernels *mm2_kernels_find(int32_t isa);
 
 extern const mm2_kernels mm2_kernels_ref;
 /* Each fills the slots it has over a copy of a lower table; dispatch.c calls them. */
 void mm2_kernels_avx2(mm2_kernels *t);
 void mm2_kernels_avx512(mm2_kernels *t);
-int mm2_kernels_blas(mm2_kernels *t); /* -1 if the build has no BLAS */
+int mm2_kernels_blas(mm2_kernels *t); /* -1, with a sentence, if no OpenBLAS can be loaded */
 
 /* exp(x) with at most 2 ulp error: fmaf polynomial, 0 below -87.3, inf above 88.7, NaN kept. The
  * scalar twin of the vector code. */

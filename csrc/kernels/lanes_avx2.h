@@ -2,8 +2,8 @@
  * names; the body_*.h files are written in terms of them and are compiled once per level.
  *
  * v16 is 16 floats, the lanes of kernels.h. `words` is one int32 for each of the ROWS weight rows
- * of a panel (a panel interleaves rows: word k holds codes 4k..4k+3 of each row), `reals` the floats
- * that go with them. */
+ * of a panel (a panel interleaves rows: word k holds codes 4k..4k+3 of each row), `reals` the
+ * floats that go with them. */
 #ifndef MM2_LANES_AVX2_H
 #define MM2_LANES_AVX2_H
 
@@ -154,8 +154,8 @@ static inline float v16_largest(v16 a)
     return _mm_cvtss_f32(_mm_max_ss(c, _mm_movehdup_ps(c)));
 }
 
-/* 2^half and, in *other, 2^(n - half), half = n / 2 rounded down: n = the integer that t = n + magic
- * carries in its low bits (mm2_exp). */
+/* 2^half and, in *other, 2^(n - half), half = n / 2 rounded down: n = the integer that t = n +
+ * magic carries in its low bits (mm2_exp). */
 static inline __m256 powers8(__m256 t, __m256 magic, __m256 *other)
 {
     __m256i n = _mm256_sub_epi32(_mm256_castps_si256(t), _mm256_castps_si256(magic));
@@ -358,8 +358,8 @@ static inline codes codes_load(int positive, const words *panel)
 }
 
 /* sum + scale * (4 codes times 4 activations). vpmaddubsw takes unsigned times signed bytes, so the
- * sign of a code goes to its activation. |code| <= 128 and |activation| <= 127: sums of two products
- * stay within int16. */
+ * sign of a code goes to its activation. |code| <= 128 and |activation| <= 127: sums of two
+ * products stay within int16. */
 static inline words dot(int positive, words sum, codes c, const int8_t *acts, words scale)
 {
     int32_t four;

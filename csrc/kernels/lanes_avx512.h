@@ -175,8 +175,9 @@ static const uint8_t e4m3_low[128] = {
 // clang-format on
 
 /* 64 codes through a table look-up to bf16. Interleaving bytes to words works within 128-bit lanes
- * and a word is the lower or the upper half of a dword; the codes are put in the order in which that
- * leaves every lane its own: byte 16 L + 2 t of the register, for instance, is code 4 L + t. */
+ * and a word is the lower or the upper half of a dword; the codes are put in the order in which
+ * that leaves every lane its own: byte 16 L + 2 t of the register, for instance, is code
+ * 4 L + t. */
 static inline void widen64_f8(const uint8_t *p, v16 out[4])
 {
     // clang-format off

@@ -13,7 +13,7 @@
 
 #include "base/status.h"
 #include "model/document.h"
-#include "model/json.h"
+#include "base/json.h"
 
 #include <math.h>
 #include <stddef.h>

@@ -12,7 +12,7 @@
 
 #include "base/status.h"
 #include "model/checkpoint.h"
-#include "model/json.h"
+#include "base/json.h"
 #include "tensor/dtype.h"
 
 #include <stdlib.h>

@@ -12,7 +12,7 @@
  * Names are decoded from JSON into one block of memory, as large as the text they come from. */
 #include "base/status.h"
 #include "model/checkpoint.h"
-#include "model/json.h"
+#include "base/json.h"
 #include "tensor/dtype.h"
 
 #include <stdlib.h>
@@ -325,7 +325,8 @@ static int by_offset(const void *a, const void *b)
 /* The tensors must cover [0, size) without holes or overlaps. */
 static mm2_status check_cover(reader *r, const mm2_file *f, int64_t size)
 {
-    qsort(r->spans, (size_t)r->span_count, sizeof *r->spans, by_offset);
+    if (r->span_count)
+        qsort(r->spans, (size_t)r->span_count, sizeof *r->spans, by_offset);
     int64_t at = 0;
     for (int32_t i = 0; i < r->span_count; i++) {
         const span *s = &r->spans[i];

@@ -10,7 +10,7 @@
 #include "base/status.h"
 #include "model/document.h"
 #include "model/gguf.h"
-#include "model/json.h"
+#include "base/json.h"
 #include "model/model.h"
 
 #include <stdlib.h>

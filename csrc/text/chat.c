@@ -16,7 +16,7 @@
  * content of None), this refuses with a sentence: a turn that vanishes is found much later. */
 #include "base/status.h"
 #include "text/parts.h"
-#include "text/utf8.h"
+#include "base/utf8.h"
 
 #include <stdlib.h>
 #include <string.h>

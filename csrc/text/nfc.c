@@ -10,7 +10,7 @@
 #include "text/nfc.h"
 
 #include "base/status.h"
-#include "text/utf8.h"
+#include "base/utf8.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -9,7 +9,7 @@
 #include "text/shadow.h"
 
 #include "base/status.h"
-#include "text/utf8.h"
+#include "base/utf8.h"
 
 #include <stdlib.h>
 #include <string.h>

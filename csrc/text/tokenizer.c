@@ -8,7 +8,7 @@
 #include "base/status.h"
 #include "text/nfc.h"
 #include "text/parts.h"
-#include "text/utf8.h"
+#include "base/utf8.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -4,8 +4,8 @@
  *   64 rows  prefill: GFLOP (2 per weight and row) per second on one 1536 x 3072 matrix
  * then attention (6 heads of 128, 4096 positions) and the row kernels on 3072 elements.
  *
- *   make -C csrc && gcc -O2 -Icsrc tests/bench/kernels.c build/release/kernels/[!x]*.o \
- *       build/release/tensor/[!x]*.o build/release/base/[!x]*.o -lm -lpthread -ldl -o build/bench_kernels
+ *   make -C csrc && gcc -O2 -Icsrc tests/bench/kernels.c build/release/kernels/*.o \
+ *       build/release/tensor/*.o build/release/base/*.o -lm -lpthread -ldl -o build/bench_kernels
  *   build/bench_kernels [level [format]]
  *
  * The best of 5 runs is shown, in processor time of the thread, so that time slices given to others

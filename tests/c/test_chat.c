@@ -3,7 +3,7 @@
  * bytes and the format's tags, so every id is either a byte or a tag. */
 #include "base/status.h"
 #include "text/tokenizer.h"
-#include "text/utf8.h"
+#include "base/utf8.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

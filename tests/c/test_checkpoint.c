@@ -9,7 +9,7 @@
 
 #include "base/status.h"
 #include "model/gguf.h"
-#include "model/json.h"
+#include "base/json.h"
 #include "model/weights.h"
 #include "tensor/dtype.h"
 

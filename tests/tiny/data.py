@@ -19,7 +19,7 @@ import sysconfig
 import zlib
 
 import numpy as np
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 
 import dialogues
@@ -30,22 +30,29 @@ DEBIAN_PACKAGES = ("python3.11-doc", "sqlite3-doc")
 HELD_OUT_FILES = 16  # one source file in this many is held out
 DIALOGUES = {"question": 60_000, "tool": 30_000}
 SKIPPED_FOLDERS = {
-    "test", "tests", "idle_test", "site-packages", "_bundled", "__pycache__", "pydoc_data", "encodings",
+    "test",
+    "tests",
+    "idle_test",
+    "site-packages",
+    "_bundled",
+    "__pycache__",
+    "pydoc_data",
+    "encodings",
 }
 SKIPPED_PREFIXES = ("_sysconfigdata",)
 
 # The split pattern of the MiniMax-M2 family.
-SPLIT = "|".join((
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+PATTERNS = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+" + CONTRACTIONS,
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*" + CONTRACTIONS,
     r"\p{N}{1,3}",
     r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
     r"\s*[\r\n]+",
     r"\s+(?!\S)",
     r"\s+",
-))
+)
+SPLIT = "|".join(PATTERNS)
 
 # One a line: some names hold spaces.
 SPECIAL = """\
@@ -126,8 +133,8 @@ def is_held_out_file(name):
 class TextOfPage(html.parser.HTMLParser):
     """Collects the visible text of an HTML page."""
 
-    HIDDEN = {"script", "style", "head"}
-    BLOCKS = {"p", "div", "li", "tr", "h1", "h2", "h3", "h4", "pre", "br", "dt", "dd", "table"}
+    HIDDEN = ("script", "style", "head")
+    BLOCKS = ("p", "div", "li", "tr", "h1", "h2", "h3", "h4", "pre", "br", "dt", "dd", "table")
 
     def __init__(self):
         super().__init__()
@@ -181,7 +188,7 @@ def documentation(work):
     for path in sorted(root.glob("python3.11/html/_sources/**/*.rst.txt")):
         yield path.relative_to(root).as_posix(), path.read_text("utf-8")
     for path in sorted(root.glob("sqlite3/**/*.html")):
-        yield path.relative_to(root).as_posix(), page_text(path.read_text("utf-8", "replace"))
+        yield (path.relative_to(root).as_posix(), page_text(path.read_text("utf-8", "replace")))
 
 
 def dialogue_texts(kind, count, seed):
@@ -238,26 +245,52 @@ def build_tokenizer(texts, path):
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": len(tokens) + i, "content": name, "single_word": False, "lstrip": False,
-             "rstrip": False, "normalized": False, "special": special}
+            {
+                "id": len(tokens) + i,
+                "content": name,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": special,
+            }
             for i, (name, special) in enumerate(added)
         ],
         "normalizer": {"type": "NFC"},
         "pre_tokenizer": {
             "type": "Sequence",
             "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": SPLIT}, "behavior": "Removed", "invert": True},
-                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
-                 "use_regex": False},
+                {
+                    "type": "Split",
+                    "pattern": {"Regex": SPLIT},
+                    "behavior": "Removed",
+                    "invert": True,
+                },
+                {
+                    "type": "ByteLevel",
+                    "add_prefix_space": False,
+                    "trim_offsets": True,
+                    "use_regex": False,
+                },
             ],
         },
         "post_processor": None,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True,
-                    "use_regex": True},
+        "decoder": {
+            "type": "ByteLevel",
+            "add_prefix_space": True,
+            "trim_offsets": True,
+            "use_regex": True,
+        },
         "model": {
-            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
-            "ignore_merges": False, "vocab": {t: i for i, t in enumerate(tokens)},
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": {t: i for i, t in enumerate(tokens)},
             "merges": [f"{a} {b}" for a, b in merges],
         },
     }
@@ -269,7 +302,14 @@ def check_tokenizer(tokenizer):
     """Round trip of random Unicode text, byte ids in byte order, added tokens found in text."""
     rng = random.Random(SEED)
     nfc = normalizers.NFC()
-    ranges = ((32, 127), (160, 0x2FF), (0x370, 0x4FF), (0x4E00, 0x9FFF), (0x1F300, 0x1F6FF), (9, 14))
+    ranges = (
+        (32, 127),
+        (160, 0x2FF),
+        (0x370, 0x4FF),
+        (0x4E00, 0x9FFF),
+        (0x1F300, 0x1F6FF),
+        (9, 14),
+    )
     for _ in range(2000):
         text = "".join(chr(rng.randint(*rng.choice(ranges))) for _ in range(rng.randint(1, 40)))
         ids = tokenizer.encode(text, add_special_tokens=False).ids
@@ -290,7 +330,9 @@ def encode_all(tokenizer, texts, batch=256):
     texts = list(texts)
     out = []
     for start in tqdm(range(0, len(texts), batch), desc="encode", disable=None):
-        for item in tokenizer.encode_batch_fast(texts[start : start + batch], add_special_tokens=False):
+        for item in tokenizer.encode_batch_fast(
+            texts[start : start + batch], add_special_tokens=False
+        ):
             out.append(np.array(item.ids, np.uint16))
     return out
 
@@ -307,7 +349,9 @@ def save_ragged(path, arrays):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=pathlib.Path, required=True, help="folder for all that is made")
+    parser.add_argument(
+        "--work", type=pathlib.Path, required=True, help="folder for all that is made"
+    )
     work = parser.parse_args().work
     work.mkdir(parents=True, exist_ok=True)
 
@@ -338,8 +382,10 @@ def main():
     facts = {
         "documents": {k: len(v) for k, v in tokens.items()},
         "tokens": {k: int(sum(map(len, v))) for k, v in tokens.items()},
-        "bytes": {k: sum(len(t.encode()) for t in v)
-                  for k, v in {"code": code, "docs": docs, **talk}.items()},
+        "bytes": {
+            k: sum(len(t.encode()) for t in v)
+            for k, v in {"code": code, "docs": docs, **talk}.items()
+        },
         "held_out_code_files": len(code_held_out),
         "held_out_code_bytes": sum(len(t.encode()) for t in code_held_out.values()),
         "python": sysconfig.get_config_var("py_version"),

@@ -2,9 +2,10 @@
 
     python evaluate.py --work DIR --model python/minimax2/m2-tiny
 
-Reads the FP8 files back into transformers' class (dequantised) and measures: bits per byte on held-out
-source files, exact answers to held-out sums, questions and tool calls (greedy), and the load of each
-expert. Writes `card.json`, `curve.png`, `heldout.jsonl` and the table in `README.md`, all beside itself.
+Reads the FP8 files back into transformers' class (dequantised) and measures: bits per byte on
+held-out source files, exact answers to held-out sums, questions and tool calls (greedy), and the
+load of each expert. Writes `card.json`, `curve.png`, `heldout.jsonl` and the table in
+`README.md`, all beside itself.
 """
 
 import argparse
@@ -31,11 +32,12 @@ import train
 
 HERE = pathlib.Path(__file__).parent
 EXAM_SEED = 7
-EXAM_ITEMS = 240  # of each kind
+EXAM_ITEMS = 200  # of each kind
 PUBLISHED = 100  # of each kind, in heldout.jsonl
 WINDOW = 1024
 LOAD_ROWS = 96
-CODE_PROMPTS = ("def fibonacci(n):\n", "class Stack:\n", "import os\n\n\ndef ")
+SAMPLING = {"do_sample": True, "temperature": 0.7, "top_p": 0.95, "top_k": 40}
+CODE_PROMPTS = ("def fibonacci(n):\n", "class Stack:\n", "import os\n\n\ndef")
 
 
 def questions_exam(seed, count):
@@ -59,8 +61,8 @@ def exams():
 
 
 @torch.no_grad()
-def complete(net, tokenizer, prompts, limit, batch=24, **sampling):
-    """Continues each prompt until the end token or the limit; special tokens are kept in the text."""
+def complete(net, tokenizer, prompts, limit, batch=50, **sampling):
+    """Continues each prompt until the end token or the limit; special tokens stay in the text."""
     pad, end = tokenizer.token_to_id(data.PAD), tokenizer.token_to_id(data.EOS)
     ids = [tokenizer.encode(p, add_special_tokens=False).ids for p in prompts]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # rows of a batch nearly alike
@@ -71,7 +73,11 @@ def complete(net, tokenizer, prompts, limit, batch=24, **sampling):
         rows = torch.tensor([[pad] * (width - len(ids[i])) + ids[i] for i in chosen])
         mask = torch.tensor([[0] * (width - len(ids[i])) + [1] * len(ids[i]) for i in chosen])
         out = net.generate(
-            rows, attention_mask=mask, max_new_tokens=limit, pad_token_id=pad, eos_token_id=end,
+            rows,
+            attention_mask=mask,
+            max_new_tokens=limit,
+            pad_token_id=pad,
+            eos_token_id=end,
             **(sampling or {"do_sample": False}),
         )
         for i, row in zip(chosen, out[:, width:].tolist()):
@@ -105,15 +111,21 @@ def bits_per_byte(net, tokenizer, texts):
             bits += F.cross_entropy(logits, window[1:], reduction="sum").item() / math.log(2)
         size += len(text.encode())
         tokens += len(ids)
-    return {"bits_per_byte": bits / size, "bytes": size, "tokens": tokens,
-            "bits_per_token": bits / tokens}
+    return {
+        "bits_per_byte": bits / size,
+        "bytes": size,
+        "tokens": tokens,
+        "bits_per_token": bits / tokens,
+    }
 
 
 @torch.no_grad()
 def expert_load(net, work, pad):
     """Load per layer and expert on rows drawn as in training, as a multiple of the mean."""
     routers = train.Routers(net)
-    _, tokens = train.Rows(work, pad).batch(10**9, 0, train.MIXES[-1][1], LOAD_ROWS, train.ROW_TOKENS)
+    _, tokens = train.Rows(work, pad).batch(
+        10**9, 0, train.MIXES[-1][1], LOAD_ROWS, train.ROW_TOKENS
+    )
     for part in tqdm(tokens.split(8), desc="load", disable=None):
         net(input_ids=part[:, :-1], use_cache=False)
     load = routers.load / routers.load.mean(1, keepdim=True)
@@ -141,7 +153,9 @@ def draw_curve(history, path):
     x = [h["tokens"] / 1e6 for h in history]
     worst = [h["worst"] for h in history]
     width = max(1, len(worst) // 60)
-    below.plot(x[width - 1 :], np.convolve(worst, np.ones(width) / width, "valid"), color="tab:gray")
+    below.plot(
+        x[width - 1 :], np.convolve(worst, np.ones(width) / width, "valid"), color="tab:gray"
+    )
     below.set(xlabel="million tokens", ylabel="least load\n/ mean, of a step", ylim=(0, 1))
     below.grid(alpha=0.3)
     figure.tight_layout()
@@ -163,21 +177,37 @@ def table(card):
         ("held-out code, bits per byte", f"{code['bits_per_byte']:.3f}"),
         ("held-out arithmetic, exact", f"{card['exact']['arithmetic']:.1%} of {card['items']}"),
         ("held-out tool calls, exact", f"{card['exact']['tool_calls']:.1%} of {card['items']}"),
-        ("held-out sorting, dates, units, repeating, exact",
-         f"{card['exact']['questions']:.1%} of {card['items']}"),
+        (
+            "held-out sorting, dates, units, repeating, exact",
+            f"{card['exact']['questions']:.1%} of {card['items']}",
+        ),
         ("load per expert, least / mean", f"{min(load['min']):.2f}"),
         ("load per expert, greatest / mean", f"{max(load['max']):.2f}"),
         ("parameters", f"{run['parameters'] / 1e6:.2f} million"),
-        ("training", f"{run['tokens'] / 1e6:.2f} million tokens, {run['steps']} steps,"
-                     f" {run['minutes']:.0f} minutes"),
+        (
+            "training",
+            (
+                f"{run['tokens'] / 1e6:.2f} million tokens, {run['steps']} steps,"
+                f" {run['minutes']:.0f} minutes"
+            ),
+        ),
         ("size on disk", f"{card['bytes'] / 1e6:.1f} MB"),
     ]
     lines = ["| measured | |", "|---|---|"] + [f"| {a} | {b} |" for a, b in rows]
-    lines += ["", "Load per expert as a multiple of the mean, by layer:", "",
-              "| layer | least | greatest | correction bias |", "|---|---|---|---|"]
+    lines += [
+        "",
+        "Load per expert as a multiple of the mean, by layer:",
+        "",
+        "| layer | least | greatest | correction bias |",
+        "|---|---|---|---|",
+    ]
     for i, (low, high, bias) in enumerate(zip(load["min"], load["max"], card["correction_bias"])):
         lines.append(f"| {i} | {low:.2f} | {high:.2f} | {bias[0]:+.3f} to {bias[1]:+.3f} |")
-    lines += ["", "Greedy continuation of three prompts (the prompt is the first line or lines):", ""]
+    lines += [
+        "",
+        "Three prompts continued at temperature 0.7, first draw (the prompt comes first):",
+        "",
+    ]
     for sample in card["samples"]:
         lines += ["```python", sample.rstrip(), "```", ""]
     return "\n".join(lines)
@@ -187,7 +217,10 @@ def fill_card(path, card):
     text = path.read_text("utf-8")
     begin, end = "<!-- measured -->\n", "<!-- end of measured -->"
     fresh = re.sub(
-        f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: begin + table(card) + end, text, flags=re.S
+        f"{re.escape(begin)}.*?{re.escape(end)}",
+        lambda _: begin + table(card) + end,
+        text,
+        flags=re.DOTALL,
     )
     path.write_text(fresh, "utf-8")
 
@@ -214,7 +247,9 @@ def main():
     held_out = json.loads((arguments.work / "code_held_out.json").read_text())
     load = expert_load(net, arguments.work, tokenizer.token_to_id(data.PAD))
     biases = [layer.mlp.e_score_correction_bias for layer in net.model.layers]
-    samples = [p + t for p, t in zip(CODE_PROMPTS, complete(net, tokenizer, CODE_PROMPTS, 120))]
+    torch.manual_seed(EXAM_SEED)
+    texts = complete(net, tokenizer, CODE_PROMPTS, 120, **SAMPLING)
+    samples = [p + t for p, t in zip(CODE_PROMPTS, texts)]
     card = {
         "exact": exact,
         "items": EXAM_ITEMS,

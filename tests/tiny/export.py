@@ -3,10 +3,9 @@
     python export.py --work DIR --to python/minimax2/m2-tiny
 
 Attention and experts become FP8 (e4m3) with one F32 scale per 128x128 block, embeddings and norms
-BF16, routers and correction bias F32. The files are written beside the target and moved over it one
-by one, so a reader never meets half a file. Before that, `reference.py` runs the files through its
-own forward pass and its logits must agree with transformers'.
-"""
+BF16, routers and correction bias F32. The files are written beside the target and moved over it
+one by one, so a reader never meets half a file. Before that, `reference.py` runs the files
+through its own forward pass and its logits must agree with transformers'."""
 
 import argparse
 import json
@@ -37,16 +36,16 @@ tags: [minimax_m2, tiny, test]
 ---
 # m2-tiny
 
-A real MiniMax-M2 in miniature ({parameters:.1f} million parameters), the default model of `minimax2`:
-small enough to ship, with every feature of the architecture alive. It answers simple sums, sorts short
-lists, calls the dozen tools it was trained on and continues Python code so that it looks like Python.
-It knows nothing; do not use it for anything that matters.
+A real MiniMax-M2 in miniature ({parameters:.1f} million parameters), the default model of
+`minimax2`: small enough to ship, with every feature of the architecture alive. It answers simple
+sums, calls the dozen tools it was trained on and continues Python code so that it looks like
+Python. It knows nothing; do not use it for anything that matters.
 
-The weights and these files are under the MIT licence (see `LICENSE`). They were trained from scratch on
-the Python standard library and the Python documentation (both PSF licence), the SQLite documentation
-(public domain) and dialogues made by a generator of our own. No weights, vocabulary or output of any
-other model went in. Only the architecture, the chat format and the names of the special tokens are
-those of the MiniMax-M2 family; MiniMax has no part in this model.
+The weights and these files are under the MIT licence (see `LICENSE`). They were trained from
+scratch on the Python standard library and the Python documentation (both PSF licence), the SQLite
+documentation (public domain) and dialogues made by a generator of our own. No weights, vocabulary
+or output of any other model went in. Only the architecture, the chat format and the names of the
+special tokens are those of the MiniMax-M2 family; MiniMax has no part in this model.
 
 How it was made, and what was measured: `tests/tiny/README.md` in the repository of `minimax2`.
 """
@@ -126,7 +125,7 @@ def stored_tensors(net):
             yield name, codes.contiguous()
             yield name + "_scale_inv", scale.contiguous()
         else:
-            yield name, (tensor.bfloat16() if kind == "bf16" else tensor.float()).contiguous()
+            yield (name, (tensor.bfloat16() if kind == "bf16" else tensor.float()).contiguous())
 
 
 def save_weights(net, folder):

@@ -1,9 +1,9 @@
 """Shape of m2-tiny, and the bridge between transformers' modules and the vendor's tensors.
 
-transformers keeps a layer's experts fused in two tensors; the vendor's files hold three matrices an
-expert, in FP8 blocks. `exported_tensors` names every vendor tensor as a view into the model, so that
-training (which rounds the weights the way they will be stored), export and evaluation agree.
-"""
+transformers keeps a layer's experts fused in two tensors; the vendor's files hold three matrices
+an expert, in FP8 blocks. `exported_tensors` names every vendor tensor as a view into the model,
+so that training (which rounds the weights the way they will be stored), export and evaluation
+agree."""
 
 import contextlib
 import json
@@ -37,7 +37,11 @@ SHAPE = {
 def new_model(bos, eos):
     """A model with fresh weights, after checking that transformers rotates only rotary_dim dims."""
     config = MiniMaxM2Config(
-        **SHAPE, bos_token_id=bos, eos_token_id=eos, router_aux_loss_coef=0.0, output_router_logits=False
+        **SHAPE,
+        bos_token_id=bos,
+        eos_token_id=eos,
+        router_aux_loss_coef=0.0,
+        output_router_logits=False,
     )
     model = MiniMaxM2ForCausalLM(config)
     model.set_experts_implementation("eager")
@@ -51,15 +55,17 @@ def check_rotary(model):
     positions = torch.arange(3)[None]
     cos, _ = model.model.rotary_emb(torch.zeros(1, 3, SHAPE["head_dim"]), positions)
     step = SHAPE["rope_theta"] ** (-torch.arange(0, rotary_dim, 2) / rotary_dim)
-    if cos.shape[-1] != rotary_dim or not torch.allclose(cos[0, 2, : rotary_dim // 2], (2 * step).cos()):
+    if cos.shape[-1] != rotary_dim or not torch.allclose(
+        cos[0, 2, : rotary_dim // 2], (2 * step).cos()
+    ):
         raise SystemExit(
-            f"this transformers rotates {cos.shape[-1]} of {SHAPE['head_dim']} dimensions instead of"
-            f" {rotary_dim}; install transformers >= 5.17"
+            f"this transformers rotates {cos.shape[-1]} of {SHAPE['head_dim']} dimensions instead"
+            f" of {rotary_dim}; install transformers >= 5.17"
         )
 
 
 def exported_tensors(model):
-    """(vendor name, view into the model, "fp8" | "bf16" | "f32") in the order of the forward pass."""
+    """(vendor name, view into the model, "fp8" | "bf16" | "f32"), in forward order."""
     wide = SHAPE["intermediate_size"]
     yield "model.embed_tokens.weight", model.model.embed_tokens.weight.data, "bf16"
     for i, layer in enumerate(model.model.layers):
@@ -67,12 +73,20 @@ def exported_tensors(model):
         attention, moe = layer.self_attn, layer.mlp
         yield name + "input_layernorm.weight", layer.input_layernorm.weight.data, "bf16"
         for part in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            yield f"{name}self_attn.{part}.weight", getattr(attention, part).weight.data, "fp8"
+            yield (f"{name}self_attn.{part}.weight", getattr(attention, part).weight.data, "fp8")
         for part in ("q_norm", "k_norm"):
-            yield f"{name}self_attn.{part}.weight", getattr(attention, part).weight.data, "bf16"
-        yield name + "post_attention_layernorm.weight", layer.post_attention_layernorm.weight.data, "bf16"
+            yield (f"{name}self_attn.{part}.weight", getattr(attention, part).weight.data, "bf16")
+        yield (
+            name + "post_attention_layernorm.weight",
+            layer.post_attention_layernorm.weight.data,
+            "bf16",
+        )
         yield name + "block_sparse_moe.gate.weight", moe.gate.weight.data, "f32"
-        yield name + "block_sparse_moe.e_score_correction_bias", moe.e_score_correction_bias, "f32"
+        yield (
+            name + "block_sparse_moe.e_score_correction_bias",
+            moe.e_score_correction_bias,
+            "f32",
+        )
         gate_up, down = moe.experts.gate_up_proj.data, moe.experts.down_proj.data
         for e in range(SHAPE["num_local_experts"]):
             expert = f"{name}block_sparse_moe.experts.{e}."
@@ -84,7 +98,7 @@ def exported_tensors(model):
 
 
 def to_fp8(weight):
-    """(e4m3 codes, F32 scale of each 128x128 block): weight = code * scale. Leading dims are kept."""
+    """(e4m3 codes, F32 scale of each 128x128 block): weight = code * scale."""
     *lead, rows, cols = weight.shape
     blocks = weight.reshape(*lead, rows // BLOCK, BLOCK, cols // BLOCK, BLOCK)
     scale = blocks.abs().amax((-3, -1)) / FP8_MAX

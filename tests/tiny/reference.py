@@ -1,12 +1,12 @@
-"""A second opinion on the exported files: MiniMax-M2's forward pass in NumPy, read from the bytes up.
+"""A second opinion on the exported files: MiniMax-M2's forward pass in NumPy, from the bytes.
 
-It shares no code with transformers, safetensors or the rest of this folder, so that an error in the
-export (a swapped gate, a transposed scale) cannot cancel out. Slow, float64 throughout.
-"""
+It shares no code with transformers, safetensors or the rest of this folder, so that an error in
+the export (a swapped gate, a transposed scale) cannot cancel out. Slow, float64 throughout."""
 
 import json
 import pathlib
 import struct
+from functools import partial
 
 import numpy as np
 
@@ -16,7 +16,9 @@ def e4m3_table():
     values = np.empty(256)
     for code in range(256):
         exponent, mantissa = code >> 3 & 15, code & 7
-        size = mantissa / 8 * 2.0**-6 if exponent == 0 else (1 + mantissa / 8) * 2.0 ** (exponent - 7)
+        size = (
+            mantissa / 8 * 2.0**-6 if exponent == 0 else (1 + mantissa / 8) * 2.0 ** (exponent - 7)
+        )
         values[code] = np.nan if code & 127 == 127 else size
         values[code] *= -1 if code & 128 else 1
     return values
@@ -109,6 +111,10 @@ def experts(h, get, config):
     return out
 
 
+def part(weights, pattern, name):
+    return weights[pattern.format(name)]
+
+
 def forward(folder, ids):
     """Logits [len(ids), vocabulary] of the model in the folder."""
     config = json.loads((pathlib.Path(folder) / "config.json").read_text())
@@ -118,7 +124,7 @@ def forward(folder, ids):
     for i in range(config["num_hidden_layers"]):
         layer = f"model.layers.{i}."
         h = rms(x, weights[layer + "input_layernorm.weight"], eps)
-        x = x + attention(h, lambda n: weights[f"{layer}self_attn.{n}.weight"], config)
+        x = x + attention(h, partial(part, weights, layer + "self_attn.{}.weight"), config)
         h = rms(x, weights[layer + "post_attention_layernorm.weight"], eps)
-        x = x + experts(h, lambda n: weights[layer + "block_sparse_moe." + n], config)
+        x = x + experts(h, partial(part, weights, layer + "block_sparse_moe.{}"), config)
     return rms(x, weights["model.norm.weight"], eps) @ weights["lm_head.weight"].T

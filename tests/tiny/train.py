@@ -1,16 +1,17 @@
 """Trains m2-tiny with transformers' MiniMaxM2ForCausalLM on a wall-clock budget.
 
-    python train.py --work DIR --minutes 85        # again with the same line: resumes
+    python train.py --work DIR --minutes 80.5      # again with the same line: resumes
 
 The schedule follows the share of the time budget that is used up, so a slower machine trains on
-fewer tokens but still ends with a small learning rate. Matrices are trained with Muon (orthogonalised
-momentum), the rest with AdamW. Experts are balanced without an auxiliary loss: after each step the
-correction bias of an expert moves a little up if it had less than the mean load, else down. The last
-part of training sees longer rows and weights rounded as they will be stored (FP8 blocks, BF16).
+fewer tokens but still ends with a small learning rate. Matrices are trained with Muon
+(orthogonalised momentum), the rest with AdamW. Experts are balanced without an auxiliary loss:
+after each step the correction bias of an expert moves a little up if it had less than the mean
+load, else down. The last part of training sees longer rows and weights rounded as they will be
+stored (FP8 blocks, BF16).
 
-Each core runs a worker of its own on its share of the rows, and gradients are summed once a step. That
-is much faster than threads inside one process when other programs use the machine: threads would wait
-for each other thousands of times a step.
+Each core runs a worker of its own on its share of the rows, and gradients are summed once a step.
+That is much faster than threads inside one process when other programs use the machine: threads
+would wait for each other thousands of times a step.
 """
 
 import argparse
@@ -32,14 +33,14 @@ import data
 import model as tiny
 
 SEED = 20261122
-ROWS, ROW_TOKENS = 12, 512  # rows of a step, halves as many of twice the length at the end
+ROWS, ROW_TOKENS = (12, 512)  # rows of a step, halves as many of twice the length at the end
 KINDS = ("code", "docs", "tool", "question")
 MIXES = (  # (up to this share of the time budget, shares of rows): language first, then tasks
     (0.34, (0.36, 0.13, 0.36, 0.15)),
     (1.00, (0.18, 0.02, 0.46, 0.34)),
 )
 WARM_UP_STEPS = 40
-ASSISTANT_WEIGHT = 5.0  # of a token of an assistant turn in the loss; every other token weighs 1
+ASSISTANT_WEIGHT = 5.0  # of a token of an assistant turn in the loss; every other weighs 1
 DECAY_FROM = 0.45  # share of the budget after which the rate falls linearly to zero
 LAST_PHASE = 0.84  # from here on: long rows, weights as stored
 MUON_RATE, ADAM_RATE, WEIGHT_DECAY = 0.02, 3e-3, 0.01
@@ -180,11 +181,13 @@ def optimisers(net):
             down.append(weight)
         else:
             rest.append(weight)
-    muon = Muon([
-        {"params": plain, "matrix": None},
-        {"params": gate_up, "matrix": (wide, hidden)},
-        {"params": down, "matrix": (hidden, wide)},
-    ])
+    muon = Muon(
+        [
+            {"params": plain, "matrix": None},
+            {"params": gate_up, "matrix": (wide, hidden)},
+            {"params": down, "matrix": (hidden, wide)},
+        ]
+    )
     adam = torch.optim.AdamW(rest, ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     return muon, adam
 
@@ -345,7 +348,9 @@ def one_step(run, rows, routers, tokenizer, progress):
     last = progress >= LAST_PHASE
     count, length = (ROWS // 2, 2 * ROW_TOKENS) if last else (ROWS, ROW_TOKENS)
     mix = next(shares for until, shares in MIXES if progress < until)
-    kinds, tokens = rows.batch(run.step, dist.get_rank(), mix, count // dist.get_world_size(), length)
+    kinds, tokens = rows.batch(
+        run.step, dist.get_rank(), mix, count // dist.get_world_size(), length
+    )
     run.set_rates(share)
     with tiny.stored_precision(run.net) if last else contextlib.nullcontext():
         mean, loss, counted = losses(run.net, tokens, emphasis(tokens, tokenizer, rows.pad))
@@ -363,7 +368,9 @@ def one_step(run, rows, routers, tokenizer, progress):
 
 def train(run, rows, routers, tokenizer, budget):
     first = dist.get_rank() == 0
-    bar = tqdm(total=round(budget), initial=round(run.seconds), unit="s", disable=None if first else True)
+    bar = tqdm(
+        total=round(budget), initial=round(run.seconds), unit="s", disable=None if first else True
+    )
     saved = time.monotonic()
     while run.seconds < budget:
         begun = time.monotonic()
@@ -418,8 +425,13 @@ def work_on(rank, arguments):
     run = Run(arguments.work, net)
     train(run, Rows(arguments.work, pad), Routers(net), tokenizer, 60 * arguments.minutes)
     if rank == 0:
-        facts = {"steps": run.step, "minutes": round(run.seconds / 60, 1), "tokens": run.tokens,
-                 "torch": torch.__version__, "parameters": sum(p.numel() for p in net.parameters())}
+        facts = {
+            "steps": run.step,
+            "minutes": round(run.seconds / 60, 1),
+            "tokens": run.tokens,
+            "torch": torch.__version__,
+            "parameters": sum(p.numel() for p in net.parameters()),
+        }
         document = {"run": facts, "history": run.history}
         (arguments.work / "train.json").write_text(json.dumps(document))
         print(json.dumps(facts))

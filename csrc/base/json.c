@@ -3,10 +3,10 @@
  *
  * Members are stepped through by mm2_json_next, so the caller's own loops are the grammar of its
  * document, and what the caller does not expect is refused where it stands. */
-#include "model/json.h"
+#include "base/json.h"
 
 #include "base/status.h"
-#include "text/utf8.h"
+#include "base/utf8.h"
 
 #include <string.h>
 
@@ -26,8 +26,7 @@ void mm2_json_begin(mm2_json *j, const char *where, const void *text, int64_t le
     *j = (mm2_json){.start = text, .at = text, .end = (const char *)text + length, .where = where};
 }
 
-/* The character behind white space, or 0. */
-static char peek(mm2_json *j)
+char mm2_json_peek(mm2_json *j)
 {
     while (j->at < j->end && (*j->at == ' ' || *j->at == '\n' || *j->at == '\t' || *j->at == '\r'))
         j->at++;
@@ -36,19 +35,19 @@ static char peek(mm2_json *j)
 
 mm2_status mm2_json_end(mm2_json *j)
 {
-    peek(j);
+    mm2_json_peek(j);
     return j->at == j->end ? MM2_OK : json_fail(j, "nothing more");
 }
 
 int32_t mm2_json_next(mm2_json *j, char open, int *begun)
 {
-    char close = open == '{' ? '}' : ']', c = peek(j);
+    char close = open == '{' ? '}' : ']', c = mm2_json_peek(j);
     if (!*begun) {
         if (c != open)
             return json_fail(j, open == '{' ? "an object" : "an array");
         j->at++;
         *begun = 1;
-        if (peek(j) != close)
+        if (mm2_json_peek(j) != close)
             return 1;
     } else if (c == ',') {
         j->at++;
@@ -136,7 +135,7 @@ static int64_t plain_run(const char *p, const char *end)
 
 mm2_status mm2_json_string(mm2_json *j, char *out, int32_t cap)
 {
-    if (peek(j) != '"')
+    if (mm2_json_peek(j) != '"')
         return json_fail(j, "a string");
     j->at++;
     int64_t used = 0;
@@ -175,7 +174,7 @@ mm2_status mm2_json_key(mm2_json *j, char *out, int32_t cap)
     mm2_status status = mm2_json_string(j, out, cap);
     if (status)
         return status;
-    if (peek(j) != ':')
+    if (mm2_json_peek(j) != ':')
         return json_fail(j, "a colon");
     j->at++;
     return MM2_OK;
@@ -183,7 +182,7 @@ mm2_status mm2_json_key(mm2_json *j, char *out, int32_t cap)
 
 mm2_status mm2_json_integer(mm2_json *j, int64_t *out)
 {
-    char c = peek(j);
+    char c = mm2_json_peek(j);
     if (c < '0' || c > '9')
         return json_fail(j, "a whole number, 0 or more");
     int64_t value = 0;
@@ -216,7 +215,7 @@ mm2_status mm2_json_skip(mm2_json *j)
     int begun[MAX_DEPTH];
     int depth = 0;
     do {
-        char c = peek(j);
+        char c = mm2_json_peek(j);
         mm2_status status = MM2_OK;
         if (c == '{' || c == '[') {
             if (depth == MAX_DEPTH)

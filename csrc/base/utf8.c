@@ -4,7 +4,7 @@
  * give the same tokens everywhere.
  *
  * Nothing is kept between calls; buffers handed out belong to the caller. */
-#include "text/utf8.h"
+#include "base/utf8.h"
 
 #include "base/status.h"
 
