@@ -4,12 +4,15 @@
  *   64 rows  prefill: GFLOP (2 per weight and row) per second on one 1536 x 3072 matrix
  * then attention (6 heads of 128, 4096 positions) and the row kernels on 3072 elements.
  *
- *   make -C csrc && gcc -O2 -Icsrc tests/bench/kernels.c build/release/kernels/*.o \
- *       build/release/tensor/*.o build/release/base/*.o -lm -lpthread -ldl -o build/bench_kernels
+ *   make -C csrc && gcc -O2 -Icsrc tests/bench/kernels.c build/release/kernels/[a-z]*.o \
+ *       build/release/tensor/[a-z]*.o build/release/base/[a-z]*.o -lm -lpthread -ldl \
+ *       -o build/bench_kernels
  *   build/bench_kernels [level [format]]
  *
- * The best of 5 runs is shown, in processor time of the thread, so that time slices given to others
- * do not count; what they take of caches and bandwidth does. */
+ * Every call is timed by the wall clock and the median call is shown: on a busy machine the calls
+ * that were interrupted are outliers. (The processor time of a thread is no help: in virtual
+ * machines single readings come out far too short, and a best-of-n picks those.) Others still take
+ * caches and bandwidth. */
 #define _GNU_SOURCE
 
 #include "base/pool.h"
@@ -21,7 +24,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <time.h>
 
 enum { WIDTH = 3072, CALL = 64, ROWS = 64, POOL = 128 << 20, RUNS = 5 };
 
@@ -30,46 +32,61 @@ static float *rows[ROWS], *outs[ROWS];
 static void *acts[ROWS];
 static volatile uint64_t sink;
 
-static double now(void)
+enum { MAX_CALLS = 1 << 16 };
+static int64_t times[MAX_CALLS]; /* nanoseconds of each call */
+static int calls;
+
+static int by_size(const void *a, const void *b)
 {
-    struct timespec t;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x > y) - (x < y);
+}
+
+static void record(int64_t start)
+{
+    if (calls < MAX_CALLS)
+        times[calls++] = mm2_now() - start;
+}
+
+/* Seconds of the median call since the last time. */
+static double median(void)
+{
+    qsort(times, (size_t)calls, sizeof *times, by_size);
+    double t = (double)times[calls / 2] * 1e-9;
+    calls = 0;
+    return t;
 }
 
 static double plain_read(void)
 {
-    double best = 1e9;
-    for (int run = 0; run < RUNS; run++) {
-        const uint64_t *p = (const uint64_t *)pool;
-        uint64_t a = 0, b = 0, c = 0, d = 0;
-        double start = now();
-        for (size_t i = 0; i < POOL / 8; i += 8) {
-            a += p[i] + p[i + 1];
-            b += p[i + 2] + p[i + 3];
-            c += p[i + 4] + p[i + 5];
-            d += p[i + 6] + p[i + 7];
+    enum { PIECE = 192 << 10 }; /* as many bytes as a call reads */
+    for (int run = 0; run < RUNS; run++)
+        for (size_t begin = 0; begin + PIECE <= POOL; begin += PIECE) {
+            const uint64_t *p = (const uint64_t *)(pool + begin);
+            uint64_t a = 0, b = 0, c = 0, d = 0;
+            int64_t start = mm2_now();
+            for (size_t i = 0; i < PIECE / 8; i += 8) {
+                a += p[i] + p[i + 1];
+                b += p[i + 2] + p[i + 3];
+                c += p[i + 4] + p[i + 5];
+                d += p[i + 6] + p[i + 7];
+            }
+            sink = a + b + c + d;
+            record(start);
         }
-        sink = a + b + c + d;
-        double t = now() - start;
-        best = t < best ? t : best;
-    }
-    return POOL / best * 1e-9;
+    return PIECE / median() * 1e-9;
 }
 
+/* Seconds of one call. */
 static double run(const mm2_kernels *k, const mm2_weight *w, int32_t n)
 {
-    double best = 1e9;
-    for (int r = 0; r < RUNS; r++) {
-        double start = now();
-        for (int32_t first = 0; first + CALL <= w->n_out; first += CALL)
+    for (int r = 0; r < (k->isa == MM2_ISA_REF ? 1 : RUNS); r++)
+        for (int32_t first = 0; first + CALL <= w->n_out; first += CALL) {
+            int64_t start = mm2_now();
             k->matmul[w->dtype](outs, w, first, CALL, (const void *const *)acts, n);
-        double t = now() - start;
-        best = t < best ? t : best;
-        if (k->isa == MM2_ISA_REF)
-            break;
-    }
-    return best;
+            record(start);
+        }
+    return median();
 }
 
 static void bench_matmul(const mm2_kernels *k, int32_t dtype)
@@ -88,11 +105,11 @@ static void bench_matmul(const mm2_kernels *k, int32_t dtype)
         w.scale = scales;
     w.n_out = k->isa == MM2_ISA_REF ? 256 : n_out;
     double t1 = run(k, &w, 1);
-    double rate = (double)w.n_out * (double)w.row_bytes / t1 * 1e-9;
+    double rate = CALL * (double)w.row_bytes / t1 * 1e-9;
     w.n_out = k->isa == MM2_ISA_REF ? 64 : 1536;
     double t64 = run(k, &w, ROWS);
     printf("%-7s %-8s %7.2f GB/s %8.1f GFLOP/s\n", k->name, mm2_dtype_name(dtype), rate,
-           2.0 * w.n_out * WIDTH * ROWS / t64 * 1e-9);
+           2.0 * CALL * WIDTH * ROWS / t64 * 1e-9);
     fflush(stdout);
 }
 
@@ -102,32 +119,34 @@ static void bench_rest(const mm2_kernels *k)
     float m[HEADS] = {0}, l[HEADS] = {0};
     for (int slot = 0; slot < 2; slot++) {
         size_t size = slot ? 2 : 4;
-        double best = 1e9;
-        for (int r = 0; r < RUNS; r++) {
-            double start = now();
-            for (int32_t j = 0; j < LENGTH; j += 256)
+        for (int r = 0; r < RUNS; r++)
+            for (int32_t j = 0; j < LENGTH; j += 256) {
+                int64_t start = mm2_now();
                 k->attend[slot](m, l, outs[0], rows[0], HEADS, pool + (size_t)j * DIM * size,
                                 pool + (size_t)(LENGTH + j) * DIM * size, 256, DIM, 0.001f);
-            double t = now() - start;
-            best = t < best ? t : best;
-        }
+                record(start);
+            }
+        double t = median() * (LENGTH / 256);
         printf("%-7s attend %s %7.1f us for 4096 positions, %.1f GFLOP/s\n", k->name,
-               slot ? "bf16" : "f32 ", best * 1e6, 4.0 * HEADS * DIM * LENGTH / best * 1e-9);
+               slot ? "bf16" : "f32 ", t * 1e6, 4.0 * HEADS * DIM * LENGTH / t * 1e-9);
     }
-    double start = now();
-    for (int i = 0; i < 1000; i++)
-        k->rms_norm(outs[0], rows[0], rows[1], WIDTH, 1e-6f);
-    double norm = now() - start;
-    start = now();
-    for (int i = 0; i < 1000; i++)
-        k->swiglu(outs[0], rows[0], rows[1], WIDTH);
-    double swiglu = now() - start;
-    start = now();
-    for (int i = 0; i < 1000; i++)
-        k->quantize[MM2_ACT_Q8_256](acts[0], rows[0], WIDTH);
-    double quantize = now() - start;
-    printf("%-7s rms_norm %.2f us, swiglu %.2f us, quantize %.2f us\n", k->name, norm * 1e3,
-           swiglu * 1e3, quantize * 1e3);
+    double t[3];
+    for (int what = 0; what < 3; what++) {
+        for (int r = 0; r < 100; r++) {
+            int64_t start = mm2_now();
+            for (int i = 0; i < 20; i++) {
+                if (what == 0)
+                    k->rms_norm(outs[0], rows[0], rows[1], WIDTH, 1e-6f);
+                else if (what == 1)
+                    k->swiglu(outs[0], rows[0], rows[1], WIDTH);
+                else
+                    k->quantize[MM2_ACT_Q8_256](acts[0], rows[0], WIDTH);
+            }
+            record(start);
+        }
+        t[what] = median() * 1e6 / 20;
+    }
+    printf("%-7s rms_norm %.2f us, swiglu %.2f us, quantize %.2f us\n", k->name, t[0], t[1], t[2]);
 }
 
 int main(int argc, char **argv)

@@ -1,4 +1,4 @@
-"""The chat format against the vendor's own: its rendered examples, and its template run by Jinja."""
+"""The chat format against the vendor's own: its rendered examples, its template run by Jinja."""
 
 import json
 import os

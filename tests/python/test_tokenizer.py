@@ -72,7 +72,7 @@ def ours(source):
 
 
 def reference(path, added):
-    """Hugging Face's tokenizer; added=False: without the added tokens, so that all text is plain."""
+    """Hugging Face's tokenizer; added=False: without added tokens, so that all text is plain."""
     tokenizers = pytest.importorskip("tokenizers")
     description = json.loads(path.read_text(encoding="utf-8"))
     if not added:
@@ -161,8 +161,8 @@ def test_tokens(source, ours):
     others = [b for b in range(256) if b not in printable]
     spelling = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
     added = {token["id"]: token["content"].encode() for token in description["added_tokens"]}
-    words = {i: bytes(spelling[c] for c in word) for word, i in description["model"]["vocab"].items()
-             if i not in added}
+    vocab = description["model"]["vocab"]
+    words = {i: bytes(spelling[c] for c in word) for word, i in vocab.items() if i not in added}
     expected = words | added
     assert ours.vocab_size == max(expected) + 1
     assert all(ours.token(i) == expected.get(i, b"") for i in range(ours.vocab_size))

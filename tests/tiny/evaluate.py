@@ -36,7 +36,7 @@ EXAM_ITEMS = 200  # of each kind
 PUBLISHED = 100  # of each kind, in heldout.jsonl
 WINDOW = 1024
 LOAD_ROWS = 96
-SAMPLING = {"do_sample": True, "temperature": 0.7, "top_p": 0.95, "top_k": 40}
+SAMPLING = {"do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 40}  # as shipped
 CODE_PROMPTS = ("def fibonacci(n):\n", "class Stack:\n", "import os\n\n\ndef")
 
 
@@ -205,7 +205,7 @@ def table(card):
         lines.append(f"| {i} | {low:.2f} | {high:.2f} | {bias[0]:+.3f} to {bias[1]:+.3f} |")
     lines += [
         "",
-        "Three prompts continued at temperature 0.7, first draw (the prompt comes first):",
+        "Three prompts continued with the shipped sampling settings, first draw:",
         "",
     ]
     for sample in card["samples"]:
