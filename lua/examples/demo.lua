@@ -7,11 +7,11 @@ package.path = here .. "/../?.lua;" .. here .. "/../?/init.lua;" .. package.path
 
 local mm = require "minimax2"
 
-local prompt = arg[1] or "def fibonacci(n):"
-local seed = tonumber(arg[2] or "7")
+local prompt = arg[1] or "def read_lines(path):\n"
+local seed = tonumber(arg[2] or "6")
 
 local model = assert(mm.load())
-local stream = model:stream(prompt, { seed = seed, max_new_tokens = 64 })
+local stream = model:stream(prompt, { seed = seed, temperature = 0.7, max_new_tokens = 64 })
 
 io.write(prompt)
 for piece in stream do

@@ -16,7 +16,7 @@ LUA = ["luajit", str(ROOT / "lua" / "examples" / "demo.lua")]
 def from_python(prompt, seed):
     """Stream a text; the token ids."""
     with mm.load() as model:
-        stream = model.generate(prompt, seed=seed, max_new_tokens=64, stream=True)
+        stream = model.generate(prompt, seed=seed, temperature=0.7, max_new_tokens=64, stream=True)
         print(prompt, end="")
         for piece in stream:
             print(piece, end="", flush=True)
@@ -36,7 +36,7 @@ def from_lua(prompt, seed):
     return [int(token) for token in line.removeprefix("tokens: ").split()]
 
 
-def main(prompt="def fibonacci(n):", seed="7"):
+def main(prompt="def read_lines(path):\n", seed="6"):
     """Both, compared."""
     with mm.load() as model:
         print(f"minimax2 {mm.__version__} on {mm.cpu()}\n{model!r}\n")

@@ -1,6 +1,5 @@
 """Model: an opened checkpoint, and load()."""
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -195,7 +194,8 @@ class Model(Handle, Mapping):
         checkpoint; seed (None: a fresh one, reported in the result); bias {id: value}; stop, a str
         or several, not shown; mask, a buffer as in Sampler.next, or a callable(tokens so far) that
         returns one; logits_processor, a callable(ids, logits) that edits the logits, a numpy array
-        [vocab_size], in place; top_logprobs, to report the n likeliest tokens at each place.
+        [vocab_size], in place; top_logprobs, to report the n likeliest tokens at each place; hooks,
+        as in run_with_hooks(), called for the prompt and for every token generated.
         """
         ids = self.ids(prompt)
         positions = self.config.max_position_embeddings
@@ -234,23 +234,11 @@ class Model(Handle, Mapping):
         hooks: pairs of a point, or (point, layer), and a callable(tensor, tap), which may write
         into the tensor. One point may have several hooks; they are called in order.
         """
-        wanted = {}
-        selected = set()
-        for where, hook in hooks:
-            point, layer = (where, None) if isinstance(where, str) else where
-            selected.update(trace.select(self, point, layer))
-            for pair in trace.select(self, point, layer):
-                wanted.setdefault(pair, []).append(hook)
+        hooks = trace.Hooks(self, hooks)
         ids = self.ids(prompt)
         with Session(self, context=len(ids)) as session:
             session.feed(ids)
-            with contextlib.closing(session._taps(sorted(selected))) as taps:
-                for tap in taps:
-                    point = _native.POINTS.index(tap.point)
-                    for pair in ((point, -1), (point, tap.layer)):
-                        for hook in wanted.get(pair, ()):
-                            if hook(tap.tensor, tap) is not None:
-                                raise TypeError("a hook edits the tensor in place and returns None")
+            session._run_hooks(hooks, None)
             return session.logits.copy()
 
     def run_with_cache(self, prompt, points=None, layers=None, positions=None):

@@ -1,5 +1,8 @@
 """Session: one timeline of tokens."""
 
+import contextlib
+import time
+
 from minimax2 import _native, trace
 from minimax2.errors import BusyError
 from minimax2.handle import Handle
@@ -143,18 +146,37 @@ class Session(Handle):
         return self._taps(selected)
 
     def _taps(self, selected):
-        cdata = self._c
-        self._check_not_tracing()
-        self._tracing = True
-        try:
-            for point, layer in selected:
-                _native.session_tap(cdata, point, layer, True)
+        with self._tapped(selected) as cdata:
             while True:
                 _native.session_run(self._c, self._event, None)
                 tap = _native.event_tap(self._event, cdata)
                 if tap is None:
                     return
                 yield trace.Tap(*tap)
+
+    def _run_hooks(self, hooks, seconds):
+        """As run(), with trace.Hooks called on the way."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        with self._tapped(hooks.selected) as cdata:
+            while True:
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                if not _native.session_run(self._c, self._event, left):
+                    return False
+                tap = _native.event_tap(self._event, cdata)
+                if tap is None:
+                    return True
+                hooks.call(trace.Tap(*tap))
+
+    @contextlib.contextmanager
+    def _tapped(self, selected):
+        """These taps on; nothing else may run the session meanwhile."""
+        cdata = self._c
+        self._check_not_tracing()
+        self._tracing = True
+        try:
+            for point, layer in selected:
+                _native.session_tap(cdata, point, layer, True)
+            yield cdata
         finally:
             for point, layer in selected:
                 _native.session_tap(cdata, point, layer, False)

@@ -3,7 +3,7 @@
 import asyncio
 import time
 
-from minimax2 import _native
+from minimax2 import _native, trace
 from minimax2.errors import ArgumentError
 from minimax2.generation import Generation, Timing, TokenLogprob
 from minimax2.sampling import Sampler
@@ -24,7 +24,7 @@ class Stream:
     """
 
     def __init__(self, session, *, max_new_tokens=1024, stop=(), mask=None, logits_processor=None,
-                 top_logprobs=0, thinking=False, seed=None, **sampling):
+                 top_logprobs=0, hooks=(), thinking=False, seed=None, **sampling):
         model = session.model
         self.session = session
         self.tokens = []
@@ -32,6 +32,7 @@ class Stream:
         self._sampler = Sampler(model, seed=seed, **sampling)
         self.seed = self._sampler.options["seed"]
         self._tokenizer = model.tokenizer_or_none
+        self._hooks = trace.Hooks(model, hooks) if hooks else None
         self._max = _native.integer(max_new_tokens, "max_new_tokens", 0)
         self._stop = _stop_strings(stop)
         self._mask = mask
@@ -130,7 +131,7 @@ class Stream:
             return
         first, start = not self.tokens, time.perf_counter()
         try:
-            if self.session.run(seconds):
+            if self._run(seconds):
                 self._sample()
         finally:
             spent = time.perf_counter() - start
@@ -138,6 +139,11 @@ class Stream:
                 self._prompt_seconds += spent
             else:
                 self._seconds += spent
+
+    def _run(self, seconds):
+        if self._hooks is None:
+            return self.session.run(seconds)
+        return self.session._run_hooks(self._hooks, seconds)
 
     def _sample(self):
         session = self.session
@@ -159,7 +165,8 @@ class Stream:
 
     def _catch_up(self):
         """Read what the timeline has more than we: an interrupt may have come between."""
-        for token in self.session.tokens[self._start + len(self.tokens):]:
+        timeline = memoryview(_native.session_tokens(self.session._c))
+        for token in timeline[self._start + len(self.tokens):].tolist():
             self.tokens.append(token)
             self._read(token)
             if not self.done and len(self.tokens) >= self._max:

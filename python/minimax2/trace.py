@@ -54,6 +54,34 @@ def select(model, points, layers):
     return selected
 
 
+class Hooks:
+    """Callables by activation: what run_with_hooks() and generate() take as `hooks`.
+
+    hooks: pairs of a point, or (point, layer), and a callable(tensor, tap), which may write into
+    the tensor. One point may have several hooks; they are called in order.
+    """
+
+    def __init__(self, model, hooks):
+        self._wanted = {}
+        for where, hook in hooks:
+            point, layer = (where, None) if isinstance(where, str) else where
+            for pair in select(model, point, layer):
+                self._wanted.setdefault(pair, []).append(hook)
+
+    @property
+    def selected(self):
+        """Pairs (point number, layer or -1) to stop at."""
+        return sorted(self._wanted)
+
+    def call(self, tap):
+        """Call the hooks of a tap."""
+        point = _native.POINTS.index(tap.point)
+        for pair in ((point, -1), (point, tap.layer)):
+            for hook in self._wanted.get(pair, ()):
+                if hook(tap.tensor, tap) is not None:
+                    raise TypeError("a hook edits the tensor in place and returns None")
+
+
 class Cache(Mapping):
     """Copies of activations by (point, layer): `cache["resid_post", 5]`, a Tensor [positions, ...].
 

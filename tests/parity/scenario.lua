@@ -193,6 +193,13 @@ local written = model:run_with_hooks(prompt, {
 })
 say(hash(written:bytes()))
 
+local _, steered = model:generate(prompt, { temperature = 0, max_new_tokens = 12, seed = 1, hooks = {
+    { "resid_post", function(tensor, tap)
+        tensor[0] = tensor[0] + tap.layer
+    end },
+} })
+say(unpack(steered.tokens))
+
 say "# batch"
 local a, b = assert(model:session()), assert(model:session { kv_dtype = "f32" })
 local batch = assert(model:batch { a, b })

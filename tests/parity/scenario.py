@@ -184,6 +184,10 @@ def push(tensor, tap):
 say(hash_of(model.run_with_hooks(prompt, [
     (("mlp_out", 1), silence), ("resid_post", shift), (("mlp_out", -2), push)])))
 
+steered = model.generate(prompt, temperature=0, max_new_tokens=12, seed=1, hooks=[
+    ("resid_post", shift)])
+say(*steered.tokens)
+
 say("# batch")
 a, b = model.session(), model.session(kv_dtype="f32")
 batch = model.batch([a, b])
