@@ -150,27 +150,39 @@ class Stream:
         if session.length >= session.context:
             return self._finish("context")
         mask = self._mask(self.tokens) if callable(self._mask) else self._mask
-        logits, own = session.logits, None
-        if self._processor is not None:
-            own = logits.copy()
-            self._edit(logits)
-        token = self._sampler.next(session, mask)
+        token = self._choose(mask)
         if self._logprobs is not None:
-            if own is not None:
-                memoryview(logits).cast("B")[:] = memoryview(own).cast("B")
-            self._logprobs.append(
-                TokenLogprob(token, session.logprobs([token])[0], session.top(self._top)))
+            self._logprobs[len(self.tokens):] = [
+                TokenLogprob(token, session.logprobs([token])[0], session.top(self._top))]
         session.feed([token])
         self._catch_up()
+
+    def _choose(self, mask):
+        if self._processor is None:
+            return self._sampler.next(self.session, mask)
+        logits = self.session.logits
+        own = logits.copy()
+        try:
+            self._edit(logits)
+            return self._sampler.next(self.session, mask)
+        finally:  # log-probabilities are the model's own, and what was interrupted edits again
+            memoryview(logits).cast("B")[:] = memoryview(own).cast("B")
 
     def _catch_up(self):
         """Read what the timeline has more than we: an interrupt may have come between."""
         timeline = memoryview(_native.session_tokens(self.session._c))
         for token in timeline[self._start + len(self.tokens):].tolist():
+            before = (self._bytes, self._thinking, self._in_thinking, self._answer, self._shown,
+                      self.finish_reason)
+            try:
+                self._read(token)
+                if not self.done and len(self.tokens) + 1 >= self._max:
+                    self._finish("length")
+            except BaseException:  # half-read is not read: the token comes again
+                (self._bytes, self._thinking, self._in_thinking, self._answer, self._shown,
+                 self.finish_reason) = before
+                raise
             self.tokens.append(token)
-            self._read(token)
-            if not self.done and len(self.tokens) >= self._max:
-                self._finish("length")
 
     def _edit(self, logits):
         try:

@@ -46,27 +46,30 @@ def with_ctrl_c(after, work):
 
 def test_ctrl_c_stops_a_prefill_soon_and_loses_nothing(tiny, expected):
     delays = []
-    with tiny.session(context=len(IDS)) as session:
-        session.feed(IDS)
-        while session.pos < len(IDS):
-            delay = with_ctrl_c(0.02, session.run)
-            if delay is not None:
-                delays.append(delay)
-            assert session.tokens == IDS
-        session.run()
-        assert bytes(session.logits) == expected
+    for _ in range(50):  # prompts, until a fast machine was stopped often enough, too
+        with tiny.session(context=len(IDS)) as session:
+            session.feed(IDS)
+            while session.pos < len(IDS):
+                delay = with_ctrl_c(0.02, session.run)
+                if delay is not None:
+                    delays.append(delay)
+                assert session.tokens == IDS
+            session.run()
+            assert bytes(session.logits) == expected
+        if len(delays) > 3:
+            break
     assert len(delays) > 3
     assert good_quarter(delays) < SOON
 
 
 def test_ctrl_c_at_random_in_a_stream(tiny):
-    options = dict(max_new_tokens=80, seed=9, bias={tiny.tokenizer.eos: -1e9})
+    options = dict(max_new_tokens=800, seed=9, bias={tiny.tokenizer.eos: -1e9})
     expected = tiny.generate(PROMPT, **options)
     stream = tiny.generate(PROMPT, stream=True, **options)
     chance = random.Random(1)
     stops, pieces = 0, []
     while not stream.done:
-        stops += with_ctrl_c(chance.uniform(0.0, 0.03), lambda: pieces.extend(stream)) is not None
+        stops += with_ctrl_c(chance.uniform(0.0, 0.01), lambda: pieces.extend(stream)) is not None
     pieces.extend(stream)
     assert stops > 3
     assert stream.tokens == expected.tokens
