@@ -22,7 +22,7 @@ help:
 	@echo "make lua        the library and the cdef that the Lua modules load"
 	@echo "make test-c     C tests; test-asan: the same under address and undefined-behaviour sanitizers"
 	@echo "make test-py    pytest; test-lua: busted; parity: Python and Lua byte by byte; sync: bindings"
-	@echo "make golden     recompute the golden values (needs torch and transformers)"
+	@echo "make golden     recompute the golden values with transformers and compare (installs torch)"
 	@echo "make bench      prefill and decode speed of the embedded model; MODEL=path for another"
 	@echo "make lint       clang-format, flake8, luacheck"
 	@echo "make notebooks  execute every notebook"
@@ -84,8 +84,10 @@ sync: py
 	@$(PYTHON) bindings/check_sync.py
 
 golden: py build/test.stamp
+	@$(PYTHON) -m pip install -q -r tests/tiny/requirements.txt
 	@$(PYTHON) tests/golden/make_golden.py
 	@$(PYTHON) tests/golden/make_hashes.py
+	@$(PYTHON) -m pytest tests/python/test_golden.py tests/python/test_hooks_match_torch.py
 
 bench: py
 	@$(PYTHON) -m minimax2 bench $(if $(MODEL),-m "$(MODEL)")
