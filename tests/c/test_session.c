@@ -1,0 +1,340 @@
+/* run/ through the public functions, on m2-tiny: what the sanitizers and a C caller should see of
+ * sessions, batches, taps, budgets and threads. The numbers themselves are checked against
+ * transformers in tests/python. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "minimax2.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { PROMPT = 300, VOCAB = 4096 }; /* the prompt crosses a page of the cache */
+
+static const char tiny[] = "../python/minimax2/m2-tiny";
+static mm2_model *model;
+static int32_t prompt[PROMPT];
+static float expected[VOCAB]; /* logits after the prompt, one run without limits */
+
+static mm2_session *session_of(int32_t chunk)
+{
+    mm2_session_options o;
+    mm2_session *s;
+    mm2_session_options_init(&o);
+    o.context = PROMPT + 20;
+    o.chunk = chunk;
+    assert_int_equal(MM2_OK, mm2_session_new(&s, model, &o));
+    return s;
+}
+
+static const float *logits_of(mm2_session *s)
+{
+    mm2_tensor t;
+    assert_int_equal(MM2_OK, mm2_session_logits(s, &t));
+    assert_int_equal(VOCAB, t.shape[0]);
+    return t.data;
+}
+
+static void assert_expected(mm2_session *s)
+{
+    assert_memory_equal(expected, logits_of(s), sizeof expected);
+}
+
+static int set_up(void **state)
+{
+    mm2_model_options o;
+    mm2_model_options_init(&o);
+    o.threads = 3;
+    if (mm2_model_open(&model, tiny, &o))
+        return -1;
+    for (int32_t i = 0; i < PROMPT; i++)
+        prompt[i] = 17 * i % 4000;
+    mm2_session *s = session_of(0);
+    assert_int_equal(MM2_OK, mm2_session_feed(s, prompt, PROMPT));
+    assert_int_equal(MM2_OK, mm2_session_run(s, 0, NULL));
+    memcpy(expected, logits_of(s), sizeof expected);
+    return mm2_session_free(s);
+}
+
+static int tear_down(void **state)
+{
+    mm2_model_release(model);
+    return 0;
+}
+
+static void budgets_chunks_and_rewinds_keep_the_bits(void **state)
+{
+    mm2_session *s = session_of(7);
+    mm2_event e;
+    int32_t more = 0;
+    int64_t done = -1;
+    assert_int_equal(MM2_OK, mm2_session_feed(s, prompt, PROMPT));
+    mm2_status status;
+    while ((status = mm2_session_run(s, 100, &e)) == MM2_MORE) {
+        more++;
+        assert_true(e.done >= done && e.done <= e.total);
+        done = e.done;
+    }
+    assert_int_equal(MM2_OK, status);
+    assert_int_equal(e.total, e.done);
+    assert_true(more > 3);
+    assert_expected(s);
+    for (int32_t length = PROMPT - 1; length > 0; length -= 99) {
+        assert_int_equal(MM2_OK, mm2_session_rewind(s, length));
+        assert_int_equal(MM2_OK, mm2_session_feed(s, prompt + length, PROMPT - length));
+        assert_int_equal(MM2_MORE, mm2_session_run(s, 1, &e));
+        assert_int_equal(MM2_OK, mm2_session_run(s, 0, &e));
+        assert_expected(s);
+    }
+    /* A rewind in the middle of a chunk drops it. */
+    assert_int_equal(MM2_OK, mm2_session_rewind(s, 0));
+    assert_int_equal(MM2_OK, mm2_session_feed(s, prompt + 1, PROMPT - 1));
+    assert_int_equal(MM2_MORE, mm2_session_run(s, 1, &e));
+    assert_int_equal(MM2_OK, mm2_session_rewind(s, 0));
+    assert_int_equal(MM2_OK, mm2_session_feed(s, prompt, PROMPT));
+    assert_int_equal(MM2_OK, mm2_session_run(s, 0, NULL));
+    assert_expected(s);
+    mm2_session_free(s);
+}
+
+static void every_tap_stops_once_a_layer_and_changes_nothing(void **state)
+{
+    mm2_session *s = session_of(0);
+    mm2_event e;
+    mm2_config g;
+    int32_t seen[MM2_POINT_COUNT] = {0};
+    mm2_model_config(model, &g);
+    for (int32_t point = 0; point < MM2_POINT_COUNT; point++)
+        assert_int_equal(MM2_OK, mm2_session_tap(s, point, -1, 1));
+    assert_int_equal(MM2_OK, mm2_session_feed(s, prompt, 200)); /* one chunk */
+    mm2_status status;
+    while ((status = mm2_session_run(s, 0, &e)) == MM2_TAP) {
+        assert_int_equal(seen[e.point],
+                         e.point == MM2_POINT_FINAL_NORM || e.point == MM2_POINT_LOGITS ? 0
+                                                                                        : e.layer);
+        seen[e.point]++;
+        assert_int_equal(0, e.first);
+        assert_int_equal(200, e.count);
+        assert_int_equal(200, e.tensor.shape[0]);
+        /* The whole view can be read and written. */
+        volatile char *bytes = e.tensor.data;
+        for (int64_t i = 0; i < e.tensor.nbytes; i++)
+            bytes[i] = bytes[i];
+    }
+    assert_int_equal(MM2_OK, status);
+    for (int32_t point = 0; point < MM2_POINT_COUNT; point++) {
+        int once =
+            point == MM2_POINT_EMBED || point == MM2_POINT_FINAL_NORM || point == MM2_POINT_LOGITS;
+        assert_int_equal(once ? 1 : g.num_hidden_layers, seen[point]);
+        assert_int_equal(MM2_OK, mm2_session_tap(s, point, -1, 0));
+    }
+    assert_int_equal(MM2_OK, mm2_session_feed(s, prompt + 200, PROMPT - 200));
+    assert_int_equal(MM2_OK, mm2_session_run(s, 0, &e));
+    assert_expected(s);
+    mm2_session_free(s);
+}
+
+static void impossible_experts_are_refused_and_can_be_mended(void **state)
+{
+    mm2_session *s = session_of(0);
+    mm2_event e;
+    assert_int_equal(MM2_OK, mm2_session_tap(s, MM2_POINT_EXPERT_INDICES, 2, 1));
+    assert_int_equal(MM2_OK, mm2_session_feed(s, prompt, PROMPT));
+    while (mm2_session_run(s, 0, &e) == MM2_TAP) {
+        int32_t *chosen = e.tensor.data, right = chosen[1];
+        const int32_t wrong[] = {-1, 16, chosen[0], INT32_MAX};
+        for (int i = 0; i < 4; i++) {
+            chosen[1] = wrong[i];
+            assert_int_equal(MM2_E_ARG, mm2_session_run(s, 0, NULL));
+            assert_non_null(strstr(mm2_error(), "expert indices"));
+        }
+        chosen[1] = right;
+    }
+    assert_expected(s);
+    mm2_session_free(s);
+}
+
+static void a_batch_gives_each_member_its_own_bits(void **state)
+{
+    enum { MEMBERS = 20 };
+    mm2_batch *b;
+    mm2_session *s[MEMBERS];
+    mm2_event e;
+    assert_int_equal(MM2_OK, mm2_batch_new(&b, model));
+    for (int32_t i = 0; i < MEMBERS; i++) {
+        s[i] = session_of(0);
+        assert_int_equal(MM2_OK, mm2_batch_add(b, s[i]));
+        assert_int_equal(MM2_OK, mm2_session_feed(s[i], prompt, PROMPT - i));
+        if (i == 9) /* outgrow the first pass half-way */
+            assert_int_equal(MM2_MORE, mm2_batch_run(b, 200, &e));
+    }
+    assert_int_equal(MM2_E_ARG, mm2_batch_add(b, s[0]));
+    assert_int_equal(MM2_E_BUSY, mm2_session_run(s[0], 0, NULL));
+    while (mm2_batch_run(b, 5000, &e) == MM2_MORE)
+        ;
+    for (int32_t i = 0; i < MEMBERS; i += 3) {
+        if (i)
+            assert_int_equal(MM2_OK, mm2_session_feed(s[i], prompt + PROMPT - i, i));
+        if (i == 6) {
+            assert_int_equal(MM2_OK, mm2_batch_remove(b, s[i]));
+            assert_int_equal(MM2_OK, mm2_session_run(s[i], 0, NULL));
+            assert_expected(s[i]);
+        }
+    }
+    assert_int_equal(MM2_OK, mm2_batch_run(b, 0, &e));
+    for (int32_t i = 0; i < MEMBERS; i += 3)
+        assert_expected(s[i]);
+    mm2_session_free(s[1]); /* the batch holds it until it goes */
+    assert_int_equal(MM2_OK, mm2_batch_free(b));
+    assert_expected(s[0]);
+    for (int32_t i = 0; i < MEMBERS; i++)
+        if (i != 1)
+            mm2_session_free(s[i]);
+}
+
+static void *run_alone(void *argument)
+{
+    float *result = argument;
+    mm2_session *s = session_of(33);
+    mm2_session_feed(s, prompt, PROMPT);
+    while (mm2_session_run(s, 2000, NULL) == MM2_MORE)
+        ;
+    memcpy(result, logits_of(s), sizeof expected);
+    mm2_session_free(s);
+    return NULL;
+}
+
+static void threads_share_a_model(void **state)
+{
+    enum { THREADS = 4 };
+    static float results[THREADS][VOCAB];
+    pthread_t threads[THREADS];
+    for (int i = 0; i < THREADS; i++)
+        pthread_create(&threads[i], NULL, run_alone, results[i]);
+    for (int i = 0; i < THREADS; i++) {
+        pthread_join(threads[i], NULL);
+        assert_memory_equal(expected, results[i], sizeof expected);
+    }
+}
+
+typedef struct intruder {
+    mm2_session *session;
+    atomic_int stop;
+    int busy, interrupted;
+} intruder;
+
+static void *intrude(void *argument)
+{
+    intruder *in = argument;
+    while (!atomic_load(&in->stop)) {
+        in->busy += mm2_session_rewind(in->session, 0) == MM2_E_BUSY;
+        mm2_session_interrupt(in->session);
+    }
+    return NULL;
+}
+
+static void a_second_thread_meets_busy_and_may_interrupt(void **state)
+{
+    intruder in = {.session = session_of(0)};
+    pthread_t thread;
+    /* The intruder's rewinds may win between two runs, so the timeline is empty when it does. */
+    pthread_create(&thread, NULL, intrude, &in);
+    for (int i = 0; i < 200 && (!in.busy || !in.interrupted); i++) {
+        mm2_session_feed(in.session, prompt, PROMPT);
+        in.interrupted += mm2_session_run(in.session, 0, NULL) == MM2_MORE;
+    }
+    atomic_store(&in.stop, 1);
+    pthread_join(thread, NULL);
+    assert_true(in.busy && in.interrupted);
+    assert_int_equal(MM2_OK, mm2_session_rewind(in.session, 0));
+    assert_int_equal(MM2_OK, mm2_session_feed(in.session, prompt, PROMPT));
+    assert_int_equal(MM2_OK, mm2_session_run(in.session, 0, NULL));
+    assert_expected(in.session);
+    mm2_session_free(in.session);
+}
+
+static void a_forked_child_goes_on(void **state)
+{
+    mm2_session *s = session_of(0);
+    assert_int_equal(MM2_OK, mm2_session_feed(s, prompt, PROMPT));
+    assert_int_equal(MM2_MORE, mm2_session_run(s, 1, NULL));
+    pid_t child = fork();
+    if (!child) {
+        alarm(60);
+        int good = mm2_session_run(s, 0, NULL) == MM2_OK &&
+                   !memcmp(expected, logits_of(s), sizeof expected);
+        _exit(good ? 0 : 1);
+    }
+    int status;
+    waitpid(child, &status, 0);
+    assert_true(WIFEXITED(status) && !WEXITSTATUS(status));
+    assert_int_equal(MM2_OK, mm2_session_run(s, 0, NULL));
+    assert_expected(s);
+    mm2_session_free(s);
+}
+
+static void bad_arguments_meet_a_sentence(void **state)
+{
+    mm2_session_options o;
+    mm2_session *s;
+    mm2_tensor t;
+    float value;
+    int32_t id = 0;
+    mm2_session_options_init(&o);
+    o.context = 1 << 20;
+    assert_int_equal(MM2_E_ARG, mm2_session_new(&s, model, &o));
+    assert_null(s);
+    o.context = 0;
+    o.kv_dtype = MM2_Q8_0;
+    assert_int_equal(MM2_E_ARG, mm2_session_new(&s, model, &o));
+    assert_non_null(strstr(mm2_error(), "q8_0"));
+    o.size = 4;
+    assert_int_equal(MM2_E_ARG, mm2_session_new(&s, model, &o));
+    assert_int_equal(MM2_E_ARG, mm2_session_new(NULL, model, NULL));
+    s = session_of(0);
+    assert_int_equal(MM2_E_ARG, mm2_session_feed(s, prompt, 0));
+    assert_int_equal(MM2_E_ARG, mm2_session_feed(s, NULL, 3));
+    const int32_t bad[] = {1, VOCAB};
+    assert_int_equal(MM2_E_ARG, mm2_session_feed(s, bad, 2));
+    assert_int_equal(0, mm2_session_length(s)); /* nothing of it was taken */
+    assert_int_equal(MM2_E_ARG, mm2_session_logits(s, &t));
+    assert_int_equal(MM2_E_ARG, mm2_session_logprobs(s, &id, 1, &value));
+    assert_int_equal(MM2_OK, mm2_session_run(s, 0, NULL)); /* nothing to do */
+    assert_int_equal(MM2_OK, mm2_session_feed(s, prompt, PROMPT));
+    assert_int_equal(MM2_E_ARG, mm2_session_logits(s, &t)); /* fed, not run */
+    assert_int_equal(MM2_E_FULL, mm2_session_feed(s, prompt, 21));
+    assert_int_equal(MM2_E_ARG, mm2_session_rewind(s, PROMPT + 1));
+    assert_int_equal(MM2_E_ARG, mm2_session_rewind(s, -1));
+    assert_int_equal(MM2_E_ARG, mm2_session_run(s, -1, NULL));
+    assert_int_equal(MM2_E_ARG, mm2_session_tap(s, MM2_POINT_COUNT, 0, 1));
+    assert_int_equal(MM2_E_ARG, mm2_session_tap(s, MM2_POINT_Q, 99, 1));
+    assert_int_equal(MM2_E_ARG, mm2_session_tap(s, MM2_POINT_LOGITS, 0, 1));
+    assert_int_equal(MM2_OK, mm2_session_run(s, 0, NULL));
+    assert_expected(s);
+    mm2_session_free(s);
+    assert_int_equal(MM2_OK, mm2_session_free(NULL));
+    assert_int_equal(MM2_OK, mm2_batch_free(NULL));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(budgets_chunks_and_rewinds_keep_the_bits),
+        cmocka_unit_test(every_tap_stops_once_a_layer_and_changes_nothing),
+        cmocka_unit_test(impossible_experts_are_refused_and_can_be_mended),
+        cmocka_unit_test(a_batch_gives_each_member_its_own_bits),
+        cmocka_unit_test(threads_share_a_model),
+        cmocka_unit_test(a_second_thread_meets_busy_and_may_interrupt),
+        cmocka_unit_test(a_forked_child_goes_on),
+        cmocka_unit_test(bad_arguments_meet_a_sentence),
+    };
+    return cmocka_run_group_tests_name("session", tests, set_up, tear_down);
+}
