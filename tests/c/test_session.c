@@ -227,15 +227,15 @@ static void threads_share_a_model(void **state)
 
 typedef struct intruder {
     mm2_session *session;
-    atomic_int stop;
-    int busy, interrupted;
+    atomic_int stop, busy;
+    int interrupted;
 } intruder;
 
 static void *intrude(void *argument)
 {
     intruder *in = argument;
     while (!atomic_load(&in->stop)) {
-        in->busy += mm2_session_rewind(in->session, 0) == MM2_E_BUSY;
+        atomic_fetch_add(&in->busy, mm2_session_rewind(in->session, 0) == MM2_E_BUSY);
         mm2_session_interrupt(in->session);
     }
     return NULL;
@@ -247,13 +247,13 @@ static void a_second_thread_meets_busy_and_may_interrupt(void **state)
     pthread_t thread;
     /* The intruder's rewinds may win between two runs, so the timeline is empty when it does. */
     pthread_create(&thread, NULL, intrude, &in);
-    for (int i = 0; i < 200 && (!in.busy || !in.interrupted); i++) {
+    for (int i = 0; i < 200 && (!atomic_load(&in.busy) || !in.interrupted); i++) {
         mm2_session_feed(in.session, prompt, PROMPT);
         in.interrupted += mm2_session_run(in.session, 0, NULL) == MM2_MORE;
     }
     atomic_store(&in.stop, 1);
     pthread_join(thread, NULL);
-    assert_true(in.busy && in.interrupted);
+    assert_true(atomic_load(&in.busy) && in.interrupted);
     assert_int_equal(MM2_OK, mm2_session_rewind(in.session, 0));
     assert_int_equal(MM2_OK, mm2_session_feed(in.session, prompt, PROMPT));
     assert_int_equal(MM2_OK, mm2_session_run(in.session, 0, NULL));
