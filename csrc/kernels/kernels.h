@@ -2,8 +2,8 @@
  * contract.
  *
  * Kernels are pure functions on pointers: they allocate nothing, start no threads, keep no state,
- * and trust their arguments (checked at load and in api.c). They run with MXCSR at
- * round-to-nearest, FTZ and DAZ, which the pool and api.c see to.
+ * and trust their arguments (checked at load and by the public functions). They run with MXCSR at
+ * round-to-nearest, FTZ and DAZ, which the pool and the pass see to.
  *
  * Bits. ref.c is the specification. All levels but blas give the same bits as ref.c, and no slot's
  * result for one row depends on the other rows of the call: every sum has one written order.

@@ -422,8 +422,8 @@ static int offer_taps(mm2_forward *f, struct mm2_session *const *sessions, int32
     return 0;
 }
 
-/* Takes rows from sessions that have tokens pending. Every session gets a row before any gets a
- * second one's worth of space only in so far as capacity >= sessions, which the batch sees to. */
+/* Takes rows from the sessions that have tokens pending, in their order; a row is kept for each of
+ * the later ones, for capacity >= sessions (the batch sees to it). */
 static mm2_status plan(mm2_forward *f, struct mm2_session *const *sessions, int32_t count)
 {
     int32_t waiting = 0, room = f->capacity;

@@ -33,8 +33,8 @@ extern const mm2_block mm2_block_gqa, mm2_block_moe;
 typedef struct mm2_span {
     struct mm2_session *session;
     int32_t first, rows, row;
-    int32_t logits_row,
-        logits_rows; /* the last logits_rows of them have logits, from row logits_row of `logits` */
+    /* The last logits_rows of them have logits, from row logits_row of `logits` on. */
+    int32_t logits_row, logits_rows;
 } mm2_span;
 
 /* Rows that enter matrix products, in every kind of activation that the weights ask for. */
