@@ -3,9 +3,9 @@
  * mapped faults on access like any map; sizes are therefore checked against the size at open,
  * before any kernel runs.
  *
- * Names out of an index file are one component below the model's directory and are not followed
- * through symbolic links that leave it; a link whose target the user made (a download cache) is
- * fine as long as the name itself is plain. */
+ * Names out of an index file are plain: one component below the model's directory, so a file can name
+ * no place outside it. Symbolic links are followed: download caches are made of them, and whoever
+ * can put a link there can put a file there. */
 #include "base/file.h"
 
 #include "base/status.h"

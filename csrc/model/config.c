@@ -11,9 +11,9 @@
  * The table of sizes serves config.json by name and, after either reader, mm2_config_check. */
 #include "model/checkpoint.h"
 
+#include "base/json.h"
 #include "base/status.h"
 #include "model/document.h"
-#include "base/json.h"
 
 #include <math.h>
 #include <stddef.h>

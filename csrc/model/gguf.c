@@ -10,9 +10,9 @@
  * Extents are checked per file: every tensor ends within it, and none overlap. */
 #include "model/gguf.h"
 
+#include "base/json.h"
 #include "base/status.h"
 #include "model/checkpoint.h"
-#include "base/json.h"
 #include "tensor/dtype.h"
 
 #include <stdlib.h>

@@ -10,9 +10,9 @@
  * ignored: nothing depends on them.
  *
  * Names are decoded from JSON into one block of memory, as large as the text they come from. */
+#include "base/json.h"
 #include "base/status.h"
 #include "model/checkpoint.h"
-#include "base/json.h"
 #include "tensor/dtype.h"
 
 #include <stdlib.h>

@@ -7,10 +7,10 @@
  * generation is generation_config.json's. What neither names stays as the tokenizer found it.
  *
  * Nothing of the files is kept: maps and copies end with the call. */
+#include "base/json.h"
 #include "base/status.h"
 #include "model/document.h"
 #include "model/gguf.h"
-#include "base/json.h"
 #include "model/model.h"
 
 #include <stdlib.h>

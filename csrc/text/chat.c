@@ -15,8 +15,8 @@
  * Where the vendor's template is silent about a mistake (an unknown role, a later system message, a
  * content of None), this refuses with a sentence: a turn that vanishes is found much later. */
 #include "base/status.h"
-#include "text/parts.h"
 #include "base/utf8.h"
+#include "text/parts.h"
 
 #include <stdlib.h>
 #include <string.h>

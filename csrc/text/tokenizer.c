@@ -6,9 +6,9 @@
  * A tokenizer is written by its reader (tokenizer_json.c, tokenizer_gguf.c) and by the two setters
  * before anybody else sees it; then it is only read, by any number of threads. */
 #include "base/status.h"
+#include "base/utf8.h"
 #include "text/nfc.h"
 #include "text/parts.h"
-#include "base/utf8.h"
 
 #include <stdlib.h>
 #include <string.h>

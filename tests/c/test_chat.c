@@ -2,8 +2,8 @@
  * recognised, and that text never turns into control tokens. The vocabulary is made here: the 256
  * bytes and the format's tags, so every id is either a byte or a tag. */
 #include "base/status.h"
-#include "text/tokenizer.h"
 #include "base/utf8.h"
+#include "text/tokenizer.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

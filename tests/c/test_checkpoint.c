@@ -7,9 +7,9 @@
 
 #include <cmocka.h>
 
+#include "base/json.h"
 #include "base/status.h"
 #include "model/gguf.h"
-#include "base/json.h"
 #include "model/weights.h"
 #include "tensor/dtype.h"
 

@@ -2,10 +2,10 @@
  * quadratic merge loop and known sequences, and what it refuses, case by case (T1 to T14 are the
  * hostile tokenizers and texts of the project's list). */
 #include "base/status.h"
+#include "base/utf8.h"
 #include "text/nfc.h"
 #include "text/split.h"
 #include "text/tokenizer.h"
-#include "base/utf8.h"
 
 #include <pthread.h>
 #include <setjmp.h>
