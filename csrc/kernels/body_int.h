@@ -109,6 +109,11 @@ INLINE void matmul_block_some(int32_t dtype, float *const *out, const mm2_weight
 INLINE void matmul_block(int32_t dtype, float *const *out, const mm2_weight *w, int32_t first,
                          int32_t count, const void *const *acts, int32_t rows)
 {
+    if (rows < ONE_ACTS && w->n_in <= ONE_LIMIT) {
+        for (int32_t m = 0; m < rows; m++)
+            matmul_block_one(dtype, out[m], w, first, count, acts[m]);
+        return;
+    }
     for (int32_t m = 0; m < rows; m += SUM_ACTS)
         matmul_block_some(dtype, out + m, w, first, count, acts + m, smaller(SUM_ACTS, rows - m));
 }
@@ -209,6 +214,11 @@ INLINE void matmul_super_some(int32_t dtype, float *const *out, const mm2_weight
 INLINE void matmul_super(int32_t dtype, float *const *out, const mm2_weight *w, int32_t first,
                          int32_t count, const void *const *acts, int32_t rows)
 {
+    if (rows < ONE_ACTS && w->n_in <= ONE_LIMIT) {
+        for (int32_t m = 0; m < rows; m++)
+            matmul_super_one(dtype, out[m], w, first, count, acts[m]);
+        return;
+    }
     for (int32_t m = 0; m < rows; m += SUM_ACTS)
         matmul_super_some(dtype, out + m, w, first, count, acts + m, smaller(SUM_ACTS, rows - m));
 }

@@ -135,6 +135,18 @@ INLINE void unpack_q2_k(super_panel *s, const uint8_t *p, int64_t stride)
     s->dmin = reals_from_half(words_shr(x[3], 16));
 }
 
+/* The 16 scales of Q3_K, 0..63, from its last 16 bytes, in which they begin in the middle of a
+ * word. */
+INLINE void unpack_q3_k_scales(words scale[4], const words x[4])
+{
+    words low0 = words_join(x[0], x[1]), low1 = words_join(x[1], x[2]);
+    words top = words_join(x[2], x[3]);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+        scale[i] = words_or(words_bits(i % 2 ? low1 : low0, i / 2 * 4, LOW4),
+                            words_shl(words_bits(top, i * 2, LOW2), 4));
+}
+
 INLINE void unpack_q3_k(super_panel *s, const uint8_t *p, int64_t stride)
 {
     words x[4], high[8]; /* bit j of byte k of `high` is bit 2 of element 32 j + k */
@@ -153,15 +165,12 @@ INLINE void unpack_q3_k(super_panel *s, const uint8_t *p, int64_t stride)
             }
         }
     }
-    transpose4(x, p + sizeof(mm2_block_q3_k) - 16, stride); /* scales begin in the middle of x[0] */
-    words low0 = words_join(x[0], x[1]), low1 = words_join(x[1], x[2]);
-    words top = words_join(x[2], x[3]);
+    words scale[4];
+    transpose4(x, p + sizeof(mm2_block_q3_k) - 16, stride);
+    unpack_q3_k_scales(scale, x);
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-        words a = words_bits(i % 2 ? low1 : low0, i / 2 * 4, LOW4);
-        a = words_or(a, words_shl(words_bits(top, i * 2, LOW2), 4));
-        put_scales(s->scale, i * 4, 1, a, 32);
-    }
+    for (int i = 0; i < 4; i++)
+        put_scales(s->scale, i * 4, 1, scale[i], 32);
     s->d = reals_from_half(words_shr(x[3], 16));
 }
 

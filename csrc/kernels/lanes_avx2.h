@@ -15,6 +15,8 @@
 enum {
     ROWS = 8,       /* weight rows of a panel: int32 lanes of a register */
     DOT_ACTS = 4,   /* activation rows of one integer tile */
+    ONE_ACTS = 3,   /* fewer activation rows than this are multiplied one by one */
+    SIGNED_BIAS = 0, /* what pairs_dot adds to signed codes */
     ONE_ROWS = 4,   /* weight rows that run together with one float activation row */
     TILE_ROWS = 2,  /* weight rows and */
     TILE_ACTS = 3,  /* activation rows of one float tile: 12 accumulators of 16 registers */
@@ -423,6 +425,275 @@ static inline void reals_store_n(float *p, reals a, int32_t n)
         _mm256_storeu_ps(p, a);
     else
         _mm256_maskstore_ps(p, mask_of(n), a);
+}
+
+/* ---- 64 codes where they stand ---- */
+
+typedef struct bytes64 {
+    __m256i low, high;
+} bytes64;
+
+typedef struct pairs { /* of two blocks of 32 codes, one each */
+    __m256i low, high;
+} pairs;
+
+static inline bytes64 bytes_of(__m256i low, __m256i high)
+{
+    bytes64 b = {low, high};
+    return b;
+}
+
+static inline bytes64 bytes_joined(const uint8_t *p, const uint8_t *q) /* 32 bytes of each */
+{
+    return bytes_of(_mm256_loadu_si256((const __m256i *)p),
+                    _mm256_loadu_si256((const __m256i *)q));
+}
+
+static inline bytes64 bytes_load(const uint8_t *p)
+{
+    return bytes_joined(p, p + 32);
+}
+
+static inline bytes64 bytes_repeat32(const uint8_t *p)
+{
+    return bytes_joined(p, p);
+}
+
+static inline __m256i repeat16(const uint8_t *p)
+{
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p));
+}
+
+static inline bytes64 bytes_repeat16(const uint8_t *p)
+{
+    return bytes_of(repeat16(p), repeat16(p));
+}
+
+/* The low, then the high nibbles of 16 bytes at p, then of those at q. */
+static inline bytes64 bytes_nibbles(const uint8_t *p, const uint8_t *q)
+{
+    const __m256i shift = _mm256_setr_epi64x(0, 0, 4, 4), mask = _mm256_set1_epi8(15);
+    return bytes_of(_mm256_and_si256(_mm256_srlv_epi64(repeat16(p), shift), mask),
+                    _mm256_and_si256(_mm256_srlv_epi64(repeat16(q), shift), mask));
+}
+
+/* Each byte with the mask. */
+static inline bytes64 bytes_and(bytes64 a, int mask)
+{
+    __m256i m = _mm256_set1_epi8((char)mask);
+    return bytes_of(_mm256_and_si256(a.low, m), _mm256_and_si256(a.high, m));
+}
+
+/* a | (b & mask) */
+static inline bytes64 bytes_or_and(bytes64 a, bytes64 b, int mask)
+{
+    __m256i m = _mm256_set1_epi8((char)mask);
+    return bytes_of(_mm256_or_si256(a.low, _mm256_and_si256(b.low, m)),
+                    _mm256_or_si256(a.high, _mm256_and_si256(b.high, m)));
+}
+
+/* Shifts do not stop at the borders of bytes: mask afterwards. */
+static inline bytes64 bytes_shr(bytes64 a, int n)
+{
+    return bytes_of(_mm256_srli_epi16(a.low, n), _mm256_srli_epi16(a.high, n));
+}
+
+static inline bytes64 bytes_shl(bytes64 a, int n)
+{
+    return bytes_of(_mm256_slli_epi16(a.low, n), _mm256_slli_epi16(a.high, n));
+}
+
+/* The first 32 bytes by n, the others by m bits. */
+static inline bytes64 bytes_shr_halves(bytes64 a, int n, int m)
+{
+    return bytes_of(_mm256_srli_epi16(a.low, n), _mm256_srli_epi16(a.high, m));
+}
+
+static inline bytes64 bytes_shl_halves(bytes64 a, int n, int m)
+{
+    return bytes_of(_mm256_slli_epi16(a.low, n), _mm256_slli_epi16(a.high, m));
+}
+
+/* 16 in every byte whose bit is set among the 32 at p. */
+static inline __m256i bits_to_16(const uint8_t *p)
+{
+    int32_t word;
+    memcpy(&word, p, 4);
+    const __m256i from = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202,
+                                            0x0303030303030303);
+    const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201);
+    __m256i a = _mm256_shuffle_epi8(_mm256_set1_epi32(word), from);
+    a = _mm256_cmpeq_epi8(_mm256_and_si256(a, bit), bit);
+    return _mm256_and_si256(a, _mm256_set1_epi8(16));
+}
+
+/* Bit 4 of each byte from the 32 bits at p and the 32 at q. */
+static inline bytes64 bytes_set_bit4(bytes64 a, const uint8_t *p, const uint8_t *q)
+{
+    return bytes_of(_mm256_or_si256(a.low, bits_to_16(p)), _mm256_or_si256(a.high, bits_to_16(q)));
+}
+
+static inline bytes64 bytes_iq4(bytes64 nibbles)
+{
+    return bytes_of(words_iq4(nibbles.low), words_iq4(nibbles.high));
+}
+
+/* Byte `from` in every word: in its upper half if it is to be sign-extended, else in its lower. */
+static inline __m128i spread_control(int negative, int from)
+{
+    return _mm_set1_epi16((short)(negative ? from << 8 | 0x80 : 0x8000 | from));
+}
+
+static inline __m256i spread32(int negative, __m256i scales, int first, int second)
+{
+    __m256i control = _mm256_inserti128_si256(
+        _mm256_castsi128_si256(spread_control(negative, first)), spread_control(negative, second),
+        1);
+    __m256i a = _mm256_shuffle_epi8(scales, control);
+    return negative ? _mm256_srai_epi16(a, 8) : a;
+}
+
+/* For each of the four groups of 16 bytes, byte from[i] of the (repeated) 16, as int16 in every
+ * word; `negative` says that it may be. */
+static inline bytes64 bytes_spread(int negative, bytes64 scales, const uint8_t from[4])
+{
+    return bytes_of(spread32(negative, scales.low, from[0], from[1]),
+                    spread32(negative, scales.high, from[2], from[3]));
+}
+
+static inline words dot32(words sum, __m256i c, __m256i a, __m256i scales)
+{
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(c, a), scales));
+}
+
+static inline __m256i acts_load(const int8_t *p)
+{
+    return _mm256_load_si256((const __m256i *)p);
+}
+
+/* sum + scales * codes (0..63) * activations, spread over the lanes in any way. */
+static inline words one_dot(words sum, bytes64 c, const int8_t *acts, bytes64 scales)
+{
+    sum = dot32(sum, c.low, acts_load(acts), scales.low);
+    return dot32(sum, c.high, acts_load(acts + 32), scales.high);
+}
+
+static inline words dot32_signed(words sum, __m256i c, __m256i a, __m256i scales)
+{
+    return dot32(sum, _mm256_abs_epi8(c), _mm256_sign_epi8(a, c), scales);
+}
+
+/* The same with the values of IQ4 codes. */
+static inline words one_dot_iq4(words sum, bytes64 nibbles, const int8_t *acts, bytes64 scales)
+{
+    bytes64 c = bytes_iq4(nibbles);
+    sum = dot32_signed(sum, c.low, acts_load(acts), scales.low);
+    return dot32_signed(sum, c.high, acts_load(acts + 32), scales.high);
+}
+
+/* sum + (16 signed scales << shift) * sums */
+static inline words one_offset(words sum, const uint8_t scales[16], const int16_t sums[16],
+                               int shift)
+{
+    __m256i s = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)scales));
+    __m256i a = _mm256_loadu_si256((const __m256i *)sums);
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_slli_epi16(s, shift), a));
+}
+
+/* Partial sums of codes * activations for each of two blocks; with `negative`, of (codes +
+ * SIGNED_BIAS) * activations. */
+static inline pairs pairs_dot(int negative, bytes64 c, const int8_t *acts)
+{
+    const __m256i zero = _mm256_setzero_si256(), one = _mm256_set1_epi16(1);
+    __m256i a = acts_load(acts), b = acts_load(acts + 32);
+    pairs sum;
+    if (negative) {
+        sum.low = dot32_signed(zero, c.low, a, one);
+        sum.high = dot32_signed(zero, c.high, b, one);
+    } else {
+        sum.low = dot32(zero, c.low, a, one);
+        sum.high = dot32(zero, c.high, b, one);
+    }
+    return sum;
+}
+
+/* In every group of 4 lanes: the sums of the groups of a, b, c and d. */
+static inline words sums_of_4(words a, words b, words c, words d)
+{
+    __m256i ab = _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+    __m256i cd = _mm256_add_epi32(_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
+    return _mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd));
+}
+
+/* Lane i: the sum of the lanes of v[i]. */
+static inline words words_sums(const words v[ROWS])
+{
+    __m256i a = sums_of_4(v[0], v[1], v[2], v[3]), b = sums_of_4(v[4], v[5], v[6], v[7]);
+    return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20),
+                            _mm256_permute2x128_si256(a, b, 0x31));
+}
+
+/* Lane i of each group of 8, i < 4: the sum of the first block of v[4 * group + i], lane i + 4:
+ * of its second. */
+static inline words pairs_sums(const pairs v[ROWS / 2])
+{
+    const words all[ROWS] = {v[0].low,  v[1].low,  v[2].low,  v[3].low,
+                             v[0].high, v[1].high, v[2].high, v[3].high};
+    return words_sums(all);
+}
+
+static inline words words_load(const int32_t *p)
+{
+    return _mm256_loadu_si256((const __m256i *)p);
+}
+
+/* sum + (two int16 of each lane times two int16 of each lane). */
+static inline words words_dot16(words sum, words a, words b)
+{
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+}
+
+/* The 16 bytes of lane l, 4 of each word, to out[l % 4 * (ROWS / 4) + l / 4]. */
+static inline void untranspose4(uint8_t out[ROWS][16], const words in[4])
+{
+    __m256i ab = _mm256_unpacklo_epi32(in[0], in[1]), cd = _mm256_unpacklo_epi32(in[2], in[3]);
+    _mm256_store_si256((__m256i *)out, _mm256_unpacklo_epi64(ab, cd));
+    _mm256_store_si256((__m256i *)(out + 2), _mm256_unpackhi_epi64(ab, cd));
+    ab = _mm256_unpackhi_epi32(in[0], in[1]);
+    cd = _mm256_unpackhi_epi32(in[2], in[3]);
+    _mm256_store_si256((__m256i *)(out + 4), _mm256_unpacklo_epi64(ab, cd));
+    _mm256_store_si256((__m256i *)(out + 6), _mm256_unpackhi_epi64(ab, cd));
+}
+
+static inline reals reals_load(const float *p)
+{
+    return _mm256_loadu_ps(p);
+}
+
+static inline void reals_store(float *p, reals a)
+{
+    _mm256_storeu_ps(p, a);
+}
+
+static inline reals reals_mul(reals a, reals b)
+{
+    return _mm256_mul_ps(a, b);
+}
+
+static inline reals reals_negate(reals a)
+{
+    return _mm256_xor_ps(a, _mm256_set1_ps(-0.0f));
+}
+
+/* Of 32 int8. */
+static inline int32_t sum32(const int8_t *p)
+{
+    const __m256i raise = _mm256_set1_epi8((char)0x80);
+    __m256i a = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)p), raise);
+    a = _mm256_sad_epu8(a, _mm256_setzero_si256());
+    __m128i b = _mm_add_epi64(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    b = _mm_add_epi64(b, _mm_unpackhi_epi64(b, b));
+    return _mm_cvtsi128_si32(b) - 32 * 128;
 }
 
 #endif

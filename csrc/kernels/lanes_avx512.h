@@ -10,6 +10,8 @@
 enum {
     ROWS = 16,      /* weight rows of a panel: int32 lanes of a register */
     DOT_ACTS = 4,   /* activation rows of one integer tile */
+    ONE_ACTS = 3,   /* fewer activation rows than this are multiplied one by one */
+    SIGNED_BIAS = 128, /* what pairs_dot adds to signed codes */
     ONE_ROWS = 8,   /* weight rows that run together with one float activation row */
     TILE_ROWS = 8,  /* weight rows and */
     TILE_ACTS = 3,  /* activation rows of one float tile: 24 accumulators of 32 registers */
@@ -393,6 +395,208 @@ static inline reals reals_fnma(reals a, reals b, reals c)
 static inline void reals_store_n(float *p, reals a, int32_t n)
 {
     _mm512_mask_storeu_ps(p, mask_of(n), a);
+}
+
+/* ---- 64 codes where they stand ---- */
+
+typedef __m512i bytes64;
+typedef __m512i pairs;
+
+static inline bytes64 bytes_load(const uint8_t *p)
+{
+    return _mm512_loadu_si512(p);
+}
+
+static inline bytes64 bytes_joined(const uint8_t *p, const uint8_t *q)
+{
+    __m512i a = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)p));
+    return _mm512_inserti64x4(a, _mm256_loadu_si256((const __m256i *)q), 1);
+}
+
+static inline bytes64 bytes_repeat32(const uint8_t *p)
+{
+    return _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)p));
+}
+
+static inline bytes64 bytes_repeat16(const uint8_t *p)
+{
+    return _mm512_broadcast_i32x4(load_row(p));
+}
+
+static inline bytes64 bytes_nibbles(const uint8_t *p, const uint8_t *q)
+{
+    const __m512i shift = _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4);
+    __m512i a = _mm512_mask_broadcast_i32x4(bytes_repeat16(p), 0xff00, load_row(q));
+    return _mm512_and_si512(_mm512_srlv_epi64(a, shift), _mm512_set1_epi8(15));
+}
+
+static inline bytes64 bytes_and(bytes64 a, int mask)
+{
+    return _mm512_and_si512(a, _mm512_set1_epi8((char)mask));
+}
+
+static inline bytes64 bytes_or_and(bytes64 a, bytes64 b, int mask)
+{
+    return _mm512_ternarylogic_epi32(a, b, _mm512_set1_epi8((char)mask), 0xf8); /* a|(b&c) */
+}
+
+static inline bytes64 bytes_shr(bytes64 a, int n)
+{
+    return _mm512_srli_epi16(a, (unsigned)n);
+}
+
+static inline bytes64 bytes_shl(bytes64 a, int n)
+{
+    return _mm512_slli_epi16(a, (unsigned)n);
+}
+
+static inline bytes64 bytes_shr_halves(bytes64 a, int n, int m)
+{
+    return _mm512_srlv_epi64(a, _mm512_setr_epi64(n, n, n, n, m, m, m, m));
+}
+
+static inline bytes64 bytes_shl_halves(bytes64 a, int n, int m)
+{
+    return _mm512_sllv_epi64(a, _mm512_setr_epi64(n, n, n, n, m, m, m, m));
+}
+
+static inline bytes64 bytes_set_bit4(bytes64 a, const uint8_t *p, const uint8_t *q)
+{
+    uint32_t low, high;
+    memcpy(&low, p, 4);
+    memcpy(&high, q, 4);
+    __mmask64 bits = _cvtu64_mask64(low | (uint64_t)high << 32);
+    return _mm512_mask_add_epi8(a, bits, a, _mm512_set1_epi8(16));
+}
+
+static inline bytes64 bytes_iq4(bytes64 nibbles)
+{
+    return words_iq4(nibbles);
+}
+
+/* Byte `from` in every word: in its upper half if it is to be sign-extended, else in its lower. */
+static inline __m128i spread_control(int negative, int from)
+{
+    return _mm_set1_epi16((short)(negative ? from << 8 | 0x80 : 0x8000 | from));
+}
+
+static inline bytes64 bytes_spread(int negative, bytes64 scales, const uint8_t from[4])
+{
+    __m512i control = _mm512_inserti32x4(
+        _mm512_inserti32x4(
+            _mm512_inserti32x4(_mm512_castsi128_si512(spread_control(negative, from[0])),
+                               spread_control(negative, from[1]), 1),
+            spread_control(negative, from[2]), 2),
+        spread_control(negative, from[3]), 3);
+    __m512i a = _mm512_shuffle_epi8(scales, control);
+    return negative ? _mm512_srai_epi16(a, 8) : a;
+}
+
+static inline words one_dot(words sum, bytes64 c, const int8_t *acts, bytes64 scales)
+{
+    return _mm512_dpwssd_epi32(sum, _mm512_maddubs_epi16(c, _mm512_load_si512(acts)), scales);
+}
+
+static inline words one_dot_iq4(words sum, bytes64 nibbles, const int8_t *acts, bytes64 scales)
+{
+    __m128i table = _mm_abs_epi8(_mm_loadu_si128((const __m128i *)mm2_iq4_values));
+    __m512i magnitude = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), nibbles);
+    __mmask64 negative = _mm512_cmplt_epu8_mask(nibbles, _mm512_set1_epi8(8));
+    __m512i a = _mm512_load_si512(acts);
+    a = _mm512_mask_sub_epi8(a, negative, _mm512_setzero_si512(), a);
+    return _mm512_dpwssd_epi32(sum, _mm512_maddubs_epi16(magnitude, a), scales);
+}
+
+static inline words one_offset(words sum, const uint8_t scales[16], const int16_t sums[16],
+                               int shift)
+{
+    __m256i s = _mm256_slli_epi16(_mm256_cvtepi8_epi16(load_row(scales)), shift);
+    __m256i a = _mm256_loadu_si256((const __m256i *)sums);
+    return _mm512_dpwssd_epi32(sum, _mm512_zextsi256_si512(s), _mm512_zextsi256_si512(a));
+}
+
+static inline pairs pairs_dot(int negative, bytes64 c, const int8_t *acts)
+{
+    if (negative)
+        c = _mm512_xor_si512(c, _mm512_set1_epi8((char)0x80));
+    return _mm512_dpbusd_epi32(_mm512_setzero_si512(), c, _mm512_load_si512(acts));
+}
+
+/* In every group of 4 lanes: the sums of the groups of a, b, c and d. */
+static inline words sums_of_4(words a, words b, words c, words d)
+{
+    __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+}
+
+/* Groups 0 and 1, then 2 and 3 of a, then of b, added. */
+static inline words sums_of_groups(words a, words b)
+{
+    return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
+}
+
+static inline words pairs_sums(const pairs v[ROWS / 2])
+{
+    return sums_of_groups(sums_of_4(v[0], v[1], v[2], v[3]), sums_of_4(v[4], v[5], v[6], v[7]));
+}
+
+static inline words words_sums(const words v[ROWS])
+{
+    words a = sums_of_4(v[0], v[1], v[2], v[3]), b = sums_of_4(v[4], v[5], v[6], v[7]);
+    words c = sums_of_4(v[8], v[9], v[10], v[11]), d = sums_of_4(v[12], v[13], v[14], v[15]);
+    return sums_of_groups(sums_of_groups(a, b), sums_of_groups(c, d));
+}
+
+static inline words words_load(const int32_t *p)
+{
+    return _mm512_loadu_si512(p);
+}
+
+static inline words words_dot16(words sum, words a, words b)
+{
+    return _mm512_dpwssd_epi32(sum, a, b);
+}
+
+static inline void untranspose4(uint8_t out[ROWS][16], const words in[4])
+{
+    __m512i ab = _mm512_unpacklo_epi32(in[0], in[1]), cd = _mm512_unpacklo_epi32(in[2], in[3]);
+    _mm512_store_si512(out, _mm512_unpacklo_epi64(ab, cd));
+    _mm512_store_si512(out + 4, _mm512_unpackhi_epi64(ab, cd));
+    ab = _mm512_unpackhi_epi32(in[0], in[1]);
+    cd = _mm512_unpackhi_epi32(in[2], in[3]);
+    _mm512_store_si512(out + 8, _mm512_unpacklo_epi64(ab, cd));
+    _mm512_store_si512(out + 12, _mm512_unpackhi_epi64(ab, cd));
+}
+
+static inline reals reals_load(const float *p)
+{
+    return _mm512_loadu_ps(p);
+}
+
+static inline void reals_store(float *p, reals a)
+{
+    _mm512_storeu_ps(p, a);
+}
+
+static inline reals reals_mul(reals a, reals b)
+{
+    return _mm512_mul_ps(a, b);
+}
+
+static inline reals reals_negate(reals a)
+{
+    return _mm512_xor_ps(a, _mm512_set1_ps(-0.0f));
+}
+
+static inline int32_t sum32(const int8_t *p)
+{
+    const __m256i raise = _mm256_set1_epi8((char)0x80);
+    __m256i a = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)p), raise);
+    a = _mm256_sad_epu8(a, _mm256_setzero_si256());
+    __m128i b = _mm_add_epi64(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    b = _mm_add_epi64(b, _mm_unpackhi_epi64(b, b));
+    return _mm_cvtsi128_si32(b) - 32 * 128;
 }
 
 #endif

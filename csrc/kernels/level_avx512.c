@@ -13,6 +13,7 @@
 #include "kernels/body_attend.h"
 #include "kernels/body_float.h"
 #include "kernels/body_unpack.h"
+#include "kernels/body_one.h"
 #include "kernels/body_int.h"
 #include "kernels/body_slots.h"
 

@@ -1,194 +1,210 @@
-/* Throughput of the kernels on one pinned thread, per level and weight format:
- *   1 row    decode: GB of weights per second, read from a pool larger than the caches, in calls of
- *            64 rows of 3072 elements; beside it what a plain read of the same memory reaches
- *   64 rows  prefill: GFLOP (2 per weight and row) per second on one 1536 x 3072 matrix
- * then attention (6 heads of 128, 4096 positions) and the row kernels on 3072 elements.
+/* Throughput of the matrix kernels, per level and weight format, through the thread pool:
+ *   1 row    what decode does: matrices of 1536 x 3072 at random places of a pool far larger than
+ *            the caches. GB of weights per second, and as shares of the two reads below
+ *   cached   the same product over one matrix again and again: what the instructions allow
+ *   N rows   what prefill does, in 10^9 operations (2 per weight and row) per second
+ * Plain read: the same bytes, 512-bit (256-bit) loads and nothing else. Best read: the same with
+ * the prefetch distances that were fastest. All are interleaved, and medians of RUNS are shown.
  *
- *   make -C csrc && gcc -O2 -Icsrc tests/bench/kernels.c build/release/kernels/[a-z]*.o \
- *       build/release/tensor/[a-z]*.o build/release/base/[a-z]*.o -lm -lpthread -ldl \
- *       -o build/bench_kernels
- *   build/bench_kernels [level [format]]
+ *   make bench-kernels [KERNELS="[level [format [threads]]]"]
  *
- * Every call is timed by the wall clock and the median call is shown: on a busy machine the calls
- * that were interrupted are outliers. (The processor time of a thread is no help: in virtual
- * machines single readings come out far too short, and a best-of-n picks those.) Others still take
- * caches and bandwidth. */
+ * Best under real-time priority (chrt -f 10) on an otherwise idle machine. */
 #define _GNU_SOURCE
 
+#include "base/cpu.h"
 #include "base/pool.h"
 #include "base/status.h"
 #include "kernels/kernels.h"
 #include "tensor/quant.h"
 
-#include <sched.h>
+#include <immintrin.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
-enum { WIDTH = 3072, CALL = 64, ROWS = 64, POOL = 128 << 20, RUNS = 5 };
+enum { N_IN = 3072, N_OUT = 1536, TILE = 64, MATRICES = 48, MOST_ROWS = 256, RUNS = 9 };
+static const size_t POOL = (size_t)2 << 30;
 
 static uint8_t *pool; /* POOL random bytes */
-static float *rows[ROWS], *outs[ROWS];
-static void *acts[ROWS];
+static mm2_pool *threads;
+static void *acts[MOST_ROWS];
+static float *outs[MOST_ROWS];
 static volatile uint64_t sink;
+static uint64_t state = 88172645463325252u;
 
-enum { MAX_CALLS = 1 << 16 };
-static int64_t times[MAX_CALLS]; /* nanoseconds of each call */
-static int calls;
+static uint64_t draw(void)
+{
+    state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+    return state;
+}
 
 static int by_size(const void *a, const void *b)
 {
-    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    double x = *(const double *)a, y = *(const double *)b;
     return (x > y) - (x < y);
 }
 
-static void record(int64_t start)
+static double median(double *times)
 {
-    if (calls < MAX_CALLS)
-        times[calls++] = mm2_now() - start;
+    qsort(times, RUNS, sizeof *times, by_size);
+    return times[RUNS / 2];
 }
 
-/* Seconds of the median call since the last time. */
-static double median(void)
+/* One job: units are tiles of `matrices` matrices. */
+typedef struct job {
+    const mm2_kernels *kernels;
+    mm2_weight w;
+    size_t at[MATRICES];
+    int32_t matrices, rows;
+    int32_t t0, t1; /* reads: prefetch distances, 0: none */
+} job;
+
+static void product(void *context, int32_t unit, int32_t thread)
 {
-    qsort(times, (size_t)calls, sizeof *times, by_size);
-    double t = (double)times[calls / 2] * 1e-9;
-    calls = 0;
-    return t;
+    const job *j = context;
+    mm2_weight w = j->w;
+    float *out[MOST_ROWS];
+    int32_t first = unit % (N_OUT / TILE) * TILE;
+    for (int32_t m = 0; m < j->rows; m++)
+        out[m] = outs[m] + first;
+    w.data = pool + j->at[unit / (N_OUT / TILE)];
+    j->kernels->matmul[w.dtype](out, &w, first, TILE, (const void *const *)acts, j->rows);
 }
 
-static double plain_read(void)
+__attribute__((target("avx2"))) static uint64_t read_bytes(const uint8_t *p, size_t n, int32_t t0,
+                                                           int32_t t1)
 {
-    enum { PIECE = 192 << 10 }; /* as many bytes as a call reads */
-    for (int run = 0; run < RUNS; run++)
-        for (size_t begin = 0; begin + PIECE <= POOL; begin += PIECE) {
-            const uint64_t *p = (const uint64_t *)(pool + begin);
-            uint64_t a = 0, b = 0, c = 0, d = 0;
-            int64_t start = mm2_now();
-            for (size_t i = 0; i < PIECE / 8; i += 8) {
-                a += p[i] + p[i + 1];
-                b += p[i + 2] + p[i + 3];
-                c += p[i + 4] + p[i + 5];
-                d += p[i + 6] + p[i + 7];
-            }
-            sink = a + b + c + d;
-            record(start);
-        }
-    return PIECE / median() * 1e-9;
+    __m256i sum[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(),
+                      _mm256_setzero_si256()};
+    for (size_t i = 0; i + 256 <= n; i += 256) {
+        for (int k = 0; k < 4 && t0; k++)
+            _mm_prefetch((const char *)p + i + k * 64 + t0, _MM_HINT_T0);
+        for (int k = 0; k < 4 && t1; k++)
+            _mm_prefetch((const char *)p + i + k * 64 + t1, _MM_HINT_T1);
+        for (int k = 0; k < 8; k++)
+            sum[k % 4] = _mm256_xor_si256(
+                sum[k % 4], _mm256_loadu_si256((const __m256i *)(p + i + k * 32)));
+    }
+    sum[0] = _mm256_xor_si256(_mm256_xor_si256(sum[0], sum[1]), _mm256_xor_si256(sum[2], sum[3]));
+    return (uint64_t)_mm256_extract_epi64(sum[0], 0) ^ (uint64_t)_mm256_extract_epi64(sum[0], 3);
 }
 
-/* Seconds of one call. */
-static double run(const mm2_kernels *k, const mm2_weight *w, int32_t n)
+static void reading(void *context, int32_t unit, int32_t thread)
 {
-    for (int r = 0; r < (k->isa == MM2_ISA_REF ? 1 : RUNS); r++)
-        for (int32_t first = 0; first + CALL <= w->n_out; first += CALL) {
-            int64_t start = mm2_now();
-            k->matmul[w->dtype](outs, w, first, CALL, (const void *const *)acts, n);
-            record(start);
-        }
-    return median();
+    const job *j = context;
+    size_t bytes = (size_t)j->w.row_bytes * TILE;
+    sink += read_bytes(pool + j->at[unit / (N_OUT / TILE)] +
+                           (size_t)(unit % (N_OUT / TILE)) * bytes,
+                       bytes, j->t0, j->t1);
 }
 
-static void bench_matmul(const mm2_kernels *k, int32_t dtype)
+static double seconds(job *j, mm2_work work)
 {
-    static const float scales[16384]; /* zeros: what they are costs nothing */
-    mm2_weight w = {pool, NULL, mm2_dtype_row_bytes(dtype, WIDTH), 0, WIDTH, dtype, 0};
+    const mm2_limit limit = {.deadline = INT64_MAX};
+    int32_t next = 0;
+    int64_t start = mm2_now();
+    mm2_pool_run(threads, work, j, &next, j->matrices * (N_OUT / TILE), &limit);
+    return (double)(mm2_now() - start) * 1e-9;
+}
+
+static void scatter(job *j)
+{
+    size_t room = POOL - (size_t)j->w.row_bytes * N_OUT - 8192;
+    for (int32_t i = 0; i < j->matrices; i++)
+        j->at[i] = draw() % room / 64 * 64;
+}
+
+static void bench(const mm2_kernels *k, int32_t dtype)
+{
+    static float scales[(N_OUT / 128) * (N_IN / 128)];
+    static const int32_t distances[][2] = {{0, 0}, {512, 2048}, {2048, 4096}, {1024, 0}, {4096, 0}};
+    enum { READS = sizeof distances / sizeof *distances };
+    double read[READS][RUNS], one[RUNS], many[RUNS], cached[RUNS];
+    for (size_t i = 0; i < sizeof scales / sizeof *scales; i++)
+        scales[i] = 0.01f;
+    job j = {.kernels = k, .rows = 1, .matrices = MATRICES};
+    j.w = (mm2_weight){.scale = dtype == MM2_F8_E4M3 ? scales : NULL,
+                       .row_bytes = mm2_dtype_row_bytes(dtype, N_IN),
+                       .n_out = N_OUT,
+                       .n_in = N_IN,
+                       .dtype = dtype};
     int32_t act = mm2_act_of(dtype);
-    for (int32_t m = 0; m < ROWS; m++) {
+    for (int32_t m = 0; m < MOST_ROWS; m++) {
+        float x[N_IN];
+        for (int32_t i = 0; i < N_IN; i++)
+            x[i] = (float)(int8_t)draw() / 50;
         if (act == MM2_ACT_F32)
-            memcpy(acts[m], rows[m], WIDTH * sizeof(float));
+            memcpy(acts[m], x, sizeof x);
         else
-            k->quantize[act](acts[m], rows[m], WIDTH);
+            k->quantize[act](acts[m], x, N_IN);
     }
-    int32_t n_out = (int32_t)(POOL / w.row_bytes) / CALL * CALL;
-    if (dtype == MM2_F8_E4M3)
-        w.scale = scales;
-    w.n_out = k->isa == MM2_ISA_REF ? 256 : n_out;
-    double t1 = run(k, &w, 1);
-    double rate = CALL * (double)w.row_bytes / t1 * 1e-9;
-    w.n_out = k->isa == MM2_ISA_REF ? 64 : 1536;
-    double t64 = run(k, &w, ROWS);
-    printf("%-7s %-8s %7.2f GB/s %8.1f GFLOP/s\n", k->name, mm2_dtype_name(dtype), rate,
-           2.0 * CALL * WIDTH * ROWS / t64 * 1e-9);
-    fflush(stdout);
-}
-
-static void bench_rest(const mm2_kernels *k)
-{
-    enum { HEADS = 6, DIM = 128, LENGTH = 4096 };
-    float m[HEADS] = {0}, l[HEADS] = {0};
-    for (int slot = 0; slot < 2; slot++) {
-        size_t size = slot ? 2 : 4;
-        for (int r = 0; r < RUNS; r++)
-            for (int32_t j = 0; j < LENGTH; j += 256) {
-                int64_t start = mm2_now();
-                k->attend[slot](m, l, outs[0], rows[0], HEADS, pool + (size_t)j * DIM * size,
-                                pool + (size_t)(LENGTH + j) * DIM * size, 256, DIM, 0.001f);
-                record(start);
-            }
-        double t = median() * (LENGTH / 256);
-        printf("%-7s attend %s %7.1f us for 4096 positions, %.1f GFLOP/s\n", k->name,
-               slot ? "bf16" : "f32 ", t * 1e6, 4.0 * HEADS * DIM * LENGTH / t * 1e-9);
-    }
-    double t[3];
-    for (int what = 0; what < 3; what++) {
-        for (int r = 0; r < 100; r++) {
-            int64_t start = mm2_now();
-            for (int i = 0; i < 20; i++) {
-                if (what == 0)
-                    k->rms_norm(outs[0], rows[0], rows[1], WIDTH, 1e-6f);
-                else if (what == 1)
-                    k->swiglu(outs[0], rows[0], rows[1], WIDTH);
-                else
-                    k->quantize[MM2_ACT_Q8_256](acts[0], rows[0], WIDTH);
-            }
-            record(start);
+    for (int r = 0; r < RUNS; r++) {
+        for (int i = 0; i < READS; i++) {
+            scatter(&j);
+            j.t0 = distances[i][0], j.t1 = distances[i][1];
+            read[i][r] = seconds(&j, reading);
         }
-        t[what] = median() * 1e6 / 20;
+        scatter(&j);
+        one[r] = seconds(&j, product);
     }
-    printf("%-7s rms_norm %.2f us, swiglu %.2f us, quantize %.2f us\n", k->name, t[0], t[1], t[2]);
+    for (int32_t i = 0; i < MATRICES; i++)
+        j.at[i] = 0;
+    j.w.n_out = TILE; /* each unit reads the same rows */
+    for (int r = 0; r < RUNS; r++)
+        cached[r] = seconds(&j, product);
+    double bytes = (double)j.w.row_bytes * N_OUT * MATRICES, best = 0;
+    for (int i = 0; i < READS; i++) {
+        double rate = bytes / median(read[i]);
+        best = rate > best ? rate : best;
+    }
+    double plain = bytes / median(read[0]), rate = bytes / median(one);
+    printf("%-7s %-8s %6.1f GB/s %4.0f %% of best %4.0f %% of plain, cached %6.1f;", k->name,
+           mm2_dtype_name(dtype), rate * 1e-9, 100 * rate / best, 100 * rate / plain,
+           bytes / median(cached) * 1e-9);
+    static const int32_t rows[] = {4, 16, 64, 256};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        j.w.n_out = N_OUT;
+        j.rows = rows[i];
+        j.matrices = j.rows < 64 ? 8 : 2;
+        for (int r = 0; r < RUNS; r++) {
+            scatter(&j);
+            many[r] = seconds(&j, product);
+        }
+        printf(" %d: %.0f", rows[i],
+               2.0 * N_IN * N_OUT * j.matrices * j.rows / median(many) * 1e-9);
+    }
+    printf("\n");
+    fflush(stdout);
 }
 
 int main(int argc, char **argv)
 {
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    CPU_SET(sched_getcpu(), &set);
-    sched_setaffinity(0, sizeof set, &set);
     mm2_float_mode_enter();
     pool = mmap(NULL, POOL, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (pool == MAP_FAILED)
         return 1;
-    uint64_t x = 88172645463325252u;
+    madvise(pool, POOL, MADV_HUGEPAGE);
     for (size_t i = 0; i < POOL; i += 8) {
-        x ^= x << 13, x ^= x >> 7, x ^= x << 17;
-        uint64_t y = x & 0xbfffbfffbfffbfffu; /* finite as f32, f16 and bf16 */
+        uint64_t y = draw() & 0xbfffbfffbfffbfffu; /* finite as f32, f16 and bf16 */
         memcpy(pool + i, &y, 8);
     }
-    for (int32_t m = 0; m < ROWS; m++) {
-        rows[m] = aligned_alloc(64, WIDTH * sizeof(float));
-        outs[m] = aligned_alloc(64, WIDTH * sizeof(float));
-        acts[m] = aligned_alloc(64, WIDTH * sizeof(float));
-        if (!rows[m] || !outs[m] || !acts[m])
+    for (int32_t m = 0; m < MOST_ROWS; m++) {
+        outs[m] = aligned_alloc(64, N_OUT * sizeof(float));
+        acts[m] = aligned_alloc(64, N_IN * sizeof(float));
+        if (!outs[m] || !acts[m])
             return 1;
-        for (int32_t i = 0; i < WIDTH; i++)
-            rows[m][i] = (float)(int8_t)pool[m * WIDTH + i] / 50;
     }
-    printf("%s\nplain read of %d MB: %.2f GB/s\n", mm2_cpu(), POOL >> 20, plain_read());
-    static const char *const names[] = {"auto", "ref", "avx2", "avx512", "blas"};
-    for (int32_t isa = MM2_ISA_REF; isa <= MM2_ISA_BLAS; isa++) {
-        if (argc > 1 && strcmp(argv[1], names[isa]) != 0)
-            continue;
+    if (mm2_pool_new(&threads, argc > 3 ? atoi(argv[3]) : mm2_cpu_cores()))
+        return 1;
+    printf("%s, %d threads\n", mm2_cpu(), mm2_pool_threads(threads));
+    for (int32_t isa = MM2_ISA_AVX2; isa <= MM2_ISA_BLAS; isa++) {
         const mm2_kernels *k = mm2_kernels_find(isa);
-        if (!k) {
-            printf("%s: %s\n", names[isa], mm2_status_text());
+        if (!k || (argc > 1 && strcmp(argv[1], k->name) != 0))
             continue;
-        }
         for (int32_t dtype = 0; dtype < MM2_DTYPE_COUNT; dtype++)
             if (k->matmul[dtype] && (argc < 3 || strcmp(argv[2], mm2_dtype_name(dtype)) == 0))
-                bench_matmul(k, dtype);
-        if (argc < 3)
-            bench_rest(k);
+                bench(k, dtype);
     }
+    mm2_pool_free(threads);
     return 0;
 }

@@ -1,0 +1,437 @@
+/* Matrix products of one activation row with integer weights, in terms of the primitives of a
+ * lanes_*.h: what decode does, and there memory is to be the limit.
+ *
+ * The rows of a call lie one after the other, so their blocks are walked as one sequence, ROWS
+ * blocks at a time, and memory sees a single ascending stream. Codes are multiplied where they
+ * stand, 64 at a time and without being moved across lanes; a transposing sum turns the partial
+ * sums of ROWS blocks into one register with a lane for each, and from there scales and minima are
+ * handled for ROWS blocks at once. What is left for each row is the chain of fused multiply-adds
+ * over its blocks that kernels.h prescribes: its factors are kept for ONE_PASS rows, whose chains
+ * run side by side.
+ *
+ * The activations are put into the order in which the codes come, once a call. A group of blocks
+ * may begin anywhere in a row and end in the next one; all that belongs to an activation block is
+ * therefore repeated behind the last block, ROWS times. */
+
+enum {
+    ONE_LIMIT = 8192, /* longest row; longer ones take the panels of body_int.h */
+    ONE_PASS = 8,     /* rows whose chains run together */
+    ONE_BLOCKS = ONE_LIMIT / 32 + ROWS,
+    ONE_SUPERS = ONE_LIMIT / 256 + ROWS,
+    ONE_T0 = 1024, /* bytes that the stream is prefetched ahead, into the first */
+    ONE_T1 = 4096  /* and the second level */
+};
+
+/* y = fma(a, b, y), and where there are minima y = fma(c, e, y), for every block of ONE_PASS rows
+ * (and of the last group, which may reach beyond them). */
+typedef struct one_terms {
+    float a[ONE_PASS * ONE_LIMIT / 32 + ROWS], b[ONE_PASS * ONE_LIMIT / 32 + ROWS];
+    float c[ONE_PASS * ONE_LIMIT / 256 + ROWS], e[ONE_PASS * ONE_LIMIT / 256 + ROWS];
+} one_terms;
+
+/* Adds up the terms of `rows` rows, `blocks` each. */
+INLINE void one_chain(int minima, float *y, const one_terms *t, int rows, int32_t blocks)
+{
+    float sum[ONE_PASS];
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
+        sum[r] = 0;
+    for (int32_t i = 0; i < blocks; i++)
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++) {
+            int32_t at = r * blocks + i;
+            sum[r] = fmaf(t->a[at], t->b[at], sum[r]);
+            if (minima)
+                sum[r] = fmaf(t->c[at], t->e[at], sum[r]);
+        }
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
+        y[r] = sum[r];
+}
+
+INLINE void one_chains(int minima, float *y, const one_terms *t, int rows, int32_t blocks)
+{
+    if (rows == ONE_PASS) {
+        one_chain(minima, y, t, ONE_PASS, blocks);
+        return;
+    }
+    for (int r = 0; r < rows; r++) {
+        float sum = 0;
+        for (int32_t i = r * blocks; i < (r + 1) * blocks; i++) {
+            sum = fmaf(t->a[i], t->b[i], sum);
+            if (minima)
+                sum = fmaf(t->c[i], t->e[i], sum);
+        }
+        y[r] = sum;
+    }
+}
+
+/* Blocks [at, at + ROWS) of `total`, where they are or, if there are not so many, in a copy that
+ * ends with zeros. Prefetches the stream. */
+INLINE const uint8_t *one_group(const uint8_t *p, int32_t at, int32_t total, int32_t bytes,
+                                uint8_t *copy)
+{
+    p += (int64_t)at * bytes;
+    for (int i = 0; i < ROWS * bytes; i += 64) {
+        _mm_prefetch((const char *)p + i + ONE_T0, _MM_HINT_T0);
+        _mm_prefetch((const char *)p + i + ONE_T1, _MM_HINT_T1);
+    }
+    if (total - at >= ROWS)
+        return p;
+    memset(copy, 0, (size_t)(ROWS * bytes));
+    memcpy(copy, p, (size_t)((total - at) * bytes));
+    return copy;
+}
+
+/* ---- Blocks of 32 ---- */
+
+typedef struct one_block_act {
+    _Alignas(64) int8_t code[ONE_BLOCKS][64]; /* of block b, then of block b + 4 */
+    int32_t bias[ONE_BLOCKS];                 /* sum of the codes times one_bias */
+    float d[ONE_BLOCKS];
+} one_block_act;
+
+static void one_block_prepare(one_block_act *x, const int8_t *act, int32_t n, int32_t bias)
+{
+    int32_t blocks = n / 32;
+    const float *d = (const float *)(act + n);
+    for (int32_t b = 0, from = 0; b < blocks + ROWS; b++, from = from + 1 < blocks ? from + 1 : 0) {
+        memcpy(x->code[b], act + from * 32, 32);
+        memcpy(x->code[b] + 32, act + (from + 4) % blocks * 32, 32);
+        x->d[b] = d[from];
+        x->bias[b] = b < blocks ? bias * sum32(act + b * 32) : x->bias[from];
+    }
+}
+
+INLINE int is_signed(int32_t dtype)
+{
+    return dtype == MM2_Q8_0 || dtype == MM2_IQ4_NL;
+}
+
+/* How far the codes of one_block_codes lie above the true ones when they are multiplied. */
+INLINE int32_t one_bias(int32_t dtype)
+{
+    return is_signed(dtype) ? SIGNED_BIAS : dtype == MM2_Q5_0 ? 16 : 8;
+}
+
+/* Codes of two blocks, from 0 up where the format is not signed. */
+INLINE bytes64 one_block_codes(int32_t dtype, const uint8_t *p, const uint8_t *q)
+{
+    switch (dtype) {
+    case MM2_Q8_0:
+        return bytes_joined(p + offsetof(mm2_block_q8_0, q), q + offsetof(mm2_block_q8_0, q));
+    case MM2_Q5_0: {
+        bytes64 low = bytes_nibbles(p + offsetof(mm2_block_q5_0, q), q + offsetof(mm2_block_q5_0, q));
+        return bytes_set_bit4(low, p + offsetof(mm2_block_q5_0, high),
+                              q + offsetof(mm2_block_q5_0, high));
+    }
+    default: {
+        bytes64 low = bytes_nibbles(p + offsetof(mm2_block_q4_0, q), q + offsetof(mm2_block_q4_0, q));
+        return dtype == MM2_IQ4_NL ? bytes_iq4(low) : low;
+    }
+    }
+}
+
+INLINE void one_block_terms(int32_t dtype, one_terms *t, int32_t at, const uint8_t *p,
+                            const one_block_act *x, int32_t b)
+{
+    int32_t bytes = block_bytes(dtype);
+    pairs sum[ROWS / 2];
+    words head[4];
+#pragma GCC unroll 8
+    for (int k = 0; k < ROWS / 2; k++) {
+        int first = k + k / 4 * 4; /* with the block four further on */
+        bytes64 c = one_block_codes(dtype, p + first * bytes, p + (first + 4) * bytes);
+        sum[k] = pairs_dot(is_signed(dtype), c, x->code[b + first]);
+    }
+    transpose4(head, p, bytes); /* d stands at the beginning in all four formats */
+    words isum = words_sub(pairs_sums(sum), words_load(x->bias + b));
+    reals_store(t->a + at, reals_mul(reals_from_half(head[0]), reals_load(x->d + b)));
+    reals_store(t->b + at, reals_from_words(isum));
+}
+
+INLINE void matmul_block_one(int32_t dtype, float *out, const mm2_weight *w, int32_t first,
+                             int32_t count, const int8_t *act)
+{
+    _Alignas(64) uint8_t copy[ROWS * sizeof(mm2_block_q8_0)];
+    one_block_act x;
+    one_terms t;
+    int32_t blocks = w->n_in / 32, bytes = block_bytes(dtype);
+    one_block_prepare(&x, act, w->n_in, one_bias(dtype));
+    const uint8_t *p = (const uint8_t *)w->data + first * w->row_bytes;
+    for (int32_t i = 0; i < count; i += ONE_PASS, p += ONE_PASS * w->row_bytes) {
+        int32_t rows = smaller(ONE_PASS, count - i), total = rows * blocks;
+        for (int32_t at = 0, b = 0; at < total; at += ROWS) {
+            one_block_terms(dtype, &t, at, one_group(p, at, total, bytes, copy), &x, b);
+            for (b += ROWS; b >= blocks;)
+                b -= blocks;
+        }
+        one_chains(0, out + i, &t, rows, blocks);
+    }
+}
+
+/* ---- Super-blocks of 256 ---- */
+
+typedef struct one_super_act {
+    _Alignas(64) int8_t code[ONE_SUPERS][256]; /* in the order of one_super_sum */
+    int16_t sums[ONE_SUPERS][16];              /* of 16 codes each, times one_factor */
+    int32_t pairs[8][ONE_SUPERS];              /* the same, unmultiplied, two by two */
+    float d[ONE_SUPERS];
+} one_super_act;
+
+/* Pieces of 32 activations in the order of the codes. */
+INLINE void one_super_prepare(int32_t dtype, one_super_act *x, const int8_t *act, int32_t n)
+{
+    static const uint8_t plain[8] = {0, 1, 2, 3, 4, 5, 6, 7};
+    static const uint8_t nibbles[8] = {0, 2, 1, 3, 4, 6, 5, 7}; /* Q4_K, Q5_K: 32 bytes a pair */
+    static const uint8_t quarters[8] = {0, 4, 1, 5, 2, 6, 3, 7}; /* Q2_K, Q3_K: 32 bytes a half */
+    const uint8_t *order = dtype == MM2_Q2_K || dtype == MM2_Q3_K   ? quarters
+                           : dtype == MM2_Q4_K || dtype == MM2_Q5_K ? nibbles
+                                                                    : plain;
+    int32_t blocks = n / MM2_SUPER, factor = dtype == MM2_Q3_K ? -4 : -16;
+    const float *d = (const float *)(act + n);
+    const int16_t *sums = (const int16_t *)(d + blocks);
+    for (int32_t b = 0, from = 0; b < blocks + ROWS; b++, from = from + 1 < blocks ? from + 1 : 0) {
+        for (int i = 0; i < 8; i++) {
+            memcpy(x->code[b] + i * 32, act + from * MM2_SUPER + order[i] * 32, 32);
+            if (has_minima(dtype))
+                memcpy(&x->pairs[i][b], sums + from * 16 + i * 2, 4);
+        }
+        for (int i = 0; i < 16 && !has_minima(dtype); i++)
+            x->sums[b][i] = (int16_t)(sums[from * 16 + i] * factor);
+        x->d[b] = d[from];
+    }
+}
+
+/* What ROWS blocks have beside their codes: 16 bytes of scales a block in the order of the spread
+ * tables below (Q6_K has them so in the file), minima as pairs of int16, d and dmin. */
+typedef struct one_heads {
+    _Alignas(64) uint8_t scales[ROWS][16];
+    words min[8];
+    reals d, dmin;
+} one_heads;
+
+/* 8 scales and 8 minima of 6 bits, as Q4_K and Q5_K have them. */
+INLINE void one_heads_6bit(one_heads *h, const uint8_t *p, int32_t bytes)
+{
+    words x[4], scale[4], min[2];
+    transpose4(x, p, bytes);
+    h->d = reals_from_half(x[0]);
+    h->dmin = reals_from_half(words_shr(x[0], 16));
+    scale[0] = words_bits(x[1], 0, LOW6);
+    scale[1] = words_or(words_bits(x[3], 0, LOW4), words_shl(words_bits(x[1], 6, LOW2), 4));
+    scale[2] = scale[3] = words_set1(0);
+    min[0] = words_bits(x[2], 0, LOW6);
+    min[1] = words_or(words_bits(x[3], 4, LOW4), words_shl(words_bits(x[2], 6, LOW2), 4));
+    untranspose4(h->scales, scale);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        words m = words_byte(min[i / 4], i % 4);
+        h->min[i] = words_or(m, words_shl(m, 16));
+    }
+}
+
+INLINE void one_heads_q2_k(one_heads *h, const uint8_t *p, int32_t bytes)
+{
+    words x[4], scale[4];
+    transpose4(x, p + offsetof(mm2_block_q2_k, scales), bytes);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) { /* low nibbles are scales, high ones minima */
+        words min = words_bits(x[i], 4, LOW4);
+        scale[i] = words_bits(x[i], 0, LOW4);
+        h->min[i * 2] = words_or(words_byte(min, 0), words_shl(words_byte(min, 1), 16));
+        h->min[i * 2 + 1] = words_or(words_byte(min, 2), words_shl(words_byte(min, 3), 16));
+    }
+    untranspose4(h->scales, scale);
+    transpose4(x, p + offsetof(mm2_block_q2_k, d) - 12, bytes);
+    h->d = reals_from_half(x[3]);
+    h->dmin = reals_from_half(words_shr(x[3], 16));
+}
+
+INLINE void one_heads_q3_k(one_heads *h, const uint8_t *p, int32_t bytes)
+{
+    words x[4], scale[4];
+    transpose4(x, p + sizeof(mm2_block_q3_k) - 16, bytes);
+    h->d = reals_from_half(words_shr(x[3], 16));
+    unpack_q3_k_scales(scale, x);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+        scale[i] = words_sub8(scale[i], 32);
+    untranspose4(h->scales, scale);
+}
+
+INLINE void one_heads_q6_k(one_heads *h, const uint8_t *p, int32_t bytes)
+{
+    words x[4];
+    transpose4(x, p + sizeof(mm2_block_q6_k) - 16, bytes);
+    h->d = reals_from_half(words_shr(x[3], 16));
+}
+
+/* Byte j of the second word holds the low nibbles of scales 2j and 2j + 1, nibble j above d their
+ * high bits. */
+INLINE void one_heads_iq4_xs(one_heads *h, const uint8_t *p, int32_t bytes)
+{
+    words x[4], scale[4];
+    transpose4(x, p, bytes);
+    h->d = reals_from_half(x[0]);
+    words top = words_or(words_bits(x[0], 16, 0xff),
+                         words_shl(words_bits(x[0], 24, 0xff), 16)); /* nibbles to bytes */
+    top = words_and(words_or(top, words_shl(top, 4)), words_set1(LOW4));
+    words even = words_or(words_bits(x[1], 0, LOW4), words_shl(words_bits(top, 0, LOW2), 4));
+    words odd = words_or(words_bits(x[1], 4, LOW4), words_shl(words_bits(top, 2, LOW2), 4));
+    scale[0] = words_sub8(even, 32);
+    scale[1] = words_sub8(odd, 32);
+    scale[2] = scale[3] = words_set1(0);
+    untranspose4(h->scales, scale);
+}
+
+INLINE void one_heads_fill(int32_t dtype, one_heads *h, const uint8_t *p)
+{
+    int32_t bytes = super_bytes(dtype);
+    switch (dtype) {
+    case MM2_Q2_K:
+        one_heads_q2_k(h, p, bytes);
+        return;
+    case MM2_Q3_K:
+        one_heads_q3_k(h, p, bytes);
+        return;
+    case MM2_Q6_K:
+        one_heads_q6_k(h, p, bytes);
+        return;
+    case MM2_IQ4_XS:
+        one_heads_iq4_xs(h, p, bytes);
+        return;
+    default:
+        one_heads_6bit(h, p, bytes);
+    }
+}
+
+/* For each of the four groups of 16 codes among 64: the byte of the 16 that is its scale. */
+// clang-format off
+static const uint8_t spread_nibbles[4][4] = {{0, 0, 2, 2}, {1, 1, 3, 3}, {4, 4, 6, 6}, {5, 5, 7, 7}};
+static const uint8_t spread_quarters[4][4] = {{0, 1, 8, 9}, {2, 3, 10, 11}, {4, 5, 12, 13}, {6, 7, 14, 15}};
+static const uint8_t spread_plain[4][4] = {{0, 1, 2, 3}, {4, 5, 6, 7}, {8, 9, 10, 11}, {12, 13, 14, 15}};
+static const uint8_t spread_iq4[4][4] = {{0, 0, 4, 4}, {1, 1, 5, 5}, {2, 2, 6, 6}, {3, 3, 7, 7}};
+// clang-format on
+
+/* Partial sums over one super-block of scale * (code * activation); where codes are taken without
+ * their offset, sums * scale makes up for it. */
+INLINE words one_super_sum(int32_t dtype, const uint8_t *p, const uint8_t scales[16],
+                           const int8_t *act, const int16_t *sums)
+{
+    words sum = words_set1(0);
+    bytes64 s = bytes_repeat16(scales);
+    switch (dtype) {
+    case MM2_Q2_K:
+    case MM2_Q3_K: {
+        int three = dtype == MM2_Q3_K;
+        bytes64 q = bytes_load(p + (three ? offsetof(mm2_block_q3_k, q)
+                                          : offsetof(mm2_block_q2_k, q)));
+        bytes64 high = q;
+        if (three) /* bits of the second half are 4 further up; the one at hand comes to 2 */
+            high = bytes_shr_halves(bytes_repeat32(p + offsetof(mm2_block_q3_k, high)), 0, 4);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+            bytes64 c = bytes_and(j ? bytes_shr(q, j * 2) : q, 3);
+            if (three)
+                c = bytes_or_and(c,
+                                 j < 2   ? bytes_shl(high, 2 - j)
+                                 : j > 2 ? bytes_shr(high, 1)
+                                         : high,
+                                 4);
+            sum = one_dot(sum, c, act + j * 64, bytes_spread(three, s, spread_quarters[j]));
+        }
+        return three ? one_offset(sum, scales, sums, 0) : sum;
+    }
+    case MM2_Q6_K: {
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; half++) {
+            bytes64 low = bytes_load(p + half * 64);
+            bytes64 high = bytes_repeat32(p + offsetof(mm2_block_q6_k, high) + half * 32);
+            bytes64 c = bytes_or_and(bytes_and(low, 15), bytes_shl_halves(high, 4, 2), 0x30);
+            sum = one_dot(sum, c, act + half * 128, bytes_spread(1, s, spread_plain[half * 2]));
+            c = bytes_or_and(bytes_and(bytes_shr(low, 4), 15), bytes_shr_halves(high, 0, 2), 0x30);
+            sum = one_dot(sum, c, act + half * 128 + 64,
+                          bytes_spread(1, s, spread_plain[half * 2 + 1]));
+        }
+        return one_offset(sum, scales, sums, 1);
+    }
+    case MM2_IQ4_XS:
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+            const uint8_t *q = p + offsetof(mm2_block_iq4_xs, q) + j * 32;
+            sum = one_dot_iq4(sum, bytes_nibbles(q, q + 16), act + j * 64,
+                              bytes_spread(1, s, spread_iq4[j]));
+        }
+        return sum;
+    default: { /* Q4_K, Q5_K */
+        int five = dtype == MM2_Q5_K;
+        p += five ? offsetof(mm2_block_q5_k, q) : offsetof(mm2_block_q4_k, q);
+        bytes64 high = s;
+        if (five) /* bit b of the first, bit b + 2 of the second half come to 4; b = 0, 1, 4, 5 */
+            high = bytes_shr_halves(bytes_repeat32(p - 32), 0, 2);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+            bytes64 c = bytes_load(p + j / 2 * 64);
+            c = bytes_and(j % 2 ? bytes_shr(c, 4) : c, 15);
+            if (five)
+                c = bytes_or_and(c,
+                                 j < 2   ? bytes_shl(high, 4 - j)
+                                 : j > 2 ? bytes_shr(high, 1)
+                                         : high,
+                                 16);
+            sum = one_dot(sum, c, act + j * 64, bytes_spread(0, s, spread_nibbles[j]));
+        }
+        return sum;
+    }
+    }
+}
+
+INLINE const uint8_t *one_scales(int32_t dtype, const one_heads *h, const uint8_t *p, int l)
+{
+    return dtype == MM2_Q6_K ? p + l * super_bytes(dtype) + offsetof(mm2_block_q6_k, scales)
+                             : h->scales[l % 4 * (ROWS / 4) + l / 4]; /* as untranspose4 leaves them */
+}
+
+INLINE void one_super_terms(int32_t dtype, one_terms *t, int32_t at, const uint8_t *p,
+                            const one_super_act *x, int32_t b)
+{
+    words sum[ROWS];
+    one_heads h;
+    one_heads_fill(dtype, &h, p);
+#pragma GCC unroll 16
+    for (int l = 0; l < ROWS; l++)
+        sum[l] = one_super_sum(dtype, p + l * super_bytes(dtype), one_scales(dtype, &h, p, l),
+                               x->code[b + l], x->sums[b + l]);
+    reals d = reals_load(x->d + b);
+    reals_store(t->a + at, reals_mul(h.d, d));
+    reals_store(t->b + at, reals_from_words(words_sums(sum)));
+    if (!has_minima(dtype))
+        return;
+    words least = words_set1(0);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++)
+        least = words_dot16(least, h.min[i], words_load(x->pairs[i] + b));
+    reals_store(t->c + at, reals_negate(reals_mul(h.dmin, d)));
+    reals_store(t->e + at, reals_from_words(least));
+}
+
+INLINE void matmul_super_one(int32_t dtype, float *out, const mm2_weight *w, int32_t first,
+                             int32_t count, const int8_t *act)
+{
+    _Alignas(64) uint8_t copy[ROWS * sizeof(mm2_block_q6_k)];
+    one_super_act x;
+    one_terms t;
+    int32_t blocks = w->n_in / MM2_SUPER, bytes = super_bytes(dtype);
+    one_super_prepare(dtype, &x, act, w->n_in);
+    const uint8_t *p = (const uint8_t *)w->data + first * w->row_bytes;
+    for (int32_t i = 0; i < count; i += ONE_PASS, p += ONE_PASS * w->row_bytes) {
+        int32_t rows = smaller(ONE_PASS, count - i), total = rows * blocks;
+        for (int32_t at = 0, b = 0; at < total; at += ROWS) {
+            one_super_terms(dtype, &t, at, one_group(p, at, total, bytes, copy), &x, b);
+            for (b += ROWS; b >= blocks;)
+                b -= blocks;
+        }
+        one_chains(has_minima(dtype), out + i, &t, rows, blocks);
+    }
+}
