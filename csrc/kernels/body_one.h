@@ -6,8 +6,8 @@
  * stand, 64 at a time and without being moved across lanes; a transposing sum turns the partial
  * sums of ROWS blocks into one register with a lane for each, and from there scales and minima are
  * handled for ROWS blocks at once. What is left for each row is the chain of fused multiply-adds
- * over its blocks that kernels.h prescribes: its factors are kept for ONE_PASS rows, whose chains
- * run side by side.
+ * over its blocks that kernels.h prescribes: its factors are kept for ROWS rows, whose chains run side
+ * by side.
  *
  * The activations are put into the order in which the codes come, once a call. A group of blocks
  * may begin anywhere in a row and end in the next one; all that belongs to an activation block is
@@ -15,55 +15,42 @@
 
 enum {
     ONE_LIMIT = 8192, /* longest row; longer ones take the panels of body_int.h */
-    ONE_PASS = 8,     /* rows whose chains run together */
     ONE_BLOCKS = ONE_LIMIT / 32 + ROWS,
     ONE_SUPERS = ONE_LIMIT / 256 + ROWS,
     ONE_T0 = 1024, /* bytes that the stream is prefetched ahead, into the first */
     ONE_T1 = 4096  /* and the second level */
 };
 
-/* y = fma(a, b, y), and where there are minima y = fma(c, e, y), for every block of ONE_PASS rows
- * (and of the last group, which may reach beyond them). */
+/* y = fma(a, b, y), and where there are minima y = fma(c, e, y), for every block of ROWS rows (and
+ * of the last group, which may reach beyond them). */
 typedef struct one_terms {
-    float a[ONE_PASS * ONE_LIMIT / 32 + ROWS], b[ONE_PASS * ONE_LIMIT / 32 + ROWS];
-    float c[ONE_PASS * ONE_LIMIT / 256 + ROWS], e[ONE_PASS * ONE_LIMIT / 256 + ROWS];
+    float a[ROWS * ONE_LIMIT / 32 + ROWS], b[ROWS * ONE_LIMIT / 32 + ROWS];
+    float c[ROWS * ONE_LIMIT / 256 + ROWS], e[ROWS * ONE_LIMIT / 256 + ROWS];
 } one_terms;
 
-/* Adds up the terms of `rows` rows, `blocks` each. */
-INLINE void one_chain(int minima, float *y, const one_terms *t, int rows, int32_t blocks)
+/* Adds up the terms of `rows` <= ROWS rows, `blocks` each: lanes are rows. What the last step takes
+ * beyond a row is not used. */
+INLINE void one_chain(int minima, float *y, const one_terms *t, int32_t rows, int32_t blocks)
 {
-    float sum[ONE_PASS];
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; r++)
-        sum[r] = 0;
-    for (int32_t i = 0; i < blocks; i++)
-#pragma GCC unroll 8
-        for (int r = 0; r < rows; r++) {
-            int32_t at = r * blocks + i;
-            sum[r] = fmaf(t->a[at], t->b[at], sum[r]);
-            if (minima)
-                sum[r] = fmaf(t->c[at], t->e[at], sum[r]);
+    reals sum = reals_zero();
+    for (int32_t i = 0; i < blocks; i += 4) {
+        words a[4], b[4], c[4], e[4];
+        transpose4(a, (const uint8_t *)(t->a + i), blocks * 4);
+        transpose4(b, (const uint8_t *)(t->b + i), blocks * 4);
+        if (minima) {
+            transpose4(c, (const uint8_t *)(t->c + i), blocks * 4);
+            transpose4(e, (const uint8_t *)(t->e + i), blocks * 4);
         }
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; r++)
-        y[r] = sum[r];
-}
-
-INLINE void one_chains(int minima, float *y, const one_terms *t, int rows, int32_t blocks)
-{
-    if (rows == ONE_PASS) {
-        one_chain(minima, y, t, ONE_PASS, blocks);
-        return;
-    }
-    for (int r = 0; r < rows; r++) {
-        float sum = 0;
-        for (int32_t i = r * blocks; i < (r + 1) * blocks; i++) {
-            sum = fmaf(t->a[i], t->b[i], sum);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+            if (i + j == blocks)
+                break;
+            sum = reals_fma(reals_of(a[j]), reals_of(b[j]), sum);
             if (minima)
-                sum = fmaf(t->c[i], t->e[i], sum);
+                sum = reals_fma(reals_of(c[j]), reals_of(e[j]), sum);
         }
-        y[r] = sum;
     }
+    reals_store_n(y, sum, rows);
 }
 
 /* Blocks [at, at + ROWS) of `total`, where they are or, if there are not so many, in a copy that
@@ -114,12 +101,13 @@ INLINE int32_t one_bias(int32_t dtype)
     return is_signed(dtype) ? SIGNED_BIAS : dtype == MM2_Q5_0 ? 16 : 8;
 }
 
-/* Codes of two blocks, from 0 up where the format is not signed. */
+/* Codes of two blocks as pairs_dot wants them. */
 INLINE bytes64 one_block_codes(int32_t dtype, const uint8_t *p, const uint8_t *q)
 {
     switch (dtype) {
     case MM2_Q8_0:
-        return bytes_joined(p + offsetof(mm2_block_q8_0, q), q + offsetof(mm2_block_q8_0, q));
+        return bytes_signed(
+            bytes_joined(p + offsetof(mm2_block_q8_0, q), q + offsetof(mm2_block_q8_0, q)));
     case MM2_Q5_0: {
         bytes64 low = bytes_nibbles(p + offsetof(mm2_block_q5_0, q), q + offsetof(mm2_block_q5_0, q));
         return bytes_set_bit4(low, p + offsetof(mm2_block_q5_0, high),
@@ -159,14 +147,14 @@ INLINE void matmul_block_one(int32_t dtype, float *out, const mm2_weight *w, int
     int32_t blocks = w->n_in / 32, bytes = block_bytes(dtype);
     one_block_prepare(&x, act, w->n_in, one_bias(dtype));
     const uint8_t *p = (const uint8_t *)w->data + first * w->row_bytes;
-    for (int32_t i = 0; i < count; i += ONE_PASS, p += ONE_PASS * w->row_bytes) {
-        int32_t rows = smaller(ONE_PASS, count - i), total = rows * blocks;
+    for (int32_t i = 0; i < count; i += ROWS, p += ROWS * w->row_bytes) {
+        int32_t rows = smaller(ROWS, count - i), total = rows * blocks;
         for (int32_t at = 0, b = 0; at < total; at += ROWS) {
             one_block_terms(dtype, &t, at, one_group(p, at, total, bytes, copy), &x, b);
             for (b += ROWS; b >= blocks;)
                 b -= blocks;
         }
-        one_chains(0, out + i, &t, rows, blocks);
+        one_chain(0, out + i, &t, rows, blocks);
     }
 }
 
@@ -425,13 +413,13 @@ INLINE void matmul_super_one(int32_t dtype, float *out, const mm2_weight *w, int
     int32_t blocks = w->n_in / MM2_SUPER, bytes = super_bytes(dtype);
     one_super_prepare(dtype, &x, act, w->n_in);
     const uint8_t *p = (const uint8_t *)w->data + first * w->row_bytes;
-    for (int32_t i = 0; i < count; i += ONE_PASS, p += ONE_PASS * w->row_bytes) {
-        int32_t rows = smaller(ONE_PASS, count - i), total = rows * blocks;
+    for (int32_t i = 0; i < count; i += ROWS, p += ROWS * w->row_bytes) {
+        int32_t rows = smaller(ROWS, count - i), total = rows * blocks;
         for (int32_t at = 0, b = 0; at < total; at += ROWS) {
             one_super_terms(dtype, &t, at, one_group(p, at, total, bytes, copy), &x, b);
             for (b += ROWS; b >= blocks;)
                 b -= blocks;
         }
-        one_chains(has_minima(dtype), out + i, &t, rows, blocks);
+        one_chain(has_minima(dtype), out + i, &t, rows, blocks);
     }
 }

@@ -533,6 +533,13 @@ static inline bytes64 bytes_set_bit4(bytes64 a, const uint8_t *p, const uint8_t 
     return bytes_of(_mm256_or_si256(a.low, bits_to_16(p)), _mm256_or_si256(a.high, bits_to_16(q)));
 }
 
+/* Signed codes as pairs_dot wants them: raised by SIGNED_BIAS. */
+static inline bytes64 bytes_signed(bytes64 c)
+{
+    return c;
+}
+
+/* The values of IQ4 codes, likewise. */
 static inline bytes64 bytes_iq4(bytes64 nibbles)
 {
     return bytes_of(words_iq4(nibbles.low), words_iq4(nibbles.high));
@@ -600,8 +607,8 @@ static inline words one_offset(words sum, const uint8_t scales[16], const int16_
     return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_slli_epi16(s, shift), a));
 }
 
-/* Partial sums of codes * activations for each of two blocks; with `negative`, of (codes +
- * SIGNED_BIAS) * activations. */
+/* Partial sums of codes * activations for each of two blocks; `negative` says that the codes come
+ * from bytes_signed or bytes_iq4. */
 static inline pairs pairs_dot(int negative, bytes64 c, const int8_t *acts)
 {
     const __m256i zero = _mm256_setzero_si256(), one = _mm256_set1_epi16(1);
@@ -663,6 +670,11 @@ static inline void untranspose4(uint8_t out[ROWS][16], const words in[4])
     cd = _mm256_unpackhi_epi32(in[2], in[3]);
     _mm256_store_si256((__m256i *)(out + 4), _mm256_unpacklo_epi64(ab, cd));
     _mm256_store_si256((__m256i *)(out + 6), _mm256_unpackhi_epi64(ab, cd));
+}
+
+static inline reals reals_of(words bits)
+{
+    return _mm256_castsi256_ps(bits);
 }
 
 static inline reals reals_load(const float *p)

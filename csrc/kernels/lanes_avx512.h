@@ -469,9 +469,16 @@ static inline bytes64 bytes_set_bit4(bytes64 a, const uint8_t *p, const uint8_t 
     return _mm512_mask_add_epi8(a, bits, a, _mm512_set1_epi8(16));
 }
 
+static inline bytes64 bytes_signed(bytes64 c)
+{
+    return _mm512_xor_si512(c, _mm512_set1_epi8((char)SIGNED_BIAS));
+}
+
 static inline bytes64 bytes_iq4(bytes64 nibbles)
 {
-    return words_iq4(nibbles);
+    __m128i table = _mm_loadu_si128((const __m128i *)mm2_iq4_values);
+    table = _mm_xor_si128(table, _mm_set1_epi8((char)SIGNED_BIAS));
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), nibbles);
 }
 
 /* Byte `from` in every word: in its upper half if it is to be sign-extended, else in its lower. */
@@ -517,8 +524,7 @@ static inline words one_offset(words sum, const uint8_t scales[16], const int16_
 
 static inline pairs pairs_dot(int negative, bytes64 c, const int8_t *acts)
 {
-    if (negative)
-        c = _mm512_xor_si512(c, _mm512_set1_epi8((char)0x80));
+    (void)negative;
     return _mm512_dpbusd_epi32(_mm512_setzero_si512(), c, _mm512_load_si512(acts));
 }
 
@@ -567,6 +573,11 @@ static inline void untranspose4(uint8_t out[ROWS][16], const words in[4])
     cd = _mm512_unpackhi_epi32(in[2], in[3]);
     _mm512_store_si512(out + 8, _mm512_unpacklo_epi64(ab, cd));
     _mm512_store_si512(out + 12, _mm512_unpackhi_epi64(ab, cd));
+}
+
+static inline reals reals_of(words bits)
+{
+    return _mm512_castsi512_ps(bits);
 }
 
 static inline reals reals_load(const float *p)
