@@ -85,6 +85,11 @@ INLINE int32_t super_bytes(int32_t dtype)
                                : (int32_t)sizeof(mm2_block_iq4_xs);
 }
 
+INLINE int is_super(int32_t dtype)
+{
+    return dtype != MM2_Q8_0 && dtype != MM2_Q4_0 && dtype != MM2_Q5_0 && dtype != MM2_IQ4_NL;
+}
+
 /* Sub-blocks of 32? */
 INLINE int is_wide(int32_t dtype)
 {

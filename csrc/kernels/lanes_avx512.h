@@ -9,8 +9,9 @@
 
 enum {
     ROWS = 16,      /* weight rows of a panel: int32 lanes of a register */
-    DOT_ACTS = 4,   /* activation rows of one integer tile */
-    ONE_ACTS = 3,   /* fewer activation rows than this are multiplied one by one */
+    DOT_ACTS = 4,   /* activation rows and */
+    DOT_PANELS = 2, /* panels of one integer tile */
+    ONE_ACTS = 4,   /* fewer activation rows than this are multiplied one by one */
     SIGNED_BIAS = 128, /* what pairs_dot adds to signed codes */
     ONE_ROWS = 8,   /* weight rows that run together with one float activation row */
     TILE_ROWS = 8,  /* weight rows and */
@@ -327,7 +328,12 @@ static inline const int8_t *dot_acts(int positive, int8_t *buffer, const int8_t 
 {
     if (positive)
         return acts;
-    for (int32_t i = 0; i < n; i += 32) {
+    int32_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        __m512i a = _mm512_loadu_si512(acts + i);
+        _mm512_store_si512(buffer + i, _mm512_xor_si512(a, _mm512_set1_epi8((char)0x80)));
+    }
+    if (i < n) {
         __m256i a = _mm256_loadu_si256((const __m256i *)(acts + i));
         a = _mm256_xor_si256(a, _mm256_set1_epi8((char)0x80));
         _mm256_store_si256((__m256i *)(buffer + i), a);
