@@ -6,23 +6,24 @@
  * whole register. DOT_PANELS panels times DOT_ACTS activation rows are one tile of accumulators.
  * Integer sums are exact in any order; the float operations are those of ref.c, block by block.
  *
- * The row groups of a call follow one another in memory; while one is read, the same place of the
- * next one is prefetched. The blocks of a last, smaller group are copied, followed by zeros. */
+ * The row groups of a call follow one another in memory. While a group is multiplied, the same
+ * place of the next one is prefetched, some rows with each tile: all at once they would fill the
+ * line buffers, and nothing would be multiplied meanwhile. The blocks of a last, smaller group are
+ * copied, followed by zeros. */
 
 enum { SUM_ACTS = 64 /* activation rows that use a panel before it is made again */ };
 
-/* The group of rows from i on at byte `offset`: where its blocks are and how far apart. */
+/* ROWS rows at one place of their blocks: where they are and how far apart. */
 typedef struct group {
     const uint8_t *p;
     int64_t stride;
 } group;
 
+/* The group of rows from i on at byte `offset`. */
 INLINE group group_at(const mm2_weight *w, int32_t first, int32_t count, int32_t i, int64_t offset,
                       int32_t bytes, uint8_t *copy)
 {
     group g = {(const uint8_t *)w->data + (first + i) * w->row_bytes + offset, w->row_bytes};
-    for (int32_t r = 0; r < ROWS; r++) /* the next group */
-        prefetch(g.p + (ROWS * DOT_PANELS + r) * g.stride, bytes);
     if (count - i >= ROWS)
         return g;
     memset(copy, 0, (size_t)(ROWS * bytes));
@@ -31,6 +32,30 @@ INLINE group group_at(const mm2_weight *w, int32_t first, int32_t count, int32_t
     g.p = copy;
     g.stride = bytes;
     return g;
+}
+
+/* What is to be prefetched while a panel is multiplied. */
+typedef struct ahead {
+    const uint8_t *p;
+    int64_t stride;
+    int32_t bytes, row, rows;
+} ahead;
+
+/* The place behind `panels` groups of rows. */
+INLINE ahead ahead_of(int panels, const mm2_weight *w, int32_t row, int64_t offset, int32_t bytes)
+{
+    ahead a = {(const uint8_t *)w->data + (row + panels * ROWS) * w->row_bytes + offset,
+               w->row_bytes, bytes, 0, panels * ROWS};
+    return a;
+}
+
+/* The share of one tile, with `left` activation rows to go. */
+INLINE void ahead_go(ahead *a, int32_t left)
+{
+    int32_t tiles = (left + DOT_ACTS - 1) / DOT_ACTS;
+    int32_t end = a->row + (a->rows - a->row + tiles - 1) / tiles;
+    for (; a->row < end; a->row++)
+        prefetch(a->p + a->row * a->stride, a->bytes);
 }
 
 /* Activation rows of the next tile, of `left`. */
@@ -90,12 +115,13 @@ INLINE void block_tile(int panels, int acts, reals (*y)[DOT_PANELS], const block
 
 INLINE void block_panel_dot(int panels, reals (*y)[DOT_PANELS], const block_panel *p,
                             const void *const *acts, int32_t rows, int32_t n_in, int32_t begin,
-                            int32_t blocks)
+                            int32_t blocks, ahead next)
 {
     for (int32_t m = 0; m < rows;) {
         const int8_t *a[DOT_ACTS];
         const float *d[DOT_ACTS];
         int together = tile_acts(rows - m);
+        ahead_go(&next, rows - m);
         for (int t = 0; t < together; t++) {
             const int8_t *act = acts[m + t];
             a[t] = act + begin;
@@ -138,7 +164,9 @@ INLINE void matmul_block_group(int panels, int32_t dtype, float *const *out, con
                              group_at(w, first, count, i + n * ROWS, (int64_t)begin / 32 * bytes,
                                       blocks * bytes, copy),
                              blocks);
-        block_panel_dot(panels, y, panel, acts, rows, w->n_in, begin, blocks);
+        block_panel_dot(
+            panels, y, panel, acts, rows, w->n_in, begin, blocks,
+            ahead_of(panels, w, first + i, (int64_t)begin / 32 * bytes, blocks * bytes));
     }
     for (int32_t m = 0; m < rows; m++)
         for (int n = 0; n < panels; n++)
@@ -212,13 +240,14 @@ INLINE void super_tile(int panels, int wide, int minima, int acts, reals (*y)[DO
 
 INLINE void super_panel_dot(int panels, int wide, int minima, reals (*y)[DOT_PANELS],
                             const super_panel *p, const void *const *acts, int32_t rows,
-                            int32_t n_in, int32_t block)
+                            int32_t n_in, int32_t block, ahead next)
 {
     for (int32_t m = 0; m < rows;) {
         const int8_t *a[DOT_ACTS];
         const int16_t *sums[DOT_ACTS];
         float d[DOT_ACTS];
         int together = tile_acts(rows - m);
+        ahead_go(&next, rows - m);
         for (int t = 0; t < together; t++) {
             const int8_t *act = acts[m + t];
             const float *scales = (const float *)(act + n_in);
@@ -253,7 +282,9 @@ INLINE void matmul_super_group(int panels, int32_t dtype, float *const *out, con
                                       (int64_t)block * super_bytes(dtype), super_bytes(dtype),
                                       copy));
         super_panel_dot(panels, is_wide(dtype), has_minima(dtype), y, panel, acts, rows, w->n_in,
-                        block);
+                        block,
+                        ahead_of(panels, w, first + i, (int64_t)block * super_bytes(dtype),
+                                 super_bytes(dtype)));
     }
     for (int32_t m = 0; m < rows; m++)
         for (int n = 0; n < panels; n++)

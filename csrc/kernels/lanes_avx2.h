@@ -316,7 +316,7 @@ static inline __m256i two_rows(const uint8_t *p, int64_t stride)
 }
 
 /* out[i] = word i of the 16 bytes at p of ROWS rows, `stride` bytes apart. */
-static inline void transpose4(words out[4], const uint8_t *p, int64_t stride)
+static inline __attribute__((always_inline)) void transpose4(words out[4], const uint8_t *p, int64_t stride)
 {
     __m256i a = two_rows(p, stride), b = two_rows(p + stride, stride);
     __m256i c = two_rows(p + 2 * stride, stride), d = two_rows(p + 3 * stride, stride);

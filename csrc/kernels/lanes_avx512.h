@@ -294,7 +294,7 @@ static inline __m512i four_rows(const uint8_t *p, int64_t stride)
     return _mm512_inserti32x4(a, load_row(p + 12 * stride), 3);
 }
 
-static inline void transpose4(words out[4], const uint8_t *p, int64_t stride)
+static inline __attribute__((always_inline)) void transpose4(words out[4], const uint8_t *p, int64_t stride)
 {
     __m512i a = four_rows(p, stride), b = four_rows(p + stride, stride);
     __m512i c = four_rows(p + 2 * stride, stride), d = four_rows(p + 3 * stride, stride);
