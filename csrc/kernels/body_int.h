@@ -11,7 +11,7 @@
  * line buffers, and nothing would be multiplied meanwhile. The blocks of a last, smaller group are
  * copied, followed by zeros. */
 
-enum { SUM_ACTS = 64 /* activation rows that use a panel before it is made again */ };
+enum { SUM_ACTS = 128 /* activation rows that use a panel before it is made again */ };
 
 /* ROWS rows at one place of their blocks: where they are and how far apart. */
 typedef struct group {

@@ -21,6 +21,7 @@ enum {
     ONE_ROWS = 4,   /* weight rows that run together with one float activation row */
     TILE_ROWS = 2,  /* weight rows and */
     TILE_ACTS = 3,  /* activation rows of one float tile: 12 accumulators of 16 registers */
+    KEY_TILES = 1,  /* tiles of 16 keys that attention scores at a time */
     VALUE_LANES = 1 /* groups of 16 value dimensions that attention sums at a time */
 };
 

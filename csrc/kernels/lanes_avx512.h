@@ -16,6 +16,7 @@ enum {
     ONE_ROWS = 8,   /* weight rows that run together with one float activation row */
     TILE_ROWS = 8,  /* weight rows and */
     TILE_ACTS = 3,  /* activation rows of one float tile: 24 accumulators of 32 registers */
+    KEY_TILES = 4,  /* tiles of 16 keys that attention scores at a time */
     VALUE_LANES = 4 /* groups of 16 value dimensions that attention sums at a time */
 };
 
