@@ -42,7 +42,9 @@ HEAD = """# {machine}
 Written by `tests/bench/compare.py`, which describes the method; one row a comparison.
 
 - commit: the last one that touched csrc or python, + with changes on top.
-- what: pp512, a prompt of 512 tokens; tg32, 32 tokens one by one; @N, behind N others.
+- what: pp512, a prompt of 512 tokens; tg32, 32 tokens one by one; @N, behind N others. Of a
+  prompt llama.cpp computes the last layer only for the rows whose logits are wanted, one for pp512,
+  all for pp512all: that row tells what whole layers cost.
 - tokens/s: medians of runs in turns, ± half the distance between the quartiles; ratio: minimax2's
   to llama.cpp's; peak memory: resident, minimax2's / llama.cpp's, pages of the file included.
 - llama.cpp: flash attention, KV cache in f16 (minimax2: bf16), built with
@@ -67,16 +69,18 @@ class What(NamedTuple):
     depth: int
     tokens: int
     step: int
+    every: bool
+    """All rows pass through all layers."""
 
 
 def parse_what(text):
-    """"pp512", "tg32", "tg16@4096"; "tg" alone is tg32. Raises ValueError."""
-    match = re.fullmatch(r"(pp|tg)([1-9]\d*)?(?:@(\d+))?", text)
-    if not match or text == "pp":
-        raise ValueError(f"{text!r} is no pp512, tg32 or tg16@4096")
-    kind, tokens, depth = match[1], int(match[2] or 32), int(match[3] or 0)
-    name = f"{kind}{tokens}" + (f"@{depth}" if depth else "")
-    return What(name, depth, tokens, tokens if kind == "pp" else 1)
+    """"pp512", "pp512all", "tg32", "tg16@4096"; "tg" alone is tg32. Raises ValueError."""
+    text = "tg32" if text == "tg" else text
+    match = re.fullmatch(r"(?:pp(\d+)(all)?|tg(\d+))(?:@(\d+))?", text)
+    tokens, depth = (int(match[1] or match[3]), int(match[4] or 0)) if match else (0, 0)
+    if not tokens:
+        raise ValueError(f"{text!r} is no pp512, pp512all, tg32 or tg16@4096")
+    return What(text, depth, tokens, tokens if match[1] else 1, bool(match[2]))
 
 
 def machine_name(cpuinfo, fallback):
@@ -95,6 +99,11 @@ def machine_name(cpuinfo, fallback):
             name += " " + generation
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     return f"{slug}-{cores}-core" + ("s" if cores != 1 else "")
+
+
+def this_machine():
+    """machine_name() of this one."""
+    return machine_name(Path("/proc/cpuinfo").read_text(encoding="utf-8"), platform.machine())
 
 
 class Speed(NamedTuple):
@@ -122,12 +131,12 @@ def table_row(cells):
     return "| " + " | ".join(str(cell) for cell in cells) + " |\n"
 
 
-def append_rows(path, rows, features):
-    """Add rows, tuples of cells, to a machine's table, which is begun if there is none."""
+def append_rows(path, head, columns, rows):
+    """Add rows, tuples of cells, to a table; where there is none it is begun under `head`."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(HEAD.format(machine=path.stem, features=features) + table_row(COLUMNS)
-                        + "|---" * len(COLUMNS) + "|\n", encoding="utf-8")
+        path.write_text(head + table_row(columns) + "|---" * len(columns) + "|\n",
+                        encoding="utf-8")
     with open(path, "a", encoding="utf-8") as file:
         file.writelines(table_row(row) for row in rows)
 
@@ -199,7 +208,8 @@ class Engines:
         engine = self[key]
         time.sleep(0.05)  # until the threads of the other engine have stopped spinning
         return engine.ask(depth=what.depth, tokens=min(what.tokens, most or what.tokens),
-                          step=what.step, context=what.depth + what.tokens, **settings)
+                          step=what.step, context=what.depth + what.tokens, every=what.every,
+                          **settings)
 
     def close(self):
         """End all."""
@@ -324,13 +334,13 @@ def record(rows, folder):
     """Append results to the table of this machine."""
     if not rows:
         return
-    machine = machine_name(Path("/proc/cpuinfo").read_text(encoding="utf-8"), platform.machine())
-    date, revision = datetime.date.today().isoformat(), commit()
-    append_rows(folder / f"{machine}.md", [
+    machine, date, revision = this_machine(), datetime.date.today().isoformat(), commit()
+    head = HEAD.format(machine=machine, features=rows[-1]["features"])
+    append_rows(folder / f"{machine}.md", head, COLUMNS, [
         (date, revision, row["format"], facts["layers"], facts["experts"], facts["vocabulary"],
          facts["threads"], facts["isa"], row["what"], row["ours"], row["theirs"],
          f"{row['version']}, {row['setting']}", f"{row['ratio']:.2f}", row["memory"])
-        for row in rows for facts in [row["facts"]]], rows[-1]["features"])
+        for row in rows for facts in [row["facts"]]])
 
 
 def parse_arguments(argv):
@@ -340,13 +350,14 @@ def parse_arguments(argv):
     parser.add_argument("--format", default="", metavar="NAMES",
                         help="formats of random files to make, such as q4_k_m,q8_0")
     parser.add_argument("--layers", type=int, default=2, metavar="N",
-                        help="of random files (2); llama.cpp computes the last layer of a prompt "
-                        "for its last token only, so few layers flatter its prefill")
+                        help="of random files (2); few flatter llama.cpp at pp512, see pp512all")
     parser.add_argument("--vocab", type=int, default=2048, metavar="N",
                         help="of random files (2048, so that the layers count; M2 has 200064)")
     parser.add_argument("--experts", type=int, metavar="N", help="of random files (256)")
-    parser.add_argument("--what", default="pp512,tg32", metavar="NAMES",
-                        help="pp512: a prompt; tg32: tokens one by one; tg16@4096: behind 4096")
+    parser.add_argument("--what", default="pp512,pp512all,tg32", metavar="NAMES",
+                        help="pp512: a prompt; pp512all: the same, all its logits asked for, so "
+                        "that llama.cpp too computes every row of its last layer; tg32: tokens one "
+                        "by one; tg16@4096: behind 4096 others (pp512,pp512all,tg32)")
     parser.add_argument("--repeat", type=int, default=7, metavar="N", help="turns (7)")
     parser.add_argument("-t", "--threads", type=int, default=2, metavar="N", help="(2)")
     parser.add_argument("--isa", help="minimax2's: ref, avx2, avx512 or blas; default: the best")

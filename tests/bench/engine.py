@@ -1,10 +1,12 @@
 """One engine in a process of its own, for compare.py: python engine.py minimax2 or llama.cpp.
 
 Reads one JSON object a line from standard input, answers each with one on standard output:
-    {"open": PATH, "threads": N, ...}                        facts about engine and model
-    {"depth": D, "tokens": N, "step": S, "context": C, ...}  {"seconds", "logits", "peak"}
-The second evaluates N tokens, S at a time, behind D others; only the N are timed. The logits are
-the first SAMPLE of the last token. The peak of resident memory is that of the process, in bytes;
+    {"open": PATH, "threads": N, ...}            facts about engine and model
+    {"depth": D, "tokens": N, "step": S,
+     "context": C, "every": true or false, ...}  {"seconds", "logits", "peak"}
+The second evaluates N tokens, S at a time, behind D others; only the N are timed. every: all rows
+must pass through all layers, not only those whose logits are wanted. The logits are the first
+SAMPLE of the last token. The peak of resident memory is that of the process, in bytes;
 pages of the mapped file count as far as they were touched. Further keys are settings of the engine,
 see its class. What fails answers {"error": sentence}.
 """
@@ -30,7 +32,7 @@ def peak_memory():
 
 
 class Minimax2:
-    """Settings: open isa, NAME or None; run chunk, tokens or None."""
+    """Settings: open isa, NAME or None; run chunk, tokens or None. All rows pass all layers."""
 
     def open(self, path, threads, isa=None):
         import minimax2
@@ -42,7 +44,7 @@ class Minimax2:
                 "layers": config.num_hidden_layers, "experts": config.num_local_experts,
                 "vocabulary": config.vocab_size}
 
-    def run(self, depth, tokens, step, context, chunk=None):
+    def run(self, depth, tokens, step, context, every, chunk=None):
         if self.made != (context, chunk):
             if self.session:
                 self.session.close()
@@ -69,7 +71,8 @@ class LlamaCpp:
     that go through the layers together. Flash attention is on. The KV cache is f16, of the same
     size as minimax2's bf16, which llama.cpp has too but serves more slowly (on AMD Zen 5 by a
     quarter at 512 tokens of prompt, by a third at decode behind 4,096). Logits are asked for the
-    last token of a step only, as minimax2 computes them.
+    last token of a step only, as minimax2 computes them; then the last layer computes little more
+    than that row. With `every` they are asked for all tokens.
     """
 
     BATCH = 2048  # tokens of one llama_decode, unless a step is longer
@@ -95,10 +98,10 @@ class LlamaCpp:
         if level == 4:  # an error
             self.complaint = text.decode(errors="replace").strip()
 
-    def run(self, depth, tokens, step, context, ubatch=512):
+    def run(self, depth, tokens, step, context, every, ubatch=512):
         size = min(context, max(step, self.BATCH))
-        if self.made != (context, size, ubatch):
-            self._make_context(context, size, ubatch)
+        if self.made != (context, size, every, ubatch):
+            self._make_context(context, size, every, ubatch)
         lib = self.lib
         memory = lib.llama_get_memory(self.context)
         lib.llama_memory_seq_rm(memory, 0, depth, -1)
@@ -115,14 +118,14 @@ class LlamaCpp:
         count = min(SAMPLE, self.vocabulary)
         return self.lib.llama_get_logits_ith(self.context, -1)[:count]
 
-    def _make_context(self, context, size, ubatch):
+    def _make_context(self, context, size, every, ubatch):
         lib = self.lib
         if self.context:
             lib.llama_batch_free(self.batch)
             lib.llama_free(self.context)
         params = lib.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = context, size, ubatch
-        params.n_outputs_max = 1
+        params.n_outputs_max = size if every else 1
         params.n_threads = params.n_threads_batch = self.threads
         params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
         params.type_k = params.type_v = lib.GGML_TYPE_F16
@@ -130,7 +133,8 @@ class LlamaCpp:
         if not self.context:
             raise RuntimeError(f"llama.cpp makes no context: {self.complaint}")
         self.batch = lib.llama_batch_init(size, 0, 1)
-        self.made = context, size, ubatch
+        self.every = every
+        self.made = context, size, every, ubatch
 
     def _decode(self, first, ids):
         batch = self.batch
@@ -140,7 +144,7 @@ class LlamaCpp:
             batch.pos[i] = first + i
             batch.n_seq_id[i] = 1
             batch.seq_id[i][0] = 0
-            batch.logits[i] = i == len(ids) - 1
+            batch.logits[i] = self.every or i == len(ids) - 1
         status = self.lib.llama_decode(self.context, batch)
         if status:
             raise RuntimeError(f"llama_decode says {status}: {self.complaint}")
