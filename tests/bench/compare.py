@@ -32,7 +32,7 @@ HERE = Path(__file__).resolve().parent
 ALIKE = 0.9  # correlation of logits below which the engines did not do the same work
 SPARE = 2e9  # bytes of memory to leave free
 LONG = 512  # tokens of a step, beyond which larger micro-batches are tried
-WARM_UP = 128  # tokens, before a setting is tried
+WARM_UP = 128  # tokens to run, at most, before the time counts
 
 COLUMNS = ("date", "commit", "format", "layers", "experts", "vocabulary", "threads", "isa", "what",
            "minimax2, tokens/s", "llama.cpp, tokens/s", "llama-cpp-python", "ratio",
@@ -206,10 +206,12 @@ class Engines:
     def run(self, key, what, most=None, **settings):
         """Measure once, at most so many tokens: the answer of the engine."""
         engine = self[key]
+        request = {"depth": what.depth, "step": what.step, "context": what.depth + what.tokens,
+                   "every": what.every, **settings}
+        if not self.together:
+            engine.ask(tokens=min(what.tokens, WARM_UP), **request)
         time.sleep(0.05)  # until the threads of the other engine have stopped spinning
-        return engine.ask(depth=what.depth, tokens=min(what.tokens, most or what.tokens),
-                          step=what.step, context=what.depth + what.tokens, every=what.every,
-                          **settings)
+        return engine.ask(tokens=min(what.tokens, most or what.tokens), **request)
 
     def close(self):
         """End all."""
@@ -256,8 +258,8 @@ def measure(engines, what, arguments):
         ours.append(a["seconds"])
         theirs.append(b["seconds"])
     if correlation_of(a, b) < ALIKE:
-        raise EngineError(f"{what.name}: the logits of the engines correlate by "
-                          f"{correlation_of(a, b):.2f} only: they did not do the same work")
+        raise EngineError(f"the logits of the engines correlate by {correlation_of(a, b):.2f} "
+                          f"only, expected {ALIKE}: they did not do the same work")
     return {"what": what.name, "ours": Speed.of(what.tokens, ours),
             "theirs": Speed.of(what.tokens, theirs),
             "ratio": statistics.median(theirs) / statistics.median(ours),
@@ -271,6 +273,9 @@ def measure(engines, what, arguments):
 
 def commit():
     """Short hash of the last commit to the core or the package; + if they differ from it."""
+    if not shutil.which("git"):
+        return "unknown"
+
     def git(*words):
         return subprocess.run(["git", *words, "--", ":/csrc", ":/python"], cwd=HERE,
                               capture_output=True, text=True)

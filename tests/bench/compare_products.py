@@ -3,9 +3,9 @@
     make lib && python tests/bench/compare_products.py --format bf16,q8_0,q4_k
 
 Weights are 1536 x 3072. Ours unpack them from the file's layout in every call; OpenBLAS (numpy's)
-and torch are given matrices in their own types. Activations are prepared before in all of them. Every turn runs every
-contestant once; medians count, in units of 10^12 operations a second (a multiplication and an
-addition are two). Torch is left out where it is not installed.
+and torch are given matrices in their own types. Activations are prepared before in all of them.
+Every turn runs every contestant once; medians count, in units of 10^12 operations a second (a
+multiplication and an addition are two). Torch is left out where it is not installed.
 """
 
 import os
@@ -128,6 +128,10 @@ def main(argv=None):
     parser.add_argument("--results", type=Path, default=HERE / "results", metavar="PATH",
                         help="folder of the tables")
     arguments = parser.parse_args(argv)
+    for given, known in (arguments.format, DTYPES), (arguments.isa, ISAS):
+        for name in given.split(","):
+            if name not in known:
+                parser.error(f"{name!r} is none of {', '.join(known)}")
     speeds = {}
     with tempfile.TemporaryDirectory() as folder:
         makers = contestants(compile_products(folder), arguments)
