@@ -8,6 +8,9 @@ honest and a crash stays where it happens. llama.cpp is tried with and without w
 for long prompts, with micro-batches of 512 and 2048; the best setting then takes part in the turns,
 in which it is measured afresh. Both are warm. Medians go to the screen and, a row each, to the
 machine's table in results/. Files of --format are random weights of minimax2.synth, deleted again.
+
+Use a quiet machine: beside other work llama.cpp loses far more than its share (its threads spin for
+each other at every operation), and the ratio flatters minimax2.
 """
 
 import argparse
@@ -349,6 +352,7 @@ def record(rows, folder):
 
 
 def parse_arguments(argv):
+    """The command line; `what` as a list of What, `format` as a list of names."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("-m", "--model", action="append", default=[], type=Path, metavar="FILE",
                         help="a .gguf file; may be given several times")
