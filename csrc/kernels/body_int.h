@@ -41,11 +41,15 @@ typedef struct ahead {
     int32_t bytes, row, rows;
 } ahead;
 
-/* The place behind `panels` groups of rows. */
-INLINE ahead ahead_of(int panels, const mm2_weight *w, int32_t row, int64_t offset, int32_t bytes)
+/* While `bytes` at `offset` are multiplied: the place behind `panels` groups of rows. The first
+ * groups of a call were nobody's next ones: they go on to their own next place at once. */
+INLINE ahead ahead_of(int panels, const mm2_weight *w, int32_t first, int32_t i, int64_t offset,
+                      int32_t bytes)
 {
-    ahead a = {(const uint8_t *)w->data + (row + panels * ROWS) * w->row_bytes + offset,
-               w->row_bytes, bytes, 0, panels * ROWS};
+    const uint8_t *p = (const uint8_t *)w->data + (first + i) * w->row_bytes + offset;
+    ahead a = {p + panels * ROWS * w->row_bytes, w->row_bytes, bytes, 0, panels * ROWS};
+    for (int32_t r = 0; !i && r < panels * ROWS; r++)
+        prefetch(p + r * w->row_bytes + bytes, bytes);
     return a;
 }
 
@@ -166,7 +170,7 @@ INLINE void matmul_block_group(int panels, int32_t dtype, float *const *out, con
                              blocks);
         block_panel_dot(
             panels, y, panel, acts, rows, w->n_in, begin, blocks,
-            ahead_of(panels, w, first + i, (int64_t)begin / 32 * bytes, blocks * bytes));
+            ahead_of(panels, w, first, i, (int64_t)begin / 32 * bytes, blocks * bytes));
     }
     for (int32_t m = 0; m < rows; m++)
         for (int n = 0; n < panels; n++)
@@ -283,7 +287,7 @@ INLINE void matmul_super_group(int panels, int32_t dtype, float *const *out, con
                                       copy));
         super_panel_dot(panels, is_wide(dtype), has_minima(dtype), y, panel, acts, rows, w->n_in,
                         block,
-                        ahead_of(panels, w, first + i, (int64_t)block * super_bytes(dtype),
+                        ahead_of(panels, w, first, i, (int64_t)block * super_bytes(dtype),
                                  super_bytes(dtype)));
     }
     for (int32_t m = 0; m < rows; m++)
