@@ -348,17 +348,19 @@ static inline codes codes_load(int positive, const words *panel)
     return *panel;
 }
 
-static inline words dot(int positive, words sum, codes c, const int8_t *acts, words scale)
+static inline words dot(int small, int positive, words sum, codes c, const int8_t *acts,
+                        words scale)
 {
-    (void)scale;
+    (void)small, (void)scale;
     int32_t four;
     memcpy(&four, acts, 4);
     __m512i a = _mm512_set1_epi32(four);
     return positive ? _mm512_dpbusd_epi32(sum, c, a) : _mm512_dpbusd_epi32(sum, a, c);
 }
 
-static inline words dot_end(words total, words sum, words scale)
+static inline words dot_end(int small, words total, words sum, words scale)
 {
+    (void)small;
     return _mm512_add_epi32(total, _mm512_mullo_epi32(sum, scale));
 }
 
