@@ -55,6 +55,10 @@ static void decode_act(float *out, int32_t act, const void *row, int32_t n_in, i
         memcpy(out, (const float *)row + begin, (size_t)n * sizeof *out);
         return;
     }
+    if (act == MM2_ACT_BF16) {
+        mm2_dequantize_row(MM2_BF16, (const uint16_t *)row + begin, out, n);
+        return;
+    }
     const int8_t *q = row;
     const float *d = (const float *)(q + n_in);
     int32_t block = act == MM2_ACT_Q8_32 ? 32 : MM2_SUPER;

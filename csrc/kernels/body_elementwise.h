@@ -114,3 +114,11 @@ static void quantize_q8_256(void *act, const float *x, int32_t n)
     for (int32_t b = 0; b < n / MM2_SUPER; b++)
         d[b] = quantize_block(q + b * MM2_SUPER, sums + b * 16, x + b * MM2_SUPER, MM2_SUPER);
 }
+
+static void quantize_bf16(void *act, const float *x, int32_t n)
+{
+    uint16_t *out = act;
+    int32_t padded = (n + 127) / 128 * 128;
+    for (int32_t i = 0; i < padded; i += 16)
+        narrow16(out + i, i < n ? v16_load_n(x + i, n - i) : v16_zero());
+}

@@ -9,8 +9,8 @@
 
 SLOT(matmul_f32, matmul_float, MM2_F32)
 SLOT(matmul_f16, matmul_float, MM2_F16)
-SLOT(matmul_bf16, matmul_float, MM2_BF16)
-SLOT(matmul_f8_e4m3, matmul_float, MM2_F8_E4M3)
+SLOT(matmul_bf16, matmul_bf16_acts, MM2_BF16)
+SLOT(matmul_f8_e4m3, matmul_bf16_acts, MM2_F8_E4M3)
 SLOT(matmul_q8_0, matmul_integer, MM2_Q8_0)
 SLOT(matmul_q4_0, matmul_integer, MM2_Q4_0)
 SLOT(matmul_q5_0, matmul_integer, MM2_Q5_0)

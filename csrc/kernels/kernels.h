@@ -10,6 +10,10 @@
  *   lanes   sums of float products over an index k run in 16 lanes: lane j takes k = j, j + 16, ...
  *           ascending, one fused multiply-add each, starting from +0; k is padded with zeros up to
  *           a multiple of 16. The lanes are then added as a tree: j with j + 8, then + 4, + 2, + 1.
+ *   tile    sums over k of products with bf16 activations run in steps of 32 k, in the order of the
+ *           instruction TDPBF16PS: two chains, of the even and of the odd k of the step ascending,
+ *           one fused multiply-add each, starting from +0; then t = even + odd. k is padded with
+ *           zeros up to a multiple of 32.
  *   blocks  sums of integer products are exact in int32 within a block; blocks are added in
  *           ascending order with one fused multiply-add each into one float, starting from +0.
  * FMA is a single rounding everywhere (fmaf in ref.c). Sources are built with -ffp-contract=off.
@@ -22,14 +26,16 @@
 /* ---- Activations: what a matrix product takes on its input side. The weights' dtype decides which
  * one (mm2_act_of). ---- */
 enum {
-    MM2_ACT_F32 = 0,    /* float x[n]: F32, F16, BF16 and FP8 weights */
-    MM2_ACT_Q8_32 = 1,  /* int8 per 32: Q8_0, Q4_0, Q5_0, IQ4_NL. int8 q[n], then float d[n / 32] */
-    MM2_ACT_Q8_256 = 2, /* int8 per 256: K-quants, IQ4_XS. int8 q[n], float d[n / 256], int16 sums[n
+    MM2_ACT_F32 = 0,    /* float x[n]: F32 and F16 weights, and every dtype in exact[] */
+    MM2_ACT_BF16 = 1,   /* uint16 x[n], then zeros up to a multiple of 128: BF16 and FP8 weights */
+    MM2_ACT_Q8_32 = 2,  /* int8 per 32: Q8_0, Q4_0, Q5_0, IQ4_NL. int8 q[n], then float d[n / 32] */
+    MM2_ACT_Q8_256 = 3, /* int8 per 256: K-quants, IQ4_XS. int8 q[n], float d[n / 256], int16 sums[n
                            / 16] of 16 codes each */
-    MM2_ACT_KINDS = 3
+    MM2_ACT_KINDS = 4
 };
 
-/* -1 for a dtype that no matrix product takes (I32, unknown numbers). */
+/* The kind that matmul[dtype] takes; -1 for a dtype that no matrix product takes (I32, unknown
+ * numbers). exact[dtype] takes MM2_ACT_F32. */
 int32_t mm2_act_of(int32_t dtype);
 /* Bytes of one row of n activations, rounded up to 64. Rows begin 64-byte aligned. */
 int64_t mm2_act_bytes(int32_t act, int64_t n);
@@ -53,10 +59,12 @@ typedef struct mm2_kernels {
     /* out[m][i] = sum over k of weight[first + i][k] * act[m][k], i in [0, count), m in [0, rows).
      * acts: `rows` pointers to activations of the kind mm2_act_of(w->dtype); out: `rows` pointers
      * to `count` floats each.
-     *   F32, F16, BF16   lanes over all of k.
-     *   FP8              for each 128 k: lanes without the tree give t[16], from +0;
-     *                    total[j] = fma(t[j], scale, total[j]), blocks ascending; one tree at
-     *                    the end.
+     *   F32, F16         lanes over all of k.
+     *   BF16             tile: y = y + t for every step, ascending, from +0.
+     *   FP8              tile, by blocks of 128 k that share a scale. Step s = 0..3 of a block takes
+     *                    k = 8 p + 2 s and 8 p + 2 s + 1 for p = 0..15: the s-th word of each of its
+     *                    qwords. c = ((t0 + t1) + t2) + t3; y = fma(scale, c, y), blocks ascending,
+     *                    from +0. The last block is padded with zeros.
      *   Q8_0, Q4_0, Q5_0, IQ4_NL   per block of 32: isum = sum of q * a;
      *                    y = fma(d_w * d_a, (float)isum, y).
      *   K-quants, IQ4_XS per super-block of 256: isum = sum over sub-blocks of scale * sum of q * a

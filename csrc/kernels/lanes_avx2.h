@@ -22,6 +22,8 @@ enum {
     TILE_ROWS = 2,  /* weight rows and */
     TILE_ACTS = 3,  /* activation rows of one float tile: 12 accumulators of 16 registers */
     KEY_TILES = 1,  /* tiles of 16 keys that attention scores at a time */
+    PAIR_ROWS = 3,  /* weight rows and 16 x */
+    PAIR_VECTORS = 1, /* activation rows of one bf16 tile: twice as many accumulators */
     VALUE_LANES = 1 /* groups of 16 value dimensions that attention sums at a time */
 };
 
@@ -709,6 +711,68 @@ static inline int32_t sum32(const int8_t *p)
     __m128i b = _mm_add_epi64(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
     b = _mm_add_epi64(b, _mm_unpackhi_epi64(b, b));
     return _mm_cvtsi128_si32(b) - 32 * 128;
+}
+
+/* ---- bf16 activations ---- */
+
+/* e4m3 codes as bf16, by bytes. Exponents are 120 apart, which leaves the lowest exponent bit and
+ * the mantissa where they are; subnormals come from a table, NaN gets all exponent bits. */
+static inline void bf16_of_f8(__m256i codes, __m256i *low, __m256i *high)
+{
+    const __m256i subnormal_high = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0x00, 0x3b, 0x3b, 0x3b, 0x3c, 0x3c, 0x3c, 0x3c, 0, 0, 0, 0, 0, 0, 0, 0));
+    const __m256i subnormal_low = _mm256_broadcastsi128_si256(_mm_setr_epi8(
+        0x00, 0x00, (char)0x80, (char)0xc0, 0x00, 0x20, 0x40, 0x60, 0, 0, 0, 0, 0, 0, 0, 0));
+    __m256i size = _mm256_and_si256(codes, _mm256_set1_epi8(0x7f));
+    __m256i subnormal = _mm256_cmpgt_epi8(_mm256_set1_epi8(8), size);
+    __m256i nan = _mm256_cmpeq_epi8(size, _mm256_set1_epi8(0x7f));
+    __m256i upper = _mm256_and_si256(_mm256_srli_epi16(size, 4), _mm256_set1_epi8(7));
+    upper = _mm256_add_epi8(upper, _mm256_set1_epi8(0x3c));
+    upper = _mm256_blendv_epi8(upper, _mm256_shuffle_epi8(subnormal_high, size), subnormal);
+    upper = _mm256_or_si256(upper, _mm256_and_si256(nan, _mm256_set1_epi8(0x7f)));
+    *high = _mm256_or_si256(upper, _mm256_and_si256(codes, _mm256_set1_epi8((char)0x80)));
+    __m256i lower = _mm256_and_si256(_mm256_slli_epi16(codes, 4), _mm256_set1_epi8((char)0xf0));
+    *low = _mm256_blendv_epi8(lower, _mm256_shuffle_epi8(subnormal_low, size), subnormal);
+}
+
+/* 16 codes of each of ROWS / 4 blocks of 128, in bf16: word 4 b + s of out[i] is the pair 8 i + 2 s
+ * of block b. */
+static inline void pairs_f8(const uint8_t *p, words out[2])
+{
+    __m256i low, high;
+    bf16_of_f8(two_rows(p, 32), &low, &high); /* two_rows takes every fourth: 128 apart */
+    out[0] = _mm256_unpacklo_epi8(low, high);
+    out[1] = _mm256_unpackhi_epi8(low, high);
+}
+
+static inline reals reals_add(reals a, reals b)
+{
+    return _mm256_add_ps(a, b);
+}
+
+/* Lane 4 b: ((a[4 b] + a[4 b + 1]) + a[4 b + 2]) + a[4 b + 3]; the others anything. */
+static inline reals reals_quads(reals a)
+{
+    reals sum = _mm256_add_ps(a, _mm256_permute_ps(a, 0x55));
+    sum = _mm256_add_ps(sum, _mm256_permute_ps(a, 0xaa));
+    return _mm256_add_ps(sum, _mm256_permute_ps(a, 0xff));
+}
+
+static inline __m256i narrow8(__m256 x)
+{
+    __m256i bits = _mm256_castps_si256(x), upper = _mm256_srli_epi32(bits, 16);
+    __m256i round = _mm256_and_si256(upper, _mm256_set1_epi32(1));
+    round = _mm256_add_epi32(round, _mm256_set1_epi32(0x7fff));
+    __m256i nan = _mm256_or_si256(upper, _mm256_set1_epi32(0x40));
+    bits = _mm256_srli_epi32(_mm256_add_epi32(bits, round), 16);
+    return _mm256_blendv_epi8(bits, nan, _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
+}
+
+/* 16 floats as bf16, as mm2_f32_bf16 rounds. */
+static inline void narrow16(uint16_t *out, v16 x)
+{
+    __m256i joined = _mm256_packus_epi32(narrow8(x.low), narrow8(x.high));
+    _mm256_storeu_si256((__m256i *)out, _mm256_permute4x64_epi64(joined, 0xd8));
 }
 
 #endif

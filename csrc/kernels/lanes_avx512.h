@@ -17,6 +17,8 @@ enum {
     TILE_ROWS = 8,  /* weight rows and */
     TILE_ACTS = 3,  /* activation rows of one float tile: 24 accumulators of 32 registers */
     KEY_TILES = 4,  /* tiles of 16 keys that attention scores at a time */
+    PAIR_ROWS = 4,  /* weight rows and 16 x */
+    PAIR_VECTORS = 3, /* activation rows of one bf16 tile: twice as many accumulators */
     VALUE_LANES = 4 /* groups of 16 value dimensions that attention sums at a time */
 };
 
@@ -178,6 +180,16 @@ static const uint8_t e4m3_low[128] = {
 };
 // clang-format on
 
+/* As floats of 16 bits, code by code. */
+static inline void bf16_of_f8(__m512i codes, __m512i *low, __m512i *high)
+{
+    *high = _mm512_permutex2var_epi8(_mm512_loadu_si512(e4m3_high), codes,
+                                     _mm512_loadu_si512(e4m3_high + 64));
+    *low = _mm512_permutex2var_epi8(_mm512_loadu_si512(e4m3_low), codes,
+                                    _mm512_loadu_si512(e4m3_low + 64));
+    *high = _mm512_ternarylogic_epi64(*high, codes, _mm512_set1_epi8((char)0x80), 0xf8);
+}
+
 /* 64 codes through a table look-up to bf16. Interleaving bytes to words works within 128-bit lanes
  * and a word is the lower or the upper half of a dword; the codes are put in the order in which
  * that leaves every lane its own: byte 16 L + 2 t of the register, for instance, is code
@@ -193,11 +205,8 @@ static inline void widen64_f8(const uint8_t *p, v16 out[4])
     };
     // clang-format on
     __m512i codes = _mm512_permutexvar_epi8(_mm512_loadu_si512(order), _mm512_loadu_si512(p));
-    __m512i high = _mm512_permutex2var_epi8(_mm512_loadu_si512(e4m3_high), codes,
-                                            _mm512_loadu_si512(e4m3_high + 64));
-    __m512i low = _mm512_permutex2var_epi8(_mm512_loadu_si512(e4m3_low), codes,
-                                           _mm512_loadu_si512(e4m3_low + 64));
-    high = _mm512_ternarylogic_epi64(high, codes, _mm512_set1_epi8((char)0x80), 0xf8); /* a|(b&c) */
+    __m512i low, high;
+    bf16_of_f8(codes, &low, &high);
     __m512i even = _mm512_unpacklo_epi8(low, high), odd = _mm512_unpackhi_epi8(low, high);
     const __m512i upper = _mm512_set1_epi32((int)0xffff0000);
     out[0] = _mm512_castsi512_ps(_mm512_slli_epi32(even, 16));
@@ -607,6 +616,39 @@ static inline reals reals_mul(reals a, reals b)
 static inline reals reals_negate(reals a)
 {
     return _mm512_xor_ps(a, _mm512_set1_ps(-0.0f));
+}
+
+/* ---- bf16 activations ---- */
+
+static inline void pairs_f8(const uint8_t *p, words out[2])
+{
+    __m512i codes = four_rows(p, 32), low, high; /* four_rows takes every fourth: 128 apart */
+    bf16_of_f8(codes, &low, &high);
+    out[0] = _mm512_unpacklo_epi8(low, high);
+    out[1] = _mm512_unpackhi_epi8(low, high);
+}
+
+static inline reals reals_add(reals a, reals b)
+{
+    return _mm512_add_ps(a, b);
+}
+
+static inline reals reals_quads(reals a)
+{
+    reals sum = _mm512_add_ps(a, _mm512_permute_ps(a, 0x55));
+    sum = _mm512_add_ps(sum, _mm512_permute_ps(a, 0xaa));
+    return _mm512_add_ps(sum, _mm512_permute_ps(a, 0xff));
+}
+
+static inline void narrow16(uint16_t *out, v16 x)
+{
+    const __m512i one = _mm512_set1_epi32(1);
+    __m512i bits = _mm512_castps_si512(x), upper = _mm512_srli_epi32(bits, 16);
+    __m512i round = _mm512_add_epi32(_mm512_set1_epi32(0x7fff), _mm512_and_si512(upper, one));
+    __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    bits = _mm512_srli_epi32(_mm512_add_epi32(bits, round), 16);
+    bits = _mm512_mask_or_epi32(bits, nan, upper, _mm512_set1_epi32(0x40));
+    _mm256_storeu_si256((__m256i *)out, _mm512_cvtepi32_epi16(bits));
 }
 
 static inline int32_t sum32(const int8_t *p)

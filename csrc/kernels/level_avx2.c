@@ -12,6 +12,7 @@
 #include "kernels/body_elementwise.h"
 #include "kernels/body_attend.h"
 #include "kernels/body_float.h"
+#include "kernels/body_bf16.h"
 #include "kernels/body_unpack.h"
 #include "kernels/body_one.h"
 #include "kernels/body_int.h"
@@ -22,6 +23,7 @@ void mm2_kernels_avx2(mm2_kernels *t)
     t->name = "avx2";
     t->isa = MM2_ISA_AVX2;
     fill_matmul(t);
+    t->quantize[MM2_ACT_BF16] = quantize_bf16;
     t->quantize[MM2_ACT_Q8_32] = quantize_q8_32;
     t->quantize[MM2_ACT_Q8_256] = quantize_q8_256;
     t->rms_norm = rms_norm;

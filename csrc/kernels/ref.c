@@ -16,7 +16,7 @@
 #include <math.h>
 #include <stddef.h>
 
-enum { LANES = 16, BLOCK = 32, SCALE_BLOCK = 128 };
+enum { LANES = 16, STEP_PAIRS = 16, BLOCK = 32, SCALE_BLOCK = 128 };
 
 /* ---- Activations ---- */
 
@@ -25,9 +25,10 @@ int32_t mm2_act_of(int32_t dtype)
     switch (dtype) {
     case MM2_F32:
     case MM2_F16:
+        return MM2_ACT_F32;
     case MM2_BF16:
     case MM2_F8_E4M3:
-        return MM2_ACT_F32;
+        return MM2_ACT_BF16;
     case MM2_Q8_0:
     case MM2_Q4_0:
     case MM2_Q5_0:
@@ -48,11 +49,22 @@ int32_t mm2_act_of(int32_t dtype)
 int64_t mm2_act_bytes(int32_t act, int64_t n)
 {
     int64_t bytes = 4 * n;
-    if (act == MM2_ACT_Q8_32)
+    if (act == MM2_ACT_BF16)
+        bytes = (n + SCALE_BLOCK - 1) / SCALE_BLOCK * SCALE_BLOCK * 2;
+    else if (act == MM2_ACT_Q8_32)
         bytes = n + n / BLOCK * 4;
     else if (act == MM2_ACT_Q8_256)
         bytes = n + n / MM2_SUPER * 4 + n / LANES * 2;
     return (bytes + 63) / 64 * 64;
+}
+
+static void quantize_bf16(void *act, const float *x, int32_t n)
+{
+    uint16_t *out = act;
+    for (int32_t i = 0; i < n; i++)
+        out[i] = mm2_f32_bf16(x[i]);
+    for (int32_t i = n; i % SCALE_BLOCK; i++)
+        out[i] = 0;
 }
 
 /* One block of codes and its scale d: q = rint(x * (127 / amax)), d = amax / 127. */
@@ -143,6 +155,14 @@ static void add_products(float lane[LANES], const mm2_weight *w, const uint8_t *
         }
 }
 
+/* FP8: what the codes of row i around element k are multiplied with. */
+static float block_scale(const mm2_weight *w, int32_t i, int32_t k)
+{
+    int64_t blocks = w->n_in / SCALE_BLOCK + (w->n_in % SCALE_BLOCK != 0);
+    int64_t row = ((int64_t)i + w->scale_row) / SCALE_BLOCK;
+    return w->scale ? w->scale[row * blocks + k / SCALE_BLOCK] : 1;
+}
+
 static void matmul_float(float *const *out, const mm2_weight *w, int32_t first, int32_t count,
                          const void *const *acts, int32_t rows)
 {
@@ -160,22 +180,69 @@ static void matmul_float(float *const *out, const mm2_weight *w, int32_t first, 
 static void matmul_scaled(float *const *out, const mm2_weight *w, int32_t first, int32_t count,
                           const void *const *acts, int32_t rows)
 {
-    int32_t blocks = w->n_in / SCALE_BLOCK + (w->n_in % SCALE_BLOCK != 0);
     for (int32_t i = 0; i < count; i++) {
         const uint8_t *row = (const uint8_t *)w->data + (first + i) * w->row_bytes;
-        int64_t scale_row = ((int64_t)first + i + w->scale_row) / SCALE_BLOCK;
         for (int32_t m = 0; m < rows; m++) {
             float total[LANES] = {0};
-            for (int32_t b = 0; b < blocks; b++) {
-                int32_t begin = b * SCALE_BLOCK;
-                int32_t end = b + 1 < blocks ? begin + SCALE_BLOCK : w->n_in;
-                float scale = w->scale ? w->scale[scale_row * blocks + b] : 1;
+            for (int32_t k = 0; k < w->n_in; k += SCALE_BLOCK) {
                 float t[LANES] = {0};
-                add_products(t, w, row, acts[m], begin, end);
+                add_products(t, w, row, acts[m], k,
+                             w->n_in - k < SCALE_BLOCK ? w->n_in : k + SCALE_BLOCK);
                 for (int32_t j = 0; j < LANES; j++)
-                    total[j] = fmaf(t[j], scale, total[j]);
+                    total[j] = fmaf(t[j], block_scale(w, first + i, k), total[j]);
             }
             out[m][i] = tree(total);
+        }
+    }
+}
+
+/* ---- Matrix products with bf16 activations ---- */
+
+/* Elements [begin, begin + STEP_PAIRS * stride) of a row of n_in weights times the same
+ * activations, two of every `stride`: the even plus the odd chain. */
+static float tile_step(const mm2_weight *w, const uint8_t *row, const uint16_t *x, int32_t begin,
+                       int32_t stride)
+{
+    float chain[2] = {0, 0};
+    for (int32_t p = 0; p < STEP_PAIRS; p++)
+        for (int32_t odd = 0; odd < 2; odd++) {
+            int32_t k = begin + p * stride + odd;
+            float a = k < w->n_in ? weight_value(w->dtype, row, k) : 0;
+            float b = k < w->n_in ? mm2_bf16_f32(x[k]) : 0;
+            chain[odd] = fmaf(a, b, chain[odd]);
+        }
+    return chain[0] + chain[1];
+}
+
+static void matmul_bf16(float *const *out, const mm2_weight *w, int32_t first, int32_t count,
+                        const void *const *acts, int32_t rows)
+{
+    for (int32_t i = 0; i < count; i++) {
+        const uint8_t *row = (const uint8_t *)w->data + (first + i) * w->row_bytes;
+        for (int32_t m = 0; m < rows; m++) {
+            float y = 0;
+            for (int32_t k = 0; k < w->n_in; k += STEP_PAIRS * 2)
+                y += tile_step(w, row, acts[m], k, 2);
+            out[m][i] = y;
+        }
+    }
+}
+
+/* A step takes two codes of each of the block's 16 qwords. */
+static void matmul_f8(float *const *out, const mm2_weight *w, int32_t first, int32_t count,
+                      const void *const *acts, int32_t rows)
+{
+    for (int32_t i = 0; i < count; i++) {
+        const uint8_t *row = (const uint8_t *)w->data + (first + i) * w->row_bytes;
+        for (int32_t m = 0; m < rows; m++) {
+            float y = 0;
+            for (int32_t k = 0; k < w->n_in; k += SCALE_BLOCK) {
+                float c = tile_step(w, row, acts[m], k, 8);
+                for (int32_t s = 1; s < 4; s++)
+                    c += tile_step(w, row, acts[m], k + 2 * s, 8);
+                y = fmaf(block_scale(w, first + i, k), c, y);
+            }
+            out[m][i] = y;
         }
     }
 }
@@ -538,8 +605,8 @@ const mm2_kernels mm2_kernels_ref = {
         {
             [MM2_F32] = matmul_float,
             [MM2_F16] = matmul_float,
-            [MM2_BF16] = matmul_float,
-            [MM2_F8_E4M3] = matmul_scaled,
+            [MM2_BF16] = matmul_bf16,
+            [MM2_F8_E4M3] = matmul_f8,
             [MM2_Q8_0] = matmul_block,
             [MM2_Q4_0] = matmul_block,
             [MM2_Q5_0] = matmul_block,
@@ -551,7 +618,9 @@ const mm2_kernels mm2_kernels_ref = {
             [MM2_Q6_K] = matmul_super,
             [MM2_IQ4_XS] = matmul_super,
         },
-    .quantize = {[MM2_ACT_Q8_32] = quantize_q8_32, [MM2_ACT_Q8_256] = quantize_q8_256},
+    .quantize = {[MM2_ACT_BF16] = quantize_bf16,
+                 [MM2_ACT_Q8_32] = quantize_q8_32,
+                 [MM2_ACT_Q8_256] = quantize_q8_256},
     .rms_norm = rms_norm,
     .rope = rope,
     .swiglu = swiglu,

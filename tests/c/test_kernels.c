@@ -236,6 +236,8 @@ static void matrix_free(matrix *x)
 
 static size_t act_size(int32_t act, int32_t n)
 {
+    if (act == MM2_ACT_BF16)
+        return (size_t)(n + 127) / 128 * 256;
     return (size_t)n * (act == MM2_ACT_F32 ? 4 : 1) +
            (act == MM2_ACT_Q8_32    ? (size_t)n / 32 * 4
             : act == MM2_ACT_Q8_256 ? (size_t)n / 256 * 4 + (size_t)n / 16 * 2
@@ -360,6 +362,8 @@ static double act_value(int32_t act, const void *row, int32_t n, int32_t k)
     const float *d = (const float *)(q + n);
     if (act == MM2_ACT_F32)
         return ((const float *)row)[k];
+    if (act == MM2_ACT_BF16)
+        return mm2_bf16_f32(((const uint16_t *)row)[k]);
     return (double)d[k / (act == MM2_ACT_Q8_32 ? 32 : 256)] * q[k];
 }
 
@@ -498,9 +502,14 @@ static void test_act_sizes(void **state)
     (void)state;
     assert_int_equal(mm2_act_bytes(MM2_ACT_F32, 3), 64);
     assert_int_equal(mm2_act_bytes(MM2_ACT_F32, 3072), 12288);
+    assert_int_equal(mm2_act_bytes(MM2_ACT_BF16, 1), 256);
+    assert_int_equal(mm2_act_bytes(MM2_ACT_BF16, 3072), 6144);
+    assert_int_equal(mm2_act_bytes(MM2_ACT_BF16, 3073), 6144 + 256);
     assert_int_equal(mm2_act_bytes(MM2_ACT_Q8_32, 3072), 3072 + 96 * 4);
     assert_int_equal(mm2_act_bytes(MM2_ACT_Q8_256, 3072), 3072 + 12 * 4 + 192 * 2 + 16);
-    assert_int_equal(mm2_act_of(MM2_F8_E4M3), MM2_ACT_F32);
+    assert_int_equal(mm2_act_of(MM2_F16), MM2_ACT_F32);
+    assert_int_equal(mm2_act_of(MM2_BF16), MM2_ACT_BF16);
+    assert_int_equal(mm2_act_of(MM2_F8_E4M3), MM2_ACT_BF16);
     assert_int_equal(mm2_act_of(MM2_Q8_0), MM2_ACT_Q8_32);
     assert_int_equal(mm2_act_of(MM2_Q6_K), MM2_ACT_Q8_256);
     assert_int_equal(mm2_act_of(MM2_I32), -1);
