@@ -6,7 +6,7 @@
  * Plain read: the same bytes, 512-bit (256-bit) loads and nothing else. Best read: the same with
  * the prefetch distances that were fastest. All are interleaved, and medians of RUNS are shown.
  *
- *   make bench-kernels [KERNELS="[level [format [threads]]]"]
+ *   make -C csrc bench-kernels [ARGS="level [format [threads]]"]
  *
  * Best under real-time priority (chrt -f 10) on an otherwise idle machine. */
 #define _GNU_SOURCE
