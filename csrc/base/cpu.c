@@ -294,11 +294,11 @@ static void find_all(void)
     find_facts();
     int32_t cores = mm2_cpu_cores(), nodes = mm2_numa_nodes();
     int length = mm2_format(sentence, sizeof sentence, "%s (%s), %d %s",
-               facts.avx512 ? "avx512"
-               : facts.avx2 ? "avx2"
-                            : "ref",
-               facts.vendor[0] ? facts.vendor : "unknown processor", cores,
-               cores == 1 ? "core" : "cores");
+                            facts.avx512 ? "avx512"
+                            : facts.avx2 ? "avx2"
+                                         : "ref",
+                            facts.vendor[0] ? facts.vendor : "unknown processor", cores,
+                            cores == 1 ? "core" : "cores");
     if (nodes > 1)
         mm2_format(sentence + length, (int)sizeof sentence - length, " on %d memory nodes", nodes);
 }

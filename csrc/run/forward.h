@@ -69,7 +69,7 @@ struct mm2_forward {
     /* Where the walk stands. */
     int32_t section, layer, step, round, units;
     mm2_progress progress; /* of the round's units */
-    int32_t point, span; /* next tap to offer behind a finished step */
+    int32_t point, span;   /* next tap to offer behind a finished step */
     int32_t begun, finished;
 
     /* Buffers of the chunk, 64-byte aligned, one mapping. */
