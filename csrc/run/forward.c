@@ -1,5 +1,5 @@
 /* The walk: sections embed -> (attention, feed-forward) for each layer -> head. State is (section,
- * layer, step, round, next unit) and, behind a finished step, (point, span); everything a run needs
+ * layer, step, round, progress) and, behind a finished step, (point, span); everything a run needs
  * to go on lives in mm2_forward, so a run may return between any two units.
  *
  * A chunk is committed when its last step is done: only then do the sessions' positions move.
@@ -483,16 +483,15 @@ static mm2_status run_step(mm2_forward *f, const mm2_limit *limit)
     const mm2_step *step = &block_at(f)->steps[f->step];
     for (;;) {
         if (!f->begun) {
+            f->progress = (mm2_progress){0};
             mm2_status status = step->begin(f, f->round, &f->units);
             if (status)
                 return status;
-            f->next = 0;
             f->begun = 1;
         }
         if (f->units < 0)
             break;
-        mm2_pool_run(f->model->pool, step->work, f, &f->next, f->units, limit);
-        if (f->next < f->units)
+        if (!mm2_pool_run(f->model->pool, step->work, f, &f->progress, f->units, limit))
             return MM2_MORE;
         f->begun = 0;
         f->round++;

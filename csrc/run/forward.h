@@ -16,7 +16,7 @@ typedef struct mm2_forward mm2_forward;
 
 typedef struct mm2_step {
     /* Says how many units round `round` (0, 1, ...) has, -1 when there are no more rounds; may do
-     * serial work. */
+     * serial work. Where they are the tiles of several matrices alike, sets progress.period. */
     mm2_status (*begin)(mm2_forward *f, int32_t round, int32_t *units);
     mm2_work work;    /* context: the mm2_forward */
     int8_t points[3]; /* MM2_POINT_* + 1, offered in this order when the step is done; 0: none */
@@ -67,8 +67,9 @@ struct mm2_forward {
     int32_t *row_span, *row_position; /* [capacity] */
 
     /* Where the walk stands. */
-    int32_t section, layer, step, round, units, next;
-    int32_t point, span; /* next tap to offer behind a finished step */
+    int32_t section, layer, step, round, units;
+    mm2_progress progress; /* of the round's units */
+    int32_t point, span;   /* next tap to offer behind a finished step */
     int32_t begun, finished;
 
     /* Buffers of the chunk, 64-byte aligned, one mapping. */

@@ -171,7 +171,8 @@ static mm2_status begin_gate_up(mm2_forward *f, int32_t round, int32_t *units)
     group_slots(f);
     int32_t width = mm2_forward_config(f)->intermediate_size;
     f->tile = gate_tile(f);
-    *units = f->active * ((width + f->tile - 1) / f->tile);
+    f->progress.period = (width + f->tile - 1) / f->tile;
+    *units = f->active * f->progress.period;
     return MM2_OK;
 }
 

@@ -165,10 +165,10 @@ static void compare(mm2_pool *threads, const mm2_kernels *k, int32_t dtype, uint
             j.at[i] = *state % (POOL - (size_t)(j.row_bytes * N_OUT) - 8192) / 64 * 64;
         }
         for (int ordered = 0; ordered < 2; ordered++) {
-            int32_t next = 0;
+            mm2_progress progress = {0};
             j.kernels = ordered ? k : NULL;
             int64_t start = mm2_now();
-            mm2_pool_run(threads, product, &j, &next, MATRICES * (N_OUT / TILE), &limit);
+            mm2_pool_run(threads, product, &j, &progress, MATRICES * (N_OUT / TILE), &limit);
             seconds[ordered][r] = (double)(mm2_now() - start) * 1e-9;
             result[ordered] = out[0];
         }
