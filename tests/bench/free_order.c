@@ -18,6 +18,7 @@
 #include "kernels/body_float.h"
 #include "kernels/body_unpack.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
