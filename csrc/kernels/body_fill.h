@@ -40,7 +40,7 @@ typedef struct filling {
     int64_t stride;
     const uint8_t *line; /* the stream that is prefetched, up to here */
     chunk *to;           /* NULL: there is none left */
-    _Alignas(64) uint8_t scales[TILE][16];
+    one_heads heads;     /* of the tile in hand: super-blocks */
     _Alignas(64) uint16_t halves[CHUNK_BLOCKS][TILE];
     uint8_t copy[FILL_BYTES];
 } filling;
@@ -216,21 +216,20 @@ INLINE void fill_f8(chunk *c, int32_t r, const uint8_t *p)
 /* Before the rows of a tile of super-blocks. */
 INLINE void fill_heads(int32_t dtype, filling *f)
 {
-    one_heads h;
+    const one_heads *h = &f->heads;
     int32_t r = f->done;
-    one_heads_fill(dtype, &h, f->p + r * f->stride, f->stride);
-    memcpy(f->scales, h.scales, sizeof f->scales);
-    reals_store(f->to->d[0] + r, h.d);
+    one_heads_fill(dtype, &f->heads, f->p + r * f->stride, f->stride);
+    reals_store(f->to->d[0] + r, h->d);
     if (!has_minima(dtype))
         return;
-    reals_store(f->to->d[1] + r, h.dmin);
+    reals_store(f->to->d[1] + r, h->dmin);
 #pragma GCC unroll 8
     for (int i = 0; i < 8; i++) {
-        words pair = h.min[i];
+        words pair = h->min[i];
         if (is_wide(dtype) && i >= 4)
             break;
         if (is_wide(dtype)) /* both halves of a word are the same: of two, one pair */
-            pair = words_or(words_bits(h.min[i * 2], 0, 0xffff), words_shl(h.min[i * 2 + 1], 16));
+            pair = words_or(words_bits(h->min[i * 2], 0, 0xffff), words_shl(h->min[i * 2 + 1], 16));
         _mm512_storeu_si512(f->to->min[i] + r, pair);
     }
 }
@@ -326,7 +325,7 @@ INLINE void filling_row(int32_t dtype, filling *f)
         int l = r % TILE; /* scales lie as untranspose4 leaves them; Q6_K has them in the block */
         fill_super(dtype, f->to, r, p,
                    dtype == MM2_Q6_K ? p + offsetof(mm2_block_q6_k, scales)
-                                     : f->scales[l % 4 * 4 + l / 4]);
+                                     : f->heads.scales[l % 4 * 4 + l / 4]);
     }
     f->done++;
 }

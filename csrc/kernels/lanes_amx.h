@@ -34,6 +34,17 @@ typedef struct tile_config {
 /* c += a * b: pairs of bf16, in the order of kernels.h. */
 #define tile_dot_bf16(c, a, b) _tile_dpbf16ps(c, a, b)
 
+#else
+
+static void tile_configure(const tile_config *config);
+static void tile_release(void);
+static void tile_zero(int c);
+static void tile_load(int t, const void *p, int64_t stride);
+static void tile_store(int t, void *p, int64_t stride);
+static void tile_dot_signed(int c, int a, int b);
+static void tile_dot_unsigned(int c, int a, int b);
+static void tile_dot_bf16(int c, int a, int b);
+
 #endif
 
 /* Tiles are a thread's own state and belong to nobody across calls: configured where a product

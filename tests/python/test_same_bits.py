@@ -18,7 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "golden"))
 from make_hashes import HASHES, IDS, PLAIN, QUANTISED, all_logits, digest, write  # noqa: E402
 
 KINDS = (*PLAIN, *QUANTISED)
-LEVELS = ("ref", "avx2", "avx512")
+LEVELS = ("ref", "avx2", "avx512", "amx")
 LEVELS = LEVELS[: LEVELS.index(mm.cpu().split()[0]) + 1]
 FAST = LEVELS[1:] or LEVELS
 THREADS = (1, 2, 3)
