@@ -301,7 +301,7 @@ INLINE void many_tile(int32_t dtype, int vectors, many *x, int32_t first, int32_
                 if (dtype == MM2_BF16)
                     v16_store(sum, v16_add(v16_load(sum), t[r][v]));
                 else
-                    c[r][v] = s ? v16_add(c[r][v], t[r][v]) : t[r][v];
+                    c[r][v] = v16_add(s ? c[r][v] : v16_zero(), t[r][v]);
             }
     }
     if (dtype == MM2_BF16)

@@ -748,10 +748,11 @@ static inline reals reals_add(reals a, reals b)
     return _mm256_add_ps(a, b);
 }
 
-/* Lane 4 b: ((a[4 b] + a[4 b + 1]) + a[4 b + 2]) + a[4 b + 3]; the others anything. */
+/* Lane 4 b: (((0 + a[4 b]) + a[4 b + 1]) + a[4 b + 2]) + a[4 b + 3]; the others anything. */
 static inline reals reals_quads(reals a)
 {
-    reals sum = _mm256_add_ps(a, _mm256_permute_ps(a, 0x55));
+    reals sum = _mm256_add_ps(a, _mm256_setzero_ps());
+    sum = _mm256_add_ps(sum, _mm256_permute_ps(a, 0x55));
     sum = _mm256_add_ps(sum, _mm256_permute_ps(a, 0xaa));
     return _mm256_add_ps(sum, _mm256_permute_ps(a, 0xff));
 }

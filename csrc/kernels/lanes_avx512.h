@@ -632,7 +632,8 @@ static inline reals reals_add(reals a, reals b)
 
 static inline reals reals_quads(reals a)
 {
-    reals sum = _mm512_add_ps(a, _mm512_permute_ps(a, 0x55));
+    reals sum = _mm512_add_ps(a, _mm512_setzero_ps());
+    sum = _mm512_add_ps(sum, _mm512_permute_ps(a, 0x55));
     sum = _mm512_add_ps(sum, _mm512_permute_ps(a, 0xaa));
     return _mm512_add_ps(sum, _mm512_permute_ps(a, 0xff));
 }

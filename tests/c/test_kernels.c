@@ -114,6 +114,27 @@ static void test_rows_are_independent(void **state)
     }
 }
 
+static void test_sign_of_zero(void **state)
+{
+    (void)state;
+    enum { ROWS = 9, COUNT = 20 };
+    matrix x = matrix_new(MM2_F8_E4M3, COUNT, 256, TAME);
+    void *acts[ROWS];
+    for (int32_t m = 0; m < ROWS; m++)
+        acts[m] = act_new(MM2_ACT_BF16, 256, TAME);
+    set_vanishing(&x, (uint16_t *const *)acts, ROWS);
+    for (int32_t rows = 1; rows <= ROWS; rows += ROWS - 1)
+        for (int l = -1; l < level_count; l++) {
+            multiply(l < 0 ? &mm2_kernels_ref : levels[l], &result, &x.w, 0, COUNT, acts, rows);
+            for (int32_t m = 0; m < rows; m++)
+                for (int32_t i = 0; i < COUNT; i++)
+                    assert_int_equal(mm2_f32_bits(result.data[m][i]), 0);
+        }
+    for (int32_t m = 0; m < ROWS; m++)
+        guarded_free(acts[m], act_size(MM2_ACT_BF16, 256));
+    matrix_free(&x);
+}
+
 static double act_value(int32_t act, const void *row, int32_t n, int32_t k)
 {
     const int8_t *q = row;
@@ -636,6 +657,7 @@ int main(void)
         cmocka_unit_test(test_ref_is_right),
         cmocka_unit_test(test_rows_are_independent),
         cmocka_unit_test(test_matmul_bits),
+        cmocka_unit_test(test_sign_of_zero),
         cmocka_unit_test(test_quantize),
         cmocka_unit_test(test_elementwise),
         cmocka_unit_test(test_attention),

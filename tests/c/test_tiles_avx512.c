@@ -201,6 +201,16 @@ static void test_extreme_integers(void **state)
     }
 }
 
+static void test_sign_of_zero(void **state)
+{
+    (void)state;
+    problem p = problem_new(MM2_F8_E4M3, 256, 0, 20, 5, TAME);
+    set_vanishing(&p.x, (uint16_t *const *)p.acts, p.rows);
+    solve(&p);
+    check(&p);
+    problem_free(&p);
+}
+
 /* Matrices of one format whose rows lie at distances and addresses that are no multiples of
  * anything: tiles are loaded from the file only where all of it is the matrix's. */
 static void test_alignment(void **state)
@@ -224,9 +234,9 @@ static void test_alignment(void **state)
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_slots),     cmocka_unit_test(test_bits),
-        cmocka_unit_test(test_many_rows), cmocka_unit_test(test_extreme_integers),
-        cmocka_unit_test(test_alignment),
+        cmocka_unit_test(test_slots),        cmocka_unit_test(test_bits),
+        cmocka_unit_test(test_many_rows),    cmocka_unit_test(test_extreme_integers),
+        cmocka_unit_test(test_sign_of_zero), cmocka_unit_test(test_alignment),
     };
     if (!mm2_cpu_find()->avx512) {
         print_message("skipped: the emulation of tiles needs AVX-512; this is %s\n", mm2_cpu());
