@@ -215,7 +215,9 @@ INLINE void settle(int32_t dtype, flow *f)
     f->piece++;
 }
 
-/* The next `most` pieces: what is still to be settled comes first, for the next set writes there. */
+/* The next `most` pieces: what is still to be settled comes first, for the next set writes there.
+ * Each format has a function of its own that does this, not inlined where it is called from, between
+ * the products: the places are many. */
 INLINE void work(int32_t dtype, flow *f, int32_t most)
 {
     for (; most > 0 && f->piece < f->pieces; most--)
@@ -224,10 +226,12 @@ INLINE void work(int32_t dtype, flow *f, int32_t most)
         filling_row(dtype, &f->in);
 }
 
-INLINE void settle_rest(int32_t dtype, flow *f)
+typedef void (*work_function)(flow *f, int32_t most);
+
+/* All that is left to be settled. */
+INLINE void settle_rest(work_function work_on, flow *f)
 {
-    while (f->piece < f->pieces)
-        settle(dtype, f);
+    work_on(f, f->pieces - f->piece);
 }
 
 #define TILE_DOT(dtype, c, a, b)                                                                   \
@@ -252,7 +256,8 @@ INLINE int64_t step_stride(int32_t dtype)
 }
 
 /* A chunk times two groups: plane by plane, as C has four tiles. Calls work 8 times a plane. */
-INLINE void multiply_two(int32_t dtype, flow *f, const chunk *now, const uint8_t *b, int32_t most)
+INLINE void multiply_two(int32_t dtype, work_function work_on, flow *f, const chunk *now,
+                         const uint8_t *b, int32_t most)
 {
     const uint8_t *b2 = b + f->group_bytes;
     const int64_t stride = step_stride(dtype);
@@ -267,13 +272,13 @@ INLINE void multiply_two(int32_t dtype, flow *f, const chunk *now, const uint8_t
             TILE_DOT(dtype, 0, 4, 6);
             tile_load(5, now->a[plane][1][t], 64);
             TILE_DOT(dtype, 2, 5, 6);
-            work(dtype, f, most);
+            work_on(f, most);
             tile_load(7, step_at(dtype, b2, t), stride);
             TILE_DOT(dtype, 1, 4, 7);
             TILE_DOT(dtype, 3, 5, 7);
-            work(dtype, f, most);
+            work_on(f, most);
         }
-        settle_rest(dtype, f);
+        settle_rest(work_on, f);
         tile_store(0, f->c[plane][0], 64);
         tile_store(1, f->c[plane][1], 64);
         tile_store(2, f->c[plane][2], 64);
@@ -282,7 +287,8 @@ INLINE void multiply_two(int32_t dtype, flow *f, const chunk *now, const uint8_t
 }
 
 /* A chunk times one group, both planes together. Calls work 4 times a plane. */
-INLINE void multiply_one(int32_t dtype, flow *f, const chunk *now, const uint8_t *b, int32_t most)
+INLINE void multiply_one(int32_t dtype, work_function work_on, flow *f, const chunk *now,
+                         const uint8_t *b, int32_t most)
 {
     const int64_t stride = step_stride(dtype);
     tile_zero(0);
@@ -295,16 +301,16 @@ INLINE void multiply_one(int32_t dtype, flow *f, const chunk *now, const uint8_t
         TILE_DOT(dtype, 0, 4, 6);
         tile_load(5, now->a[0][1][t], 64);
         TILE_DOT(dtype, 1, 5, 6);
-        work(dtype, f, most);
+        work_on(f, most);
         if (!has_two_planes(dtype))
             continue;
         tile_load(4, now->a[1][0][t], 64);
         TILE_DOT(dtype, 2, 4, 6);
         tile_load(5, now->a[1][1][t], 64);
         TILE_DOT(dtype, 3, 5, 6);
-        work(dtype, f, most);
+        work_on(f, most);
     }
-    settle_rest(dtype, f);
+    settle_rest(work_on, f);
     tile_store(0, f->c[0][0], 64);
     tile_store(1, f->c[0][2], 64);
     if (has_two_planes(dtype)) {
@@ -323,22 +329,22 @@ INLINE void multiply_one(int32_t dtype, flow *f, const chunk *now, const uint8_t
     } while (0)
 
 /* Half a chunk of blocks of 32 times one group, block by block. Calls work for every two. */
-INLINE void multiply_blocks(int32_t dtype, flow *f, const chunk *now, int32_t tile,
-                            const uint8_t *b, int32_t blocks, int32_t most)
+INLINE void multiply_blocks(int32_t dtype, work_function work_on, flow *f, const chunk *now,
+                            int32_t tile, const uint8_t *b, int32_t blocks, int32_t most)
 {
     for (int32_t i = 0; i < blocks; i += 4) {
         BLOCK_DOT(0, 4, 6, i);
         if (i + 1 < blocks)
             BLOCK_DOT(1, 5, 7, i + 1);
-        work(dtype, f, most);
+        work_on(f, most);
         if (i + 2 >= blocks)
             break;
         BLOCK_DOT(2, 4, 6, i + 2);
         if (i + 3 < blocks)
             BLOCK_DOT(3, 5, 7, i + 3);
-        work(dtype, f, most);
+        work_on(f, most);
     }
-    settle_rest(dtype, f);
+    settle_rest(work_on, f);
 }
 
 /* ---- Products ---- */
@@ -358,8 +364,9 @@ static void put_sums(float *const *out, const pair_sums *y, int32_t i, int32_t c
 }
 
 /* What comes after the set that f describes is ready to be settled. */
-INLINE void multiply_set(int32_t dtype, flow *f, const chunk *now, int32_t k, int32_t set,
-                         int32_t sets, int32_t groups, const uint8_t *panel, pair_sums *y)
+INLINE void multiply_set(int32_t dtype, work_function work_on, flow *f, const chunk *now, int32_t k,
+                         int32_t set, int32_t sets, int32_t groups, const uint8_t *panel,
+                         pair_sums *y)
 {
     int32_t blocks = smaller(CHUNK_BLOCKS, (f->in.w->n_in - k) / 32);
     int32_t group = is_block(dtype) ? set / 2 : set * 2,
@@ -372,13 +379,12 @@ INLINE void multiply_set(int32_t dtype, flow *f, const chunk *now, int32_t k, in
     int32_t pieces = f->pieces - f->piece + (f->goal > f->in.done ? f->goal - f->in.done : 0);
     int32_t most = (pieces + calls - 1) / calls;
     if (is_block(dtype))
-        multiply_blocks(dtype, f, now, set % 2, b, blocks, most);
+        multiply_blocks(dtype, work_on, f, now, set % 2, b, blocks, most);
     else if (two)
-        multiply_two(dtype, f, now, b, most);
+        multiply_two(dtype, work_on, f, now, b, most);
     else
-        multiply_one(dtype, f, now, b, most);
-    while (f->in.done < f->goal)
-        filling_row(dtype, &f->in);
+        multiply_one(dtype, work_on, f, now, b, most);
+    work_on(f, PAIR); /* rows of the next chunk that `calls` did not get to */
     f->from = now;
     f->panel = panel + group * f->group_bytes;
     f->y = y + group;
@@ -389,8 +395,9 @@ INLINE void multiply_set(int32_t dtype, flow *f, const chunk *now, int32_t k, in
 }
 
 /* Up to SETS_ROWS rows. */
-INLINE void multiply_some(int32_t dtype, float *const *out, const mm2_weight *w, int32_t first,
-                          int32_t count, const uint8_t *panel, int32_t rows)
+INLINE void multiply_some(int32_t dtype, work_function work_on, float *const *out,
+                          const mm2_weight *w, int32_t first, int32_t count, const uint8_t *panel,
+                          int32_t rows)
 {
     flow f;
     _Alignas(64) pair_sums y[SETS_ROWS / TILE];
@@ -398,28 +405,29 @@ INLINE void multiply_some(int32_t dtype, float *const *out, const mm2_weight *w,
     int32_t sets = is_block(dtype) ? groups * 2 : (groups + 1) / 2;
     f.group_bytes = mm2_panel_bytes(mm2_act_of(dtype), TILE, w->n_in);
     f.piece = f.pieces = 0;
+    f.goal = PAIR;
     filling_begin(dtype, &f.in, w, first, count, &f.ring[slot]);
-    while (f.in.done < PAIR)
-        filling_row(dtype, &f.in);
+    work_on(&f, PAIR);
     for (int32_t i = 0; i < count; i += PAIR) {
         memset(y, 0, (size_t)groups * sizeof *y);
         for (int32_t k = 0; k < w->n_in; k += chunk_span(dtype), slot = !slot) {
             filling_next(dtype, &f.in, &f.ring[!slot]);
             for (int32_t set = 0; set < sets; set++)
-                multiply_set(dtype, &f, &f.ring[slot], k, set, sets, groups, panel, y);
+                multiply_set(dtype, work_on, &f, &f.ring[slot], k, set, sets, groups, panel, y);
         }
-        settle_rest(dtype, &f);
+        settle_rest(work_on, &f);
         put_sums(out, (const pair_sums *)y, i, count, rows);
     }
 }
 
-INLINE void multiply_packed(int32_t dtype, float *const *out, const mm2_weight *w, int32_t first,
-                            int32_t count, const void *panel, int32_t rows)
+INLINE void multiply_packed(int32_t dtype, work_function work_on, float *const *out,
+                            const mm2_weight *w, int32_t first, int32_t count, const void *panel,
+                            int32_t rows)
 {
     int64_t some_bytes = mm2_panel_bytes(mm2_act_of(dtype), SETS_ROWS, w->n_in);
     tiles_begin(is_block(dtype) ? 32 : 64);
     for (int32_t m = 0; m < rows; m += SETS_ROWS)
-        multiply_some(dtype, out + m, w, first, count,
+        multiply_some(dtype, work_on, out + m, w, first, count,
                       (const uint8_t *)panel + m / SETS_ROWS * some_bytes,
                       smaller(SETS_ROWS, rows - m));
     tiles_end();

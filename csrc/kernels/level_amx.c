@@ -20,24 +20,28 @@
 #include "kernels/body_fill.h"
 #include "kernels/body_packed.h"
 
-#define PACKED_SLOT(name, dtype)                                                                   \
-    static void name(float *const *out, const mm2_weight *w, int32_t first, int32_t count,         \
-                     const void *panel, int32_t rows)                                              \
+#define PACKED_SLOT(format, dtype)                                                                 \
+    static __attribute__((noinline)) void work_##format(flow *f, int32_t most)                     \
     {                                                                                              \
-        multiply_packed(dtype, out, w, first, count, panel, rows);                                 \
+        work(dtype, f, most);                                                                      \
+    }                                                                                              \
+    static void matmul_packed_##format(float *const *out, const mm2_weight *w, int32_t first,      \
+                                       int32_t count, const void *panel, int32_t rows)             \
+    {                                                                                              \
+        multiply_packed(dtype, work_##format, out, w, first, count, panel, rows);                  \
     }
 
-PACKED_SLOT(matmul_packed_f8_e4m3, MM2_F8_E4M3)
-PACKED_SLOT(matmul_packed_q8_0, MM2_Q8_0)
-PACKED_SLOT(matmul_packed_q4_0, MM2_Q4_0)
-PACKED_SLOT(matmul_packed_q5_0, MM2_Q5_0)
-PACKED_SLOT(matmul_packed_iq4_nl, MM2_IQ4_NL)
-PACKED_SLOT(matmul_packed_q2_k, MM2_Q2_K)
-PACKED_SLOT(matmul_packed_q3_k, MM2_Q3_K)
-PACKED_SLOT(matmul_packed_q4_k, MM2_Q4_K)
-PACKED_SLOT(matmul_packed_q5_k, MM2_Q5_K)
-PACKED_SLOT(matmul_packed_q6_k, MM2_Q6_K)
-PACKED_SLOT(matmul_packed_iq4_xs, MM2_IQ4_XS)
+PACKED_SLOT(f8_e4m3, MM2_F8_E4M3)
+PACKED_SLOT(q8_0, MM2_Q8_0)
+PACKED_SLOT(q4_0, MM2_Q4_0)
+PACKED_SLOT(q5_0, MM2_Q5_0)
+PACKED_SLOT(iq4_nl, MM2_IQ4_NL)
+PACKED_SLOT(q2_k, MM2_Q2_K)
+PACKED_SLOT(q3_k, MM2_Q3_K)
+PACKED_SLOT(q4_k, MM2_Q4_K)
+PACKED_SLOT(q5_k, MM2_Q5_K)
+PACKED_SLOT(q6_k, MM2_Q6_K)
+PACKED_SLOT(iq4_xs, MM2_IQ4_XS)
 
 typedef struct packed_slot {
     int32_t dtype, rows; /* from so many on it is faster than matmul */
