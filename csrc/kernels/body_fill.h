@@ -38,6 +38,7 @@ typedef struct filling {
     int32_t done;         /* rows that are filled */
     const uint8_t *p;     /* row 0 of the chunk, and the distance of rows */
     int64_t stride;
+    float scale;         /* FP8: of the row before */
     const uint8_t *line; /* the stream that is prefetched, up to here */
     chunk *to;           /* NULL: there is none left */
     one_heads heads;     /* of the tile in hand: super-blocks */
@@ -143,10 +144,41 @@ INLINE void bytes_times_wide(bytes64 a, bytes64 s, int offset, uint8_t *low, uin
     _mm512_store_si512(high, bytes_of_words(bytes_shr(even, 7), bytes_shl(odd, 1)));
 }
 
-/* Row r of a chunk: a super-block and its 16 scales as one_heads_fill leaves them. */
-INLINE void fill_super(int32_t dtype, chunk *c, int32_t r, const uint8_t *p, const uint8_t *scales)
+/* Controls that spread four of 16 scales over the words of 64 codes: into the lower halves of words,
+ * or into the upper ones, to be sign-extended. They are in memory because a compiler that builds
+ * them anew for every row spends more on them than on the codes. */
+// clang-format off
+#define FOUR(...) __VA_ARGS__, __VA_ARGS__, __VA_ARGS__, __VA_ARGS__
+#define LOWER(i) FOUR(i, 0x80, i, 0x80)
+#define UPPER(i) FOUR(0x80, i, 0x80, i)
+#define SPREAD(half, a, b, c, d) {half(a), half(b), half(c), half(d)}
+static const _Alignas(64) uint8_t lower_16[4][64] = { /* a scale for 16 codes */
+    SPREAD(LOWER, 0, 1, 2, 3), SPREAD(LOWER, 4, 5, 6, 7),
+    SPREAD(LOWER, 8, 9, 10, 11), SPREAD(LOWER, 12, 13, 14, 15)};
+static const _Alignas(64) uint8_t lower_32[4][64] = { /* for 32 */
+    SPREAD(LOWER, 0, 0, 1, 1), SPREAD(LOWER, 2, 2, 3, 3),
+    SPREAD(LOWER, 4, 4, 5, 5), SPREAD(LOWER, 6, 6, 7, 7)};
+static const _Alignas(64) uint8_t upper_16[4][64] = {
+    SPREAD(UPPER, 0, 1, 2, 3), SPREAD(UPPER, 4, 5, 6, 7),
+    SPREAD(UPPER, 8, 9, 10, 11), SPREAD(UPPER, 12, 13, 14, 15)};
+static const _Alignas(64) uint8_t upper_iq4[4][64] = { /* for 32; the even scales, then the odd ones */
+    SPREAD(UPPER, 0, 0, 4, 4), SPREAD(UPPER, 1, 1, 5, 5),
+    SPREAD(UPPER, 2, 2, 6, 6), SPREAD(UPPER, 3, 3, 7, 7)};
+// clang-format on
+
+INLINE bytes64 spread(bytes64 scales, const uint8_t control[64])
 {
-    static const uint8_t of_32[4][4] = {{0, 0, 1, 1}, {2, 2, 3, 3}, {4, 4, 5, 5}, {6, 6, 7, 7}};
+    return _mm512_shuffle_epi8(scales, _mm512_load_si512(control));
+}
+
+INLINE bytes64 spread_signed(bytes64 scales, const uint8_t control[64])
+{
+    return _mm512_srai_epi16(spread(scales, control), 8);
+}
+
+/* Row r of a chunk: a super-block and its 16 scales as one_heads_fill leaves them. */
+INLINE void fill_super(int32_t dtype, chunk *c, uint32_t r, const uint8_t *p, const uint8_t *scales)
+{
     bytes64 s = bytes_repeat16(scales);
 #pragma GCC unroll 4
     for (int t = 0; t < 4; t++) {
@@ -154,21 +186,21 @@ INLINE void fill_super(int32_t dtype, chunk *c, int32_t r, const uint8_t *p, con
         bytes64 q = super_codes(dtype, p, t);
         switch (dtype) {
         case MM2_Q2_K:
-            _mm512_store_si512(low, bytes_times_small(q, bytes_spread(0, s, spread_plain[t])));
+            _mm512_store_si512(low, bytes_times_small(q, spread(s, lower_16[t])));
             break;
         case MM2_Q3_K:
             q = _mm512_sub_epi8(_mm512_set1_epi8(4), q);
-            _mm512_store_si512(low, bytes_times(q, bytes_spread(0, s, spread_plain[t])));
+            _mm512_store_si512(low, bytes_times(q, spread(s, lower_16[t])));
             break;
         case MM2_Q6_K:
-            bytes_times_wide(q, bytes_spread(1, s, spread_plain[t]), 5, low, high);
+            bytes_times_wide(q, spread_signed(s, upper_16[t]), 5, low, high);
             break;
         case MM2_IQ4_XS:
-            bytes_times_wide(q, bytes_spread(1, s, spread_iq4[t]), 7, low, high);
+            bytes_times_wide(q, spread_signed(s, upper_iq4[t]), 7, low, high);
             break;
         default: { /* Q4_K, Q5_K */
-            bytes64 lower = bytes_spread(0, bytes_and(s, 7), of_32[t]);
-            bytes64 upper = bytes_spread(0, bytes_and(bytes_shr(s, 3), 7), of_32[t]);
+            bytes64 lower = spread(bytes_and(s, 7), lower_32[t]);
+            bytes64 upper = spread(bytes_and(bytes_shr(s, 3), 7), lower_32[t]);
             _mm512_store_si512(low, bytes_times_small(q, lower));
             _mm512_store_si512(high, bytes_times_small(q, upper));
         }
@@ -177,7 +209,7 @@ INLINE void fill_super(int32_t dtype, chunk *c, int32_t r, const uint8_t *p, con
 }
 
 /* Two blocks of 32 a step. A block that there is not is a repeat, and not used. */
-INLINE void fill_blocks(int32_t dtype, chunk *c, int32_t r, const uint8_t *p, int32_t blocks)
+INLINE void fill_blocks(int32_t dtype, chunk *c, uint32_t r, const uint8_t *p, int32_t blocks)
 {
 #pragma GCC unroll 4
     for (int t = 0; t < 4; t++) {
@@ -192,7 +224,7 @@ INLINE void fill_blocks(int32_t dtype, chunk *c, int32_t r, const uint8_t *p, in
 
 /* 128 codes of FP8. Step s takes the s-th word of each of the 16 qwords: words are brought together
  * within lanes, dwords across them, and a look-up and an interleaving of its bytes make bf16. */
-INLINE void fill_f8(chunk *c, int32_t r, const uint8_t *p)
+INLINE void fill_f8(chunk *c, uint32_t r, const uint8_t *p)
 {
     // clang-format off
     const __m512i words_of_lane = _mm512_broadcast_i32x4(
@@ -241,11 +273,15 @@ INLINE void fill_scales(filling *f, int32_t begin, int32_t blocks)
         reals_store(f->to->d[b] + begin, widen_f16((const uint8_t *)f->halves[b]));
 }
 
-INLINE float f8_scale(const filling *f, int32_t r)
+/* FP8: the scale of row r, looked up where it changes. */
+INLINE float f8_scale(filling *f, int32_t r)
 {
     int32_t step;
-    const float *scale = scale_row(f->w, f->first, f->count, f->row + r, &step);
-    return scale[f->k / SCALE_SPAN * step];
+    if (r == 0 || ((int64_t)f->first + f->row + r + f->w->scale_row) % SCALE_SPAN == 0) {
+        const float *scale = scale_row(f->w, f->first, f->count, f->row + r, &step);
+        f->scale = scale[f->k / SCALE_SPAN * step];
+    }
+    return f->scale;
 }
 
 /* ---- Chunks ---- */
@@ -310,20 +346,21 @@ INLINE void filling_row(int32_t dtype, filling *f)
     for (int32_t i = 0; i < chunk_bytes(dtype); i += 64)
         _mm_prefetch((const char *)f->line + i, _MM_HINT_T1);
     f->line += chunk_bytes(dtype);
+    uint32_t l = (uint32_t)r % TILE;
     if (dtype == MM2_F8_E4M3) {
-        fill_f8(f->to, r, p);
+        fill_f8(f->to, (uint32_t)r, p);
         f->to->d[0][r] = f8_scale(f, r);
     } else if (is_block(dtype)) {
-        fill_blocks(dtype, f->to, r, p, blocks);
+        fill_blocks(dtype, f->to, (uint32_t)r, p, blocks);
         for (int32_t b = 0; b < blocks; b++) /* d stands at the beginning in all four formats */
-            memcpy(&f->halves[b][r % TILE], p + b * block_bytes(dtype), 2);
-        if (r % TILE == TILE - 1)
-            fill_scales(f, r - r % TILE, blocks);
+            memcpy(&f->halves[b][l], p + b * block_bytes(dtype), 2);
+        if (l == TILE - 1)
+            fill_scales(f, r - TILE + 1, blocks);
     } else {
-        if (r % TILE == 0)
+        if (l == 0)
             fill_heads(dtype, f);
-        int l = r % TILE; /* scales lie as untranspose4 leaves them; Q6_K has them in the block */
-        fill_super(dtype, f->to, r, p,
+        /* Scales lie as untranspose4 leaves them; Q6_K has them in the block. */
+        fill_super(dtype, f->to, (uint32_t)r, p,
                    dtype == MM2_Q6_K ? p + offsetof(mm2_block_q6_k, scales)
                                      : f->heads.scales[l % 4 * 4 + l / 4]);
     }

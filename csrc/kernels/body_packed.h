@@ -14,7 +14,8 @@
 
 enum {
     SETS_ROWS = 256, /* activation rows that use a chunk before it is made again */
-    SETTLE_ROWS = 4  /* weight rows of one piece of work */
+    SETTLE_ROWS = 4, /* weight rows of one piece of work */
+    PAIR_PIECES = PAIR / SETTLE_ROWS
 };
 
 /* ---- Panels: what pack makes. Of each group of 16 rows, [16] being the rows:
@@ -117,38 +118,39 @@ typedef struct flow {
     /* Sums as the tiles leave them. Blocks of 32: [set odd or even][block], one tile. Others:
      * [plane, low first][tile * 2 + group]. */
     _Alignas(64) int32_t c[2][CHUNK_BLOCKS][TILE * TILE];
-    /* The set that is to be settled: */
+    /* The set that is to be settled; pointers are to what belongs to its first group. */
     const chunk *from;
-    const uint8_t *panel;  /* its first group */
-    pair_sums *y;          /* of its first group */
-    int32_t k;             /* where its chunk begins */
-    int32_t tile;          /* blocks of 32: which of the chunk */
-    int32_t piece, pieces; /* done, and all of them */
-    int32_t goal;          /* rows of the next chunk that this set is to fill */
-    int64_t group_bytes;
+    pair_sums *y;
+    const uint8_t *d;    /* [16] of the panel, for each block of the chunk */
+    const uint8_t *sums; /* formats with minima: [4 or 8][16] pairs */
+    int64_t group_bytes; /* from one group to the next */
+    int32_t blocks;      /* blocks of 32: how many, and of which tile */
+    int32_t tile;
+    uint32_t piece, pieces; /* done, and all of them */
+    int32_t goal;           /* rows of the next chunk that this set is to fill */
 } flow;
 
 /* SETTLE_ROWS rows of a tile of blocks of 32. */
 INLINE void settle_blocks(flow *f)
 {
-    int32_t n = f->in.w->n_in, blocks = smaller(CHUNK_BLOCKS, (n - f->k) / 32);
-    int32_t at = f->piece * SETTLE_ROWS, row = f->tile * TILE + at;
-    const float *d_a = (const float *)(f->panel + (int64_t)n * TILE) + f->k / 32 * TILE;
+    uint32_t at = f->piece * SETTLE_ROWS, row = (uint32_t)f->tile * TILE + at;
+    const chunk *from = f->from;
+    float(*sum)[TILE] = *f->y + row;
     reals y[SETTLE_ROWS];
 #pragma GCC unroll 4
     for (int j = 0; j < SETTLE_ROWS; j++)
-        y[j] = reals_load(f->y[0][row + j]);
-    for (int32_t b = 0; b < blocks; b++) {
-        reals d = reals_load(d_a + b * TILE);
+        y[j] = reals_load(sum[j]);
+    for (int32_t b = 0; b < f->blocks; b++) {
+        const int32_t *c = f->c[f->tile][b] + at * TILE;
+        reals d = reals_load((const float *)f->d + b * TILE);
 #pragma GCC unroll 4
-        for (int j = 0; j < SETTLE_ROWS; j++) {
-            words isum = words_load(f->c[f->tile][b] + (at + j) * TILE);
-            y[j] = reals_fma(reals_times(d, f->from->d[b][row + j]), reals_from_words(isum), y[j]);
-        }
+        for (int j = 0; j < SETTLE_ROWS; j++)
+            y[j] = reals_fma(reals_times(d, from->d[b][row + j]),
+                             reals_from_words(words_load(c + j * TILE)), y[j]);
     }
 #pragma GCC unroll 4
     for (int j = 0; j < SETTLE_ROWS; j++)
-        reals_store(f->y[0][row + j], y[j]);
+        reals_store(sum[j], y[j]);
 }
 
 INLINE words joined_planes(int32_t dtype, words low, words high)
@@ -161,57 +163,55 @@ INLINE words joined_planes(int32_t dtype, words low, words high)
     return _mm512_add_epi32(words_shl(high, shift), low);
 }
 
-/* SETTLE_ROWS rows of super-blocks and one group. */
-INLINE void settle_super(int32_t dtype, flow *f)
+/* SETTLE_ROWS rows of super-blocks or FP8, and one group. */
+INLINE void settle_chunk(int32_t dtype, flow *f)
 {
-    int32_t n = f->in.w->n_in, block = f->k / MM2_SUPER;
-    int32_t group = f->piece / (PAIR / SETTLE_ROWS),
-            row = f->piece % (PAIR / SETTLE_ROWS) * SETTLE_ROWS;
-    const uint8_t *d_a = f->panel + group * f->group_bytes + (int64_t)n * TILE;
-    const uint8_t *sums = d_a + n / MM2_SUPER * 64;
-    int pairs_of_sums = is_wide(dtype) ? 4 : 8;
-    sums += (is_wide(dtype) ? n / 32 * 64 : 0) + block * pairs_of_sums * 64;
-    reals d = reals_load((const float *)d_a + block * TILE);
+    uint32_t group = f->piece / PAIR_PIECES, row = f->piece % PAIR_PIECES * SETTLE_ROWS;
+    uint32_t tile = row / TILE * 2 + group, at = row % TILE * TILE;
+    const chunk *from = f->from;
+    const int32_t *low = f->c[0][tile] + at, *high = f->c[1][tile] + at;
+    const float *d_a = (const float *)(f->d + group * f->group_bytes);
+    const uint8_t *sums = f->sums + group * f->group_bytes;
+    float(*sum)[TILE] = f->y[group] + row;
+    reals y[SETTLE_ROWS];
 #pragma GCC unroll 4
     for (int j = 0; j < SETTLE_ROWS; j++) {
-        int32_t r = row + j, tile = r / TILE * 2 + group, at = r % TILE * TILE;
-        words isum =
-            joined_planes(dtype, words_load(f->c[0][tile] + at), words_load(f->c[1][tile] + at));
-        reals y = reals_load(f->y[group][r]);
-        y = reals_fma(reals_times(d, f->from->d[0][r]), reals_from_words(isum), y);
-        if (has_minima(dtype)) {
-            words msum = words_set1(0);
+        words c = words_load(low + j * TILE);
+        y[j] = reals_load(sum[j]);
+        if (dtype == MM2_F8_E4M3)
+            y[j] = reals_fma(v16_set1(from->d[0][row + j]), reals_of(c), y[j]);
+        else
+            y[j] = reals_fma(reals_times(reals_load(d_a), from->d[0][row + j]),
+                             reals_from_words(joined_planes(dtype, c, words_load(high + j * TILE))),
+                             y[j]);
+    }
+    if (has_minima(dtype)) {
+        words msum[SETTLE_ROWS];
+        int pairs_of_sums = is_wide(dtype) ? 4 : 8;
 #pragma GCC unroll 8
-            for (int i = 0; i < pairs_of_sums; i++)
-                msum = words_dot16(msum, words_load((const int32_t *)(sums + i * 64)),
-                                   words_set1(f->from->min[i][r]));
-            y = reals_fnma(reals_times(d, f->from->d[1][r]), reals_from_words(msum), y);
-        }
-        reals_store(f->y[group][r], y);
-    }
-}
-
-INLINE void settle_f8(flow *f)
-{
-    int32_t group = f->piece / (PAIR / SETTLE_ROWS),
-            row = f->piece % (PAIR / SETTLE_ROWS) * SETTLE_ROWS;
+        for (int i = 0; i < pairs_of_sums; i++) {
+            words a = words_load((const int32_t *)sums + i * TILE);
 #pragma GCC unroll 4
-    for (int j = 0; j < SETTLE_ROWS; j++) {
-        int32_t r = row + j;
-        words c = words_load(f->c[0][r / TILE * 2 + group] + r % TILE * TILE);
-        reals scale = v16_set1(f->from->d[0][r]);
-        reals_store(f->y[group][r], reals_fma(scale, reals_of(c), reals_load(f->y[group][r])));
+            for (int j = 0; j < SETTLE_ROWS; j++)
+                msum[j] =
+                    words_dot16(i ? msum[j] : words_set1(0), a, words_set1(from->min[i][row + j]));
+        }
+#pragma GCC unroll 4
+        for (int j = 0; j < SETTLE_ROWS; j++)
+            y[j] = reals_fnma(reals_times(reals_load(d_a), from->d[1][row + j]),
+                              reals_from_words(msum[j]), y[j]);
     }
+#pragma GCC unroll 4
+    for (int j = 0; j < SETTLE_ROWS; j++)
+        reals_store(sum[j], y[j]);
 }
 
 INLINE void settle(int32_t dtype, flow *f)
 {
-    if (dtype == MM2_F8_E4M3)
-        settle_f8(f);
-    else if (is_block(dtype))
+    if (is_block(dtype))
         settle_blocks(f);
     else
-        settle_super(dtype, f);
+        settle_chunk(dtype, f);
     f->piece++;
 }
 
@@ -231,7 +231,7 @@ typedef void (*work_function)(flow *f, int32_t most);
 /* All that is left to be settled. */
 INLINE void settle_rest(work_function work_on, flow *f)
 {
-    work_on(f, f->pieces - f->piece);
+    work_on(f, (int32_t)(f->pieces - f->piece));
 }
 
 #define TILE_DOT(dtype, c, a, b)                                                                   \
@@ -363,20 +363,20 @@ static void put_sums(float *const *out, const pair_sums *y, int32_t i, int32_t c
         }
 }
 
-/* What comes after the set that f describes is ready to be settled. */
+/* Set number `set` of a chunk, and what f needs to settle it afterwards. */
 INLINE void multiply_set(int32_t dtype, work_function work_on, flow *f, const chunk *now, int32_t k,
                          int32_t set, int32_t sets, int32_t groups, const uint8_t *panel,
                          pair_sums *y)
 {
-    int32_t blocks = smaller(CHUNK_BLOCKS, (f->in.w->n_in - k) / 32);
-    int32_t group = is_block(dtype) ? set / 2 : set * 2,
-            two = !is_block(dtype) && groups - group > 1;
+    int32_t n = f->in.w->n_in, blocks = smaller(CHUNK_BLOCKS, (n - k) / 32);
+    int32_t group = is_block(dtype) ? set / 2 : set * 2;
+    int32_t two = !is_block(dtype) && groups - group > 1;
     int32_t calls =
         is_block(dtype) ? (blocks + 1) / 2 : (two + 1) * 4 * (has_two_planes(dtype) + 1);
-    const uint8_t *b = panel + group * f->group_bytes;
-    b += (int64_t)k * (dtype == MM2_F8_E4M3 ? TILE * 2 : TILE);
+    panel += group * f->group_bytes;
+    const uint8_t *b = panel + (int64_t)k * (dtype == MM2_F8_E4M3 ? TILE * 2 : TILE);
     f->goal = f->in.to ? PAIR * (set + 1) / sets : 0;
-    int32_t pieces = f->pieces - f->piece + (f->goal > f->in.done ? f->goal - f->in.done : 0);
+    int32_t pieces = (int32_t)(f->pieces - f->piece) + f->goal - smaller(f->goal, f->in.done);
     int32_t most = (pieces + calls - 1) / calls;
     if (is_block(dtype))
         multiply_blocks(dtype, work_on, f, now, set % 2, b, blocks, most);
@@ -386,12 +386,14 @@ INLINE void multiply_set(int32_t dtype, work_function work_on, flow *f, const ch
         multiply_one(dtype, work_on, f, now, b, most);
     work_on(f, PAIR); /* rows of the next chunk that `calls` did not get to */
     f->from = now;
-    f->panel = panel + group * f->group_bytes;
     f->y = y + group;
-    f->k = k;
+    f->d = panel + (int64_t)n * TILE + (int64_t)k / (is_block(dtype) ? 32 : MM2_SUPER) * 64;
+    f->sums = panel + (int64_t)n * TILE + n / MM2_SUPER * 64;
+    f->sums += is_wide(dtype) ? n / 32 * 64 + k / MM2_SUPER * 256 : k / MM2_SUPER * 512;
+    f->blocks = blocks;
     f->tile = set % 2;
     f->piece = 0;
-    f->pieces = (is_block(dtype) ? TILE : PAIR * (two + 1)) / SETTLE_ROWS;
+    f->pieces = (uint32_t)(is_block(dtype) ? TILE : PAIR * (two + 1)) / SETTLE_ROWS;
 }
 
 /* Up to SETS_ROWS rows. */
