@@ -21,6 +21,7 @@ enum {
     ONE_ROWS = 4,   /* weight rows that run together with one float activation row */
     TILE_ROWS = 2,  /* weight rows and */
     TILE_ACTS = 3,  /* activation rows of one float tile: 12 accumulators of 16 registers */
+    KEY_TILES = 1,  /* tiles of 16 keys that attention scores at a time */
     PAIR_ROWS = 3,  /* weight rows and 16 x */
     PAIR_VECTORS = 1, /* activation rows of one bf16 tile: twice as many accumulators */
     VALUE_LANES = 1 /* groups of 16 value dimensions that attention sums at a time */
@@ -318,7 +319,7 @@ static inline __m256i two_rows(const uint8_t *p, int64_t stride)
 }
 
 /* out[i] = word i of the 16 bytes at p of ROWS rows, `stride` bytes apart. */
-static inline void transpose4(words out[4], const uint8_t *p, int64_t stride)
+static inline __attribute__((always_inline)) void transpose4(words out[4], const uint8_t *p, int64_t stride)
 {
     __m256i a = two_rows(p, stride), b = two_rows(p + stride, stride);
     __m256i c = two_rows(p + 2 * stride, stride), d = two_rows(p + 3 * stride, stride);
@@ -364,21 +365,22 @@ static inline codes codes_load(int positive, const words *panel)
 
 /* sum + scale * (4 codes times 4 activations). vpmaddubsw takes unsigned times signed bytes, so the
  * sign of a code goes to its activation. |code| <= 128 and |activation| <= 127: sums of two
- * products stay within int16. */
-static inline words dot(int positive, words sum, codes c, const int8_t *acts, words scale)
+ * products stay within int16. Small codes are left in int16, to be scaled by dot_end(). */
+static inline words dot(int small, int positive, words sum, codes c, const int8_t *acts,
+                        words scale)
 {
     int32_t four;
     memcpy(&four, acts, 4);
     __m256i a = _mm256_set1_epi32(four);
     a = positive ? a : _mm256_sign_epi8(a, c.value);
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(c.magnitude, a), scale));
+    a = _mm256_maddubs_epi16(c.magnitude, a);
+    return small ? _mm256_add_epi16(sum, a) : _mm256_add_epi32(sum, _mm256_madd_epi16(a, scale));
 }
 
 /* total + scale * sum; the scale is in the sum already where dot() multiplies by it. */
-static inline words dot_end(words total, words sum, words scale)
+static inline words dot_end(int small, words total, words sum, words scale)
 {
-    (void)scale;
-    return _mm256_add_epi32(total, sum);
+    return _mm256_add_epi32(total, small ? _mm256_madd_epi16(sum, scale) : sum);
 }
 
 /* sum + (two int16 of each row times the same two). */

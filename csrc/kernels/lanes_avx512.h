@@ -16,6 +16,7 @@ enum {
     ONE_ROWS = 8,   /* weight rows that run together with one float activation row */
     TILE_ROWS = 8,  /* weight rows and */
     TILE_ACTS = 3,  /* activation rows of one float tile: 24 accumulators of 32 registers */
+    KEY_TILES = 4,  /* tiles of 16 keys that attention scores at a time */
     PAIR_ROWS = 4,  /* weight rows and 16 x */
     PAIR_VECTORS = 3, /* activation rows of one bf16 tile: twice as many accumulators */
     VALUE_LANES = 4 /* groups of 16 value dimensions that attention sums at a time */
@@ -304,7 +305,7 @@ static inline __m512i four_rows(const uint8_t *p, int64_t stride)
     return _mm512_mask_broadcast_i32x4(a, 0xf000, load_row(p + 12 * stride));
 }
 
-static inline void transpose4(words out[4], const uint8_t *p, int64_t stride)
+static inline __attribute__((always_inline)) void transpose4(words out[4], const uint8_t *p, int64_t stride)
 {
     __m512i a = four_rows(p, stride), b = four_rows(p + stride, stride);
     __m512i c = four_rows(p + 2 * stride, stride), d = four_rows(p + 3 * stride, stride);
@@ -357,17 +358,19 @@ static inline codes codes_load(int positive, const words *panel)
     return *panel;
 }
 
-static inline words dot(int positive, words sum, codes c, const int8_t *acts, words scale)
+static inline words dot(int small, int positive, words sum, codes c, const int8_t *acts,
+                        words scale)
 {
-    (void)scale;
+    (void)small, (void)scale;
     int32_t four;
     memcpy(&four, acts, 4);
     __m512i a = _mm512_set1_epi32(four);
     return positive ? _mm512_dpbusd_epi32(sum, c, a) : _mm512_dpbusd_epi32(sum, a, c);
 }
 
-static inline words dot_end(words total, words sum, words scale)
+static inline words dot_end(int small, words total, words sum, words scale)
 {
+    (void)small;
     return _mm512_add_epi32(total, _mm512_mullo_epi32(sum, scale));
 }
 
