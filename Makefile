@@ -11,7 +11,7 @@ export PIP_ROOT_USER_ACTION := ignore
 # The first python3 on the path if it is new enough and complete, else Debian's.
 BASE_PYTHON = $(shell python3 -c 'import sys, venv, ensurepip; assert sys.version_info >= (3, 11)' 2>/dev/null && echo python3 || echo /usr/bin/python3)
 
-.PHONY: help packages lib py lua demo test test-c test-asan test-py test-lua parity sync golden bench lint notebooks clean
+.PHONY: help packages lib py lua demo test test-c test-asan test-py test-lua parity sync golden bench compare lint notebooks clean
 .DEFAULT_GOAL := help
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo "make test-py    pytest; test-lua: busted; parity: Python and Lua byte by byte; sync: bindings"
 	@echo "make golden     recompute the golden values with transformers and compare (installs torch)"
 	@echo "make bench      prefill and decode speed of the embedded model; MODEL=path for another"
+	@echo "make compare    speed beside llama.cpp's, on the same file: ARGS='--format q4_k_m --what pp512,tg32'"
 	@echo "make lint       clang-format, flake8, luacheck"
 	@echo "make notebooks  execute every notebook"
 	@echo "make clean      remove what was built"
@@ -91,6 +92,15 @@ golden: py build/test.stamp
 
 bench: py
 	@$(PYTHON) -m minimax2 bench $(if $(MODEL),-m "$(MODEL)")
+
+build/compare.stamp: build/package.stamp tests/bench/requirements.txt
+	@echo "Installing llama-cpp-python, which pip builds for this machine: several minutes"
+	@$(PYTHON) -m pip install -qq -r tests/bench/requirements.txt
+	@touch $@
+
+# LLAMA_PYTHON=path: another interpreter that has llama-cpp-python already.
+compare: py $(if $(LLAMA_PYTHON),build/test.stamp,build/compare.stamp)
+	@$(PYTHON) tests/bench/compare.py $(if $(LLAMA_PYTHON),--llama-python "$(LLAMA_PYTHON)") $(ARGS)
 
 lint: py
 	@bash .ci/packages lint

@@ -283,7 +283,7 @@ typedef struct mm2_session_options {
     uint32_t size;    /* sizeof(mm2_session_options) */
     int32_t context;  /* positions, 1..max_position_embeddings; 0: the smaller of that and 8192 */
     int32_t kv_dtype; /* MM2_BF16 (default) or MM2_F32 */
-    int32_t chunk;    /* prompt tokens that go through the layers together, 1..4096; 0: 256 */
+    int32_t chunk;    /* prompt tokens that go through the layers together, 1..4096; 0: 1024 */
 } mm2_session_options;
 
 void mm2_session_options_init(mm2_session_options *o);

@@ -13,34 +13,55 @@ static inline v16 load_kv(int32_t dtype, const void *p, int64_t i)
                             : v16_load_bf16((const uint16_t *)p + i);
 }
 
+/* Scores of `tiles` tiles of 16 positions from j on; c: the largest ones, lane by lane. */
+static inline __attribute__((always_inline)) void
+attend_tiles(int heads, int tiles, int32_t dtype, float p[][CHUNK], v16 *c, const float *q,
+             const void *k, int32_t j, int32_t n, int32_t head_dim, float scale)
+{
+    v16 s[GROUP_HEADS][KEY_TILES];
+#pragma GCC unroll 6
+    for (int h = 0; h < heads; h++)
+#pragma GCC unroll 4
+        for (int t = 0; t < tiles; t++)
+            s[h][t] = v16_zero();
+    for (int32_t d = 0; d < head_dim; d++) {
+        v16 key[KEY_TILES];
+#pragma GCC unroll 4
+        for (int t = 0; t < tiles; t++)
+            key[t] = load_kv(dtype, k, (int64_t)(j + t * 16) * head_dim + d * 16);
+#pragma GCC unroll 6
+        for (int h = 0; h < heads; h++) {
+            v16 query = v16_set1(q[h * head_dim + d]);
+#pragma GCC unroll 4
+            for (int t = 0; t < tiles; t++)
+                s[h][t] = v16_fma(query, key[t], s[h][t]);
+        }
+    }
+#pragma GCC unroll 6
+    for (int h = 0; h < heads; h++)
+#pragma GCC unroll 4
+        for (int t = 0; t < tiles; t++) { /* beyond n: -inf, which becomes a probability of 0 */
+            v16 score = v16_mul(v16_set1(scale), s[h][t]);
+            if (n - j - t * 16 < 16)
+                score = v16_keep_n(score, v16_set1(-INFINITY), n - j - t * 16);
+            v16_store(p[h] + j + t * 16, score);
+            c[h] = v16_larger(score, c[h]);
+        }
+}
+
 /* Scores of all positions and the largest of each head, +0 for -0. */
 static inline __attribute__((always_inline)) void
 attend_scores(int heads, int32_t dtype, float p[][CHUNK], float *largest, const float *q,
               const void *k, int32_t n, int32_t head_dim, float scale)
 {
     v16 c[GROUP_HEADS];
+    int32_t j = 0;
     for (int h = 0; h < heads; h++)
         c[h] = v16_set1(-INFINITY);
-    for (int32_t j = 0; j < n; j += 16) {
-        v16 s[GROUP_HEADS];
-#pragma GCC unroll 6
-        for (int h = 0; h < heads; h++)
-            s[h] = v16_zero();
-        for (int32_t d = 0; d < head_dim; d++) {
-            v16 key = load_kv(dtype, k, (int64_t)j * head_dim + d * 16);
-#pragma GCC unroll 6
-            for (int h = 0; h < heads; h++)
-                s[h] = v16_fma(v16_set1(q[h * head_dim + d]), key, s[h]);
-        }
-#pragma GCC unroll 6
-        for (int h = 0; h < heads; h++) { /* beyond n: -inf, which becomes a probability of 0 */
-            v16 score = v16_mul(v16_set1(scale), s[h]);
-            if (n - j < 16)
-                score = v16_keep_n(score, v16_set1(-INFINITY), n - j);
-            v16_store(p[h] + j, score);
-            c[h] = v16_larger(score, c[h]);
-        }
-    }
+    for (; n - j > (KEY_TILES - 1) * 16; j += KEY_TILES * 16)
+        attend_tiles(heads, KEY_TILES, dtype, p, c, q, k, j, n, head_dim, scale);
+    for (; j < n; j += 16)
+        attend_tiles(heads, 1, dtype, p, c, q, k, j, n, head_dim, scale);
     for (int h = 0; h < heads; h++)
         largest[h] = v16_largest(c[h]) + 0.0f;
 }

@@ -6,23 +6,24 @@
  * whole register. DOT_PANELS panels times DOT_ACTS activation rows are one tile of accumulators.
  * Integer sums are exact in any order; the float operations are those of ref.c, block by block.
  *
- * The row groups of a call follow one another in memory; while one is read, the same place of the
- * next one is prefetched. The blocks of a last, smaller group are copied, followed by zeros. */
+ * The row groups of a call follow one another in memory. While a group is multiplied, the same
+ * place of the next one is prefetched, some rows with each tile: all at once they would fill the
+ * line buffers, and nothing would be multiplied meanwhile. The blocks of a last, smaller group are
+ * copied, followed by zeros. */
 
-enum { SUM_ACTS = 64 /* activation rows that use a panel before it is made again */ };
+enum { SUM_ACTS = 128 /* activation rows that use a panel before it is made again */ };
 
-/* The group of rows from i on at byte `offset`: where its blocks are and how far apart. */
+/* ROWS rows at one place of their blocks: where they are and how far apart. */
 typedef struct group {
     const uint8_t *p;
     int64_t stride;
 } group;
 
+/* The group of rows from i on at byte `offset`. */
 INLINE group group_at(const mm2_weight *w, int32_t first, int32_t count, int32_t i, int64_t offset,
                       int32_t bytes, uint8_t *copy)
 {
     group g = {(const uint8_t *)w->data + (first + i) * w->row_bytes + offset, w->row_bytes};
-    for (int32_t r = 0; r < ROWS; r++) /* the next group */
-        prefetch(g.p + (ROWS * DOT_PANELS + r) * g.stride, bytes);
     if (count - i >= ROWS)
         return g;
     memset(copy, 0, (size_t)(ROWS * bytes));
@@ -33,6 +34,47 @@ INLINE group group_at(const mm2_weight *w, int32_t first, int32_t count, int32_t
     return g;
 }
 
+/* What is to be prefetched while a panel is multiplied. */
+typedef struct ahead {
+    const uint8_t *p;
+    int64_t stride;
+    int32_t bytes, row, rows;
+} ahead;
+
+/* While `bytes` at `offset` are multiplied: the place behind `panels` groups of rows. The first
+ * groups of a call were nobody's next ones: they go on to their own next place at once. */
+INLINE ahead ahead_of(int panels, const mm2_weight *w, int32_t first, int32_t i, int64_t offset,
+                      int32_t bytes)
+{
+    const uint8_t *p = (const uint8_t *)w->data + (first + i) * w->row_bytes + offset;
+    ahead a = {p + panels * ROWS * w->row_bytes, w->row_bytes, bytes, 0, panels * ROWS};
+    for (int32_t r = 0; !i && r < panels * ROWS; r++)
+        prefetch(p + r * w->row_bytes + bytes, bytes);
+    return a;
+}
+
+/* The share of one tile, with `left` activation rows to go. */
+INLINE void ahead_go(ahead *a, int32_t left)
+{
+    int32_t tiles = (left + DOT_ACTS - 1) / DOT_ACTS;
+    int32_t end = a->row + (a->rows - a->row + tiles - 1) / tiles;
+    for (; a->row < end; a->row++)
+        prefetch(a->p + a->row * a->stride, a->bytes);
+}
+
+/* Are codes so small that dot() may add them up in int16 before they are scaled? The sums of a block
+ * of 32, of a sub-block or, for Q5_K, of half a sub-block then stay below 2^15. */
+INLINE int is_small(int32_t dtype)
+{
+    return dtype != MM2_Q8_0 && dtype != MM2_IQ4_NL && dtype != MM2_IQ4_XS;
+}
+
+/* Groups of 16 codes that dot() adds up before dot_end() scales them. */
+INLINE int dot_step(int32_t dtype)
+{
+    return is_wide(dtype) && dtype != MM2_Q5_K ? 2 : 1;
+}
+
 /* Activation rows of the next tile, of `left`. */
 INLINE int tile_acts(int32_t left)
 {
@@ -41,11 +83,12 @@ INLINE int tile_acts(int32_t left)
 
 /* ---- Blocks of 32 ---- */
 
-INLINE void block_tile(int panels, int acts, reals (*y)[DOT_PANELS], const block_panel *p,
+INLINE void block_tile(int panels, int32_t dtype, int acts, reals (*y)[DOT_PANELS], const block_panel *p,
                        const int8_t *const *a, const float *const *d, int32_t blocks)
 {
     _Alignas(64) int8_t buffer[DOT_ACTS][256];
     const int8_t *ready[DOT_ACTS];
+    const words one = scale_form(words_set1(1));
     reals total[DOT_ACTS][DOT_PANELS];
 #pragma GCC unroll 4
     for (int m = 0; m < acts; m++) {
@@ -71,15 +114,17 @@ INLINE void block_tile(int panels, int acts, reals (*y)[DOT_PANELS], const block
             for (int m = 0; m < acts; m++)
 #pragma GCC unroll 2
                 for (int n = 0; n < panels; n++)
-                    sum[m][n] = dot(0, sum[m][n], c[n], ready[m] + b * 32 + i * 4,
-                                    scale_form(words_set1(1)));
+                    sum[m][n] = dot(is_small(dtype), 0, sum[m][n], c[n], ready[m] + b * 32 + i * 4,
+                                    one);
         }
 #pragma GCC unroll 4
         for (int m = 0; m < acts; m++)
 #pragma GCC unroll 2
             for (int n = 0; n < panels; n++)
-                total[m][n] = reals_fma(reals_times(p[n].d[b], d[m][b]),
-                                        reals_from_words(sum[m][n]), total[m][n]);
+                total[m][n] = reals_fma(
+                    reals_times(p[n].d[b], d[m][b]),
+                    reals_from_words(dot_end(is_small(dtype), words_set1(0), sum[m][n], one)),
+                    total[m][n]);
     }
 #pragma GCC unroll 4
     for (int m = 0; m < acts; m++)
@@ -88,25 +133,26 @@ INLINE void block_tile(int panels, int acts, reals (*y)[DOT_PANELS], const block
             y[m][n] = total[m][n];
 }
 
-INLINE void block_panel_dot(int panels, reals (*y)[DOT_PANELS], const block_panel *p,
-                            const void *const *acts, int32_t rows, int32_t n_in, int32_t begin,
-                            int32_t blocks)
+INLINE void block_panel_dot(int panels, int32_t dtype, reals (*y)[DOT_PANELS],
+                            const block_panel *p, const void *const *acts, int32_t rows,
+                            int32_t n_in, int32_t begin, int32_t blocks, ahead next)
 {
     for (int32_t m = 0; m < rows;) {
         const int8_t *a[DOT_ACTS];
         const float *d[DOT_ACTS];
         int together = tile_acts(rows - m);
+        ahead_go(&next, rows - m);
         for (int t = 0; t < together; t++) {
             const int8_t *act = acts[m + t];
             a[t] = act + begin;
             d[t] = (const float *)(act + n_in) + begin / 32;
         }
         if (together == DOT_ACTS)
-            block_tile(panels, DOT_ACTS, y + m, p, a, d, blocks);
+            block_tile(panels, dtype, DOT_ACTS, y + m, p, a, d, blocks);
         else if (together == 2)
-            block_tile(panels, 2, y + m, p, a, d, blocks);
+            block_tile(panels, dtype, 2, y + m, p, a, d, blocks);
         else
-            block_tile(panels, 1, y + m, p, a, d, blocks);
+            block_tile(panels, dtype, 1, y + m, p, a, d, blocks);
         m += together;
     }
 }
@@ -138,7 +184,9 @@ INLINE void matmul_block_group(int panels, int32_t dtype, float *const *out, con
                              group_at(w, first, count, i + n * ROWS, (int64_t)begin / 32 * bytes,
                                       blocks * bytes, copy),
                              blocks);
-        block_panel_dot(panels, y, panel, acts, rows, w->n_in, begin, blocks);
+        block_panel_dot(
+            panels, dtype, y, panel, acts, rows, w->n_in, begin, blocks,
+            ahead_of(panels, w, first, i, (int64_t)begin / 32 * bytes, blocks * bytes));
     }
     for (int32_t m = 0; m < rows; m++)
         for (int n = 0; n < panels; n++)
@@ -149,20 +197,21 @@ INLINE void matmul_block_group(int panels, int32_t dtype, float *const *out, con
 
 INLINE void super_panel_fill(int32_t dtype, super_panel *p, group g)
 {
-    int step = is_wide(dtype) ? 2 : 1;
+    int step = dot_step(dtype);
     unpack_super(dtype, p, g.p, g.stride);
     for (int i = 0; i < 16; i += step)
         p->start[i] = dot_start(has_minima(dtype), p->code + i * 4, step * 4);
 }
 
-INLINE void super_tile(int panels, int wide, int minima, int acts, reals (*y)[DOT_PANELS],
+INLINE void super_tile(int panels, int32_t dtype, int acts, reals (*y)[DOT_PANELS],
                        const super_panel *p, const int8_t *const *a, const float *d,
                        const int16_t *const *sums)
 {
     _Alignas(64) int8_t buffer[DOT_ACTS][256];
     const int8_t *ready[DOT_ACTS];
     words total[DOT_ACTS][DOT_PANELS];
-    int step = wide ? 2 : 1;
+    int small = is_small(dtype), minima = has_minima(dtype), step = dot_step(dtype);
+    int same = is_wide(dtype) ? 2 : 1; /* groups of 16 codes with one scale */
 #pragma GCC unroll 4
     for (int m = 0; m < acts; m++) {
         ready[m] = dot_acts(minima, buffer[m], a[m], 256);
@@ -187,14 +236,15 @@ INLINE void super_tile(int panels, int wide, int minima, int acts, reals (*y)[DO
             for (int m = 0; m < acts; m++)
 #pragma GCC unroll 2
                 for (int n = 0; n < panels; n++)
-                    sum[m][n] =
-                        dot(minima, sum[m][n], c[n], ready[m] + s * 16 + i * 4, p[n].scale[s]);
+                    sum[m][n] = dot(small, minima, sum[m][n], c[n], ready[m] + s * 16 + i * 4,
+                                    p[n].scale[s / same * same]);
         }
 #pragma GCC unroll 4
         for (int m = 0; m < acts; m++)
 #pragma GCC unroll 2
             for (int n = 0; n < panels; n++)
-                total[m][n] = dot_end(total[m][n], sum[m][n], p[n].scale[s]);
+                total[m][n] =
+                    dot_end(small, total[m][n], sum[m][n], p[n].scale[s / same * same]);
     }
 #pragma GCC unroll 4
     for (int m = 0; m < acts; m++)
@@ -210,15 +260,16 @@ INLINE void super_tile(int panels, int wide, int minima, int acts, reals (*y)[DO
         }
 }
 
-INLINE void super_panel_dot(int panels, int wide, int minima, reals (*y)[DOT_PANELS],
+INLINE void super_panel_dot(int panels, int32_t dtype, reals (*y)[DOT_PANELS],
                             const super_panel *p, const void *const *acts, int32_t rows,
-                            int32_t n_in, int32_t block)
+                            int32_t n_in, int32_t block, ahead next)
 {
     for (int32_t m = 0; m < rows;) {
         const int8_t *a[DOT_ACTS];
         const int16_t *sums[DOT_ACTS];
         float d[DOT_ACTS];
         int together = tile_acts(rows - m);
+        ahead_go(&next, rows - m);
         for (int t = 0; t < together; t++) {
             const int8_t *act = acts[m + t];
             const float *scales = (const float *)(act + n_in);
@@ -227,11 +278,11 @@ INLINE void super_panel_dot(int panels, int wide, int minima, reals (*y)[DOT_PAN
             sums[t] = (const int16_t *)(scales + n_in / MM2_SUPER) + block * 16;
         }
         if (together == DOT_ACTS)
-            super_tile(panels, wide, minima, DOT_ACTS, y + m, p, a, d, sums);
+            super_tile(panels, dtype, DOT_ACTS, y + m, p, a, d, sums);
         else if (together == 2)
-            super_tile(panels, wide, minima, 2, y + m, p, a, d, sums);
+            super_tile(panels, dtype, 2, y + m, p, a, d, sums);
         else
-            super_tile(panels, wide, minima, 1, y + m, p, a, d, sums);
+            super_tile(panels, dtype, 1, y + m, p, a, d, sums);
         m += together;
     }
 }
@@ -252,8 +303,9 @@ INLINE void matmul_super_group(int panels, int32_t dtype, float *const *out, con
                              group_at(w, first, count, i + n * ROWS,
                                       (int64_t)block * super_bytes(dtype), super_bytes(dtype),
                                       copy));
-        super_panel_dot(panels, is_wide(dtype), has_minima(dtype), y, panel, acts, rows, w->n_in,
-                        block);
+        super_panel_dot(panels, dtype, y, panel, acts, rows, w->n_in, block,
+                        ahead_of(panels, w, first, i, (int64_t)block * super_bytes(dtype),
+                                 super_bytes(dtype)));
     }
     for (int32_t m = 0; m < rows; m++)
         for (int n = 0; n < panels; n++)

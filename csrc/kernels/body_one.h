@@ -17,7 +17,7 @@ enum {
     ONE_LIMIT = 8192, /* longest row; longer ones take the panels of body_int.h */
     ONE_BLOCKS = ONE_LIMIT / 32 + ROWS,
     ONE_SUPERS = ONE_LIMIT / 256 + ROWS,
-    ONE_T0 = 1024, /* bytes that the stream is prefetched ahead, into the first */
+    ONE_T0 = 2048, /* bytes that the stream is prefetched ahead, into the first */
     ONE_T1 = 4096  /* and the second level */
 };
 

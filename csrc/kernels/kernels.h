@@ -67,8 +67,8 @@ typedef struct mm2_kernels {
      *   BF16             tile: y = y + t for every step, ascending, from +0.
      *   FP8              tile, by blocks of 128 k that share a scale. Step s = 0..3 of a block takes
      *                    k = 8 p + 2 s and 8 p + 2 s + 1 for p = 0..15: the s-th word of each of its
-     *                    qwords. c = (((0 + t0) + t1) + t2) + t3; y = fma(scale, c, y), blocks ascending,
-     *                    from +0. The last block is padded with zeros.
+     *                    qwords. c = c + t from +0, s ascending; y = fma(scale, c, y) from +0,
+     *                    blocks ascending. The last block is padded with zeros.
      *   Q8_0, Q4_0, Q5_0, IQ4_NL   per block of 32: isum = sum of q * a;
      *                    y = fma(d_w * d_a, (float)isum, y).
      *   K-quants, IQ4_XS per super-block of 256: isum = sum over sub-blocks of scale * sum of q * a

@@ -249,7 +249,7 @@ static void matmul_f8(float *const *out, const mm2_weight *w, int32_t first, int
         for (int32_t m = 0; m < rows; m++) {
             float y = 0;
             for (int32_t k = 0; k < w->n_in; k += SCALE_BLOCK) {
-                float c = 0; /* it matters: 0 + -0 is 0 */
+                float c = 0;
                 for (int32_t s = 0; s < 4; s++)
                     c += tile_step(w, row, acts[m], k + 2 * s, 8);
                 y = fmaf(block_scale(w, first + i, k), c, y);

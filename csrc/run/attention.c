@@ -16,7 +16,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { PAGES_A_ROUND = 8 };
+enum { PAGES_A_ROUND = 8, ROWS_A_UNIT = 8 };
 
 static mm2_status begin_enter(mm2_forward *f, int32_t round, int32_t *units)
 {
@@ -109,50 +109,62 @@ static void rotate_row(void *forward, int32_t unit, int32_t thread)
     }
 }
 
-/* One unit: one row and one KV head with its group of query heads. Heads vary slowest, so
- * neighbours share keys. */
+/* One unit: some rows and one KV head with its group of query heads. Several rows meet a page while
+ * it is in the cache; heads vary slowest, so neighbours share pages too. */
+static int32_t rows_a_unit(const mm2_forward *f)
+{
+    int32_t share = f->rows * mm2_forward_config(f)->num_key_value_heads /
+                    (8 * mm2_pool_threads(f->model->pool));
+    return share < 1 ? 1 : share < ROWS_A_UNIT ? share : ROWS_A_UNIT;
+}
+
 static mm2_status begin_attend(mm2_forward *f, int32_t round, int32_t *units)
 {
-    int32_t pages = 0;
+    int32_t pages = 0, some = rows_a_unit(f);
     for (int32_t r = 0; r < f->rows; r++) {
         int32_t needed = f->row_position[r] / MM2_PAGE + 1;
         pages = needed > pages ? needed : pages;
     }
-    *units =
-        round * PAGES_A_ROUND < pages ? f->rows * mm2_forward_config(f)->num_key_value_heads : -1;
+    *units = round * PAGES_A_ROUND < pages
+                 ? (f->rows + some - 1) / some * mm2_forward_config(f)->num_key_value_heads
+                 : -1;
     return MM2_OK;
+}
+
+/* What row `row` and head `head` have of page `page`, added to its running results. */
+static void attend_page(mm2_forward *f, int32_t row, int32_t head, int32_t page)
+{
+    const mm2_config *g = mm2_forward_config(f);
+    int32_t group = g->num_attention_heads / g->num_key_value_heads, n = g->head_dim;
+    const mm2_kv *kv = &f->spans[f->row_span[row]].session->kv;
+    int32_t here = f->row_position[row] + 1 - page * MM2_PAGE;
+    int64_t at = (int64_t)row * g->num_attention_heads + head * group;
+    float *m = f->m + at, *l = f->l + at, *o = f->z + at * n;
+    if (here <= 0)
+        return;
+    if (!page) {
+        for (int32_t i = 0; i < group; i++)
+            m[i] = -INFINITY, l[i] = 0;
+        memset(o, 0, (size_t)group * (size_t)n * 4);
+    }
+    f->model->kernels->attend[kv->dtype == MM2_BF16](
+        m, l, o, f->q + at * n, group, mm2_kv_keys(kv, f->layer, head, page),
+        mm2_kv_values(kv, f->layer, head, page), here < MM2_PAGE ? here : MM2_PAGE, n,
+        1 / sqrtf((float)n));
+    if (here <= MM2_PAGE)
+        for (int32_t i = 0; i < group; i++)
+            for (int32_t d = 0; d < n; d++)
+                o[i * n + d] /= l[i];
 }
 
 static void attend_unit(void *forward, int32_t unit, int32_t thread)
 {
     mm2_forward *f = forward;
-    const mm2_config *g = mm2_forward_config(f);
-    int32_t row = unit % f->rows, head = unit / f->rows;
-    int32_t group = g->num_attention_heads / g->num_key_value_heads, n = g->head_dim;
-    const mm2_kv *kv = &f->spans[f->row_span[row]].session->kv;
-    int32_t positions = f->row_position[row] + 1, last = (positions - 1) / MM2_PAGE;
-    int32_t first = f->round * PAGES_A_ROUND, end = first + PAGES_A_ROUND;
-    if (first > last)
-        return;
-    int64_t at = (int64_t)row * g->num_attention_heads + head * group;
-    float *m = f->m + at, *l = f->l + at, *o = f->z + at * n;
-    const float *q = f->q + at * n;
-    if (!first) {
-        for (int32_t i = 0; i < group; i++)
-            m[i] = -INFINITY, l[i] = 0;
-        memset(o, 0, (size_t)group * (size_t)n * 4);
-    }
-    float scale = 1 / sqrtf((float)n);
-    for (int32_t page = first; page < end && page <= last; page++) {
-        int32_t here = positions - page * MM2_PAGE;
-        f->model->kernels->attend[kv->dtype == MM2_BF16](
-            m, l, o, q, group, mm2_kv_keys(kv, f->layer, head, page),
-            mm2_kv_values(kv, f->layer, head, page), here < MM2_PAGE ? here : MM2_PAGE, n, scale);
-    }
-    if (last < end)
-        for (int32_t i = 0; i < group; i++)
-            for (int32_t d = 0; d < n; d++)
-                o[i * n + d] /= l[i];
+    int32_t some = rows_a_unit(f), blocks = (f->rows + some - 1) / some;
+    int32_t first = unit % blocks * some, end = first + some < f->rows ? first + some : f->rows;
+    for (int32_t i = 0; i < PAGES_A_ROUND; i++)
+        for (int32_t row = first; row < end; row++)
+            attend_page(f, row, unit / blocks, f->round * PAGES_A_ROUND + i);
 }
 
 static mm2_status begin_z_input(mm2_forward *f, int32_t round, int32_t *units)

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BATCH_ROWS = 256, MAX_MEMBERS = 4096 };
+enum { BATCH_ROWS = 1024, MAX_MEMBERS = 4096 };
 
 static mm2_status enter(mm2_batch *b)
 {

@@ -20,8 +20,9 @@
 #include <sys/mman.h>
 
 enum { SECTION_EMBED, SECTION_ATTENTION, SECTION_FEED_FORWARD, SECTION_HEAD };
-/* Of one unit: at most about a millisecond of one core, at least what a hand-over is worth. */
-enum { UNIT_FLOPS = 16 << 20, LEAST_FLOPS = 64 << 10 };
+/* Of one unit: at most about a millisecond of one core, at least what a hand-over is worth. Output
+ * features come in multiples of what the widest kernels take together. */
+enum { UNIT_FLOPS = 64 << 20, LEAST_FLOPS = 64 << 10, TILE_STEP = 32 };
 
 /* ---- Memory ---- */
 
@@ -180,8 +181,8 @@ int32_t mm2_forward_tile(const mm2_forward *f, int32_t n_out, int32_t n_in, int3
     int64_t most = UNIT_FLOPS / each, least = LEAST_FLOPS / each;
     int64_t tile = n_out / (4 * mm2_pool_threads(f->model->pool));
     tile = tile < least ? least : tile;
-    tile = (tile < most ? tile : most) / 16 * 16;
-    return tile < 16 ? 16 : tile > MM2_TILE ? MM2_TILE : (int32_t)tile;
+    tile = (tile < most ? tile : most) / TILE_STEP * TILE_STEP;
+    return tile < TILE_STEP ? TILE_STEP : tile > MM2_TILE ? MM2_TILE : (int32_t)tile;
 }
 
 void mm2_forward_product(mm2_forward *f, int32_t thread, const mm2_weight *w, float *out,

@@ -52,7 +52,7 @@ typedef struct mm2_thread_scratch {
     float *a, *b;     /* [capacity * MM2_TILE] */
 } mm2_thread_scratch;
 
-enum { MM2_TILE = 128 }; /* output features of one unit, at most */
+enum { MM2_TILE = 256 }; /* output features of one unit, at most */
 
 struct mm2_forward {
     mm2_model *model;

@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { DEFAULT_CONTEXT = 8192, DEFAULT_CHUNK = 256, MAX_CHUNK = 4096 };
+enum { DEFAULT_CONTEXT = 8192, DEFAULT_CHUNK = 1024, MAX_CHUNK = 4096 };
 
 static mm2_status enter(atomic_int *busy, const char *what)
 {
