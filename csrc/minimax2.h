@@ -60,7 +60,7 @@ extern "C" {
  * Library */
 
 enum {
-    MM2_ABI = 1,      /* of this header; must equal mm2_abi(), that of the library */
+    MM2_ABI = 2,      /* of this header; must equal mm2_abi(), that of the library */
     MM2_NUMERICS = 1, /* changes only together with the golden hashes */
     MM2_MAX_DIMS = 4
 };
@@ -151,7 +151,8 @@ enum {
     MM2_ISA_REF = 1,
     MM2_ISA_AVX2 = 2,
     MM2_ISA_AVX512 = 3,
-    MM2_ISA_BLAS = 4 /* OpenBLAS on decoded float32 panels; no bit promise */
+    MM2_ISA_AMX = 4,
+    MM2_ISA_BLAS = 5 /* OpenBLAS on decoded float32 panels; no bit promise */
 };
 
 typedef struct mm2_model_options {

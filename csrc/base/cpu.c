@@ -6,7 +6,12 @@
  * path that /proc shows may not exist, so all of its prefixes are tried and what is missing is
  * passed over; both cgroup versions are looked at, at their usual mount points.
  *
+ * Tiles must be asked for, once a process. The system refuses if a thread's alternative signal
+ * stack could not hold them; the avx512 kernels serve then.
+ *
  * The facts and the sentence of mm2_cpu() are made once and never change. */
+#define _GNU_SOURCE /* syscall */
+
 #include "base/cpu.h"
 
 #include "base/numa.h"
@@ -18,6 +23,7 @@
 #include <unistd.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
 #endif
 
 enum { TEXT = MM2_SYSFILE, PATH = 1024 };
@@ -235,6 +241,16 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 #if defined(__x86_64__)
 
+/* May the process use tiles? `features`: edx of leaf 7; `saved`: what the system saves. */
+static int permit_tiles(unsigned features, unsigned saved)
+{
+    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 }; /* of arch_prctl; as in xgetbv */
+    const unsigned need = bit_AMX_TILE | bit_AMX_INT8 | bit_AMX_BF16,
+                   states = 3u << (TILE_DATA - 1);
+    return (features & need) == need && (saved & states) == states &&
+           syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+}
+
 /* The brand string without "(R)", "(TM)", "CPU" and what follows the model: "@ 2.50GHz", "64-Core
  * Processor", "with Radeon Graphics". */
 static void clean_brand(char *out, int cap, const char *brand)
@@ -278,6 +294,7 @@ static void find_facts(void)
     facts.avx2 = fma_f16c && (b & bit_AVX2) && (low & 0x06) == 0x06; /* xmm, ymm */
     facts.avx512 = facts.avx2 && (b & need_b) == need_b && (c & need_c) == need_c &&
                    (low & 0xe6) == 0xe6; /* and masks, zmm */
+    facts.amx = facts.avx512 && permit_tiles(d, low);
 }
 
 #else
@@ -294,9 +311,10 @@ static void find_all(void)
     find_facts();
     int32_t cores = mm2_cpu_cores(), nodes = mm2_numa_nodes();
     int length = mm2_format(sentence, sizeof sentence, "%s (%s), %d %s",
-                            facts.avx512 ? "avx512"
-                            : facts.avx2 ? "avx2"
-                                         : "ref",
+                            facts.amx      ? "amx"
+                            : facts.avx512 ? "avx512"
+                            : facts.avx2   ? "avx2"
+                                           : "ref",
                             facts.vendor[0] ? facts.vendor : "unknown processor", cores,
                             cores == 1 ? "core" : "cores");
     if (nodes > 1)

@@ -134,8 +134,10 @@ int mm2_kernels_blas(mm2_kernels *t)
     }
     t->name = "blas";
     t->isa = MM2_ISA_BLAS;
-    for (int32_t dtype = 0; dtype < MM2_DTYPE_COUNT; dtype++)
+    for (int32_t dtype = 0; dtype < MM2_DTYPE_COUNT; dtype++) {
         if (t->matmul[dtype])
             t->matmul[dtype] = matmul;
+        t->matmul_packed[dtype] = NULL;
+    }
     return 0;
 }

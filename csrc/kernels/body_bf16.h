@@ -19,7 +19,8 @@ enum {
     GROUP = STEP * ROWS, /* elements whose steps (or blocks of four steps) share a register */
     FEW_ROWS = 8,
     FEW_ACTS = 4,
-    FEW_FLOATS = 16384, /* of activations that are prepared together */
+    FEW_FLOATS = 8192, /* of activations that are prepared together */
+    FEW_SUMS = FEW_FLOATS / STEP,
     FEW_LIMIT = 8,      /* this many activation rows are many */
     FEW_T0 = 1024,      /* bytes that the stream is prefetched ahead, into the first */
     FEW_T1 = 4096,      /* and the second level */
@@ -60,12 +61,8 @@ INLINE void few_prepare(int32_t dtype, group_acts *out, const uint16_t *act, int
             if (dtype == MM2_BF16)
                 transpose4(pair, p + i * 4, STEP * 2);
             for (int j = 0; j < 4; j++) {
-                if (dtype == MM2_F8_E4M3) {
-                    int32_t quad[ROWS]; /* dwords 4 p .. 4 p + 3 of every block of 64 */
-                    for (int b = 0; b < ROWS / 4; b++)
-                        memcpy(quad + b * 4, p + b * SCALE_SPAN * 2 + (i + j) * 16, 16);
-                    pair[j] = words_load(quad);
-                }
+                if (dtype == MM2_F8_E4M3)
+                    pair[j] = words_quads(p + (i + j) * 16, SCALE_SPAN * 2);
                 reals_store((*out)[i + j][0], pair_even(pair[j]));
                 reals_store((*out)[i + j][1], pair_odd(pair[j]));
             }
@@ -87,8 +84,8 @@ INLINE void few_group(int32_t dtype, int acts, reals sum[FEW_ACTS], const uint8_
         if (dtype == MM2_BF16) {
             transpose4(pair, p + i * 4, STEP * 2);
         } else {
-            pairs_f8(p + i * 8, pair);
-            pairs_f8(p + i * 8 + 16, pair + 2);
+            pairs_f8(words_quads(p + i * 8, SCALE_SPAN), pair);
+            pairs_f8(words_quads(p + i * 8 + 16, SCALE_SPAN), pair + 2);
         }
 #pragma GCC unroll 4
         for (int j = 0; j < 4; j++)
@@ -106,10 +103,10 @@ INLINE void few_group(int32_t dtype, int acts, reals sum[FEW_ACTS], const uint8_
     }
 }
 
-/* The sums of one weight row over n elements: of each step, or of each block in every fourth
- * place, those of activation row m from m * stride on. */
+/* The sums of a weight row over n elements: of each step, or of each block in every fourth place;
+ * those of activation row m from m * stride on. */
 INLINE void few_row(int32_t dtype, int acts, float *sums, int32_t stride, const uint8_t *row,
-                    const group_acts *const x[FEW_ACTS], int32_t n)
+                    const group_acts *const x[FEW_ACTS], int32_t n, int64_t ahead)
 {
     int32_t size = size_of(dtype);
     for (int32_t k = 0, g = 0; k < n; k += GROUP, g++) {
@@ -119,7 +116,7 @@ INLINE void few_row(int32_t dtype, int acts, float *sums, int32_t stride, const 
         reals sum[FEW_ACTS];
         for (int i = 0; i < GROUP * size; i += 64) {
             _mm_prefetch((const char *)p + i + FEW_T0, _MM_HINT_T0);
-            _mm_prefetch((const char *)p + i + FEW_T1, _MM_HINT_T1);
+            _mm_prefetch((const char *)p + i + ahead, _MM_HINT_T1);
         }
         if (n - k < GROUP) {
             memset(rest, 0, sizeof rest);
@@ -137,7 +134,7 @@ INLINE void few_row(int32_t dtype, int acts, float *sums, int32_t stride, const 
 }
 
 /* y[r] = the ordered sum of what few_row left: plain for steps, scaled for blocks. */
-INLINE void few_chains(int32_t dtype, int rows, float *y, const float *sums, int32_t stride,
+INLINE void few_chains(int32_t dtype, int rows, float *y, const float *sums,
                        const float *const *scale, int32_t scale_step, int32_t terms)
 {
     float total[FEW_ROWS];
@@ -148,8 +145,8 @@ INLINE void few_chains(int32_t dtype, int rows, float *y, const float *sums, int
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++)
             total[r] = dtype == MM2_BF16
-                           ? total[r] + sums[r * stride + i]
-                           : fmaf(scale[r][i * scale_step], sums[r * stride + i * 4], total[r]);
+                           ? total[r] + sums[r * FEW_SUMS + i]
+                           : fmaf(scale[r][i * scale_step], sums[r * FEW_SUMS + i * 4], total[r]);
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
         y[r] = total[r];
@@ -158,36 +155,40 @@ INLINE void few_chains(int32_t dtype, int rows, float *y, const float *sums, int
 INLINE void matmul_few(int32_t dtype, int acts, float *const *out, const mm2_weight *w,
                        int32_t first, int32_t count, const void *const *act)
 {
-    enum { GROUPS = FEW_FLOATS / 2 / GROUP, STRIDE = GROUPS * ROWS };
+    enum { GROUPS = FEW_FLOATS / GROUP };
     _Alignas(64) group_acts prepared[GROUPS];
-    _Alignas(64) float sums[FEW_ROWS * STRIDE];
+    _Alignas(64) float sums[FEW_ROWS][FEW_SUMS];
     int32_t groups = GROUPS / acts, size = size_of(dtype);
     for (int m = 0; m < acts; m++)
         memset(out[m], 0, (size_t)count * sizeof(float));
     for (int32_t begin = 0; begin < w->n_in; begin += groups * GROUP) {
-        int32_t n = smaller(groups * GROUP, w->n_in - begin);
+        int32_t n = smaller(groups * GROUP, w->n_in - begin), piece = acts == 1 ? n : GROUP;
         int32_t span = dtype == MM2_BF16 ? STEP : SCALE_SPAN, terms = (n + span - 1) / span;
-        const group_acts *x[FEW_ACTS];
-        for (int m = 0; m < acts; m++) {
+        for (int m = 0; m < acts; m++)
             few_prepare(dtype, prepared + m * groups, (const uint16_t *)act[m] + begin, n);
-            x[m] = prepared + m * groups;
-        }
         for (int32_t i = 0; i < count; i += FEW_ROWS) {
-            int32_t rows = smaller(FEW_ROWS, count - i), step = 0;
+            const uint8_t *row[FEW_ROWS];
             const float *scale[FEW_ROWS];
-            for (int32_t r = 0; r < rows; r++) {
-                const uint8_t *row = weight_row(w, first, count, i + r);
-                scale[r] = scale_row(w, first, count, i + r, &step);
-                scale[r] += begin / SCALE_SPAN * step;
-                few_row(dtype, acts, sums + r * STRIDE, groups * ROWS, row + (int64_t)begin * size, x, n);
+            int32_t rows = smaller(FEW_ROWS, count - i), step = 0;
+            for (int32_t r = 0; r < FEW_ROWS; r++) {
+                row[r] = weight_row(w, first, count, i + r) + (int64_t)begin * size;
+                scale[r] = scale_row(w, first, count, i + r, &step) + begin / SCALE_SPAN * step;
+            }
+            for (int32_t k = 0; k < n; k += piece) {
+                const group_acts *x[FEW_ACTS];
+                for (int m = 0; m < acts; m++)
+                    x[m] = prepared + m * groups + k / GROUP;
+                for (int32_t r = 0; r < rows; r++)
+                    few_row(dtype, acts, sums[r] + k / STEP, groups * ROWS,
+                            row[r] + (int64_t)k * size, x, smaller(piece, n - k),
+                            acts == 1 ? FEW_T1 : FEW_ROWS * w->row_bytes);
             }
             for (int m = 0; m < acts; m++) {
-                const float *s = sums + m * groups * ROWS;
+                const float *s = sums[0] + m * groups * ROWS;
                 if (rows == FEW_ROWS)
-                    few_chains(dtype, FEW_ROWS, out[m] + i, s, STRIDE, scale, step, terms);
+                    few_chains(dtype, FEW_ROWS, out[m] + i, s, scale, step, terms);
                 for (int r = 0; r < rows && rows < FEW_ROWS; r++)
-                    few_chains(dtype, 1, out[m] + i + r, s + r * STRIDE, STRIDE, scale + r, step,
-                               terms);
+                    few_chains(dtype, 1, out[m] + i + r, s + r * FEW_SUMS, scale + r, step, terms);
             }
         }
     }
@@ -290,6 +291,11 @@ INLINE void many_tile(int32_t dtype, int vectors, many *x, int32_t first, int32_
                       const float *scale, int32_t steps)
 {
     v16 t[PAIR_ROWS][PAIR_VECTORS], c[PAIR_ROWS][PAIR_VECTORS];
+#pragma GCC unroll 4
+    for (int r = 0; r < PAIR_ROWS; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++)
+            c[r][v] = v16_zero();
     for (int32_t s = 0; s < steps; s++) {
         tile_pairs(vectors, t, x, first, dtype == MM2_BF16 ? s * STEP : s * 2,
                    dtype == MM2_BF16 ? 2 : 8);
@@ -301,7 +307,7 @@ INLINE void many_tile(int32_t dtype, int vectors, many *x, int32_t first, int32_
                 if (dtype == MM2_BF16)
                     v16_store(sum, v16_add(v16_load(sum), t[r][v]));
                 else
-                    c[r][v] = s ? v16_add(c[r][v], t[r][v]) : t[r][v];
+                    c[r][v] = v16_add(c[r][v], t[r][v]);
             }
     }
     if (dtype == MM2_BF16)
@@ -346,7 +352,7 @@ INLINE void matmul_many(int32_t dtype, float *const *out, const mm2_weight *w, i
             if (vectors == PAIR_VECTORS)
                 many_tiles(dtype, PAIR_VECTORS, &x, count, m, scale, steps);
             else if (vectors == 2)
-                many_tiles(dtype, 2, &x, count, m, scale, steps);
+                many_tiles(dtype, PAIR_VECTORS < 2 ? 1 : 2, &x, count, m, scale, steps);
             else
                 many_tiles(dtype, 1, &x, count, m, scale, steps);
         }

@@ -40,6 +40,10 @@ int32_t mm2_act_of(int32_t dtype);
 /* Bytes of one row of n activations, rounded up to 64. Rows begin 64-byte aligned. */
 int64_t mm2_act_bytes(int32_t act, int64_t n);
 
+/* Bytes of a panel of `rows` packed activations of n elements: those of its groups of 16 rows, each
+ * a multiple of 64. 0 for MM2_ACT_F32, which nobody packs. */
+int64_t mm2_panel_bytes(int32_t act, int32_t rows, int64_t n);
+
 /* One weight matrix [n_out][n_in] as it lies in the file. */
 typedef struct mm2_weight {
     const void *data;   /* row i begins at data + i * row_bytes; any alignment */
@@ -53,7 +57,7 @@ typedef struct mm2_weight {
 } mm2_weight;
 
 typedef struct mm2_kernels {
-    const char *name; /* "ref", "avx2", "avx512", "blas" */
+    const char *name; /* "ref", "avx2", "avx512", "amx", "blas" */
     int32_t isa;      /* MM2_ISA_* */
 
     /* out[m][i] = sum over k of weight[first + i][k] * act[m][k], i in [0, count), m in [0, rows).
@@ -63,8 +67,8 @@ typedef struct mm2_kernels {
      *   BF16             tile: y = y + t for every step, ascending, from +0.
      *   FP8              tile, by blocks of 128 k that share a scale. Step s = 0..3 of a block takes
      *                    k = 8 p + 2 s and 8 p + 2 s + 1 for p = 0..15: the s-th word of each of its
-     *                    qwords. c = ((t0 + t1) + t2) + t3; y = fma(scale, c, y), blocks ascending,
-     *                    from +0. The last block is padded with zeros.
+     *                    qwords. c = c + t from +0, s ascending; y = fma(scale, c, y) from +0,
+     *                    blocks ascending. The last block is padded with zeros.
      *   Q8_0, Q4_0, Q5_0, IQ4_NL   per block of 32: isum = sum of q * a;
      *                    y = fma(d_w * d_a, (float)isum, y).
      *   K-quants, IQ4_XS per super-block of 256: isum = sum over sub-blocks of scale * sum of q * a
@@ -74,6 +78,16 @@ typedef struct mm2_kernels {
      * unsigned. d_w, dmin_w: the half floats as float32; FP8 without scale: scale = 1. */
     void (*matmul[MM2_DTYPE_COUNT])(float *const *out, const mm2_weight *w, int32_t first,
                                     int32_t count, const void *const *acts, int32_t rows);
+
+    /* Products of many activation rows take these from a panel: the kernel's own arrangement of
+     * whole groups of 16 rows, zeros beyond the last row. pack makes it from `rows` activations of n
+     * elements, as quantize leaves them; panel is 64-byte aligned, mm2_panel_bytes long. The panel
+     * of the rows from 16 g on begins mm2_panel_bytes(act, 16, n) * g behind it. matmul_packed gives
+     * the bits of matmul. NULL where a level has none; worth it from packed_rows[dtype] rows on. */
+    void (*pack[MM2_ACT_KINDS])(void *panel, const void *const *acts, int32_t rows, int32_t n);
+    void (*matmul_packed[MM2_DTYPE_COUNT])(float *const *out, const mm2_weight *w, int32_t first,
+                                           int32_t count, const void *panel, int32_t rows);
+    int32_t packed_rows[MM2_DTYPE_COUNT];
 
     /* Float rows to quantised activations. Per block: amax = the float whose bits are the largest
      * of the absolute bit patterns. amax not finite: d = NaN, q = 0. amax < 1e-30: d = 0, q = 0.
@@ -120,6 +134,7 @@ extern const mm2_kernels mm2_kernels_ref;
 /* Each fills the slots it has over a copy of a lower table; dispatch.c calls them. */
 void mm2_kernels_avx2(mm2_kernels *t);
 void mm2_kernels_avx512(mm2_kernels *t);
+void mm2_kernels_amx(mm2_kernels *t);
 int mm2_kernels_blas(mm2_kernels *t); /* -1, with a sentence, if no OpenBLAS can be loaded */
 
 /* exp(x) with at most 2 ulp error: fmaf polynomial, 0 below -87.3, inf above 88.7, NaN kept. The

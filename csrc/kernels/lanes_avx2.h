@@ -717,30 +717,35 @@ static inline int32_t sum32(const int8_t *p)
 
 /* e4m3 codes as bf16, by bytes. Exponents are 120 apart, which leaves the lowest exponent bit and
  * the mantissa where they are; subnormals come from a table, NaN gets all exponent bits. */
-static inline void bf16_of_f8(__m256i codes, __m256i *low, __m256i *high)
+static inline void bf16_of_f8(__m256i code, __m256i *low, __m256i *high)
 {
     const __m256i subnormal_high = _mm256_broadcastsi128_si256(
         _mm_setr_epi8(0x00, 0x3b, 0x3b, 0x3b, 0x3c, 0x3c, 0x3c, 0x3c, 0, 0, 0, 0, 0, 0, 0, 0));
     const __m256i subnormal_low = _mm256_broadcastsi128_si256(_mm_setr_epi8(
         0x00, 0x00, (char)0x80, (char)0xc0, 0x00, 0x20, 0x40, 0x60, 0, 0, 0, 0, 0, 0, 0, 0));
-    __m256i size = _mm256_and_si256(codes, _mm256_set1_epi8(0x7f));
+    __m256i size = _mm256_and_si256(code, _mm256_set1_epi8(0x7f));
     __m256i subnormal = _mm256_cmpgt_epi8(_mm256_set1_epi8(8), size);
     __m256i nan = _mm256_cmpeq_epi8(size, _mm256_set1_epi8(0x7f));
     __m256i upper = _mm256_and_si256(_mm256_srli_epi16(size, 4), _mm256_set1_epi8(7));
     upper = _mm256_add_epi8(upper, _mm256_set1_epi8(0x3c));
     upper = _mm256_blendv_epi8(upper, _mm256_shuffle_epi8(subnormal_high, size), subnormal);
     upper = _mm256_or_si256(upper, _mm256_and_si256(nan, _mm256_set1_epi8(0x7f)));
-    *high = _mm256_or_si256(upper, _mm256_and_si256(codes, _mm256_set1_epi8((char)0x80)));
-    __m256i lower = _mm256_and_si256(_mm256_slli_epi16(codes, 4), _mm256_set1_epi8((char)0xf0));
+    *high = _mm256_or_si256(upper, _mm256_and_si256(code, _mm256_set1_epi8((char)0x80)));
+    __m256i lower = _mm256_and_si256(_mm256_slli_epi16(code, 4), _mm256_set1_epi8((char)0xf0));
     *low = _mm256_blendv_epi8(lower, _mm256_shuffle_epi8(subnormal_low, size), subnormal);
 }
 
-/* 16 codes of each of ROWS / 4 blocks of 128, in bf16: word 4 b + s of out[i] is the pair 8 i + 2 s
- * of block b. */
-static inline void pairs_f8(const uint8_t *p, words out[2])
+/* 16 bytes each of ROWS / 4 places, `stride` bytes apart. */
+static inline words words_quads(const uint8_t *p, int64_t stride)
+{
+    return two_rows(p, stride / 4);
+}
+
+/* ROWS / 4 times 16 codes to bf16: word 4 b + s of out[i] is the pair 8 i + 2 s of group b. */
+static inline void pairs_f8(words code, words out[2])
 {
     __m256i low, high;
-    bf16_of_f8(two_rows(p, 32), &low, &high); /* two_rows takes every fourth: 128 apart */
+    bf16_of_f8(code, &low, &high);
     out[0] = _mm256_unpacklo_epi8(low, high);
     out[1] = _mm256_unpackhi_epi8(low, high);
 }
@@ -750,10 +755,11 @@ static inline reals reals_add(reals a, reals b)
     return _mm256_add_ps(a, b);
 }
 
-/* Lane 4 b: ((a[4 b] + a[4 b + 1]) + a[4 b + 2]) + a[4 b + 3]; the others anything. */
+/* Lane 4 b: a[4 b] to a[4 b + 3] added up in this order, from +0; the others anything. */
 static inline reals reals_quads(reals a)
 {
-    reals sum = _mm256_add_ps(a, _mm256_permute_ps(a, 0x55));
+    reals sum = _mm256_add_ps(_mm256_setzero_ps(), a);
+    sum = _mm256_add_ps(sum, _mm256_permute_ps(a, 0x55));
     sum = _mm256_add_ps(sum, _mm256_permute_ps(a, 0xaa));
     return _mm256_add_ps(sum, _mm256_permute_ps(a, 0xff));
 }

@@ -181,13 +181,13 @@ static const uint8_t e4m3_low[128] = {
 // clang-format on
 
 /* As floats of 16 bits, code by code. */
-static inline void bf16_of_f8(__m512i codes, __m512i *low, __m512i *high)
+static inline void bf16_of_f8(__m512i code, __m512i *low, __m512i *high)
 {
-    *high = _mm512_permutex2var_epi8(_mm512_loadu_si512(e4m3_high), codes,
+    *high = _mm512_permutex2var_epi8(_mm512_loadu_si512(e4m3_high), code,
                                      _mm512_loadu_si512(e4m3_high + 64));
-    *low = _mm512_permutex2var_epi8(_mm512_loadu_si512(e4m3_low), codes,
+    *low = _mm512_permutex2var_epi8(_mm512_loadu_si512(e4m3_low), code,
                                     _mm512_loadu_si512(e4m3_low + 64));
-    *high = _mm512_ternarylogic_epi64(*high, codes, _mm512_set1_epi8((char)0x80), 0xf8);
+    *high = _mm512_ternarylogic_epi64(*high, code, _mm512_set1_epi8((char)0x80), 0xf8);
 }
 
 /* 64 codes through a table look-up to bf16. Interleaving bytes to words works within 128-bit lanes
@@ -295,13 +295,14 @@ static inline __m128i load_row(const uint8_t *p)
     return _mm_loadu_si128((const __m128i *)p);
 }
 
-/* Rows 0, 4, 8 and 12 from p on. */
+/* Rows 0, 4, 8 and 12 from p on. Masked broadcasts leave the shuffle port alone, which inserts
+ * would fill. */
 static inline __m512i four_rows(const uint8_t *p, int64_t stride)
 {
     __m512i a = _mm512_castsi128_si512(load_row(p));
-    a = _mm512_inserti32x4(a, load_row(p + 4 * stride), 1);
-    a = _mm512_inserti32x4(a, load_row(p + 8 * stride), 2);
-    return _mm512_inserti32x4(a, load_row(p + 12 * stride), 3);
+    a = _mm512_mask_broadcast_i32x4(a, 0x00f0, load_row(p + 4 * stride));
+    a = _mm512_mask_broadcast_i32x4(a, 0x0f00, load_row(p + 8 * stride));
+    return _mm512_mask_broadcast_i32x4(a, 0xf000, load_row(p + 12 * stride));
 }
 
 static inline __attribute__((always_inline)) void transpose4(words out[4], const uint8_t *p, int64_t stride)
@@ -620,10 +621,15 @@ static inline reals reals_negate(reals a)
 
 /* ---- bf16 activations ---- */
 
-static inline void pairs_f8(const uint8_t *p, words out[2])
+static inline words words_quads(const uint8_t *p, int64_t stride)
 {
-    __m512i codes = four_rows(p, 32), low, high; /* four_rows takes every fourth: 128 apart */
-    bf16_of_f8(codes, &low, &high);
+    return four_rows(p, stride / 4);
+}
+
+static inline void pairs_f8(words code, words out[2])
+{
+    __m512i low, high;
+    bf16_of_f8(code, &low, &high);
     out[0] = _mm512_unpacklo_epi8(low, high);
     out[1] = _mm512_unpackhi_epi8(low, high);
 }
@@ -635,7 +641,8 @@ static inline reals reals_add(reals a, reals b)
 
 static inline reals reals_quads(reals a)
 {
-    reals sum = _mm512_add_ps(a, _mm512_permute_ps(a, 0x55));
+    reals sum = _mm512_add_ps(_mm512_setzero_ps(), a);
+    sum = _mm512_add_ps(sum, _mm512_permute_ps(a, 0x55));
     sum = _mm512_add_ps(sum, _mm512_permute_ps(a, 0xaa));
     return _mm512_add_ps(sum, _mm512_permute_ps(a, 0xff));
 }

@@ -58,6 +58,18 @@ int64_t mm2_act_bytes(int32_t act, int64_t n)
     return (bytes + 63) / 64 * 64;
 }
 
+int64_t mm2_panel_bytes(int32_t act, int32_t rows, int64_t n)
+{
+    int64_t group = 0; /* the codes of 16 rows, then what belongs to each block */
+    if (act == MM2_ACT_BF16)
+        group = 16 * mm2_act_bytes(act, n);
+    else if (act == MM2_ACT_Q8_32)
+        group = 16 * (n + n / BLOCK * 4);
+    else if (act == MM2_ACT_Q8_256)
+        group = 16 * (n + n / MM2_SUPER * 4 + n / LANES * 2 + n / BLOCK * 2);
+    return ((int64_t)rows + 15) / 16 * group;
+}
+
 static void quantize_bf16(void *act, const float *x, int32_t n)
 {
     uint16_t *out = act;
@@ -237,8 +249,8 @@ static void matmul_f8(float *const *out, const mm2_weight *w, int32_t first, int
         for (int32_t m = 0; m < rows; m++) {
             float y = 0;
             for (int32_t k = 0; k < w->n_in; k += SCALE_BLOCK) {
-                float c = tile_step(w, row, acts[m], k, 8);
-                for (int32_t s = 1; s < 4; s++)
+                float c = 0;
+                for (int32_t s = 0; s < 4; s++)
                     c += tile_step(w, row, acts[m], k + 2 * s, 8);
                 y = fmaf(block_scale(w, first + i, k), c, y);
             }

@@ -49,7 +49,7 @@ VERSION = _text(lib.mm2_version())
 POINTS = tuple(_text(lib.mm2_point_name(i)) for i in range(lib.MM2_POINT_COUNT))
 DTYPES = {_text(lib.mm2_dtype_name(i)): i for i in range(1, lib.MM2_DTYPE_COUNT)}
 ISAS = {"auto": lib.MM2_ISA_AUTO, "ref": lib.MM2_ISA_REF, "avx2": lib.MM2_ISA_AVX2,
-        "avx512": lib.MM2_ISA_AVX512, "blas": lib.MM2_ISA_BLAS}
+        "avx512": lib.MM2_ISA_AVX512, "amx": lib.MM2_ISA_AMX, "blas": lib.MM2_ISA_BLAS}
 
 
 def cpu():

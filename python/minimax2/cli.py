@@ -48,7 +48,7 @@ def _parser():
     def opens_model(made):
         made.add_argument("-m", "--model", metavar="PATH", help="directory or .gguf file")
         made.add_argument("-t", "--threads", type=int, metavar="N", help="default: physical cores")
-        made.add_argument("--isa", help="ref, avx2, avx512 or blas; default: the best")
+        made.add_argument("--isa", help="ref, avx2, avx512, amx or blas; default: the best")
 
     def samples(made):
         made.add_argument("-n", "--max-new-tokens", type=int, default=256, metavar="N")

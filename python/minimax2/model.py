@@ -46,8 +46,8 @@ def load(path=None, *, threads=None, writable=False, isa=None):
     path: a Hugging Face directory, a .gguf file (of a split set: any part), or a directory that
     holds one; None: m2-tiny, the small model that comes with the package. threads: None means all
     physical cores that the process may use. writable: map copy-on-write, so that weights can be
-    edited in this process; files are never touched. isa: "ref", "avx2", "avx512" or "blas"; None
-    means the best, or what the MM2_ISA environment variable says.
+    edited in this process; files are never touched. isa: "ref", "avx2", "avx512", "amx" or
+    "blas"; None means the best, or what the MM2_ISA environment variable says.
 
     Raises FileError, FormatError, UnsupportedError, OutOfMemory, ArgumentError.
     """

@@ -232,6 +232,7 @@ static void test_this_machine(void **state)
     (void)state;
     const mm2_cpu_facts *cpu = mm2_cpu_find();
     assert_true(cpu->avx2 || !cpu->avx512);
+    assert_true(cpu->avx512 || !cpu->amx);
     assert_true(strlen(cpu->vendor) > 0);
     assert_in_range(mm2_cpu_cores(), 1, affinity());
     assert_true(mm2_memory_available() > 0);

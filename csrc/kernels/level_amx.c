@@ -1,0 +1,73 @@
+/* The amx level: avx512, and tiles for products of many activation rows.
+ *
+ * What it adds are the slots `pack` and `matmul_packed`. Everything is compiled with the flags that
+ * the suffix of this file stands for; dispatch.c calls into it only on processors that have them
+ * and where the system lets the process use tiles.
+ *
+ * Kernels keep no state, but tiles are state of the thread: each product configures them and gives
+ * them back, which costs a hundred cycles among hundreds of thousands. A caller's own tiles do not
+ * survive a call, as the ABI has it for any function. */
+#if defined(__x86_64__)
+
+#include "kernels/kernels.h"
+
+#include "kernels/lanes_amx.h"
+#include "kernels/lanes_avx512.h"
+
+#include "kernels/body_float.h"
+#include "kernels/body_unpack.h"
+#include "kernels/body_one.h"
+#include "kernels/body_fill.h"
+#include "kernels/body_packed.h"
+
+#define PACKED_SLOT(format, dtype)                                                                 \
+    static __attribute__((noinline)) void work_##format(flow *f, int32_t most)                     \
+    {                                                                                              \
+        work(dtype, f, most);                                                                      \
+    }                                                                                              \
+    static void matmul_packed_##format(float *const *out, const mm2_weight *w, int32_t first,      \
+                                       int32_t count, const void *panel, int32_t rows)             \
+    {                                                                                              \
+        multiply_packed(dtype, work_##format, out, w, first, count, panel, rows);                  \
+    }
+
+PACKED_SLOT(f8_e4m3, MM2_F8_E4M3)
+PACKED_SLOT(q8_0, MM2_Q8_0)
+PACKED_SLOT(q4_0, MM2_Q4_0)
+PACKED_SLOT(q5_0, MM2_Q5_0)
+PACKED_SLOT(iq4_nl, MM2_IQ4_NL)
+PACKED_SLOT(q2_k, MM2_Q2_K)
+PACKED_SLOT(q3_k, MM2_Q3_K)
+PACKED_SLOT(q4_k, MM2_Q4_K)
+PACKED_SLOT(q5_k, MM2_Q5_K)
+PACKED_SLOT(q6_k, MM2_Q6_K)
+PACKED_SLOT(iq4_xs, MM2_IQ4_XS)
+
+typedef struct packed_slot {
+    int32_t dtype, rows; /* from so many on it is faster than matmul */
+    void (*matmul)(float *const *, const mm2_weight *, int32_t, int32_t, const void *, int32_t);
+} packed_slot;
+
+static const packed_slot packed_slots[] = {
+    {MM2_BF16, 4, matmul_packed_bf16}, {MM2_F8_E4M3, 3, matmul_packed_f8_e4m3},
+    {MM2_Q8_0, 4, matmul_packed_q8_0}, {MM2_Q4_0, 8, matmul_packed_q4_0},
+    {MM2_Q5_0, 8, matmul_packed_q5_0}, {MM2_IQ4_NL, 8, matmul_packed_iq4_nl},
+    {MM2_Q2_K, 8, matmul_packed_q2_k}, {MM2_Q3_K, 8, matmul_packed_q3_k},
+    {MM2_Q4_K, 8, matmul_packed_q4_k}, {MM2_Q5_K, 8, matmul_packed_q5_k},
+    {MM2_Q6_K, 8, matmul_packed_q6_k}, {MM2_IQ4_XS, 8, matmul_packed_iq4_xs},
+};
+
+void mm2_kernels_amx(mm2_kernels *t)
+{
+    t->name = "amx";
+    t->isa = MM2_ISA_AMX;
+    t->pack[MM2_ACT_BF16] = pack_bf16;
+    t->pack[MM2_ACT_Q8_32] = pack_q8_32;
+    t->pack[MM2_ACT_Q8_256] = pack_q8_256;
+    for (size_t i = 0; i < sizeof packed_slots / sizeof *packed_slots; i++) {
+        t->matmul_packed[packed_slots[i].dtype] = packed_slots[i].matmul;
+        t->packed_rows[packed_slots[i].dtype] = packed_slots[i].rows;
+    }
+}
+
+#endif
