@@ -43,20 +43,6 @@ PACKED_SLOT(q5_k, MM2_Q5_K)
 PACKED_SLOT(q6_k, MM2_Q6_K)
 PACKED_SLOT(iq4_xs, MM2_IQ4_XS)
 
-typedef struct packed_slot {
-    int32_t dtype, rows; /* from so many on it is faster than matmul */
-    void (*matmul)(float *const *, const mm2_weight *, int32_t, int32_t, const void *, int32_t);
-} packed_slot;
-
-static const packed_slot packed_slots[] = {
-    {MM2_BF16, 4, matmul_packed_bf16}, {MM2_F8_E4M3, 3, matmul_packed_f8_e4m3},
-    {MM2_Q8_0, 4, matmul_packed_q8_0}, {MM2_Q4_0, 8, matmul_packed_q4_0},
-    {MM2_Q5_0, 8, matmul_packed_q5_0}, {MM2_IQ4_NL, 8, matmul_packed_iq4_nl},
-    {MM2_Q2_K, 8, matmul_packed_q2_k}, {MM2_Q3_K, 8, matmul_packed_q3_k},
-    {MM2_Q4_K, 8, matmul_packed_q4_k}, {MM2_Q5_K, 8, matmul_packed_q5_k},
-    {MM2_Q6_K, 8, matmul_packed_q6_k}, {MM2_IQ4_XS, 8, matmul_packed_iq4_xs},
-};
-
 void mm2_kernels_amx(mm2_kernels *t)
 {
     t->name = "amx";
@@ -64,10 +50,21 @@ void mm2_kernels_amx(mm2_kernels *t)
     t->pack[MM2_ACT_BF16] = pack_bf16;
     t->pack[MM2_ACT_Q8_32] = pack_q8_32;
     t->pack[MM2_ACT_Q8_256] = pack_q8_256;
-    for (size_t i = 0; i < sizeof packed_slots / sizeof *packed_slots; i++) {
-        t->matmul_packed[packed_slots[i].dtype] = packed_slots[i].matmul;
-        t->packed_rows[packed_slots[i].dtype] = packed_slots[i].rows;
-    }
+    t->packed_rows[MM2_ACT_BF16] = 3;
+    t->packed_rows[MM2_ACT_Q8_32] = 6;
+    t->packed_rows[MM2_ACT_Q8_256] = 8;
+    t->matmul_packed[MM2_BF16] = matmul_packed_bf16;
+    t->matmul_packed[MM2_F8_E4M3] = matmul_packed_f8_e4m3;
+    t->matmul_packed[MM2_Q8_0] = matmul_packed_q8_0;
+    t->matmul_packed[MM2_Q4_0] = matmul_packed_q4_0;
+    t->matmul_packed[MM2_Q5_0] = matmul_packed_q5_0;
+    t->matmul_packed[MM2_IQ4_NL] = matmul_packed_iq4_nl;
+    t->matmul_packed[MM2_Q2_K] = matmul_packed_q2_k;
+    t->matmul_packed[MM2_Q3_K] = matmul_packed_q3_k;
+    t->matmul_packed[MM2_Q4_K] = matmul_packed_q4_k;
+    t->matmul_packed[MM2_Q5_K] = matmul_packed_q5_k;
+    t->matmul_packed[MM2_Q6_K] = matmul_packed_q6_k;
+    t->matmul_packed[MM2_IQ4_XS] = matmul_packed_iq4_xs;
 }
 
 #endif

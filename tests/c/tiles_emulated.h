@@ -16,7 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static struct emulated_tiles {
+static _Thread_local struct emulated_tiles {
     int configured;
     tile_config config;
     uint8_t data[8][16][64];
