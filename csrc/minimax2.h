@@ -151,7 +151,7 @@ enum {
     MM2_ISA_REF = 1,
     MM2_ISA_AVX2 = 2,
     MM2_ISA_AVX512 = 3,
-    MM2_ISA_AMX = 4,
+    MM2_ISA_AMX = 4, /* avx512, and matrix units; asks the system for leave to use them */
     MM2_ISA_BLAS = 5 /* OpenBLAS on decoded float32 panels; no bit promise */
 };
 

@@ -15,6 +15,7 @@ typedef struct tile_config {
     uint16_t row_bytes[16];
     uint8_t rows[16];
 } tile_config;
+_Static_assert(sizeof(tile_config) == 64, "the operand of LDTILECFG");
 
 #ifndef MM2_EMULATE_TILES
 

@@ -1,7 +1,7 @@
 -- Generated from csrc/minimax2.h by bindings/gen_cdef.py. Do not edit.
 return [[
 enum {
-    MM2_ABI = 1,
+    MM2_ABI = 2,
     MM2_NUMERICS = 1,
     MM2_MAX_DIMS = 4,
 };
@@ -68,7 +68,8 @@ enum {
     MM2_ISA_REF = 1,
     MM2_ISA_AVX2 = 2,
     MM2_ISA_AVX512 = 3,
-    MM2_ISA_BLAS = 4,
+    MM2_ISA_AMX = 4,
+    MM2_ISA_BLAS = 5,
 };
 typedef struct mm2_model_options {
     uint32_t size;
