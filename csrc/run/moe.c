@@ -185,6 +185,14 @@ static void multiply_expert(mm2_forward *f, const mm2_weight *w, int32_t e, int3
                          rows);
 }
 
+enum { EXPECTED = 8 }; /* experts whose weights are being read from the file before they are used */
+
+static void expect(const mm2_forward *f, int32_t i)
+{
+    if (i < f->active)
+        mm2_experts_expect(&f->model->weights, f->layer, f->unit_expert[i]);
+}
+
 /* One unit packs the rows of one expert: nothing where the kernels do not pack. */
 static mm2_status begin_pack(mm2_forward *f, int32_t round, int32_t *units)
 {
@@ -192,6 +200,8 @@ static mm2_status begin_pack(mm2_forward *f, int32_t round, int32_t *units)
     if (round)
         return MM2_OK;
     group_slots(f);
+    for (int32_t i = 0; i < EXPECTED; i++)
+        expect(f, i);
     *units = 0;
     for (int32_t kind = 0; kind < MM2_ACT_KINDS; kind++)
         if (f->input.kinds >> kind & 1 && f->input.panel[kind])
@@ -240,6 +250,8 @@ static void gate_up_tile(void *forward, int32_t unit, int32_t thread)
     int32_t count = width - first < f->tile ? width - first : f->tile;
     int32_t rows = f->group_begin[e + 1] - f->group_begin[e];
     const int32_t *slots = f->slots + f->group_begin[e];
+    if (!first)
+        expect(f, unit / per_expert + EXPECTED);
     const mm2_expert *expert = mm2_experts_get(&f->model->weights, f->layer, e);
     multiply_expert(f, &expert->gate, e, k, s->a, first, count, thread);
     multiply_expert(f, &expert->up, e, k, s->b, first, count, thread);
