@@ -66,11 +66,10 @@ static void decode_act(float *out, int32_t act, const void *row, int32_t n_in, i
         out[k - begin] = d[k / block] * q[k];
 }
 
-static void matmul(float *const *out, const mm2_weight *w, int32_t first, int32_t count,
-                   const void *const *acts, int32_t rows)
+static void product(float *const *out, const mm2_weight *w, int32_t first, int32_t count,
+                    int32_t act, const void *const *acts, int32_t rows)
 {
     _Alignas(64) float a[ROWS * SPAN], b[ROWS * SPAN], c[ROWS * ROWS];
-    int32_t act = mm2_act_of(w->dtype);
     for (int32_t m0 = 0; m0 < rows; m0 += ROWS)
         for (int32_t i0 = 0; i0 < count; i0 += ROWS) {
             int32_t m_count = smaller(ROWS, rows - m0), i_count = smaller(ROWS, count - i0);
@@ -86,6 +85,18 @@ static void matmul(float *const *out, const mm2_weight *w, int32_t first, int32_
             for (int32_t m = 0; m < m_count; m++)
                 memcpy(out[m0 + m] + i0, c + m * ROWS, (size_t)i_count * sizeof *c);
         }
+}
+
+static void matmul(float *const *out, const mm2_weight *w, int32_t first, int32_t count,
+                   const void *const *acts, int32_t rows)
+{
+    product(out, w, first, count, mm2_act_of(w->dtype), acts, rows);
+}
+
+static void exact(float *const *out, const mm2_weight *w, int32_t first, int32_t count,
+                  const void *const *acts, int32_t rows)
+{
+    product(out, w, first, count, MM2_ACT_F32, acts, rows);
 }
 
 static sgemm_function load_sgemm(const char *path)
@@ -135,9 +146,13 @@ int mm2_kernels_blas(mm2_kernels *t)
     t->name = "blas";
     t->isa = MM2_ISA_BLAS;
     for (int32_t dtype = 0; dtype < MM2_DTYPE_COUNT; dtype++) {
-        if (t->matmul[dtype])
+        if (t->matmul[dtype]) {
             t->matmul[dtype] = matmul;
+            t->exact[dtype] = exact;
+        }
         t->matmul_packed[dtype] = NULL;
     }
+    for (int32_t kind = 0; kind < MM2_ACT_KINDS; kind++)
+        t->pack[kind] = NULL;
     return 0;
 }

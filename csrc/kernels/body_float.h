@@ -1,16 +1,15 @@
-/* Matrix products with float weights of a vector level, in terms of the primitives of its
- * lanes_*.h.
+/* Sums in lanes of a vector level, in terms of the primitives of its lanes_*.h: the pieces of which
+ * body_exact.h makes its matrix products, and what all products need.
  *
- * One activation row: ONE_ROWS weight rows run together, widened in registers. Several: 8 rows x
- * 256 elements are widened into a panel that stays in the first-level cache, and tiles of TILE_ROWS
- * x TILE_ACTS accumulators run over it; between panels the accumulators wait in memory.
+ * One activation row: ONE_ROWS rows of float weights run together, widened in registers. Several:
+ * tiles of TILE_ROWS x TILE_ACTS accumulators run over a panel of float32 weights.
  *
  * The row groups of a call follow one another in memory; while one is read, the same place of the
  * next one is prefetched. Rows beyond the last are repeats of it whose results are dropped. */
 
 enum {
     PANEL_SPAN = 256, /* elements of k in a panel */
-    PANEL_ROWS = 8,   /* of a float panel */
+    PANEL_ROWS = ROWS, /* of a float panel */
     PANEL_ACTS = 32,  /* activation rows that use a float panel before it is made again */
     SCALE_SPAN = 128  /* FP8: elements with one scale */
 };
@@ -175,74 +174,4 @@ INLINE void float_tile(int32_t dtype, int acts, v16 (*sums)[PANEL_ROWS], float_p
                     dtype == MM2_F8_E4M3 ? v16_fma(t[r][m], s, sums[m][first + r]) : t[r][m];
         }
     }
-}
-
-INLINE void widen_panel(int32_t dtype, float_panel panel, const uint8_t *const row[PANEL_ROWS],
-                        int32_t n, int64_t ahead)
-{
-    for (int r = 0; r < PANEL_ROWS; r++) {
-        v16 b[4];
-        int32_t k = 0;
-        for (; k + 64 <= n; k += 64) {
-            const uint8_t *p = row[r] + (int64_t)k * size_of(dtype);
-            prefetch(p + ahead, 64 * size_of(dtype));
-            widen64(dtype, p, b);
-            for (int i = 0; i < 4; i++)
-                v16_store(panel[k / 16 + i][r], b[i]);
-        }
-        if (k == n)
-            continue;
-        widen_rest(dtype, row[r] + (int64_t)k * size_of(dtype), n - k, b);
-        for (int i = 0; i < 4; i++)
-            v16_store(panel[k / 16 + i][r], b[i]);
-    }
-}
-
-INLINE void matmul_panels(int32_t dtype, float *const *out, const mm2_weight *w, int32_t first,
-                          int32_t count, const void *const *acts, int32_t rows)
-{
-    _Alignas(64) float_panel panel;
-    v16 sums[PANEL_ACTS][PANEL_ROWS];
-    for (int32_t i = 0; i < count; i += PANEL_ROWS) {
-        memset(sums, 0, (size_t)rows * sizeof sums[0]);
-        for (int32_t begin = 0; begin < w->n_in; begin += PANEL_SPAN) {
-            const uint8_t *row[PANEL_ROWS];
-            const float *scale[PANEL_ROWS];
-            int32_t step = 0, n = smaller(PANEL_SPAN, w->n_in - begin), m = 0;
-            for (int r = 0; r < PANEL_ROWS; r++) {
-                row[r] = weight_row(w, first, count, i + r) + (int64_t)begin * size_of(dtype);
-                scale[r] = scale_row(w, first, count, i + r, &step);
-                scale[r] += begin / SCALE_SPAN * step;
-            }
-            widen_panel(dtype, panel, row, n, PANEL_ROWS * w->row_bytes);
-            for (; m < rows; m += TILE_ACTS) {
-                const float *x[TILE_ACTS];
-                int together = smaller(TILE_ACTS, rows - m);
-                for (int t = 0; t < together; t++)
-                    x[t] = (const float *)acts[m + t] + begin;
-                for (int32_t r = 0; r < PANEL_ROWS; r += TILE_ROWS) {
-                    if (together == TILE_ACTS)
-                        float_tile(dtype, TILE_ACTS, sums + m, panel, scale, step, r, x, n);
-                    else if (together == 2)
-                        float_tile(dtype, 2, sums + m, panel, scale, step, r, x, n);
-                    else
-                        float_tile(dtype, 1, sums + m, panel, scale, step, r, x, n);
-                }
-            }
-        }
-        for (int32_t m = 0; m < rows; m++)
-            for (int32_t r = 0; r < smaller(PANEL_ROWS, count - i); r++)
-                out[m][i + r] = v16_tree(sums[m][r]);
-    }
-}
-
-INLINE void matmul_float(int32_t dtype, float *const *out, const mm2_weight *w, int32_t first,
-                         int32_t count, const void *const *acts, int32_t rows)
-{
-    if (rows == 1) {
-        matmul_one(dtype, out[0], w, first, count, acts[0]);
-        return;
-    }
-    for (int32_t m = 0; m < rows; m += PANEL_ACTS)
-        matmul_panels(dtype, out + m, w, first, count, acts + m, smaller(PANEL_ACTS, rows - m));
 }

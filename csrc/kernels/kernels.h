@@ -56,6 +56,9 @@ typedef struct mm2_weight {
                           fused tensor), else 0 */
 } mm2_weight;
 
+typedef void mm2_matmul(float *const *out, const mm2_weight *w, int32_t first, int32_t count,
+                        const void *const *acts, int32_t rows);
+
 typedef struct mm2_kernels {
     const char *name; /* "ref", "avx2", "avx512", "amx", "blas" */
     int32_t isa;      /* MM2_ISA_* */
@@ -76,8 +79,15 @@ typedef struct mm2_kernels {
      *                    msum = sum of min * sums; then y = fma(-(dmin_w * d_a), (float)msum, y).
      * q is the signed code: Q4_0 nibble - 8; Q5_0 - 16; Q3_K - 4; Q6_K - 32; Q2_K, Q4_K, Q5_K
      * unsigned. d_w, dmin_w: the half floats as float32; FP8 without scale: scale = 1. */
-    void (*matmul[MM2_DTYPE_COUNT])(float *const *out, const mm2_weight *w, int32_t first,
-                                    int32_t count, const void *const *acts, int32_t rows);
+    mm2_matmul *matmul[MM2_DTYPE_COUNT];
+
+    /* The same product, as exactly as float32 sums have it: every weight as mm2_dequantize_row gives
+     * it, acts of MM2_ACT_F32.
+     *   FP8              for each 128 k: lanes without the tree give t[16], from +0;
+     *                    total[j] = fma(t[j], scale, total[j]), blocks ascending; one tree at
+     *                    the end.
+     *   all others       lanes over all of k. F32 and F16: the slot of `matmul`. */
+    mm2_matmul *exact[MM2_DTYPE_COUNT];
 
     /* Products of many activation rows take these from a panel: the kernel's own arrangement of
      * whole groups of 16 rows, zeros beyond the last row. pack makes it from `rows` activations of n

@@ -713,6 +713,16 @@ static inline int32_t sum32(const int8_t *p)
     return _mm_cvtsi128_si32(b) - 32 * 128;
 }
 
+/* ---- Exact products ---- */
+
+/* 16 signed codes as floats. */
+static inline v16 v16_codes(const int8_t *p)
+{
+    __m128i low = _mm_loadl_epi64((const __m128i *)p), high = _mm_loadl_epi64((const __m128i *)(p + 8));
+    return v16_of(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(low)),
+                  _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(high)));
+}
+
 /* ---- bf16 activations ---- */
 
 /* e4m3 codes as bf16, by bytes. Exponents are 120 apart, which leaves the lowest exponent bit and

@@ -619,6 +619,13 @@ static inline reals reals_negate(reals a)
     return _mm512_xor_ps(a, _mm512_set1_ps(-0.0f));
 }
 
+/* ---- Exact products ---- */
+
+static inline v16 v16_codes(const int8_t *p)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
+
 /* ---- bf16 activations ---- */
 
 static inline words words_quads(const uint8_t *p, int64_t stride)

@@ -16,6 +16,7 @@
 #include "kernels/body_unpack.h"
 #include "kernels/body_one.h"
 #include "kernels/body_int.h"
+#include "kernels/body_exact.h"
 #include "kernels/body_slots.h"
 
 void mm2_kernels_avx2(mm2_kernels *t)

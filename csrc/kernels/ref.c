@@ -208,6 +208,25 @@ static void matmul_scaled(float *const *out, const mm2_weight *w, int32_t first,
     }
 }
 
+/* Blocks of integer codes as floats. */
+static void matmul_decoded(float *const *out, const mm2_weight *w, int32_t first, int32_t count,
+                           const void *const *acts, int32_t rows)
+{
+    int32_t block = mm2_dtype_block(w->dtype), bytes = mm2_dtype_bytes(w->dtype);
+    for (int32_t i = 0; i < count; i++)
+        for (int32_t m = 0; m < rows; m++) {
+            const uint8_t *p = (const uint8_t *)w->data + (first + i) * w->row_bytes;
+            const float *x = acts[m];
+            float lane[LANES] = {0}, value[MM2_SUPER];
+            for (int32_t k = 0; k < w->n_in; k += block, p += bytes) {
+                mm2_dequantize_row(w->dtype, p, value, block);
+                for (int32_t j = 0; j < block; j++)
+                    lane[j % LANES] = fmaf(value[j], x[k + j], lane[j % LANES]);
+            }
+            out[m][i] = tree(lane);
+        }
+}
+
 /* ---- Matrix products with bf16 activations ---- */
 
 /* Elements [begin, begin + STEP_PAIRS * stride) of a row of n_in weights times the same
@@ -629,6 +648,23 @@ const mm2_kernels mm2_kernels_ref = {
             [MM2_Q5_K] = matmul_super,
             [MM2_Q6_K] = matmul_super,
             [MM2_IQ4_XS] = matmul_super,
+        },
+    .exact =
+        {
+            [MM2_F32] = matmul_float,
+            [MM2_F16] = matmul_float,
+            [MM2_BF16] = matmul_float,
+            [MM2_F8_E4M3] = matmul_scaled,
+            [MM2_Q8_0] = matmul_decoded,
+            [MM2_Q4_0] = matmul_decoded,
+            [MM2_Q5_0] = matmul_decoded,
+            [MM2_IQ4_NL] = matmul_decoded,
+            [MM2_Q2_K] = matmul_decoded,
+            [MM2_Q3_K] = matmul_decoded,
+            [MM2_Q4_K] = matmul_decoded,
+            [MM2_Q5_K] = matmul_decoded,
+            [MM2_Q6_K] = matmul_decoded,
+            [MM2_IQ4_XS] = matmul_decoded,
         },
     .quantize = {[MM2_ACT_BF16] = quantize_bf16,
                  [MM2_ACT_Q8_32] = quantize_q8_32,

@@ -37,15 +37,22 @@ typedef struct product { /* one call and its results, marks behind them */
     float *rows[MAX_ROWS];
 } product;
 
-static void multiply(const mm2_kernels *k, product *p, const mm2_weight *w, int32_t first,
-                     int32_t count, void *const *acts, int32_t rows)
+/* Products come twice: the fast slots, and exact[]. */
+static int32_t act_of(int exact, int32_t dtype)
 {
+    return exact ? MM2_ACT_F32 : mm2_act_of(dtype);
+}
+
+static void multiply(const mm2_kernels *k, int exact, product *p, const mm2_weight *w,
+                     int32_t first, int32_t count, void *const *acts, int32_t rows)
+{
+    mm2_matmul *matmul = exact ? k->exact[w->dtype] : k->matmul[w->dtype];
     for (int32_t m = 0; m < rows; m++) {
         p->rows[m] = p->data[m];
         for (int32_t i = 0; i < MAX_OUT + MARK; i++)
             p->data[m][i] = mark;
     }
-    k->matmul[w->dtype](p->rows, w, first, count, (const void *const *)acts, rows);
+    matmul(p->rows, w, first, count, (const void *const *)acts, rows);
     for (int32_t m = 0; m < rows; m++)
         for (int32_t i = count; i < MAX_OUT + MARK; i++)
             assert_true(p->data[m][i] == mark);
@@ -59,21 +66,23 @@ static void test_matmul_bits(void **state)
     static const int32_t counts[] = {1, 2, 7, 8, 9, 15, 16, 17, 33, 40};
     static const int32_t row_counts[] = {1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 33, 70};
     for (int32_t t = 0; t < MATMUL_DTYPES; t++)
-        for (int trial = 0; trial < 60; trial++) {
-            int32_t dtype = matmul_dtypes[t], n_in = pick_width(dtype), act = mm2_act_of(dtype);
+        for (int trial = 0; trial < 120; trial++) {
+            int exact = trial >= 60;
+            int32_t dtype = matmul_dtypes[t], n_in = pick_width(dtype), act = act_of(exact, dtype);
             int32_t count = pick(counts, 10), rows = pick(row_counts, 13);
             int32_t first = (int32_t)(next() % 5), kind = trial % KINDS;
             matrix x = matrix_new(dtype, first + count, n_in, kind);
             void *acts[MAX_ROWS];
             for (int32_t m = 0; m < rows; m++)
                 acts[m] = act_new(act, n_in, kind);
-            multiply(&mm2_kernels_ref, &expected, &x.w, first, count, acts, rows);
+            multiply(&mm2_kernels_ref, exact, &expected, &x.w, first, count, acts, rows);
             for (int l = 0; l < level_count; l++) {
                 char what[160];
-                multiply(levels[l], &result, &x.w, first, count, acts, rows);
+                multiply(levels[l], exact, &result, &x.w, first, count, acts, rows);
                 for (int32_t m = 0; m < rows; m++) {
-                    snprintf(what, sizeof what, "%s %s n_in %d first %d count %d row %d of %d",
-                             levels[l]->name, mm2_dtype_name(dtype), n_in, first, count, m, rows);
+                    snprintf(what, sizeof what, "%s %s%s n_in %d first %d count %d row %d of %d",
+                             levels[l]->name, exact ? "exact " : "", mm2_dtype_name(dtype), n_in,
+                             first, count, m, rows);
                     assert_same(result.data[m], expected.data[m], count, what);
                 }
             }
@@ -88,8 +97,9 @@ static void test_rows_are_independent(void **state)
 {
     (void)state;
     enum { ROWS = 13, COUNT = 21 };
-    for (int32_t t = 0; t < MATMUL_DTYPES; t++) {
-        int32_t dtype = matmul_dtypes[t], act = mm2_act_of(dtype);
+    for (int32_t t = 0; t < 2 * MATMUL_DTYPES; t++) {
+        int exact = t % 2;
+        int32_t dtype = matmul_dtypes[t / 2], act = act_of(exact, dtype);
         int32_t n_in = mm2_dtype_block(dtype) == 1 ? 333 : 768;
         matrix x = matrix_new(dtype, COUNT, n_in, TAME);
         void *acts[ROWS];
@@ -97,13 +107,13 @@ static void test_rows_are_independent(void **state)
             acts[m] = act_new(act, n_in, TAME);
         for (int l = -1; l < level_count; l++) {
             const mm2_kernels *k = l < 0 ? &mm2_kernels_ref : levels[l];
-            multiply(k, &expected, &x.w, 0, COUNT, acts, ROWS);
+            multiply(k, exact, &expected, &x.w, 0, COUNT, acts, ROWS);
             for (int32_t m = 0; m < ROWS; m++) {
-                multiply(k, &result, &x.w, 0, COUNT, acts + m, 1);
+                multiply(k, exact, &result, &x.w, 0, COUNT, acts + m, 1);
                 assert_same(result.data[0], expected.data[m], COUNT, k->name);
             }
             for (int32_t i = 0; i < COUNT; i++) {
-                multiply(k, &result, &x.w, i, 1, acts, ROWS);
+                multiply(k, exact, &result, &x.w, i, 1, acts, ROWS);
                 for (int32_t m = 0; m < ROWS; m++)
                     assert_same(result.data[m], &expected.data[m][i], 1, k->name);
             }
@@ -146,43 +156,55 @@ static double act_value(int32_t act, const void *row, int32_t n, int32_t k)
     return (double)d[k / (act == MM2_ACT_Q8_32 ? 32 : 256)] * q[k];
 }
 
-/* Against sums in double precision of the decoded factors. The error of a sum of n terms with one
- * rounding each is at most n 2^-24 times the sum of their sizes; a decoded weight has some
- * roundings of its own, and the two terms of the formats with minima may each be a few times
- * larger. */
-static void check_products(const mm2_kernels *k, double slack)
+/* Against sums in double precision of the decoded factors: |error| <= slack * 2^-24 * sum of
+ * |weight * activation|, plus FLUSHED for every product that may have been flushed to zero. */
+static const double FLUSHED = 0x1p-125;
+
+static double dequantised(const matrix *x, int32_t i, float *decoded)
+{
+    int32_t n_in = x->w.n_in;
+    double largest = 0;
+    mm2_dequantize_row(x->w.dtype, x->data + i * x->w.row_bytes, decoded, n_in);
+    for (int32_t j = 0; j < n_in; j++)
+        largest = fmax(largest, fabs(decoded[j]));
+    return largest;
+}
+
+static double scale_at(const matrix *x, int32_t i, int32_t j)
+{
+    return x->scale ? x->scale[(i + x->w.scale_row) / 128 * ((x->w.n_in + 127) / 128) + j / 128] : 1;
+}
+
+static void check_products(const mm2_kernels *k, int exact, int kind, double slack)
 {
     enum { ROWS = 3, COUNT = 18 };
     for (int32_t t = 0; t < 4 * MATMUL_DTYPES; t++) {
-        int32_t dtype = matmul_dtypes[t / 4], act = mm2_act_of(dtype);
+        int32_t dtype = matmul_dtypes[t / 4], act = act_of(exact, dtype);
         int32_t n_in = mm2_dtype_block(dtype) == 1 ? 1003 : 1024;
-        matrix x = matrix_new(dtype, COUNT + 2, n_in, TAME);
+        int plain = exact || act == MM2_ACT_F32 || act == MM2_ACT_BF16;
+        matrix x = matrix_new(dtype, COUNT + 2, n_in, kind);
         void *acts[ROWS];
         float *decoded = malloc((size_t)n_in * 4);
         assert_non_null(decoded);
         for (int32_t m = 0; m < ROWS; m++)
-            acts[m] = act_new(act, n_in, TAME);
-        multiply(k, &result, &x.w, 2, COUNT, acts, ROWS);
+            acts[m] = act_new(act, n_in, kind);
+        multiply(k, exact, &result, &x.w, 2, COUNT, acts, ROWS);
         for (int32_t i = 0; i < COUNT; i++) {
-            float largest = 0;
-            mm2_dequantize_row(dtype, x.data + (i + 2) * x.w.row_bytes, decoded, n_in);
-            for (int32_t j = 0; j < n_in; j++) {
-                if (x.scale)
-                    decoded[j] *=
-                        x.scale[(i + 2 + x.w.scale_row) / 128 * ((n_in + 127) / 128) + j / 128];
-                largest = fmaxf(largest, fabsf(decoded[j]));
-            }
+            double largest = dequantised(&x, i + 2, decoded);
             for (int32_t m = 0; m < ROWS; m++) {
-                double sum = 0, size = 0;
+                double sum = 0, size = 0, flushed = 0;
                 for (int32_t j = 0; j < n_in; j++) {
-                    double a = act_value(act, acts[m], n_in, j);
-                    sum += decoded[j] * a;
-                    size += fabs(a) * 4 * largest;
+                    double a = act_value(act, acts[m], n_in, j), s = scale_at(&x, i + 2, j);
+                    sum += s * decoded[j] * a;
+                    /* of a decoded block the two terms may be larger than their difference */
+                    size += fabs(s * a) * (plain ? fabs(decoded[j]) : 4 * largest);
+                    flushed += FLUSHED * fmax(1, fabs(s)) * fmax(1, fabs(a));
                 }
-                double bound = slack * 0x1p-24 * size;
+                double bound = slack * 0x1p-24 * size + flushed;
                 if (!(fabs(result.data[m][i] - sum) <= bound))
-                    fail_msg("%s %s: %.9g, expected %.9g within %g", k->name, mm2_dtype_name(dtype),
-                             result.data[m][i], sum, bound);
+                    fail_msg("%s %s%s: %.9g, expected %.9g within %g", k->name,
+                             exact ? "exact " : "", mm2_dtype_name(dtype), result.data[m][i], sum,
+                             bound);
             }
         }
         free(decoded);
@@ -192,11 +214,15 @@ static void check_products(const mm2_kernels *k, double slack)
     }
 }
 
-/* 63 additions in a lane, 4 in the tree, 3 for scales. */
+/* Roundings that a product of 1003 elements goes through at most: in lanes 63, 4 in the tree, 3 for
+ * scales; in the tile order of BF16 16, the sum of two chains, 32 steps; FP8: 16, 1, 4, 8 blocks. */
 static void test_ref_is_right(void **state)
 {
     (void)state;
-    check_products(&mm2_kernels_ref, 70);
+    for (int trial = 0; trial < 4; trial++)
+        for (int kind = TAME; kind <= WILD; kind++)
+            for (int exact = 0; exact < 2; exact++)
+                check_products(&mm2_kernels_ref, exact, kind, 70);
 }
 
 /* OpenBLAS may add all 1003 terms in one chain, but should not do worse. */
@@ -211,7 +237,10 @@ static void test_blas_is_right(void **state)
     assert_string_equal(k->name, "blas");
     for (int32_t t = 0; t < MM2_DTYPE_COUNT; t++)
         assert_null(k->matmul_packed[t]); /* of another level, whose bits they are */
-    check_products(k, 1100);
+    for (int32_t kind = 0; kind < MM2_ACT_KINDS; kind++)
+        assert_null(k->pack[kind]);
+    for (int exact = 0; exact < 2; exact++)
+        check_products(k, exact, TAME, 1100);
     assert_ptr_equal(mm2_kernels_find(MM2_ISA_BLAS), k);
 }
 
@@ -276,6 +305,41 @@ static void test_quantize(void **state)
     }
     for (int l = 0; l < level_count; l++)
         assert_null(levels[l]->quantize[MM2_ACT_F32]);
+}
+
+/* The 16 upper bits of the nearest float that has no others; ties to even; zeros behind the row. */
+static void test_quantize_bf16(void **state)
+{
+    (void)state;
+    for (int trial = 0; trial < 300; trial++) {
+        int32_t n = 1 + (int32_t)(next() % 300);
+        size_t bytes = act_size(MM2_ACT_BF16, n);
+        float *x = guarded((size_t)n * 4);
+        uint16_t *a = guarded(bytes), *b = guarded(bytes);
+        for (int32_t i = 0; i < n; i++)
+            x[i] = trial % 3 ? next_float(trial % KINDS) : mm2_bits_f32(next());
+        x[0] = mm2_bits_f32(0x3f808000 | (next() & 0x10000)); /* half way */
+        mm2_kernels_ref.quantize[MM2_ACT_BF16](a, x, n);
+        for (int32_t i = 0; i < (int32_t)bytes / 2; i++) {
+            double y = mm2_bf16_f32(a[i]), up = mm2_bf16_f32(a[i] + 1), down = mm2_bf16_f32(a[i] - 1);
+            if (i >= n)
+                assert_int_equal(a[i], 0);
+            else if (x[i] != x[i])
+                assert_true(y != y);
+            else if (fabsf(x[i]) > 1e-37f && fabsf(x[i]) < 3e38f)
+                assert_true(fabs(y - x[i]) <= fabs(up - x[i]) && fabs(y - x[i]) <= fabs(down - x[i]));
+        }
+        assert_int_equal(a[0] & 1, 0);
+        for (int l = 0; l < level_count; l++) {
+            memset(b, 0x55, bytes);
+            levels[l]->quantize[MM2_ACT_BF16](b, x, n);
+            for (int32_t i = 0; i < (int32_t)bytes / 2; i++)
+                assert_true(same_bits(mm2_bf16_f32(a[i]), mm2_bf16_f32(b[i])));
+        }
+        guarded_free(a, bytes);
+        guarded_free(b, bytes);
+        guarded_free(x, (size_t)n * 4);
+    }
 }
 
 static void test_act_sizes(void **state)
@@ -617,8 +681,10 @@ static void test_isa_names(void **state)
     assert_non_null(strstr(mm2_status_text(), "isa is 6"));
     for (int l = 0; l < level_count; l++) {
         assert_int_equal(levels[l]->isa, mm2_kernels_find(levels[l]->isa)->isa);
-        for (int32_t t = 0; t < MM2_DTYPE_COUNT; t++)
+        for (int32_t t = 0; t < MM2_DTYPE_COUNT; t++) {
             assert_true((levels[l]->matmul[t] != NULL) == (mm2_act_of(t) >= 0));
+            assert_true((levels[l]->exact[t] != NULL) == (mm2_act_of(t) >= 0));
+        }
     }
 }
 
@@ -659,6 +725,7 @@ int main(void)
         cmocka_unit_test(test_matmul_bits),
         cmocka_unit_test(test_sign_of_zero),
         cmocka_unit_test(test_quantize),
+        cmocka_unit_test(test_quantize_bf16),
         cmocka_unit_test(test_elementwise),
         cmocka_unit_test(test_attention),
         cmocka_unit_test(test_attention_reports_nan),

@@ -1,0 +1,139 @@
+/* Matrix products of weights of any dtype, as float32, with float32 activations: what F32 and F16 take
+ * always and every dtype with precision "exact". Included after body_float.h and body_int.h.
+ *
+ * PANEL_ROWS rows x 256 elements become a panel of float32 that stays in the first-level cache, and
+ * the tiles of body_float.h run over it; between panels the accumulators wait in memory. Blocks of
+ * integer codes are unpacked as for integer products, then put back into rows and multiplied by
+ * their scales in the order of tensor/quant.c, so that a panel holds its bits. One activation row
+ * of float weights needs no panel. */
+
+INLINE void widen_panel(int32_t dtype, float_panel panel, const mm2_weight *w, int32_t first,
+                        int32_t count, int32_t i, int32_t begin, int32_t n)
+{
+    int32_t size = size_of(dtype);
+    for (int r = 0; r < PANEL_ROWS; r++) {
+        const uint8_t *p = weight_row(w, first, count, i + r) + (int64_t)begin * size;
+        v16 b[4];
+        int32_t k = 0;
+        for (; k + 64 <= n; k += 64, p += 64 * size) {
+            prefetch(p + PANEL_ROWS * w->row_bytes, 64 * size);
+            widen64(dtype, p, b);
+            for (int j = 0; j < 4; j++)
+                v16_store(panel[k / 16 + j][r], b[j]);
+        }
+        if (k == n)
+            continue;
+        widen_rest(dtype, p, n - k, b);
+        for (int j = 0; j < 4; j++)
+            v16_store(panel[k / 16 + j][r], b[j]);
+    }
+}
+
+/* 16 elements of every row: scale * code, less `min` if there is one. */
+INLINE void decode_step(float panel[PANEL_ROWS][16], const words code[4], reals scale,
+                        const reals *min)
+{
+    _Alignas(64) uint8_t rows[PANEL_ROWS][16];
+    float factor[PANEL_ROWS], less[PANEL_ROWS];
+    untranspose4(rows, code);
+    reals_store(factor, scale);
+    if (min)
+        reals_store(less, *min);
+    for (int r = 0; r < PANEL_ROWS; r++) {
+        const uint8_t *q = rows[r % 4 * (ROWS / 4) + r / 4]; /* as untranspose4 leaves them */
+        v16 x = v16_mul(v16_set1(factor[r]), v16_codes((const int8_t *)q));
+        v16_store(panel[r], min ? v16_sub(x, v16_set1(less[r])) : x);
+    }
+}
+
+INLINE void decode_super(int32_t dtype, float_panel panel, const uint8_t *p, int64_t stride)
+{
+    super_panel s;
+    unpack_super(dtype, &s, p, stride);
+    for (int i = 0; i < 16; i++) {
+        words scale = s.scale[is_wide(dtype) ? i / 2 * 2 : i]; /* may be there twice: scale_form */
+        reals factor = reals_from_words(words_sar(words_shl(scale, 16), 16)), less;
+        if (has_minima(dtype)) {
+            words min = words_and(words_shr(s.min[i / 2], i % 2 * 16), words_set1(0xffff));
+            less = reals_mul(s.dmin, reals_from_words(min));
+        }
+        decode_step(panel[i], s.code + i * 4, reals_mul(s.d, factor),
+                    has_minima(dtype) ? &less : NULL);
+    }
+}
+
+/* n elements of integer formats: a super-block or up to 8 blocks. */
+INLINE void decode_panel(int32_t dtype, float_panel panel, const mm2_weight *w, int32_t first,
+                         int32_t count, int32_t i, int32_t begin, int32_t n)
+{
+    uint8_t copy[PANEL_ROWS * 8 * sizeof(mm2_block_q8_0)];
+    int32_t block = is_super(dtype) ? MM2_SUPER : 32;
+    int32_t each = is_super(dtype) ? super_bytes(dtype) : block_bytes(dtype);
+    int32_t bytes = n / block * each;
+    group g = group_at(w, first, count, i, (int64_t)(begin / block) * each, bytes, copy);
+    for (int r = 0; r < PANEL_ROWS; r++)
+        prefetch(g.p + r * g.stride + PANEL_ROWS * w->row_bytes, bytes);
+    if (is_super(dtype)) {
+        decode_super(dtype, panel, g.p, g.stride);
+        return;
+    }
+    for (int32_t b = 0; b < n / 32; b++) {
+        words code[8];
+        reals d = unpack_block(dtype, code, g.p + b * each, g.stride);
+        decode_step(panel[b * 2], code, d, NULL);
+        decode_step(panel[b * 2 + 1], code + 4, d, NULL);
+    }
+}
+
+INLINE int is_float(int32_t dtype)
+{
+    return dtype == MM2_F32 || dtype == MM2_F16 || dtype == MM2_BF16 || dtype == MM2_F8_E4M3;
+}
+
+INLINE void matmul_panels(int32_t dtype, float *const *out, const mm2_weight *w, int32_t first,
+                          int32_t count, const void *const *acts, int32_t rows)
+{
+    _Alignas(64) float_panel panel;
+    v16 sums[PANEL_ACTS][PANEL_ROWS];
+    for (int32_t i = 0; i < count; i += PANEL_ROWS) {
+        memset(sums, 0, (size_t)rows * sizeof sums[0]);
+        for (int32_t begin = 0; begin < w->n_in; begin += PANEL_SPAN) {
+            const float *scale[PANEL_ROWS];
+            int32_t step = 0, n = smaller(PANEL_SPAN, w->n_in - begin), m = 0;
+            for (int r = 0; r < PANEL_ROWS; r++)
+                scale[r] = scale_row(w, first, count, i + r, &step) + begin / SCALE_SPAN * step;
+            if (is_float(dtype))
+                widen_panel(dtype, panel, w, first, count, i, begin, n);
+            else
+                decode_panel(dtype, panel, w, first, count, i, begin, n);
+            for (; m < rows; m += TILE_ACTS) {
+                const float *x[TILE_ACTS];
+                int together = smaller(TILE_ACTS, rows - m);
+                for (int t = 0; t < together; t++)
+                    x[t] = (const float *)acts[m + t] + begin;
+                for (int32_t r = 0; r < PANEL_ROWS; r += TILE_ROWS) {
+                    if (together == TILE_ACTS)
+                        float_tile(dtype, TILE_ACTS, sums + m, panel, scale, step, r, x, n);
+                    else if (together == 2)
+                        float_tile(dtype, 2, sums + m, panel, scale, step, r, x, n);
+                    else
+                        float_tile(dtype, 1, sums + m, panel, scale, step, r, x, n);
+                }
+            }
+        }
+        for (int32_t m = 0; m < rows; m++)
+            for (int32_t r = 0; r < smaller(PANEL_ROWS, count - i); r++)
+                out[m][i + r] = v16_tree(sums[m][r]);
+    }
+}
+
+INLINE void matmul_exact(int32_t dtype, float *const *out, const mm2_weight *w, int32_t first,
+                         int32_t count, const void *const *acts, int32_t rows)
+{
+    if (rows == 1 && is_float(dtype)) {
+        matmul_one(dtype, out[0], w, first, count, acts[0]);
+        return;
+    }
+    for (int32_t m = 0; m < rows; m += PANEL_ACTS)
+        matmul_panels(dtype, out + m, w, first, count, acts + m, smaller(PANEL_ACTS, rows - m));
+}
