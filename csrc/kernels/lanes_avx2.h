@@ -257,6 +257,12 @@ static inline words words_set1(int32_t x)
     return _mm256_set1_epi32(x);
 }
 
+/* The bytes at p, which is aligned. */
+static inline words words_load(const uint8_t *p)
+{
+    return _mm256_load_si256((const __m256i *)p);
+}
+
 static inline words words_and(words a, words b)
 {
     return _mm256_and_si256(a, b);

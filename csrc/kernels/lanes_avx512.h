@@ -231,6 +231,11 @@ static inline words words_set1(int32_t x)
     return _mm512_set1_epi32(x);
 }
 
+static inline words words_load(const uint8_t *p)
+{
+    return _mm512_load_si512(p);
+}
+
 static inline words words_and(words a, words b)
 {
     return _mm512_and_si512(a, b);
