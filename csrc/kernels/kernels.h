@@ -59,6 +59,10 @@ typedef struct mm2_weight {
 typedef void mm2_matmul(float *const *out, const mm2_weight *w, int32_t first, int32_t count,
                         const void *const *acts, int32_t rows);
 
+/* What multiplies: the data of a peak measurement. */
+enum { MM2_PEAK_INT8 = 0, MM2_PEAK_BF16 = 1, MM2_PEAK_F32 = 2, MM2_PEAK_KINDS = 3 };
+enum { MM2_PEAK_BYTES = 16384, MM2_READ_STEP = 256 };
+
 typedef struct mm2_kernels {
     const char *name; /* "ref", "avx2", "avx512", "amx", "blas" */
     int32_t isa;      /* MM2_ISA_* */
@@ -134,6 +138,17 @@ typedef struct mm2_kernels {
      * score makes l NaN. */
     void (*attend[2])(float *m, float *l, float *o, const float *q, int32_t heads, const void *k,
                       const void *v, int32_t n, int32_t head_dim, float scale);
+
+    /* The machine's limits, for model/limits.c. Both return a checksum, so that no compiler can
+     * leave work out.
+     * read: the n bytes at p, 64-byte aligned, n a multiple of MM2_READ_STEP, by the widest loads;
+     * with each line, the one `ahead1` bytes further is prefetched into the first-level cache and
+     * the one `ahead2` bytes further into the second-level one (0: not), beyond the end too. */
+    uint64_t (*read)(const uint8_t *p, int64_t n, int32_t ahead1, int32_t ahead2);
+    /* peak: `rounds` passes of multiply-adds over MM2_PEAK_BYTES at `data`, 64-byte aligned, int8,
+     * bf16 or float32 by the slot; *ops: how many operations that was, 2 a multiply-add. NULL: the
+     * level multiplies such data as float32. */
+    uint64_t (*peak[MM2_PEAK_KINDS])(const void *data, int32_t rounds, int64_t *ops);
 } mm2_kernels;
 
 /* The table for MM2_ISA_*; AUTO reads the MM2_ISA environment variable (the name of a table, or

@@ -43,6 +43,38 @@ PACKED_SLOT(q5_k, MM2_Q5_K)
 PACKED_SLOT(q6_k, MM2_Q6_K)
 PACKED_SLOT(iq4_xs, MM2_IQ4_XS)
 
+/* The peaks of the tiles: four products for every four loads from the first-level cache. */
+#define PEAK(name, dot, bytes)                                                                     \
+    static uint64_t name(const void *data, int32_t rounds, int64_t *ops)                           \
+    {                                                                                              \
+        enum { TILES = MM2_PEAK_BYTES / 1024, PEAK_BYTES_K = 64 };                                 \
+        _Alignas(64) uint32_t c[16][16];                                                           \
+        const uint8_t *p = data;                                                                   \
+        tiles_begin(PEAK_BYTES_K);                                                                 \
+        tile_zero(0);                                                                              \
+        tile_zero(1);                                                                              \
+        tile_zero(2);                                                                              \
+        tile_zero(3);                                                                              \
+        for (int32_t r = 0; r < rounds; r++)                                                       \
+            for (int t = 0; t < TILES; t += 4) {                                                   \
+                tile_load(4, p + t * 1024, 64);                                                    \
+                tile_load(6, p + t * 1024 + 1024, 64);                                             \
+                dot(0, 4, 6);                                                                      \
+                tile_load(7, p + t * 1024 + 2048, 64);                                             \
+                dot(1, 4, 7);                                                                      \
+                tile_load(5, p + t * 1024 + 3072, 64);                                             \
+                dot(2, 5, 6);                                                                      \
+                dot(3, 5, 7);                                                                      \
+            }                                                                                      \
+        tile_store(0, c, 64);                                                                      \
+        tiles_end();                                                                               \
+        *ops = 2LL * 16 * 16 * (PEAK_BYTES_K / bytes) * TILES * rounds;                             \
+        return c[0][0];                                                                            \
+    }
+
+PEAK(peak_int8_tiles, tile_dot_signed, 1)
+PEAK(peak_bf16_tiles, tile_dot_bf16, 2)
+
 void mm2_kernels_amx(mm2_kernels *t)
 {
     t->name = "amx";
@@ -50,6 +82,8 @@ void mm2_kernels_amx(mm2_kernels *t)
     t->pack[MM2_ACT_BF16] = pack_bf16;
     t->pack[MM2_ACT_Q8_32] = pack_q8_32;
     t->pack[MM2_ACT_Q8_256] = pack_q8_256;
+    t->peak[MM2_PEAK_INT8] = peak_int8_tiles;
+    t->peak[MM2_PEAK_BF16] = peak_bf16_tiles;
     t->packed_rows[MM2_ACT_BF16] = 3;
     t->packed_rows[MM2_ACT_Q8_32] = 6;
     t->packed_rows[MM2_ACT_Q8_256] = 8;

@@ -135,7 +135,7 @@ static void test_sign_of_zero(void **state)
     set_vanishing(&x, (uint16_t *const *)acts, ROWS);
     for (int32_t rows = 1; rows <= ROWS; rows += ROWS - 1)
         for (int l = -1; l < level_count; l++) {
-            multiply(l < 0 ? &mm2_kernels_ref : levels[l], &result, &x.w, 0, COUNT, acts, rows);
+            multiply(l < 0 ? &mm2_kernels_ref : levels[l], 0, &result, &x.w, 0, COUNT, acts, rows);
             for (int32_t m = 0; m < rows; m++)
                 for (int32_t i = 0; i < COUNT; i++)
                     assert_int_equal(mm2_f32_bits(result.data[m][i]), 0);
