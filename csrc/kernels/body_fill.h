@@ -255,9 +255,9 @@ INLINE void fill_heads(int32_t dtype, filling *f)
     if (!has_minima(dtype))
         return;
     reals_store(f->to->d[1] + r, h->dmin);
-    int pairs = is_wide(dtype) ? 4 : 8;
+    int minima = is_wide(dtype) ? 4 : 8; /* words of them */
 #pragma GCC unroll 8
-    for (int i = 0; i < pairs; i++)
+    for (int i = 0; i < minima; i++)
         _mm512_storeu_si512(f->to->min[i] + r, h->min[i]);
 }
 

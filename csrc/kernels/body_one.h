@@ -397,9 +397,9 @@ INLINE void one_super_terms(int32_t dtype, one_terms *t, int32_t at, const uint8
     if (!has_minima(dtype))
         return;
     words least = words_set1(0);
-    int pairs = is_wide(dtype) ? 4 : 8;
+    int minima = is_wide(dtype) ? 4 : 8; /* words of them */
 #pragma GCC unroll 8
-    for (int i = 0; i < pairs; i++)
+    for (int i = 0; i < minima; i++)
         least = words_dot16(least, h.min[i], words_load(x->pairs[i] + b));
     reals_store(t->c + at, reals_negate(reals_mul(h.dmin, d)));
     reals_store(t->e + at, reals_from_words(least));
