@@ -191,8 +191,8 @@ void mm2_forward_product(mm2_forward *f, int32_t thread, const mm2_weight *w, fl
     float **rows = (float **)f->threads[thread].out;
     for (int32_t r = 0; r < f->input.count; r++)
         rows[r] = out + r * stride + first;
-    f->model->kernels->matmul[w->dtype](rows, w, first, count,
-                                        f->input.pointers[mm2_act_of(w->dtype)], f->input.count);
+    mm2_forward_matmul(f, w)(rows, w, first, count, f->input.pointers[mm2_input_act(f, w)],
+                             f->input.count);
 }
 
 void mm2_forward_norm(const mm2_forward *f, int32_t thread, const mm2_weight *w, float *out,
@@ -261,7 +261,7 @@ static mm2_status begin_head_input(mm2_forward *f, int32_t round, int32_t *units
                (size_t)span->logits_rows * (size_t)n * 4);
         f->logits_rows += span->logits_rows;
     }
-    mm2_forward_input(f, f->out, n, f->logits_rows, mm2_input_kind(&f->model->weights.head), units);
+    mm2_forward_input(f, f->out, n, f->logits_rows, mm2_input_kind(f, &f->model->weights.head), units);
     return MM2_OK;
 }
 

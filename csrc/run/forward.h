@@ -124,9 +124,21 @@ void mm2_forward_input(mm2_forward *f, const float *rows, int32_t n, int32_t cou
                        int32_t *units);
 /* Work function behind it: unit = row. */
 void mm2_forward_quantize(void *forward, int32_t unit, int32_t thread);
-static inline uint32_t mm2_input_kind(const mm2_weight *w)
+/* The activations that products with these weights take: MM2_ACT_*. */
+static inline int32_t mm2_input_act(const mm2_forward *f, const mm2_weight *w)
 {
-    return 1u << mm2_act_of(w->dtype);
+    return f->model->precision == MM2_PRECISION_EXACT ? MM2_ACT_F32 : mm2_act_of(w->dtype);
+}
+
+static inline uint32_t mm2_input_kind(const mm2_forward *f, const mm2_weight *w)
+{
+    return 1u << mm2_input_act(f, w);
+}
+
+static inline mm2_matmul *mm2_forward_matmul(const mm2_forward *f, const mm2_weight *w)
+{
+    const mm2_kernels *k = f->model->kernels;
+    return (f->model->precision == MM2_PRECISION_EXACT ? k->exact : k->matmul)[w->dtype];
 }
 
 /* Output features of one unit of a product of `rows` rows: small enough to end within a few

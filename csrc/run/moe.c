@@ -35,8 +35,8 @@ static mm2_status begin_input(mm2_forward *f, int32_t round, int32_t *units)
     *units = -1;
     if (!round)
         mm2_forward_input(f, f->h, mm2_forward_config(f)->hidden_size, f->rows,
-                          mm2_input_kind(&mm2_forward_layer(f)->router) |
-                              mm2_input_kind(&expert->gate) | mm2_input_kind(&expert->up),
+                          mm2_input_kind(f, &mm2_forward_layer(f)->router) |
+                              mm2_input_kind(f, &expert->gate) | mm2_input_kind(f, &expert->up),
                           units);
     return MM2_OK;
 }
@@ -191,13 +191,13 @@ static void gate_up_tile(void *forward, int32_t unit, int32_t thread)
     const mm2_weight *weights[] = {&expert->gate, &expert->up};
     float *results[] = {s->a, s->b};
     for (int32_t i = 0; i < 2; i++) {
-        const void **inputs = f->input.pointers[mm2_act_of(weights[i]->dtype)];
+        const void **inputs = f->input.pointers[mm2_input_act(f, weights[i])];
         for (int32_t r = 0; r < rows; r++) {
             s->act[r] = inputs[slots[r] / k];
             s->out[r] = results[i] + (int64_t)r * count;
         }
-        kernels->matmul[weights[i]->dtype]((float *const *)s->out, weights[i], first, count, s->act,
-                                           rows);
+        mm2_forward_matmul(f, weights[i])((float *const *)s->out, weights[i], first, count, s->act,
+                                          rows);
     }
     for (int32_t r = 0; r < rows; r++)
         kernels->swiglu(f->hidden + (int64_t)slots[r] * width + first, s->a + (int64_t)r * count,
@@ -211,7 +211,7 @@ static mm2_status begin_hidden_input(mm2_forward *f, int32_t round, int32_t *uni
     if (!round)
         mm2_forward_input(f, f->hidden, mm2_forward_config(f)->intermediate_size,
                           f->rows * mm2_forward_config(f)->num_experts_per_tok,
-                          mm2_input_kind(&expert->down), units);
+                          mm2_input_kind(f, &expert->down), units);
     return MM2_OK;
 }
 
@@ -249,12 +249,12 @@ static void down_tile(void *forward, int32_t unit, int32_t thread)
         int32_t e = f->unit_expert[i], rows = f->group_begin[e + 1] - f->group_begin[e];
         const int32_t *slots = f->slots + f->group_begin[e];
         const mm2_weight *w = &mm2_experts_get(&f->model->weights, f->layer, e)->down;
-        const void **inputs = f->input.pointers[mm2_act_of(w->dtype)];
+        const void **inputs = f->input.pointers[mm2_input_act(f, w)];
         for (int32_t r = 0; r < rows; r++) {
             s->act[r] = inputs[slots[r]];
             s->out[r] = s->a + (int64_t)r * count;
         }
-        kernels->matmul[w->dtype]((float *const *)s->out, w, first, count, s->act, rows);
+        mm2_forward_matmul(f, w)((float *const *)s->out, w, first, count, s->act, rows);
         for (int32_t r = 0; r < rows; r++)
             kernels->axpy(f->out + (int64_t)(slots[r] / k) * width + first,
                           f->expert_weights[slots[r]], s->a + (int64_t)r * count, count);

@@ -1,8 +1,8 @@
 -- Generated from csrc/minimax2.h by bindings/gen_cdef.py. Do not edit.
 return [[
 enum {
-    MM2_ABI = 1,
-    MM2_NUMERICS = 1,
+    MM2_ABI = 2,
+    MM2_NUMERICS = 2,
     MM2_MAX_DIMS = 4,
 };
 typedef int32_t mm2_status;
@@ -70,11 +70,16 @@ enum {
     MM2_ISA_AVX512 = 3,
     MM2_ISA_BLAS = 4,
 };
+enum {
+    MM2_PRECISION_FAST = 0,
+    MM2_PRECISION_EXACT = 1,
+};
 typedef struct mm2_model_options {
     uint32_t size;
     uint32_t flags;
     int32_t threads;
     int32_t isa;
+    int32_t precision;
 } mm2_model_options;
 void mm2_model_options_init(mm2_model_options *o);
 mm2_status mm2_model_open(mm2_model **out, const char *path, const mm2_model_options *o);
