@@ -11,7 +11,7 @@ export PIP_ROOT_USER_ACTION := ignore
 # The first python3 on the path if it is new enough and complete, else Debian's.
 BASE_PYTHON = $(shell python3 -c 'import sys, venv, ensurepip; assert sys.version_info >= (3, 11)' 2>/dev/null && echo python3 || echo /usr/bin/python3)
 
-.PHONY: help packages lib py lua demo test test-c test-asan test-py test-lua parity sync golden bench compare lint notebooks clean
+.PHONY: help packages lib py lua demo test test-c test-asan test-py test-same test-lua parity sync golden bench compare lint notebooks clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo "make lua        the library and the cdef that the Lua modules load"
 	@echo "make test-c     C tests; test-asan: the same under address and undefined-behaviour sanitizers"
 	@echo "make test-py    pytest; test-lua: busted; parity: Python and Lua byte by byte; sync: bindings"
+	@echo "make test-same  the same bits: threads x rows x chunks x levels; counts what differs"
 	@echo "make golden     recompute the golden values with transformers and compare (installs torch)"
 	@echo "make bench      prefill and decode speed of the embedded model; MODEL=path for another"
 	@echo "make compare    speed beside llama.cpp's, on the same file: ARGS='--format q4_k_m --what pp512,tg32'"
@@ -73,6 +74,9 @@ test-asan: packages
 
 test-py: py build/test.stamp
 	@$(PYTHON) -m pytest
+
+test-same: py build/test.stamp
+	@$(PYTHON) -m pytest tests/python/test_same_bits.py
 
 test-lua: lib
 	@busted

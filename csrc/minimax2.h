@@ -151,7 +151,8 @@ enum {
     MM2_ISA_REF = 1,
     MM2_ISA_AVX2 = 2,
     MM2_ISA_AVX512 = 3,
-    MM2_ISA_BLAS = 4 /* OpenBLAS on decoded float32 panels; no bit promise */
+    MM2_ISA_AMX = 4, /* avx512, and matrix units; asks the system for leave to use them */
+    MM2_ISA_BLAS = 5 /* OpenBLAS on decoded float32 panels; no bit promise */
 };
 
 /* mm2_model_options.precision: what the weights are multiplied with. */
@@ -223,6 +224,43 @@ mm2_status mm2_model_tensor(const mm2_model *m, const char *name, mm2_tensor *ou
  * float32, FP8 block scales included. `n`: capacity of out in floats. */
 mm2_status mm2_model_weight(const mm2_model *m, const char *name, int64_t first, int64_t count,
                             float *out, int64_t n);
+
+/* ----------------------------------------------------------------------------------------------
+ * Machine: what the hardware gives, and what tokens take of it */
+
+typedef struct mm2_limits { /* of all threads together */
+    int32_t threads;        /* that took part */
+    int32_t reserved;
+    double plain_read; /* bytes per second of memory read by the level's widest loads alone */
+    double best_read;  /* the same with the best of several software prefetches; >= plain_read */
+    /* Operations per second, 2 a multiply-add, on random data in the first-level cache: int8
+     * codes, and weights of bf16 and f32, by what the model's instruction-set level has for them. */
+    double int8_ops, bf16_ops, f32_ops;
+} mm2_limits;
+
+/* Measure the machine with the model's threads and kernels, in at most half a second. What is read
+ * are the model's own mapped weights, at random places, or 512 MB of other memory if the model is
+ * smaller or not in memory. Machines drift and have other users: call it again between the runs
+ * that are to be compared with it. Meaningless while other threads run the model. Fails with ARG,
+ * NOMEM. */
+mm2_status mm2_model_limits(mm2_model *m, mm2_limits *out);
+
+typedef struct mm2_cost { /* what must be read and computed at least, however it is done */
+    double weight_bytes;  /* block scales included */
+    double kv_bytes;
+    /* Operations, 2 a multiply-add: with integer weights; with BF16 and FP8 weights, and attention
+     * to a BF16 cache; with F16 and F32 weights, and attention to an F32 cache. */
+    double int8_ops, bf16_ops, f32_ops;
+} mm2_cost;
+
+/* What it takes to evaluate `tokens` tokens together behind `depth` earlier ones, whose keys and
+ * values are read from a cache of kv_dtype (MM2_BF16 or MM2_F32). `layers`: all layers together;
+ * `rest`: the rows of the embedding, the final norm, and the output head for the last token. One
+ * token reads num_experts_per_tok experts a layer; for more, as many as evenly spread choices hit
+ * on average, E * (1 - (1 - num_experts_per_tok / E)^tokens). Fails with ARG if depth + tokens is
+ * beyond max_position_embeddings. */
+mm2_status mm2_model_cost(const mm2_model *m, int32_t tokens, int32_t depth, int32_t kv_dtype,
+                          mm2_cost *layers, mm2_cost *rest);
 
 /* ----------------------------------------------------------------------------------------------
  * Text: byte-level BPE and the family's chat format */

@@ -6,58 +6,29 @@
  * path that /proc shows may not exist, so all of its prefixes are tried and what is missing is
  * passed over; both cgroup versions are looked at, at their usual mount points.
  *
- * Files are read into a stack buffer and parsed by hand: whatever they hold, digits saturate and
- * nothing is allocated. The facts and the sentence of mm2_cpu() are made once and never change. */
-#define _GNU_SOURCE /* sched_getaffinity */
+ * Tiles must be asked for, once a process. The system refuses if a thread's alternative signal
+ * stack could not hold them; the avx512 kernels serve then.
+ *
+ * The facts and the sentence of mm2_cpu() are made once and never change. */
+#define _GNU_SOURCE /* syscall */
 
 #include "base/cpu.h"
 
+#include "base/numa.h"
 #include "base/status.h"
 
-#include <fcntl.h>
 #include <pthread.h>
-#include <sched.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <unistd.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
 #endif
 
-enum { TEXT = 16384, PATH = 1024, CPU_LIMIT = 8192 };
+enum { TEXT = MM2_SYSFILE, PATH = 1024 };
 
 /* ---- Text files ---- */
-
-/* The beginning of a file, NUL-terminated; 0 if it cannot be read. */
-static int read_text(const char *path, char text[TEXT])
-{
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return 0;
-    int length = 0;
-    while (length < TEXT - 1) {
-        ssize_t n = read(fd, text + length, (size_t)(TEXT - 1 - length));
-        if (n <= 0)
-            break;
-        length += (int)n;
-    }
-    close(fd);
-    text[length] = 0;
-    return length > 0;
-}
-
-/* The number at *p, saturated; *p moves behind it. -1 if there is none. */
-static int64_t parse_number(const char **p)
-{
-    if (**p < '0' || **p > '9')
-        return -1;
-    int64_t value = 0;
-    for (; **p >= '0' && **p <= '9'; ++*p)
-        if (__builtin_mul_overflow(value, 10, &value) ||
-            __builtin_add_overflow(value, **p - '0', &value))
-            value = INT64_MAX / 10;
-    return value;
-}
 
 /* The number behind the line's key, "MemAvailable:   123 kB"; -1 if there is none. */
 static int64_t parse_field(const char *text, const char *key)
@@ -69,7 +40,7 @@ static int64_t parse_field(const char *text, const char *key)
             line += length;
             while (*line == ' ' || *line == '\t')
                 line++;
-            return parse_number(&line);
+            return mm2_sysfile_number(&line);
         }
     }
     return -1;
@@ -80,7 +51,7 @@ static int64_t read_number(const char *path)
 {
     char text[TEXT];
     const char *p = text;
-    return read_text(path, text) ? parse_number(&p) : -1;
+    return mm2_sysfile_read(path, text) ? mm2_sysfile_number(&p) : -1;
 }
 
 /* ---- Control groups ---- */
@@ -95,12 +66,12 @@ static void check_quota(const char *directory, int version, int64_t *limit)
     if (version == 2) { /* "200000 100000", or "max 100000" */
         const char *p = text;
         mm2_format(path, PATH, "%s/cpu.max", directory);
-        if (!read_text(path, text))
+        if (!mm2_sysfile_read(path, text))
             return;
-        quota = parse_number(&p);
+        quota = mm2_sysfile_number(&p);
         if (*p == ' ')
             p++;
-        period = parse_number(&p);
+        period = mm2_sysfile_number(&p);
     } else {
         mm2_format(path, PATH, "%s/cpu.cfs_quota_us", directory);
         quota = read_number(path);
@@ -125,7 +96,7 @@ static void check_memory(const char *directory, int version, int64_t *limit)
     if (most < 0 || used < 0)
         return;
     mm2_format(path, PATH, "%s/memory.stat", directory);
-    if (read_text(path, text)) {
+    if (mm2_sysfile_read(path, text)) {
         int64_t active = parse_field(text, version == 2 ? "active_file " : "total_active_file ");
         int64_t inactive =
             parse_field(text, version == 2 ? "inactive_file " : "total_inactive_file ");
@@ -171,7 +142,7 @@ static int64_t group_limit(const char *root, const char *controller, group_check
     char text[TEXT], mount[PATH];
     int64_t limit = INT64_MAX;
     mm2_format(mount, PATH, "%s/proc/self/cgroup", root);
-    if (!read_text(mount, text))
+    if (!mm2_sysfile_read(mount, text))
         return limit;
     for (char *line = text; line && *line;) {
         char *end = strchr(line, '\n');
@@ -197,46 +168,30 @@ static int64_t group_limit(const char *root, const char *controller, group_check
 
 /* ---- Cores ---- */
 
-static int has_cpu(const cpu_set_t *set, int64_t cpu)
-{
-    return cpu < CPU_LIMIT && CPU_ISSET_S((size_t)cpu, CPU_LIMIT / 8, set);
-}
-
 /* Is `cpu` the first of its siblings ("0,64" or "0-1") that the process may use? */
-static int leads_core(const char *root, const cpu_set_t *set, int cpu)
+static int leads_core(const char *root, const mm2_cpus *set, int cpu)
 {
     char path[PATH], text[TEXT];
+    int64_t sibling, last;
     mm2_format(path, PATH, "%s/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list", root,
                cpu);
-    if (!read_text(path, text))
+    if (!mm2_sysfile_read(path, text))
         return 1;
-    for (const char *p = text; *p >= '0' && *p <= '9';) {
-        int64_t first = parse_number(&p), last = first;
-        if (*p == '-') {
-            p++;
-            last = parse_number(&p);
-        }
-        for (int64_t sibling = first; sibling <= last && sibling < cpu; sibling++)
-            if (has_cpu(set, sibling))
+    for (const char *p = text; mm2_sysfile_range(&p, &sibling, &last);)
+        for (; sibling <= last && sibling < cpu; sibling++)
+            if (mm2_cpus_has(set, sibling))
                 return 0;
-        if (*p == ',')
-            p++;
-    }
     return 1;
 }
 
 int32_t mm2_cpu_cores_under(const char *root)
 {
-    union { /* room for more CPUs than cpu_set_t has */
-        cpu_set_t set;
-        unsigned char bytes[CPU_LIMIT / 8];
-    } mask;
-    memset(&mask, 0, sizeof mask);
+    mm2_cpus set;
+    mm2_cpus_allowed(&set);
     int64_t cores = 0;
-    if (sched_getaffinity(0, sizeof mask, &mask.set) == 0)
-        for (int cpu = 0; cpu < CPU_LIMIT; cpu++)
-            if (has_cpu(&mask.set, cpu) && leads_core(root, &mask.set, cpu))
-                cores++;
+    for (int cpu = 0; cpu < MM2_CPU_LIMIT; cpu++)
+        if (mm2_cpus_has(&set, cpu) && leads_core(root, &set, cpu))
+            cores++;
     int64_t quota = group_limit(root, "cpu", check_quota);
     if (quota < cores)
         cores = quota;
@@ -256,7 +211,7 @@ int64_t mm2_memory_available_under(const char *root)
     int64_t available = group_limit(root, "memory", check_memory);
 
     mm2_format(path, PATH, "%s/proc/meminfo", root);
-    int64_t kib = read_text(path, text) ? parse_field(text, "MemAvailable:") : -1;
+    int64_t kib = mm2_sysfile_read(path, text) ? parse_field(text, "MemAvailable:") : -1;
     if (kib >= 0 && kib < available / 1024)
         available = kib * 1024;
 
@@ -285,6 +240,16 @@ static char sentence[160];
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 #if defined(__x86_64__)
+
+/* May the process use tiles? `features`: edx of leaf 7; `saved`: what the system saves. */
+static int permit_tiles(unsigned features, unsigned saved)
+{
+    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 }; /* of arch_prctl; as in xgetbv */
+    const unsigned need = bit_AMX_TILE | bit_AMX_INT8 | bit_AMX_BF16,
+                   states = 3u << (TILE_DATA - 1);
+    return (features & need) == need && (saved & states) == states &&
+           syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+}
 
 /* The brand string without "(R)", "(TM)", "CPU" and what follows the model: "@ 2.50GHz", "64-Core
  * Processor", "with Radeon Graphics". */
@@ -329,6 +294,7 @@ static void find_facts(void)
     facts.avx2 = fma_f16c && (b & bit_AVX2) && (low & 0x06) == 0x06; /* xmm, ymm */
     facts.avx512 = facts.avx2 && (b & need_b) == need_b && (c & need_c) == need_c &&
                    (low & 0xe6) == 0xe6; /* and masks, zmm */
+    facts.amx = facts.avx512 && permit_tiles(d, low);
 }
 
 #else
@@ -343,13 +309,16 @@ static void find_facts(void)
 static void find_all(void)
 {
     find_facts();
-    int32_t cores = mm2_cpu_cores();
-    mm2_format(sentence, sizeof sentence, "%s (%s), %d %s",
-               facts.avx512 ? "avx512"
-               : facts.avx2 ? "avx2"
-                            : "ref",
-               facts.vendor[0] ? facts.vendor : "unknown processor", cores,
-               cores == 1 ? "core" : "cores");
+    int32_t cores = mm2_cpu_cores(), nodes = mm2_numa_nodes();
+    int length = mm2_format(sentence, sizeof sentence, "%s (%s), %d %s",
+                            facts.amx      ? "amx"
+                            : facts.avx512 ? "avx512"
+                            : facts.avx2   ? "avx2"
+                                           : "ref",
+                            facts.vendor[0] ? facts.vendor : "unknown processor", cores,
+                            cores == 1 ? "core" : "cores");
+    if (nodes > 1)
+        mm2_format(sentence + length, (int)sizeof sentence - length, " on %d memory nodes", nodes);
 }
 
 const mm2_cpu_facts *mm2_cpu_find(void)

@@ -1,10 +1,10 @@
 /* A run is published in one atomic word: generation, an open bit and the number of workers inside.
- * Workers join an open run by raising that number, take units from a shared counter and leave; the
- * caller takes units too, closes the run when none are left and waits for those inside. A worker
- * that is still asleep by then is not waited for.
+ * Workers join an open run by raising that number, take units from their node's counter, then from
+ * the other nodes' counters, and leave; the caller takes units too, closes the run when none are
+ * left and waits for those inside. A worker that is still asleep by then is not waited for.
  *
- * The deadline and the stop flag are looked at before a unit is taken, never after, so that units
- * done form a prefix.
+ * The deadline and the stop flag are looked at before a unit is taken, never after, so that a
+ * node's units done form a prefix.
  *
  * Waiting workers spin for SPIN_NS (a step of a token usually follows the last one within that),
  * giving the core away now and then in case it is oversubscribed, and then sleep on a futex. After
@@ -29,7 +29,7 @@
 #include <immintrin.h>
 #endif
 
-enum { SPIN_NS = 50000, SPINS_PER_LOOK = 64 };
+enum { SPIN_NS = 50000, SPINS_PER_LOOK = 64, LINE = 64 };
 
 static const uint64_t OPEN = 1ULL << 31;
 
@@ -39,8 +39,20 @@ typedef struct worker {
     int32_t index;
 } worker;
 
+/* The units of one node: `width` from `first` on, in every period. */
+typedef struct share {
+    int32_t first, width, period, units;
+} share;
+
+typedef struct lane {
+    share share;
+    atomic_int next;
+    char apart[LINE]; /* from the next node's counter */
+} lane;
+
 struct mm2_pool {
     int32_t threads, started; /* started: workers that run, without the caller */
+    int32_t nodes;
     pid_t process;
     pthread_mutex_t owner;      /* held by the caller that has the workers */
     atomic_uint_fast64_t state; /* generation << 32 | OPEN | workers inside */
@@ -49,8 +61,7 @@ struct mm2_pool {
     mm2_work work;
     void *context;
     const mm2_limit *limit;
-    int32_t count;
-    atomic_int next;
+    lane lanes[MM2_NODES];
     worker workers[];
 };
 
@@ -100,13 +111,40 @@ static int past(const mm2_limit *limit)
            (limit->deadline != INT64_MAX && mm2_now() >= limit->deadline);
 }
 
+static share share_of(const mm2_pool *p, int32_t node, int32_t period, int32_t count)
+{
+    share s = {.period = period ? period : count};
+    s.first = (int32_t)((int64_t)s.period * node / p->nodes);
+    s.width = (int32_t)((int64_t)s.period * (node + 1) / p->nodes) - s.first;
+    int32_t rest = count % s.period - s.first; /* in a last period that is cut short */
+    rest = rest < 0 ? 0 : rest < s.width ? rest : s.width;
+    s.units = count / s.period * s.width + rest;
+    return s;
+}
+
+static int32_t unit_at(const share *s, int32_t i)
+{
+    return i / s->width * s->period + s->first + i % s->width;
+}
+
+static int32_t node_of(const mm2_pool *p, int32_t thread)
+{
+    return (int32_t)((int64_t)thread * p->nodes / p->threads);
+}
+
 static void take_units(mm2_pool *p, int32_t thread)
 {
-    while (!past(p->limit)) {
-        int32_t unit = atomic_fetch_add_explicit(&p->next, 1, memory_order_relaxed);
-        if (unit >= p->count)
-            break;
-        p->work(p->context, unit, thread);
+    int32_t node = node_of(p, thread);
+    for (int32_t i = 0; i < p->nodes; i++, node = node + 1 < p->nodes ? node + 1 : 0) {
+        lane *l = &p->lanes[node];
+        for (;;) {
+            if (past(p->limit))
+                return;
+            int32_t at = atomic_fetch_add_explicit(&l->next, 1, memory_order_relaxed);
+            if (at >= l->share.units)
+                break;
+            p->work(p->context, unit_at(&l->share, at), thread);
+        }
     }
 }
 
@@ -131,6 +169,8 @@ static void *worker_main(void *argument)
     worker *w = argument;
     mm2_pool *p = w->pool;
     mm2_float_mode_enter();
+    if (p->nodes > 1)
+        mm2_numa_bind(node_of(p, w->index));
     for (uint32_t heard = 0;;) {
         wait_for_bell(p, heard);
         heard = atomic_load_explicit(&p->bell, memory_order_acquire);
@@ -172,6 +212,8 @@ mm2_status mm2_pool_new(mm2_pool **out, int32_t threads)
     if (!p)
         return mm2_fail(MM2_E_NOMEM, "out of memory for a pool of %d threads", threads);
     p->threads = threads;
+    int32_t nodes = threads > 1 ? mm2_numa_nodes() : 1;
+    p->nodes = nodes < threads ? nodes : threads;
     reset(p);
     *out = p;
     return MM2_OK;
@@ -218,35 +260,64 @@ void mm2_pool_prepare(mm2_pool *p)
         reset(p);
 }
 
-static void run_alone(mm2_work work, void *context, int32_t *next, int32_t count,
-                      const mm2_limit *limit)
+static void run_alone(const mm2_pool *p, mm2_work work, void *context, mm2_progress *progress,
+                      int32_t count, const mm2_limit *limit)
 {
-    do
-        work(context, (*next)++, 0);
-    while (*next < count && !past(limit));
+    for (int32_t node = 0; node < p->nodes; node++) {
+        share s = share_of(p, node, progress->period, count);
+        while (progress->next[node] < s.units) {
+            work(context, unit_at(&s, progress->next[node]++), 0);
+            if (past(limit))
+                return;
+        }
+    }
 }
 
-void mm2_pool_run(mm2_pool *p, mm2_work work, void *context, int32_t *next, int32_t count,
-                  const mm2_limit *limit)
+/* Units not done. */
+static int32_t units_left(const mm2_pool *p, const mm2_progress *progress, int32_t count)
 {
-    if (*next >= count)
-        return;
-    if (count - *next == 1 || p->threads == 1 || pthread_mutex_trylock(&p->owner)) {
-        run_alone(work, context, next, count, limit);
-        return;
+    int32_t left = count;
+    for (int32_t node = 0; node < p->nodes; node++)
+        left -= progress->next[node];
+    return left;
+}
+
+/* Makes what is left of every node's share the lanes' and takes one unit out: the caller's own, so
+ * that there is progress even when the deadline is past. */
+static int32_t fill_lanes(mm2_pool *p, const mm2_progress *progress, int32_t count)
+{
+    int32_t own = -1;
+    for (int32_t node = 0; node < p->nodes; node++) {
+        lane *l = &p->lanes[node];
+        int32_t next = progress->next[node];
+        l->share = share_of(p, node, progress->period, count);
+        if (own < 0 && next < l->share.units)
+            own = unit_at(&l->share, next++);
+        atomic_store_explicit(&l->next, next, memory_order_relaxed);
+    }
+    return own;
+}
+
+int mm2_pool_run(mm2_pool *p, mm2_work work, void *context, mm2_progress *progress, int32_t count,
+                 const mm2_limit *limit)
+{
+    int32_t left = units_left(p, progress, count);
+    if (!left)
+        return 1;
+    if (left == 1 || p->threads == 1 || pthread_mutex_trylock(&p->owner)) {
+        run_alone(p, work, context, progress, count, limit);
+        return !units_left(p, progress, count);
     }
     if (p->started < p->threads - 1)
         start_workers(p);
     p->work = work;
     p->context = context;
     p->limit = limit;
-    p->count = count;
-    int32_t first = *next; /* the caller's own: progress even when the deadline is past */
-    atomic_store_explicit(&p->next, first + 1, memory_order_relaxed);
+    int32_t own = fill_lanes(p, progress, count);
     uint64_t generation = atomic_load(&p->state) >> 32;
     atomic_store(&p->state, (generation + 1) << 32 | OPEN);
     ring(p);
-    work(context, first, 0);
+    work(context, own, 0);
     take_units(p, 0);
     atomic_fetch_and(&p->state, ~OPEN);
     for (int looks = 0; atomic_load_explicit(&p->state, memory_order_acquire) & (OPEN - 1);
@@ -255,7 +326,11 @@ void mm2_pool_run(mm2_pool *p, mm2_work work, void *context, int32_t *next, int3
         if (looks % 1024 == 1023)
             sched_yield();
     }
-    int32_t reached = atomic_load_explicit(&p->next, memory_order_relaxed);
-    *next = reached < count ? reached : count;
+    for (int32_t node = 0; node < p->nodes; node++) {
+        const lane *l = &p->lanes[node];
+        int32_t reached = atomic_load_explicit(&l->next, memory_order_relaxed);
+        progress->next[node] = reached < l->share.units ? reached : l->share.units;
+    }
     pthread_mutex_unlock(&p->owner);
+    return !units_left(p, progress, count);
 }

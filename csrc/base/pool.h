@@ -1,9 +1,14 @@
-/* The thread pool: units of work, handed out in ascending order, until they are finished, a
- * deadline passes or a flag is raised. What was started is finished, so the units done are always a
- * prefix and the next call goes on behind it. */
+/* The thread pool: units of work, handed out until they are finished, a deadline passes or a flag is
+ * raised. What was started is finished, so a run can go on where the last one ended.
+ *
+ * On a machine with several memory nodes every node has units of its own, always the same for the
+ * same weights, so that a weight is read by the CPUs beside the memory that holds it: a file's pages
+ * lie where they were first touched. The workers are bound to their nodes; the caller, whose thread
+ * is the host's, counts as one of node 0. A thread whose node has no units left helps the others. */
 #ifndef MM2_POOL_H
 #define MM2_POOL_H
 
+#include "base/numa.h"
 #include "minimax2.h"
 
 #include <stdatomic.h>
@@ -25,11 +30,19 @@ typedef struct mm2_limit {
     const atomic_int *stop; /* non-zero stops; NULL: none */
 } mm2_limit;
 
-/* Runs units [*next, count) on the caller and the workers; *next becomes the first unit not run. At
- * least one unit is run if there is one. One caller has the workers at a time; a second one works
- * alone meanwhile, with thread = 0 (its context is its own). */
-void mm2_pool_run(mm2_pool *p, mm2_work work, void *context, int32_t *next, int32_t count,
-                  const mm2_limit *limit);
+/* How far the units [0, count) are; all zero at first. Node i of n owns the i-th n-th of each
+ * `period` units, and those of its units that are done are a prefix. With one node that is: units
+ * are taken in ascending order, and those done are [0, next[0]). */
+typedef struct mm2_progress {
+    int32_t period; /* e.g. the units of one matrix, where there are several; 0: count */
+    int32_t next[MM2_NODES];
+} mm2_progress;
+
+/* Runs the units that are left on the caller and the workers; returns whether all are done. At
+ * least one is run if there is one. One caller has the workers at a time; a second one works alone
+ * meanwhile, with thread = 0 (its context is its own). */
+int mm2_pool_run(mm2_pool *p, mm2_work work, void *context, mm2_progress *progress, int32_t count,
+                 const mm2_limit *limit);
 
 int64_t mm2_now(void); /* CLOCK_MONOTONIC, nanoseconds */
 

@@ -145,10 +145,14 @@ int mm2_kernels_blas(mm2_kernels *t)
     }
     t->name = "blas";
     t->isa = MM2_ISA_BLAS;
-    for (int32_t dtype = 0; dtype < MM2_DTYPE_COUNT; dtype++)
+    for (int32_t dtype = 0; dtype < MM2_DTYPE_COUNT; dtype++) {
         if (t->matmul[dtype]) {
             t->matmul[dtype] = matmul;
             t->exact[dtype] = exact;
         }
+        t->matmul_packed[dtype] = NULL;
+    }
+    for (int32_t kind = 0; kind < MM2_ACT_KINDS; kind++)
+        t->pack[kind] = NULL;
     return 0;
 }

@@ -200,10 +200,10 @@ typedef struct one_heads {
 } one_heads;
 
 /* 8 scales and 8 minima of 6 bits, as Q4_K and Q5_K have them. */
-INLINE void one_heads_6bit(one_heads *h, const uint8_t *p, int32_t bytes)
+INLINE void one_heads_6bit(one_heads *h, const uint8_t *p, int64_t stride)
 {
     words x[4], scale[4], min[2];
-    transpose4(x, p, bytes);
+    transpose4(x, p, stride);
     h->d = reals_from_half(x[0]);
     h->dmin = reals_from_half(words_shr(x[0], 16));
     scale[0] = words_bits(x[1], 0, LOW6);
@@ -219,10 +219,10 @@ INLINE void one_heads_6bit(one_heads *h, const uint8_t *p, int32_t bytes)
     }
 }
 
-INLINE void one_heads_q2_k(one_heads *h, const uint8_t *p, int32_t bytes)
+INLINE void one_heads_q2_k(one_heads *h, const uint8_t *p, int64_t stride)
 {
     words x[4], scale[4];
-    transpose4(x, p + offsetof(mm2_block_q2_k, scales), bytes);
+    transpose4(x, p + offsetof(mm2_block_q2_k, scales), stride);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) { /* low nibbles are scales, high ones minima */
         words min = words_bits(x[i], 4, LOW4);
@@ -231,15 +231,15 @@ INLINE void one_heads_q2_k(one_heads *h, const uint8_t *p, int32_t bytes)
         h->min[i * 2 + 1] = words_or(words_byte(min, 2), words_shl(words_byte(min, 3), 16));
     }
     untranspose4(h->scales, scale);
-    transpose4(x, p + offsetof(mm2_block_q2_k, d) - 12, bytes);
+    transpose4(x, p + offsetof(mm2_block_q2_k, d) - 12, stride);
     h->d = reals_from_half(x[3]);
     h->dmin = reals_from_half(words_shr(x[3], 16));
 }
 
-INLINE void one_heads_q3_k(one_heads *h, const uint8_t *p, int32_t bytes)
+INLINE void one_heads_q3_k(one_heads *h, const uint8_t *p, int64_t stride)
 {
     words x[4], scale[4];
-    transpose4(x, p + sizeof(mm2_block_q3_k) - 16, bytes);
+    transpose4(x, p + sizeof(mm2_block_q3_k) - 16, stride);
     h->d = reals_from_half(words_shr(x[3], 16));
     unpack_q3_k_scales(scale, x);
 #pragma GCC unroll 4
@@ -248,19 +248,19 @@ INLINE void one_heads_q3_k(one_heads *h, const uint8_t *p, int32_t bytes)
     untranspose4(h->scales, scale);
 }
 
-INLINE void one_heads_q6_k(one_heads *h, const uint8_t *p, int32_t bytes)
+INLINE void one_heads_q6_k(one_heads *h, const uint8_t *p, int64_t stride)
 {
     words x[4];
-    transpose4(x, p + sizeof(mm2_block_q6_k) - 16, bytes);
+    transpose4(x, p + sizeof(mm2_block_q6_k) - 16, stride);
     h->d = reals_from_half(words_shr(x[3], 16));
 }
 
 /* Byte j of the second word holds the low nibbles of scales 2j and 2j + 1, nibble j above d their
  * high bits. */
-INLINE void one_heads_iq4_xs(one_heads *h, const uint8_t *p, int32_t bytes)
+INLINE void one_heads_iq4_xs(one_heads *h, const uint8_t *p, int64_t stride)
 {
     words x[4], scale[4];
-    transpose4(x, p, bytes);
+    transpose4(x, p, stride);
     h->d = reals_from_half(x[0]);
     words top = words_or(words_bits(x[0], 16, 0xff),
                          words_shl(words_bits(x[0], 24, 0xff), 16)); /* nibbles to bytes */
@@ -273,24 +273,23 @@ INLINE void one_heads_iq4_xs(one_heads *h, const uint8_t *p, int32_t bytes)
     untranspose4(h->scales, scale);
 }
 
-INLINE void one_heads_fill(int32_t dtype, one_heads *h, const uint8_t *p)
+INLINE void one_heads_fill(int32_t dtype, one_heads *h, const uint8_t *p, int64_t stride)
 {
-    int32_t bytes = super_bytes(dtype);
     switch (dtype) {
     case MM2_Q2_K:
-        one_heads_q2_k(h, p, bytes);
+        one_heads_q2_k(h, p, stride);
         return;
     case MM2_Q3_K:
-        one_heads_q3_k(h, p, bytes);
+        one_heads_q3_k(h, p, stride);
         return;
     case MM2_Q6_K:
-        one_heads_q6_k(h, p, bytes);
+        one_heads_q6_k(h, p, stride);
         return;
     case MM2_IQ4_XS:
-        one_heads_iq4_xs(h, p, bytes);
+        one_heads_iq4_xs(h, p, stride);
         return;
     default:
-        one_heads_6bit(h, p, bytes);
+        one_heads_6bit(h, p, stride);
     }
 }
 
@@ -386,7 +385,7 @@ INLINE void one_super_terms(int32_t dtype, one_terms *t, int32_t at, const uint8
 {
     words sum[ROWS];
     one_heads h;
-    one_heads_fill(dtype, &h, p);
+    one_heads_fill(dtype, &h, p, super_bytes(dtype));
 #pragma GCC unroll 16
     for (int l = 0; l < ROWS; l++)
         sum[l] = one_super_sum(dtype, p + l * super_bytes(dtype), one_scales(dtype, &h, p, l),

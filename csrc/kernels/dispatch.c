@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static mm2_kernels avx2, avx512, blas;
+static mm2_kernels avx2, avx512, amx, blas;
 static const mm2_kernels *best;
 static pthread_once_t native_once = PTHREAD_ONCE_INIT;
 
@@ -31,6 +31,11 @@ static void build_native(void)
         avx512 = *best;
         mm2_kernels_avx512(&avx512);
         best = &avx512;
+    }
+    if (cpu->amx) {
+        amx = *best;
+        mm2_kernels_amx(&amx);
+        best = &amx;
     }
 #endif
 }
@@ -53,7 +58,7 @@ static const mm2_kernels *find_blas(void)
 /* The number behind a name of the environment variable; -1 if it has none. */
 static int32_t parse_isa(const char *name)
 {
-    static const char *const names[] = {"auto", "ref", "avx2", "avx512", "blas"};
+    static const char *const names[] = {"auto", "ref", "avx2", "avx512", "amx", "blas"};
     for (int32_t isa = MM2_ISA_AUTO; isa <= MM2_ISA_BLAS; isa++)
         if (strcmp(name, names[isa]) == 0)
             return isa;
@@ -70,7 +75,7 @@ const mm2_kernels *mm2_kernels_find(int32_t isa)
             if (isa < 0) {
                 mm2_fail(MM2_E_ARG,
                          "the environment variable MM2_ISA is \"%s\"; it may be ref, avx2, "
-                         "avx512, blas, or auto or unset for the best",
+                         "avx512, amx, blas, or auto or unset for the best",
                          name);
                 return NULL;
             }
@@ -96,10 +101,19 @@ const mm2_kernels *mm2_kernels_find(int32_t isa)
                  "this one has %s",
                  mm2_cpu());
         return NULL;
+    case MM2_ISA_AMX:
+        if (amx.name)
+            return &amx;
+        mm2_fail(MM2_E_UNSUPPORTED,
+                 "the amx kernels need a processor with AMX (tiles, int8 and bf16), the avx512 "
+                 "kernels, and the system's permission to use tiles, which it refuses to processes "
+                 "with small signal stacks; this one has %s",
+                 mm2_cpu());
+        return NULL;
     case MM2_ISA_BLAS:
         return find_blas();
     default:
-        mm2_fail(MM2_E_ARG, "isa is %d; expected MM2_ISA_AUTO (0) to MM2_ISA_BLAS (4)", isa);
+        mm2_fail(MM2_E_ARG, "isa is %d; expected MM2_ISA_AUTO (0) to MM2_ISA_BLAS (5)", isa);
         return NULL;
     }
 }

@@ -40,6 +40,10 @@ int32_t mm2_act_of(int32_t dtype);
 /* Bytes of one row of n activations, rounded up to 64. Rows begin 64-byte aligned. */
 int64_t mm2_act_bytes(int32_t act, int64_t n);
 
+/* Bytes of a panel of `rows` packed activations of n elements: those of its groups of 16 rows, each
+ * a multiple of 64. 0 for MM2_ACT_F32, which nobody packs. */
+int64_t mm2_panel_bytes(int32_t act, int32_t rows, int64_t n);
+
 /* One weight matrix [n_out][n_in] as it lies in the file. */
 typedef struct mm2_weight {
     const void *data;   /* row i begins at data + i * row_bytes; any alignment */
@@ -55,8 +59,12 @@ typedef struct mm2_weight {
 typedef void mm2_matmul(float *const *out, const mm2_weight *w, int32_t first, int32_t count,
                         const void *const *acts, int32_t rows);
 
+/* What multiplies: the data of a peak measurement. */
+enum { MM2_PEAK_INT8 = 0, MM2_PEAK_BF16 = 1, MM2_PEAK_F32 = 2, MM2_PEAK_KINDS = 3 };
+enum { MM2_PEAK_BYTES = 16384, MM2_READ_STEP = 256 };
+
 typedef struct mm2_kernels {
-    const char *name; /* "ref", "avx2", "avx512", "blas" */
+    const char *name; /* "ref", "avx2", "avx512", "amx", "blas" */
     int32_t isa;      /* MM2_ISA_* */
 
     /* out[m][i] = sum over k of weight[first + i][k] * act[m][k], i in [0, count), m in [0, rows).
@@ -84,6 +92,17 @@ typedef struct mm2_kernels {
      *                    the end.
      *   all others       lanes over all of k. F32 and F16: the slot of `matmul`. */
     mm2_matmul *exact[MM2_DTYPE_COUNT];
+
+    /* Products of many activation rows take these from a panel: the kernel's own arrangement of
+     * whole groups of 16 rows, zeros beyond the last row. pack makes it from `rows` activations of n
+     * elements, as quantize leaves them; panel is 64-byte aligned, mm2_panel_bytes long. The panel
+     * of the rows from 16 g on begins mm2_panel_bytes(act, 16, n) * g behind it. matmul_packed gives
+     * the bits of matmul. NULL where a level has none (then for all dtypes of an activation kind);
+     * worth it from packed_rows[kind] rows on. */
+    void (*pack[MM2_ACT_KINDS])(void *panel, const void *const *acts, int32_t rows, int32_t n);
+    void (*matmul_packed[MM2_DTYPE_COUNT])(float *const *out, const mm2_weight *w, int32_t first,
+                                           int32_t count, const void *panel, int32_t rows);
+    int32_t packed_rows[MM2_ACT_KINDS];
 
     /* Float rows to quantised activations. Per block: amax = the float whose bits are the largest
      * of the absolute bit patterns. amax not finite: d = NaN, q = 0. amax < 1e-30: d = 0, q = 0.
@@ -119,6 +138,17 @@ typedef struct mm2_kernels {
      * score makes l NaN. */
     void (*attend[2])(float *m, float *l, float *o, const float *q, int32_t heads, const void *k,
                       const void *v, int32_t n, int32_t head_dim, float scale);
+
+    /* The machine's limits, for model/limits.c. Both return a checksum, so that no compiler can
+     * leave work out.
+     * read: the n bytes at p, 64-byte aligned, n a multiple of MM2_READ_STEP, by the widest loads;
+     * with each line, the one `ahead1` bytes further is prefetched into the first-level cache and
+     * the one `ahead2` bytes further into the second-level one (0: not), beyond the end too. */
+    uint64_t (*read)(const uint8_t *p, int64_t n, int32_t ahead1, int32_t ahead2);
+    /* peak: `rounds` passes of multiply-adds over MM2_PEAK_BYTES at `data`, 64-byte aligned, int8,
+     * bf16 or float32 by the slot; *ops: how many operations that was, 2 a multiply-add. NULL: the
+     * level multiplies such data as float32. */
+    uint64_t (*peak[MM2_PEAK_KINDS])(const void *data, int32_t rounds, int64_t *ops);
 } mm2_kernels;
 
 /* The table for MM2_ISA_*; AUTO reads the MM2_ISA environment variable (the name of a table, or
@@ -130,6 +160,7 @@ extern const mm2_kernels mm2_kernels_ref;
 /* Each fills the slots it has over a copy of a lower table; dispatch.c calls them. */
 void mm2_kernels_avx2(mm2_kernels *t);
 void mm2_kernels_avx512(mm2_kernels *t);
+void mm2_kernels_amx(mm2_kernels *t);
 int mm2_kernels_blas(mm2_kernels *t); /* -1, with a sentence, if no OpenBLAS can be loaded */
 
 /* exp(x) with at most 2 ulp error: fmaf polynomial, 0 below -87.3, inf above 88.7, NaN kept. The

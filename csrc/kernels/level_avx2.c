@@ -17,6 +17,7 @@
 #include "kernels/body_one.h"
 #include "kernels/body_int.h"
 #include "kernels/body_exact.h"
+#include "kernels/body_limits.h"
 #include "kernels/body_slots.h"
 
 void mm2_kernels_avx2(mm2_kernels *t)
@@ -34,6 +35,9 @@ void mm2_kernels_avx2(mm2_kernels *t)
     t->axpy = axpy;
     t->attend[0] = attend_f32;
     t->attend[1] = attend_bf16;
+    t->read = read_bytes;
+    t->peak[MM2_PEAK_INT8] = peak_int8;
+    t->peak[MM2_PEAK_F32] = peak_f32;
 }
 
 #endif

@@ -58,6 +58,18 @@ int64_t mm2_act_bytes(int32_t act, int64_t n)
     return (bytes + 63) / 64 * 64;
 }
 
+int64_t mm2_panel_bytes(int32_t act, int32_t rows, int64_t n)
+{
+    int64_t group = 0; /* the codes of 16 rows, then what belongs to each block */
+    if (act == MM2_ACT_BF16)
+        group = 16 * mm2_act_bytes(act, n);
+    else if (act == MM2_ACT_Q8_32)
+        group = 16 * (n + n / BLOCK * 4);
+    else if (act == MM2_ACT_Q8_256)
+        group = 16 * (n + n / MM2_SUPER * 4 + n / LANES * 2 + n / BLOCK * 2);
+    return ((int64_t)rows + 15) / 16 * group;
+}
+
 static void quantize_bf16(void *act, const float *x, int32_t n)
 {
     uint16_t *out = act;
@@ -617,6 +629,53 @@ static void attend_bf16(float *m, float *l, float *o, const float *q, int32_t he
                     MM2_BF16);
 }
 
+/* ---- The machine's limits ---- */
+
+static uint64_t read_bytes(const uint8_t *p, int64_t n, int32_t ahead1, int32_t ahead2)
+{
+    uint64_t sum[4] = {0};
+    for (int64_t i = 0; i < n; i += 64) {
+        uint64_t line[8];
+        memcpy(line, p + i, sizeof line);
+#if defined(__GNUC__)
+        if (ahead1)
+            __builtin_prefetch(p + i + ahead1, 0, 3);
+        if (ahead2)
+            __builtin_prefetch(p + i + ahead2, 0, 2);
+#endif
+        for (int j = 0; j < 4; j++)
+            sum[j] += line[j] + line[j + 4];
+    }
+    return sum[0] + sum[1] + sum[2] + sum[3];
+}
+
+static uint64_t peak_int8(const void *data, int32_t rounds, int64_t *ops)
+{
+    const int8_t *a = data, *b = a + MM2_PEAK_BYTES / 2;
+    uint32_t sum[LANES] = {0};
+    for (int32_t r = 0; r < rounds; r++)
+        for (int32_t k = 0; k < SCALE_BLOCK; k++)
+            for (int32_t j = 0; j < LANES; j++)
+                sum[j] += (uint32_t)(a[k * LANES + j] * b[k]);
+    uint64_t check = 0;
+    for (int32_t j = 0; j < LANES; j++)
+        check += sum[j];
+    *ops = 2LL * LANES * SCALE_BLOCK * rounds;
+    return check;
+}
+
+static uint64_t peak_f32(const void *data, int32_t rounds, int64_t *ops)
+{
+    const float *a = data, *b = a + MM2_PEAK_BYTES / 8;
+    float sum[LANES] = {0};
+    for (int32_t r = 0; r < rounds; r++)
+        for (int32_t k = 0; k < BLOCK; k++)
+            for (int32_t j = 0; j < LANES; j++)
+                sum[j] = fmaf(a[k * LANES + j], b[k], sum[j]);
+    *ops = 2LL * LANES * BLOCK * rounds;
+    return mm2_f32_bits(tree(sum));
+}
+
 const mm2_kernels mm2_kernels_ref = {
     .name = "ref",
     .isa = MM2_ISA_REF,
@@ -663,4 +722,6 @@ const mm2_kernels mm2_kernels_ref = {
     .sigmoid = sigmoid,
     .axpy = axpy,
     .attend = {attend_f32, attend_bf16},
+    .read = read_bytes,
+    .peak = {[MM2_PEAK_INT8] = peak_int8, [MM2_PEAK_F32] = peak_f32},
 };

@@ -327,8 +327,9 @@ mm2_status mm2_weights_bind(mm2_weights *w, const mm2_checkpoint *c)
     size_t layers = (size_t)k->num_hidden_layers, experts = (size_t)k->num_local_experts;
     w->layers = calloc(layers, sizeof *w->layers);
     w->experts = calloc(layers * experts, sizeof *w->experts); /* both are checked to be small */
+    w->expected = calloc(layers * experts, sizeof *w->expected);
     mm2_status status = MM2_OK;
-    if (!w->layers || !w->experts)
+    if (!w->layers || !w->experts || !w->expected)
         status = mm2_fail(MM2_E_NOMEM, "%s: out of memory for the table of %d x %d experts",
                           c->path, k->num_hidden_layers, k->num_local_experts);
     if (!status)
@@ -353,5 +354,6 @@ void mm2_weights_free(mm2_weights *w)
 {
     free(w->layers);
     free(w->experts);
+    free(w->expected);
     *w = (mm2_weights){0};
 }

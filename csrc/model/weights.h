@@ -8,6 +8,8 @@
 #include "kernels/kernels.h"
 #include "model/checkpoint.h"
 
+#include <stdatomic.h>
+
 enum { MM2_ATTENTION_GQA = 0 };
 enum { MM2_FEED_FORWARD_MOE = 0 };
 enum { MM2_SCALE_BLOCK = 128 }; /* rows and columns that share one FP8 scale */
@@ -30,6 +32,7 @@ typedef struct mm2_weights {
     mm2_weight embed, final_norm, head; /* embed: never FP8 */
     mm2_layer *layers;                  /* [num_hidden_layers] */
     mm2_expert *experts;
+    atomic_uchar *expected; /* [experts]: 1 once model/experts.c has announced it */
 } mm2_weights;
 
 /* Finds every tensor under any of its names: Hugging Face per-expert

@@ -1,5 +1,5 @@
 /* The walk: sections embed -> (attention, feed-forward) for each layer -> head. State is (section,
- * layer, step, round, next unit) and, behind a finished step, (point, span); everything a run needs
+ * layer, step, round, progress) and, behind a finished step, (point, span); everything a run needs
  * to go on lives in mm2_forward, so a run may return between any two units.
  *
  * A chunk is committed when its last step is done: only then do the sessions' positions move.
@@ -38,6 +38,19 @@ static void *carve(carver *c, int64_t count, int64_t bytes)
     return p;
 }
 
+/* Room for all rows of the widest input, or for the rows of all experts, each beginning a group. */
+static void *carve_panel(carver *c, const mm2_forward *f, int32_t kind)
+{
+    const mm2_config *g = mm2_forward_config(f);
+    int32_t q_width = g->num_attention_heads * g->head_dim;
+    int32_t widest = q_width > g->hidden_size ? q_width : g->hidden_size;
+    int32_t inner = g->hidden_size > g->intermediate_size ? g->hidden_size : g->intermediate_size;
+    int64_t experts = (int64_t)f->capacity * g->num_experts_per_tok / 16 + g->num_local_experts;
+    int64_t bytes = mm2_panel_bytes(kind, f->capacity, widest);
+    int64_t other = experts * mm2_panel_bytes(kind, 16, inner);
+    return carve(c, bytes > other ? bytes : other, 1);
+}
+
 /* Called twice: to measure, and to hand out. Sizes cannot overflow: capacity <= 4096 and the
  * config's fields are bounded. */
 static void carve_buffers(mm2_forward *f, carver *c)
@@ -65,6 +78,7 @@ static void carve_buffers(mm2_forward *f, carver *c)
     f->hidden = carve(c, slots * g->intermediate_size, 4);
     f->group_begin = carve(c, g->num_local_experts + 1, 4);
     f->unit_expert = carve(c, g->num_local_experts + 1, 4);
+    f->expert_panel = carve(c, g->num_local_experts, 4);
     f->slots = carve(c, slots, 4);
     f->row_span = carve(c, rows, 4);
     f->row_position = carve(c, rows, 4);
@@ -77,6 +91,7 @@ static void carve_buffers(mm2_forward *f, carver *c)
         bytes = other > bytes ? other : bytes;
         f->input.data[kind] = kind == MM2_ACT_F32 ? NULL : carve(c, bytes, 1);
         f->input.pointers[kind] = carve(c, slots > rows ? slots : rows, sizeof(void *));
+        f->input.panel[kind] = f->model->kernels->pack[kind] ? carve_panel(c, f, kind) : NULL;
     }
     int32_t threads = mm2_pool_threads(f->model->pool);
     int64_t tile = rows * MM2_TILE;
@@ -147,13 +162,14 @@ void mm2_forward_abort(mm2_forward *f)
 /* ---- Helpers of the blocks ---- */
 
 void mm2_forward_input(mm2_forward *f, const float *rows, int32_t n, int32_t count, uint32_t kinds,
-                       int32_t *units)
+                       int whole, int32_t *units)
 {
     mm2_input *in = &f->input;
     in->rows = rows;
     in->n = n;
     in->count = count;
     in->kinds = kinds;
+    in->unit_rows = 1;
     for (int32_t kind = 0; kind < MM2_ACT_KINDS; kind++) {
         if (!(kinds >> kind & 1))
             continue;
@@ -161,18 +177,56 @@ void mm2_forward_input(mm2_forward *f, const float *rows, int32_t n, int32_t cou
         int64_t stride = kind == MM2_ACT_F32 ? (int64_t)n * 4 : mm2_act_bytes(kind, n);
         for (int32_t r = 0; r < count; r++)
             in->pointers[kind][r] = base + r * stride;
+        if (whole && mm2_forward_packs(f, kind, count))
+            in->unit_rows = 16;
     }
-    *units = kinds & ~(1u << MM2_ACT_F32) ? count : 0;
+    *units = kinds & ~(1u << MM2_ACT_F32) ? (count + in->unit_rows - 1) / in->unit_rows : 0;
+}
+
+void mm2_forward_quantize_row(mm2_forward *f, int32_t row)
+{
+    const mm2_input *in = &f->input;
+    for (int32_t kind = MM2_ACT_F32 + 1; kind < MM2_ACT_KINDS; kind++)
+        if (in->kinds >> kind & 1)
+            f->model->kernels->quantize[kind]((void *)in->pointers[kind][row],
+                                              in->rows + (int64_t)row * in->n, in->n);
+}
+
+void mm2_forward_pack(mm2_forward *f, int32_t kind, int32_t group, const void *const *acts,
+                      int32_t rows)
+{
+    const mm2_input *in = &f->input;
+    f->model->kernels->pack[kind](in->panel[kind] + group * mm2_panel_bytes(kind, 16, in->n), acts,
+                                  rows, in->n);
 }
 
 void mm2_forward_quantize(void *forward, int32_t unit, int32_t thread)
 {
     mm2_forward *f = forward;
     const mm2_input *in = &f->input;
-    for (int32_t kind = MM2_ACT_F32 + 1; kind < MM2_ACT_KINDS; kind++)
-        if (in->kinds >> kind & 1)
-            f->model->kernels->quantize[kind]((void *)in->pointers[kind][unit],
-                                              in->rows + (int64_t)unit * in->n, in->n);
+    int32_t first = unit * in->unit_rows, rows = in->count - first;
+    rows = rows < in->unit_rows ? rows : in->unit_rows;
+    for (int32_t row = first; row < first + rows; row++)
+        mm2_forward_quantize_row(f, row);
+    for (int32_t kind = 0; in->unit_rows > 1 && kind < MM2_ACT_KINDS; kind++)
+        if (in->kinds >> kind & 1 && mm2_forward_packs(f, kind, in->count))
+            mm2_forward_pack(f, kind, unit, in->pointers[kind] + first, rows);
+}
+
+void mm2_forward_multiply(const mm2_forward *f, const mm2_weight *w, float *const *out,
+                          int32_t first, int32_t count, const void *const *acts, int32_t group,
+                          int32_t rows)
+{
+    const mm2_kernels *kernels = f->model->kernels;
+    int32_t kind = mm2_input_act(f, w);
+    if (mm2_forward_packs(f, kind, rows))
+        kernels->matmul_packed[w->dtype](
+            out, w, first, count,
+            f->input.panel[kind] + group * mm2_panel_bytes(kind, 16, f->input.n), rows);
+    else if (f->model->precision == MM2_PRECISION_EXACT)
+        kernels->exact[w->dtype](out, w, first, count, acts, rows);
+    else
+        kernels->matmul[w->dtype](out, w, first, count, acts, rows);
 }
 
 int32_t mm2_forward_tile(const mm2_forward *f, int32_t n_out, int32_t n_in, int32_t rows)
@@ -191,8 +245,8 @@ void mm2_forward_product(mm2_forward *f, int32_t thread, const mm2_weight *w, fl
     float **rows = (float **)f->threads[thread].out;
     for (int32_t r = 0; r < f->input.count; r++)
         rows[r] = out + r * stride + first;
-    mm2_forward_matmul(f, w)(rows, w, first, count, f->input.pointers[mm2_input_act(f, w)],
-                             f->input.count);
+    mm2_forward_multiply(f, w, rows, first, count, f->input.pointers[mm2_input_act(f, w)], 0,
+                         f->input.count);
 }
 
 void mm2_forward_norm(const mm2_forward *f, int32_t thread, const mm2_weight *w, float *out,
@@ -261,7 +315,8 @@ static mm2_status begin_head_input(mm2_forward *f, int32_t round, int32_t *units
                (size_t)span->logits_rows * (size_t)n * 4);
         f->logits_rows += span->logits_rows;
     }
-    mm2_forward_input(f, f->out, n, f->logits_rows, mm2_input_kind(f, &f->model->weights.head), units);
+    mm2_forward_input(f, f->out, n, f->logits_rows, mm2_input_kind(f, &f->model->weights.head), 1,
+                      units);
     return MM2_OK;
 }
 
@@ -483,16 +538,15 @@ static mm2_status run_step(mm2_forward *f, const mm2_limit *limit)
     const mm2_step *step = &block_at(f)->steps[f->step];
     for (;;) {
         if (!f->begun) {
+            f->progress = (mm2_progress){0};
             mm2_status status = step->begin(f, f->round, &f->units);
             if (status)
                 return status;
-            f->next = 0;
             f->begun = 1;
         }
         if (f->units < 0)
             break;
-        mm2_pool_run(f->model->pool, step->work, f, &f->next, f->units, limit);
-        if (f->next < f->units)
+        if (!mm2_pool_run(f->model->pool, step->work, f, &f->progress, f->units, limit))
             return MM2_MORE;
         f->begun = 0;
         f->round++;

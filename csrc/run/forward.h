@@ -16,7 +16,7 @@ typedef struct mm2_forward mm2_forward;
 
 typedef struct mm2_step {
     /* Says how many units round `round` (0, 1, ...) has, -1 when there are no more rounds; may do
-     * serial work. */
+     * serial work. Where they are the tiles of several matrices alike, sets progress.period. */
     mm2_status (*begin)(mm2_forward *f, int32_t round, int32_t *units);
     mm2_work work;    /* context: the mm2_forward */
     int8_t points[3]; /* MM2_POINT_* + 1, offered in this order when the step is done; 0: none */
@@ -37,13 +37,16 @@ typedef struct mm2_span {
     int32_t logits_row, logits_rows;
 } mm2_span;
 
-/* Rows that enter matrix products, in every kind of activation that the weights ask for. */
+/* Rows that enter matrix products, in every kind of activation that the weights ask for; where the
+ * kernels pack, also in panels of groups of 16 rows that are multiplied together. */
 typedef struct mm2_input {
     const float *rows;
     int32_t n, count;
-    uint32_t kinds; /* bit MM2_ACT_* */
+    uint32_t kinds;    /* bit MM2_ACT_* */
+    int32_t unit_rows; /* of one unit of mm2_forward_quantize */
     char *data[MM2_ACT_KINDS];
     const void **pointers[MM2_ACT_KINDS]; /* [count] */
+    char *panel[MM2_ACT_KINDS];           /* NULL: the kernels do not pack */
 } mm2_input;
 
 typedef struct mm2_thread_scratch {
@@ -67,8 +70,9 @@ struct mm2_forward {
     int32_t *row_span, *row_position; /* [capacity] */
 
     /* Where the walk stands. */
-    int32_t section, layer, step, round, units, next;
-    int32_t point, span; /* next tap to offer behind a finished step */
+    int32_t section, layer, step, round, units;
+    mm2_progress progress; /* of the round's units */
+    int32_t point, span;   /* next tap to offer behind a finished step */
     int32_t begun, finished;
 
     /* Buffers of the chunk, 64-byte aligned, one mapping. */
@@ -92,6 +96,7 @@ struct mm2_forward {
     int32_t *group_begin;                    /* [num_local_experts + 1] */
     int32_t *slots;                          /* [capacity * num_experts_per_tok] */
     int32_t *unit_expert;                    /* [num_local_experts + 1]: experts that have rows */
+    int32_t *expert_panel;                   /* [num_local_experts]: first group of 16 in a panel */
     int32_t active, round_first, round_last; /* of unit_expert */
     int32_t tile;                            /* output features of a unit of the step at hand */
 };
@@ -118,32 +123,40 @@ static inline const mm2_layer *mm2_forward_layer(const mm2_forward *f)
     return &f->model->weights.layers[f->layer];
 }
 
-/* Makes `rows` (float [count][n]) the input of products with these weights; *units: rows that must
- * be quantised first. */
+/* Makes `rows` (float [count][n]) the input of products with weights of these kinds; *units: what
+ * mm2_forward_quantize must do first. `whole`: the products take all rows together. */
 void mm2_forward_input(mm2_forward *f, const float *rows, int32_t n, int32_t count, uint32_t kinds,
-                       int32_t *units);
-/* Work function behind it: unit = row. */
+                       int whole, int32_t *units);
+/* Work function behind it: quantises the rows of a unit and, for whole inputs, packs them. */
 void mm2_forward_quantize(void *forward, int32_t unit, int32_t thread);
+/* Quantises input row `row`. */
+void mm2_forward_quantize_row(mm2_forward *f, int32_t row);
+/* Packs `rows` rows of activations of a kind into the panel, from its group `group` on. */
+void mm2_forward_pack(mm2_forward *f, int32_t kind, int32_t group, const void *const *acts,
+                      int32_t rows);
+/* Are products of so many rows made from a panel? */
+static inline int mm2_forward_packs(const mm2_forward *f, int32_t kind, int32_t rows)
+{
+    return f->input.panel[kind] && rows >= f->model->kernels->packed_rows[kind];
+}
 /* The activations that products with these weights take: MM2_ACT_*. */
 static inline int32_t mm2_input_act(const mm2_forward *f, const mm2_weight *w)
 {
     return f->model->precision == MM2_PRECISION_EXACT ? MM2_ACT_F32 : mm2_act_of(w->dtype);
 }
-
 static inline uint32_t mm2_input_kind(const mm2_forward *f, const mm2_weight *w)
 {
     return 1u << mm2_input_act(f, w);
 }
 
-static inline mm2_matmul *mm2_forward_matmul(const mm2_forward *f, const mm2_weight *w)
-{
-    const mm2_kernels *k = f->model->kernels;
-    return (f->model->precision == MM2_PRECISION_EXACT ? k->exact : k->matmul)[w->dtype];
-}
-
 /* Output features of one unit of a product of `rows` rows: small enough to end within a few
  * milliseconds. */
 int32_t mm2_forward_tile(const mm2_forward *f, int32_t n_out, int32_t n_in, int32_t rows);
+/* Rows [first, first + count) of w times `rows` activations: those of the panel from group `group`
+ * on where such products are made from a panel, else acts. */
+void mm2_forward_multiply(const mm2_forward *f, const mm2_weight *w, float *const *out,
+                          int32_t first, int32_t count, const void *const *acts, int32_t group,
+                          int32_t rows);
 /* out[r * stride + i] for i in [first, first + count): weight row i times input row r, for all rows
  * of the input. */
 void mm2_forward_product(mm2_forward *f, int32_t thread, const mm2_weight *w, float *out,

@@ -37,7 +37,7 @@ static mm2_status begin_input(mm2_forward *f, int32_t round, int32_t *units)
         mm2_forward_input(f, f->h, mm2_forward_config(f)->hidden_size, f->rows,
                           mm2_input_kind(f, &mm2_forward_layer(f)->router) |
                               mm2_input_kind(f, &expert->gate) | mm2_input_kind(f, &expert->up),
-                          units);
+                          0, units);
     return MM2_OK;
 }
 
@@ -139,7 +139,9 @@ static void group_slots(mm2_forward *f)
     for (int32_t i = 0; i < total; i++)
         begin[f->indices[i] + 1]++;
     f->active = 0;
-    for (int32_t e = 0; e < experts; e++) {
+    for (int32_t e = 0, panel = 0; e < experts; e++) {
+        f->expert_panel[e] = panel;
+        panel += (begin[e + 1] + 15) / 16;
         if (begin[e + 1])
             f->unit_expert[f->active++] = e;
         begin[e + 1] += begin[e];
@@ -149,6 +151,68 @@ static void group_slots(mm2_forward *f)
     memmove(begin + 1, begin,
             (size_t)experts * 4); /* the loop above moved every begin to its end */
     begin[0] = 0;
+}
+
+/* Packs the rows of expert e, whose slots share an input row by `share`. */
+static void pack_expert(mm2_forward *f, int32_t e, int32_t share, int32_t thread)
+{
+    const int32_t *slots = f->slots + f->group_begin[e];
+    int32_t rows = f->group_begin[e + 1] - f->group_begin[e];
+    const void **acts = f->threads[thread].act;
+    for (int32_t kind = 0; kind < MM2_ACT_KINDS; kind++) {
+        if (!(f->input.kinds >> kind & 1) || !mm2_forward_packs(f, kind, rows))
+            continue;
+        for (int32_t r = 0; r < rows; r++)
+            acts[r] = f->input.pointers[kind][slots[r] / share];
+        mm2_forward_pack(f, kind, f->expert_panel[e], acts, rows);
+    }
+}
+
+/* Rows [first, first + count) of a weight of expert e times the rows of its slots, to out[r *
+ * count], ... */
+static void multiply_expert(mm2_forward *f, const mm2_weight *w, int32_t e, int32_t share,
+                            float *out, int32_t first, int32_t count, int32_t thread)
+{
+    const int32_t *slots = f->slots + f->group_begin[e];
+    int32_t rows = f->group_begin[e + 1] - f->group_begin[e];
+    mm2_thread_scratch *s = &f->threads[thread];
+    const void **inputs = f->input.pointers[mm2_input_act(f, w)];
+    for (int32_t r = 0; r < rows; r++) {
+        s->act[r] = inputs[slots[r] / share];
+        s->out[r] = out + (int64_t)r * count;
+    }
+    mm2_forward_multiply(f, w, (float *const *)s->out, first, count, s->act, f->expert_panel[e],
+                         rows);
+}
+
+enum { EXPECTED = 8 }; /* experts whose weights are being read from the file before they are used */
+
+static void expect(const mm2_forward *f, int32_t i)
+{
+    if (i < f->active)
+        mm2_experts_expect(&f->model->weights, f->layer, f->unit_expert[i]);
+}
+
+/* One unit packs the rows of one expert: nothing where the kernels do not pack. */
+static mm2_status begin_pack(mm2_forward *f, int32_t round, int32_t *units)
+{
+    *units = -1;
+    if (round)
+        return MM2_OK;
+    group_slots(f);
+    for (int32_t i = 0; i < EXPECTED; i++)
+        expect(f, i);
+    *units = 0;
+    for (int32_t kind = 0; kind < MM2_ACT_KINDS; kind++)
+        if (f->input.kinds >> kind & 1 && f->input.panel[kind])
+            *units = f->active;
+    return MM2_OK;
+}
+
+static void pack_unit(void *forward, int32_t unit, int32_t thread)
+{
+    mm2_forward *f = forward;
+    pack_expert(f, f->unit_expert[unit], mm2_forward_config(f)->num_experts_per_tok, thread);
 }
 
 /* Gate and up tiles of the busiest expert decide the tile, so that every unit is bounded. */
@@ -168,17 +232,16 @@ static mm2_status begin_gate_up(mm2_forward *f, int32_t round, int32_t *units)
     *units = -1;
     if (round)
         return MM2_OK;
-    group_slots(f);
     int32_t width = mm2_forward_config(f)->intermediate_size;
     f->tile = gate_tile(f);
-    *units = f->active * ((width + f->tile - 1) / f->tile);
+    f->progress.period = (width + f->tile - 1) / f->tile;
+    *units = f->active * f->progress.period;
     return MM2_OK;
 }
 
 static void gate_up_tile(void *forward, int32_t unit, int32_t thread)
 {
     mm2_forward *f = forward;
-    const mm2_kernels *kernels = f->model->kernels;
     mm2_thread_scratch *s = &f->threads[thread];
     int32_t width = mm2_forward_config(f)->intermediate_size,
             k = mm2_forward_config(f)->num_experts_per_tok;
@@ -187,32 +250,37 @@ static void gate_up_tile(void *forward, int32_t unit, int32_t thread)
     int32_t count = width - first < f->tile ? width - first : f->tile;
     int32_t rows = f->group_begin[e + 1] - f->group_begin[e];
     const int32_t *slots = f->slots + f->group_begin[e];
+    if (!first)
+        expect(f, unit / per_expert + EXPECTED);
     const mm2_expert *expert = mm2_experts_get(&f->model->weights, f->layer, e);
-    const mm2_weight *weights[] = {&expert->gate, &expert->up};
-    float *results[] = {s->a, s->b};
-    for (int32_t i = 0; i < 2; i++) {
-        const void **inputs = f->input.pointers[mm2_input_act(f, weights[i])];
-        for (int32_t r = 0; r < rows; r++) {
-            s->act[r] = inputs[slots[r] / k];
-            s->out[r] = results[i] + (int64_t)r * count;
-        }
-        mm2_forward_matmul(f, weights[i])((float *const *)s->out, weights[i], first, count, s->act,
-                                          rows);
-    }
+    multiply_expert(f, &expert->gate, e, k, s->a, first, count, thread);
+    multiply_expert(f, &expert->up, e, k, s->b, first, count, thread);
     for (int32_t r = 0; r < rows; r++)
-        kernels->swiglu(f->hidden + (int64_t)slots[r] * width + first, s->a + (int64_t)r * count,
-                        s->b + (int64_t)r * count, count);
+        f->model->kernels->swiglu(f->hidden + (int64_t)slots[r] * width + first,
+                                  s->a + (int64_t)r * count, s->b + (int64_t)r * count, count);
 }
 
+/* One unit quantises the rows of one expert, and packs them. */
 static mm2_status begin_hidden_input(mm2_forward *f, int32_t round, int32_t *units)
 {
     const mm2_expert *expert = mm2_experts_get(&f->model->weights, f->layer, 0);
     *units = -1;
-    if (!round)
-        mm2_forward_input(f, f->hidden, mm2_forward_config(f)->intermediate_size,
-                          f->rows * mm2_forward_config(f)->num_experts_per_tok,
-                          mm2_input_kind(f, &expert->down), units);
+    if (round)
+        return MM2_OK;
+    mm2_forward_input(f, f->hidden, mm2_forward_config(f)->intermediate_size,
+                      f->rows * mm2_forward_config(f)->num_experts_per_tok,
+                      mm2_input_kind(f, &expert->down), 0, units);
+    *units = *units ? f->active : 0;
     return MM2_OK;
+}
+
+static void hidden_unit(void *forward, int32_t unit, int32_t thread)
+{
+    mm2_forward *f = forward;
+    int32_t e = f->unit_expert[unit];
+    for (int32_t i = f->group_begin[e]; i < f->group_begin[e + 1]; i++)
+        mm2_forward_quantize_row(f, f->slots[i]);
+    pack_expert(f, e, 1, thread);
 }
 
 /* A round takes experts, in ascending order, until a unit has enough to do. */
@@ -237,7 +305,6 @@ static mm2_status begin_down(mm2_forward *f, int32_t round, int32_t *units)
 static void down_tile(void *forward, int32_t unit, int32_t thread)
 {
     mm2_forward *f = forward;
-    const mm2_kernels *kernels = f->model->kernels;
     mm2_thread_scratch *s = &f->threads[thread];
     int32_t width = mm2_forward_config(f)->hidden_size,
             k = mm2_forward_config(f)->num_experts_per_tok;
@@ -248,16 +315,11 @@ static void down_tile(void *forward, int32_t unit, int32_t thread)
     for (int32_t i = f->round_first; i < f->round_last; i++) {
         int32_t e = f->unit_expert[i], rows = f->group_begin[e + 1] - f->group_begin[e];
         const int32_t *slots = f->slots + f->group_begin[e];
-        const mm2_weight *w = &mm2_experts_get(&f->model->weights, f->layer, e)->down;
-        const void **inputs = f->input.pointers[mm2_input_act(f, w)];
-        for (int32_t r = 0; r < rows; r++) {
-            s->act[r] = inputs[slots[r]];
-            s->out[r] = s->a + (int64_t)r * count;
-        }
-        mm2_forward_matmul(f, w)((float *const *)s->out, w, first, count, s->act, rows);
+        multiply_expert(f, &mm2_experts_get(&f->model->weights, f->layer, e)->down, e, 1, s->a,
+                        first, count, thread);
         for (int32_t r = 0; r < rows; r++)
-            kernels->axpy(f->out + (int64_t)(slots[r] / k) * width + first,
-                          f->expert_weights[slots[r]], s->a + (int64_t)r * count, count);
+            f->model->kernels->axpy(f->out + (int64_t)(slots[r] / k) * width + first,
+                                    f->expert_weights[slots[r]], s->a + (int64_t)r * count, count);
     }
 }
 
@@ -267,8 +329,9 @@ static const mm2_step steps[] = {
     {begin_router, router_tile, {MM2_POINT_ROUTER_LOGITS + 1}},
     {mm2_forward_rows, select_row, {MM2_POINT_EXPERT_INDICES + 1}},
     {begin_weigh, weigh_row, {MM2_POINT_EXPERT_WEIGHTS + 1}},
+    {begin_pack, pack_unit, {0}},
     {begin_gate_up, gate_up_tile, {0}},
-    {begin_hidden_input, mm2_forward_quantize, {0}},
+    {begin_hidden_input, hidden_unit, {0}},
     {begin_down, down_tile, {MM2_POINT_MLP_OUT + 1}},
     {mm2_forward_rows, mm2_forward_add, {MM2_POINT_RESID_POST + 1}},
 };

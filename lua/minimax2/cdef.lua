@@ -68,7 +68,8 @@ enum {
     MM2_ISA_REF = 1,
     MM2_ISA_AVX2 = 2,
     MM2_ISA_AVX512 = 3,
-    MM2_ISA_BLAS = 4,
+    MM2_ISA_AMX = 4,
+    MM2_ISA_BLAS = 5,
 };
 enum {
     MM2_PRECISION_FAST = 0,
@@ -112,6 +113,20 @@ int32_t mm2_model_tensor_count(const mm2_model *m);
 const char *mm2_model_tensor_name(const mm2_model *m, int32_t index);
 mm2_status mm2_model_tensor(const mm2_model *m, const char *name, mm2_tensor *out);
 mm2_status mm2_model_weight(const mm2_model *m, const char *name, int64_t first, int64_t count, float *out, int64_t n);
+typedef struct mm2_limits {
+    int32_t threads;
+    int32_t reserved;
+    double plain_read;
+    double best_read;
+    double int8_ops, bf16_ops, f32_ops;
+} mm2_limits;
+mm2_status mm2_model_limits(mm2_model *m, mm2_limits *out);
+typedef struct mm2_cost {
+    double weight_bytes;
+    double kv_bytes;
+    double int8_ops, bf16_ops, f32_ops;
+} mm2_cost;
+mm2_status mm2_model_cost(const mm2_model *m, int32_t tokens, int32_t depth, int32_t kv_dtype, mm2_cost *layers, mm2_cost *rest);
 mm2_status mm2_tokenizer_open(mm2_tokenizer **out, const char *path);
 void mm2_tokenizer_release(mm2_tokenizer *t);
 const mm2_tokenizer *mm2_model_tokenizer(const mm2_model *m);

@@ -39,7 +39,7 @@ local metatable = {
 }
 
 local isa_levels = { auto = lib.MM2_ISA_AUTO, ref = lib.MM2_ISA_REF, avx2 = lib.MM2_ISA_AVX2,
-    avx512 = lib.MM2_ISA_AVX512, blas = lib.MM2_ISA_BLAS }
+    avx512 = lib.MM2_ISA_AVX512, amx = lib.MM2_ISA_AMX, blas = lib.MM2_ISA_BLAS }
 local precisions = { fast = lib.MM2_PRECISION_FAST, exact = lib.MM2_PRECISION_EXACT }
 local known = { threads = true, isa = true, precision = true, writable = true }
 
@@ -78,7 +78,7 @@ function Model.load(path, options)
     end
     if options.isa ~= nil then
         o.isa = isa_levels[options.isa] or raise(("mm.load: isa must be 'auto', 'ref', 'avx2', "
-            .. "'avx512' or 'blas', not %s"):format(args.show(options.isa)))
+            .. "'avx512', 'amx' or 'blas', not %s"):format(args.show(options.isa)))
     end
     if options.precision ~= nil then
         o.precision = precisions[options.precision] or raise(("mm.load: precision must be 'fast' or "

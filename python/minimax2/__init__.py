@@ -16,7 +16,7 @@ from minimax2.chat import Chat
 from minimax2.errors import (ArgumentError, BusyError, ContextFull, Error, FileError, FormatError,
                              NumericError, OutOfMemory, UnsupportedError)
 from minimax2.generation import Generation
-from minimax2.model import Config, Model, load
+from minimax2.model import Config, Cost, Limits, Model, load
 from minimax2.sampling import Sampler
 from minimax2.session import Session
 from minimax2.stream import Stream
@@ -25,8 +25,8 @@ from minimax2.tokenizer import Tokenizer
 from minimax2.trace import Cache, Tap
 
 __all__ = [
-    "ArgumentError", "Batch", "BusyError", "Cache", "Chat", "Config", "ContextFull", "Error",
-    "FileError", "FormatError", "Generation", "Model", "NumericError", "OutOfMemory", "Sampler",
-    "Session", "Stream", "Tap", "Tensor", "Tokenizer", "UnsupportedError", "__version__", "cpu",
-    "load",
+    "ArgumentError", "Batch", "BusyError", "Cache", "Chat", "Config", "ContextFull", "Cost",
+    "Error", "FileError", "FormatError", "Generation", "Limits", "Model", "NumericError",
+    "OutOfMemory", "Sampler", "Session", "Stream", "Tap", "Tensor", "Tokenizer",
+    "UnsupportedError", "__version__", "cpu", "load",
 ]

@@ -49,7 +49,7 @@ VERSION = _text(lib.mm2_version())
 POINTS = tuple(_text(lib.mm2_point_name(i)) for i in range(lib.MM2_POINT_COUNT))
 DTYPES = {_text(lib.mm2_dtype_name(i)): i for i in range(1, lib.MM2_DTYPE_COUNT)}
 ISAS = {"auto": lib.MM2_ISA_AUTO, "ref": lib.MM2_ISA_REF, "avx2": lib.MM2_ISA_AVX2,
-        "avx512": lib.MM2_ISA_AVX512, "blas": lib.MM2_ISA_BLAS}
+        "avx512": lib.MM2_ISA_AVX512, "amx": lib.MM2_ISA_AMX, "blas": lib.MM2_ISA_BLAS}
 PRECISIONS = {"fast": lib.MM2_PRECISION_FAST, "exact": lib.MM2_PRECISION_EXACT}
 
 
@@ -133,6 +133,18 @@ def _floats(tensor):
     return ffi.cast("float *", tensor.address)
 
 
+def _kv_dtype(name):
+    if name not in ("bf16", "f32"):
+        raise ArgumentError(f"kv_dtype is {name!r}, must be 'bf16' or 'f32'")
+    return DTYPES[name]
+
+
+def _fields(struct, leave=()):
+    """The fields of a C struct as a dict."""
+    return {name: getattr(struct, name) for name, _ in ffi.typeof(struct).item.fields
+            if name not in leave}
+
+
 # ---- Model ----
 
 
@@ -157,7 +169,7 @@ def model_config(model):
     """The fields of mm2_config as a dict."""
     config = ffi.new("mm2_config *")
     lib.mm2_model_config(model, config)
-    return {name: getattr(config, name) for name, _ in ffi.typeof("mm2_config").fields}
+    return _fields(config)
 
 
 def model_info(model, key):
@@ -206,6 +218,21 @@ def model_weight(model, name, first, count):
     return out
 
 
+def model_limits(model):
+    """The fields of mm2_limits as a dict, measured now."""
+    limits = ffi.new("mm2_limits *")
+    check(lib.mm2_model_limits(model, limits))
+    return _fields(limits, ("reserved",))
+
+
+def model_cost(model, tokens, depth, kv_dtype):
+    """The fields of mm2_cost as dicts, of all layers and of the rest."""
+    layers, rest = ffi.new("mm2_cost *"), ffi.new("mm2_cost *")
+    check(lib.mm2_model_cost(model, integer(tokens, "tokens"), integer(depth, "depth"),
+                             _kv_dtype(kv_dtype), layers, rest))
+    return _fields(layers), _fields(rest)
+
+
 # ---- Text ----
 
 
@@ -228,7 +255,7 @@ def tokenizer_facts(tokenizer):
     """The fields of mm2_tokenizer_info as a dict."""
     facts = ffi.new("mm2_tokenizer_info *")
     lib.mm2_tokenizer_facts(tokenizer, facts)
-    return {name: getattr(facts, name) for name, _ in ffi.typeof("mm2_tokenizer_info").fields}
+    return _fields(facts)
 
 
 def tokenizer_encode(tokenizer, text, special):
@@ -315,13 +342,11 @@ def chat_encode(tokenizer, messages, generation_prompt):
 
 def session_new(model, context, kv_dtype, chunk):
     """A timeline; zeros mean the library's defaults."""
-    if kv_dtype not in ("bf16", "f32"):
-        raise ArgumentError(f"kv_dtype is {kv_dtype!r}, must be 'bf16' or 'f32'")
     options = ffi.new("mm2_session_options *")
     lib.mm2_session_options_init(options)
     options.context = 0 if context is None else integer(context, "context", 1)
     options.chunk = 0 if chunk is None else integer(chunk, "chunk", 1)
-    options.kv_dtype = DTYPES[kv_dtype]
+    options.kv_dtype = _kv_dtype(kv_dtype)
     out = ffi.new("mm2_session **")
     check(lib.mm2_session_new(out, model, options))
     return ffi.gc(out[0], lib.mm2_session_free)

@@ -3,13 +3,11 @@
 import argparse
 import json
 import os
-import statistics
 import sys
-import time
 from fnmatch import fnmatch
 
 import minimax2 as mm
-from minimax2 import show, synth
+from minimax2 import bench, show, synth
 from minimax2.generation import Timing
 
 EPILOG = "Without -m these work on m2-tiny, the small model that comes with the package."
@@ -48,7 +46,7 @@ def _parser():
     def opens_model(made):
         made.add_argument("-m", "--model", metavar="PATH", help="directory or .gguf file")
         made.add_argument("-t", "--threads", type=int, metavar="N", help="default: physical cores")
-        made.add_argument("--isa", help="ref, avx2, avx512 or blas; default: the best")
+        made.add_argument("--isa", help="ref, avx2, avx512, amx or blas; default: the best")
         made.add_argument("--precision", default="fast",
                           help="fast, or exact: float32 products whatever the format; default: fast")
 
@@ -80,12 +78,9 @@ def _parser():
     opens_model(made)
     made.add_argument("pattern", nargs="?", default="*", help="such as '*layers.0.*'")
 
-    made = command(_bench, "measure prefill and decode speed")
+    made = command(bench.run, "measure speed beside what this machine gives", "bench")
     opens_model(made)
-    made.add_argument("--prompt", type=int, default=256, metavar="N", help="prompt tokens (256)")
-    made.add_argument("--decode", type=int, default=32, metavar="N", help="tokens to decode (32)")
-    made.add_argument("--repeat", type=int, default=5, metavar="N", help="runs; medians count (5)")
-    made.add_argument("--json", action="store_true", help="print one JSON object")
+    bench.add_arguments(made)
 
     synth.add_arguments(command(synth.run, "write random weights, to measure with", "synth"))
     return parser
@@ -181,52 +176,3 @@ def _inspect(arguments):
         for name, dtype, shape, nbytes in rows:
             print(f"{name:<{widths[0]}}  {dtype:<{widths[1]}}  {shape:>{widths[2]}}  {nbytes:>14,}")
         print(f"{len(rows)} tensors, {show.size(sum(row[3] for row in rows))}")
-
-
-def _bench(arguments):
-    for name in ("prompt", "decode", "repeat"):
-        if getattr(arguments, name) < 1:
-            raise mm.ArgumentError(f"--{name} is {getattr(arguments, name)}, must be at least 1")
-    with _load(arguments) as model:
-        vocabulary = model.config.vocab_size
-        # Any ids will do; a fixed walk over the vocabulary gives every run the same work.
-        ids = [7919 * i % vocabulary for i in range(arguments.prompt)]
-        prefill, decode = [], []
-        with model.session(context=arguments.prompt + arguments.decode) as session:
-            for _ in _progress(range(arguments.repeat)):
-                session.rewind(0)
-                start = time.perf_counter()
-                session.feed(ids).run()
-                middle = time.perf_counter()
-                for _ in range(arguments.decode):
-                    session.feed([session.top(1)[0][0]]).run()
-                end = time.perf_counter()
-                prefill.append(arguments.prompt / (middle - start))
-                decode.append(arguments.decode / (end - middle))
-        result = {
-            "model": str(model.path), "quantization": model.info("quantization"),
-            "cpu": mm.cpu(), "isa": model.info("isa"), "threads": model.threads,
-            "prompt_tokens": arguments.prompt, "decode_tokens": arguments.decode,
-            "repeat": arguments.repeat,
-            "prefill_tokens_per_second": round(statistics.median(prefill), 2),
-            "decode_tokens_per_second": round(statistics.median(decode), 2)}
-    if arguments.json:
-        print(json.dumps(result))
-        return
-    print(f"{result['model']}: {result['quantization']}, {result['isa']}, "
-          f"{result['threads']} threads, {result['cpu']}")
-    print(f"prefill  {result['prefill_tokens_per_second']:>10.2f} tokens/s, "
-          f"{arguments.prompt} tokens, median of {arguments.repeat}")
-    print(f"decode   {result['decode_tokens_per_second']:>10.2f} tokens/s, "
-          f"{arguments.decode} tokens, median of {arguments.repeat}")
-
-
-def _progress(steps):
-    """A progress bar where somebody looks and tqdm is installed."""
-    if not sys.stderr.isatty():
-        return steps
-    try:
-        from tqdm.auto import tqdm
-    except ImportError:
-        return steps
-    return tqdm(steps, leave=False)

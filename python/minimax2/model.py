@@ -40,17 +40,60 @@ class Config(NamedTuple):
     routed_scaling_factor: float
 
 
+class Limits(NamedTuple):
+    """What a machine gives a model's threads and kernels, all threads together."""
+
+    threads: int
+    """That took part."""
+    plain_read: float
+    """Bytes per second of memory, by the widest loads alone."""
+    best_read: float
+    """The same with the best of several software prefetches."""
+    int8_ops: float
+    """Operations per second on int8 codes, 2 a multiply-add; random data in the first-level
+    cache."""
+    bf16_ops: float
+    """Likewise on weights of bf16."""
+    f32_ops: float
+    """Likewise on weights of f32."""
+
+
+class Cost(NamedTuple):
+    """What must be read and computed at least."""
+
+    weight_bytes: float
+    """Block scales included."""
+    kv_bytes: float
+    """Keys and values of earlier tokens."""
+    int8_ops: float
+    """Operations with integer weights, 2 a multiply-add."""
+    bf16_ops: float
+    """With BF16 and FP8 weights and a BF16 cache."""
+    f32_ops: float
+    """With F16 and F32 weights and an F32 cache."""
+
+    @property
+    def bytes(self):
+        """All bytes."""
+        return self.weight_bytes + self.kv_bytes
+
+    @property
+    def ops(self):
+        """All operations."""
+        return self.int8_ops + self.bf16_ops + self.f32_ops
+
+
 def load(path=None, *, threads=None, writable=False, isa=None, precision="fast"):
     """Open a checkpoint: a Model. Quick: weights are mapped, not read.
 
     path: a Hugging Face directory, a .gguf file (of a split set: any part), or a directory that
     holds one; None: m2-tiny, the small model that comes with the package. threads: None means all
     physical cores that the process may use. writable: map copy-on-write, so that weights can be
-    edited in this process; files are never touched. isa: "ref", "avx2", "avx512" or "blas"; None
-    means the best, or what the MM2_ISA environment variable says. precision: "fast" multiplies with
-    8-bit or bf16 activations where the weights' type allows it, "exact" always float32 values with
-    float32 activations, for measurements (decoding takes up to five times as long in the smallest
-    formats, a prompt two to four times).
+    edited in this process; files are never touched. isa: "ref", "avx2", "avx512", "amx" or
+    "blas"; None means the best, or what the MM2_ISA environment variable says. precision: "fast"
+    multiplies with 8-bit or bf16 activations where the weights' type allows it, "exact" always
+    float32 values with float32 activations, for measurements (decoding takes up to five times as
+    long in the smallest formats, a prompt two to four times).
 
     Raises FileError, FormatError, UnsupportedError, OutOfMemory, ArgumentError.
     """
@@ -224,6 +267,26 @@ class Model(Handle, Mapping):
     def chat(self, system=None, *, context=None, **options):
         """A Chat; options are the defaults of its generations."""
         return Chat(self, system, context, **options)
+
+    # ---- Measuring ----
+
+    def limits(self):
+        """Measure what this machine gives: Limits. Half a second at most.
+
+        Meaningless while the model runs in other threads. Machines drift: measure again between the
+        runs that are compared with it. Raises OutOfMemory.
+        """
+        return Limits(**_native.model_limits(self._c))
+
+    def cost(self, tokens=1, depth=0, kv_dtype="bf16"):
+        """What it takes to evaluate `tokens` tokens together behind `depth` earlier ones.
+
+        Returns two Cost: of all layers, and of the rest (embedding rows, final norm, output head
+        for the last token). More than one token reads as many experts as evenly spread choices hit
+        on average. Raises ArgumentError beyond the model's positions.
+        """
+        layers, rest = _native.model_cost(self._c, tokens, depth, kv_dtype)
+        return Cost(**layers), Cost(**rest)
 
     # ---- Looking inside ----
 

@@ -369,7 +369,7 @@ def parse_arguments(argv):
                         "by one; tg16@4096: behind 4096 others (pp512,pp512all,tg32)")
     parser.add_argument("--repeat", type=int, default=7, metavar="N", help="turns (7)")
     parser.add_argument("-t", "--threads", type=int, default=2, metavar="N", help="(2)")
-    parser.add_argument("--isa", help="minimax2's: ref, avx2, avx512 or blas; default: the best")
+    parser.add_argument("--isa", help="minimax2's: ref, avx2, avx512, amx, blas; default: best")
     parser.add_argument("--chunk", type=int, metavar="N", help="minimax2's; default: its own")
     parser.add_argument("--llama-python", default=sys.executable, metavar="PATH",
                         help="an interpreter that has llama-cpp-python; default: this one")

@@ -123,7 +123,7 @@ def main(argv=None):
     parser.add_argument("--format", default="f32,bf16,f8_e4m3,q8_0,q4_k,q6_k,iq4_xs,q2_k",
                         metavar="NAMES", help="of ours (%(default)s)")
     parser.add_argument("--isa", default=mm.cpu().split()[0], metavar="NAMES",
-                        help="of ours: ref, avx2, avx512, blas; default: the best, %(default)s")
+                        help="of ours: ref, avx2, avx512, amx, blas; default: best, %(default)s")
     parser.add_argument("--repeat", type=int, default=9, metavar="N", help="turns (9)")
     parser.add_argument("--results", type=Path, default=HERE / "results", metavar="PATH",
                         help="folder of the tables")

@@ -6,7 +6,7 @@
  * Plain read: the same bytes, 512-bit (256-bit) loads and nothing else. Best read: the same with
  * the prefetch distances that were fastest. All are interleaved, and medians of RUNS are shown.
  *
- *   make bench-kernels [KERNELS="[level [format [threads]]]"]
+ *   make -C csrc bench-kernels [ARGS="level [format [threads]]"]
  *
  * Best under real-time priority (chrt -f 10) on an otherwise idle machine. */
 #define _GNU_SOURCE
@@ -101,9 +101,9 @@ static void reading(void *context, int32_t unit, int32_t thread)
 static double seconds(job *j, mm2_work work)
 {
     const mm2_limit limit = {.deadline = INT64_MAX};
-    int32_t next = 0;
+    mm2_progress progress = {0};
     int64_t start = mm2_now();
-    mm2_pool_run(threads, work, j, &next, j->matrices * (N_OUT / TILE), &limit);
+    mm2_pool_run(threads, work, j, &progress, j->matrices * (N_OUT / TILE), &limit);
     return (double)(mm2_now() - start) * 1e-9;
 }
 

@@ -1,4 +1,5 @@
 /* base/: sentences, the string map, files and the thread pool. */
+#define _GNU_SOURCE /* sched_setaffinity */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -12,11 +13,13 @@
 #include "base/strmap.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 /* ---- status ---- */
@@ -148,49 +151,87 @@ static void count_unit(void *context, int32_t unit, int32_t thread)
 
 static const mm2_limit forever = {.deadline = INT64_MAX};
 
-static void check_prefix(const counting *c, int32_t done)
+/* Node `node` of `nodes` has done the first next[node] of its units and nothing else. */
+static void check_progress(const counting *c, const mm2_progress *done, int32_t nodes)
 {
-    for (int i = 0; i < UNITS; i++)
-        assert_int_equal(i < done, atomic_load(&c->done[i]));
+    int32_t period = done->period ? done->period : UNITS;
+    for (int32_t node = 0; node < nodes; node++) {
+        int32_t first = (int32_t)((int64_t)period * node / nodes);
+        int32_t end = (int32_t)((int64_t)period * (node + 1) / nodes), seen = 0;
+        for (int32_t i = 0; i < UNITS; i++)
+            if (i % period >= first && i % period < end)
+                assert_int_equal(seen++ < done->next[node], atomic_load(&c->done[i]));
+    }
+}
+
+static int32_t done_of(const mm2_progress *progress)
+{
+    int32_t done = 0;
+    for (int32_t node = 0; node < MM2_NODES; node++)
+        done += progress->next[node];
+    return done;
+}
+
+static mm2_pool *pool_of(int32_t threads, const char *nodes)
+{
+    mm2_pool *p;
+    assert_int_equal(0, nodes ? setenv("MM2_NUMA_FAKE", nodes, 1) : unsetenv("MM2_NUMA_FAKE"));
+    assert_int_equal(MM2_OK, mm2_pool_new(&p, threads));
+    unsetenv("MM2_NUMA_FAKE");
+    return p;
 }
 
 static void every_unit_is_run_once(void **state)
 {
-    for (int32_t threads = 1; threads <= 8; threads++) {
-        mm2_pool *p;
-        counting c = {0};
-        assert_int_equal(MM2_OK, mm2_pool_new(&p, threads));
-        for (int repeat = 0; repeat < 20; repeat++) {
-            int32_t next = 0;
-            memset(&c, 0, sizeof c);
-            mm2_pool_run(p, count_unit, &c, &next, UNITS, &forever);
-            assert_int_equal(UNITS, next);
-            check_prefix(&c, UNITS);
+    static const char *const nodes[] = {NULL, "2", "3", "16"};
+    static const int32_t periods[] = {0, 1, 7, 1000, 3 * UNITS};
+    for (int32_t threads = 1; threads <= 8; threads++)
+        for (int32_t n = 0; n < 4; n++) {
+            mm2_pool *p = pool_of(threads, nodes[n]);
+            for (int32_t i = 0; i < 5; i++) {
+                counting c = {0};
+                mm2_progress progress = {.period = periods[i]};
+                assert_true(mm2_pool_run(p, count_unit, &c, &progress, UNITS, &forever));
+                assert_int_equal(UNITS, done_of(&progress));
+                for (int32_t unit = 0; unit < UNITS; unit++)
+                    assert_int_equal(1, atomic_load(&c.done[unit]));
+                /* Again: nothing is left. */
+                assert_true(mm2_pool_run(p, count_unit, &c, &progress, UNITS, &forever));
+                assert_int_equal(1, atomic_load(&c.done[0]));
+            }
+            mm2_pool_free(p);
         }
-        mm2_pool_free(p);
-    }
 }
 
-static void units_done_are_a_prefix_when_stopped(void **state)
+/* With one node: a prefix of all units. */
+static void units_done_are_a_prefix_of_each_node(void **state)
 {
-    mm2_pool *p;
-    assert_int_equal(MM2_OK, mm2_pool_new(&p, 3));
-    counting c = {.stop_at = 4000};
-    mm2_limit limit = {.deadline = INT64_MAX, .stop = &c.stop};
-    int32_t next = 0;
-    mm2_pool_run(p, count_unit, &c, &next, UNITS, &limit);
-    assert_in_range(next, 4001, UNITS - 1);
-    check_prefix(&c, next);
-    /* A raised flag or a deadline long past still lets one unit through: a caller that repeats makes progress. */
-    int32_t before = next;
-    mm2_pool_run(p, count_unit, &c, &next, UNITS, &limit);
-    assert_in_range(next, before + 1, UNITS - 1);
-    mm2_limit past = {.deadline = 1};
-    before = next;
-    mm2_pool_run(p, count_unit, &c, &next, UNITS, &past);
-    assert_in_range(next, before + 1, before + 3);
-    check_prefix(&c, next);
-    mm2_pool_free(p);
+    static const char *const nodes[] = {NULL, "2", "3"};
+    for (int32_t n = 0; n < 3; n++)
+        for (int32_t period = 0; period < 300; period += 100) {
+            mm2_pool *p = pool_of(3, nodes[n]);
+            static counting c;
+            memset(&c, 0, sizeof c);
+            c.stop_at = 1500;
+            mm2_limit limit = {.deadline = INT64_MAX, .stop = &c.stop};
+            mm2_progress progress = {.period = period};
+            assert_false(mm2_pool_run(p, count_unit, &c, &progress, UNITS, &limit));
+            assert_in_range(done_of(&progress), 1, UNITS - 1);
+            check_progress(&c, &progress, n + 1);
+            /* A raised flag or a deadline long past still lets one unit through: a caller that
+             * repeats makes progress. */
+            int32_t before = done_of(&progress);
+            assert_false(mm2_pool_run(p, count_unit, &c, &progress, UNITS, &limit));
+            assert_in_range(done_of(&progress), before + 1, UNITS - 1);
+            mm2_limit late = {.deadline = 1};
+            before = done_of(&progress);
+            assert_false(mm2_pool_run(p, count_unit, &c, &progress, UNITS, &late));
+            assert_in_range(done_of(&progress), before + 1, before + 3);
+            check_progress(&c, &progress, n + 1);
+            assert_true(mm2_pool_run(p, count_unit, &c, &progress, UNITS, &forever));
+            check_progress(&c, &progress, n + 1);
+            mm2_pool_free(p);
+        }
 }
 
 typedef struct caller {
@@ -202,10 +243,11 @@ static void *run_many(void *argument)
 {
     caller *c = argument;
     for (int repeat = 0; repeat < 50; repeat++) {
-        int32_t next = 0;
+        mm2_progress progress = {0};
         memset(&c->counts, 0, sizeof c->counts);
-        mm2_pool_run(c->pool, count_unit, &c->counts, &next, UNITS, &forever);
-        check_prefix(&c->counts, UNITS);
+        assert_true(mm2_pool_run(c->pool, count_unit, &c->counts, &progress, UNITS, &forever));
+        for (int32_t i = 0; i < UNITS; i++)
+            assert_int_equal(1, atomic_load(&c->counts.done[i]));
     }
     return NULL;
 }
@@ -229,17 +271,16 @@ static void a_forked_child_has_workers_of_its_own(void **state)
 {
     mm2_pool *p;
     static counting c;
-    int32_t next = 0;
+    mm2_progress progress = {0};
     assert_int_equal(MM2_OK, mm2_pool_new(&p, 3));
-    mm2_pool_run(p, count_unit, &c, &next, UNITS, &forever);
+    mm2_pool_run(p, count_unit, &c, &progress, UNITS, &forever);
     pid_t child = fork();
     if (!child) {
         alarm(20);
         memset(&c, 0, sizeof c);
-        next = 0;
+        progress = (mm2_progress){0};
         mm2_pool_prepare(p);
-        mm2_pool_run(p, count_unit, &c, &next, UNITS, &forever);
-        int good = next == UNITS;
+        int good = mm2_pool_run(p, count_unit, &c, &progress, UNITS, &forever);
         for (int i = 0; i < UNITS; i++)
             good &= atomic_load(&c.done[i]) == 1;
         mm2_pool_free(p);
@@ -248,6 +289,46 @@ static void a_forked_child_has_workers_of_its_own(void **state)
     int status;
     waitpid(child, &status, 0);
     assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    mm2_pool_free(p);
+}
+
+/* The workers crowd on one CPU with their caller: slower, but nobody waits for ever. */
+static void the_mask_may_shrink_under_way(void **state)
+{
+    cpu_set_t before, one;
+    assert_int_equal(0, sched_getaffinity(0, sizeof before, &before));
+    CPU_ZERO(&one);
+    for (int cpu = 0; !CPU_COUNT(&one); cpu++)
+        if (CPU_ISSET(cpu, &before))
+            CPU_SET(cpu, &one);
+    mm2_pool *p = pool_of(4, NULL), *late = pool_of(4, NULL);
+    static counting c;
+    mm2_progress progress = {0}, again = {0};
+    assert_true(mm2_pool_run(p, count_unit, &c, &progress, UNITS, &forever));
+    assert_int_equal(0, sched_setaffinity(0, sizeof one, &one));
+    progress = (mm2_progress){0};
+    alarm(60);
+    assert_true(mm2_pool_run(p, count_unit, &c, &progress, UNITS, &forever));
+    assert_true(mm2_pool_run(late, count_unit, &c, &again, UNITS, &forever));
+    alarm(0);
+    assert_int_equal(0, sched_setaffinity(0, sizeof before, &before));
+    mm2_pool_free(p);
+    mm2_pool_free(late);
+}
+
+/* Process time over a fifth of a second without work. */
+static void idle_workers_sleep(void **state)
+{
+    mm2_pool *p = pool_of(4, NULL);
+    static counting c;
+    mm2_progress progress = {0};
+    assert_true(mm2_pool_run(p, count_unit, &c, &progress, UNITS, &forever));
+    struct timespec t, wait = {.tv_nsec = 200000000};
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    int64_t before = t.tv_sec * 1000000000LL + t.tv_nsec;
+    nanosleep(&wait, NULL);
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    assert_in_range(t.tv_sec * 1000000000LL + t.tv_nsec - before, 0, 2000000);
     mm2_pool_free(p);
 }
 
@@ -270,9 +351,11 @@ int main(void)
         cmocka_unit_test(a_map_finds_what_was_added_and_refuses_duplicates),
         cmocka_unit_test(a_file_is_mapped_and_odd_ones_are_refused),
         cmocka_unit_test(every_unit_is_run_once),
-        cmocka_unit_test(units_done_are_a_prefix_when_stopped),
+        cmocka_unit_test(units_done_are_a_prefix_of_each_node),
         cmocka_unit_test(callers_may_share_a_pool),
         cmocka_unit_test(a_forked_child_has_workers_of_its_own),
+        cmocka_unit_test(the_mask_may_shrink_under_way),
+        cmocka_unit_test(idle_workers_sleep),
         cmocka_unit_test(the_float_mode_is_given_back),
     };
     return cmocka_run_group_tests_name("base", tests, NULL, NULL);

@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include "base/cpu.h"
+#include "base/numa.h"
 #include "minimax2.h"
 
 #include <ftw.h>
@@ -96,6 +97,8 @@ static void test_quota(void **state)
     assert_int_equal(mm2_cpu_cores_under(root), affinity());
     put("sys/fs/cgroup/a/cpu.max", "50000 100000\n"); /* of an ancestor; half a core is one */
     assert_int_equal(mm2_cpu_cores_under(root), 1);
+    put("sys/fs/cgroup/a/cpu.max", "150000 100000\n"); /* one and a half: at most two */
+    assert_int_equal(mm2_cpu_cores_under(root), affinity() < 2 ? affinity() : 2);
     put("sys/fs/cgroup/a/cpu.max", "100000 0\n"); /* nonsense */
     assert_int_equal(mm2_cpu_cores_under(root), affinity());
 
@@ -107,6 +110,56 @@ static void test_quota(void **state)
     assert_int_equal(mm2_cpu_cores_under(root), 1);
     put("proc/self/cgroup", "4:cpuacct:/x\n"); /* another controller */
     assert_int_equal(mm2_cpu_cores_under(root), affinity());
+}
+
+static void test_nodes(void **state)
+{
+    (void)state;
+    mm2_cpus allowed = {{0}}, near;
+    for (int cpu = 0; cpu < 24; cpu++)
+        mm2_cpus_add(&allowed, cpu);
+    assert_int_equal(mm2_numa_nodes_under(root, &allowed, 0, &near), 1); /* no files */
+    put("sys/devices/system/node/has_cpu", "0-1,4\n");
+    put("sys/devices/system/node/node0/cpulist", "0-3,8-11\n");
+    put("sys/devices/system/node/node1/cpulist", "64-95\n"); /* none of ours */
+    put("sys/devices/system/node/node4/cpulist", "4-7,12,64\n");
+    assert_int_equal(mm2_numa_nodes_under(root, &allowed, -1, NULL), 2);
+    assert_int_equal(mm2_numa_nodes_under(root, &allowed, 1, &near), 2);
+    for (int cpu = 0; cpu < 100; cpu++)
+        assert_int_equal(mm2_cpus_has(&near, cpu), (cpu >= 4 && cpu <= 7) || cpu == 12);
+    assert_int_equal(mm2_numa_nodes_under(root, &allowed, 0, &near), 2);
+    assert_true(mm2_cpus_has(&near, 11) && !mm2_cpus_has(&near, 4));
+
+    put("sys/devices/system/node/has_cpu", "0-16\n"); /* more than are handled */
+    for (int node = 0; node < 17; node++) {
+        char path[64], text[16];
+        snprintf(path, sizeof path, "sys/devices/system/node/node%d/cpulist", node);
+        snprintf(text, sizeof text, "%d\n", node);
+        put(path, text);
+    }
+    assert_int_equal(mm2_numa_nodes_under(root, &allowed, -1, NULL), 1);
+    put("sys/devices/system/node/has_cpu", "0-15\n");
+    assert_int_equal(mm2_numa_nodes_under(root, &allowed, -1, NULL), 16);
+}
+
+static void test_fake_nodes(void **state)
+{
+    (void)state;
+    static const char *const nonsense[] = {"", "0", "17", "-2", "2x", "99999999999999999999"};
+    unsetenv("MM2_NUMA_FAKE");
+    int32_t real = mm2_numa_nodes();
+    mm2_cpus before, after;
+    mm2_cpus_allowed(&before);
+    setenv("MM2_NUMA_FAKE", "3", 1);
+    assert_int_equal(mm2_numa_nodes(), 3);
+    mm2_numa_bind(1);
+    mm2_cpus_allowed(&after);
+    assert_memory_equal(&before, &after, sizeof before);
+    for (size_t i = 0; i < sizeof nonsense / sizeof *nonsense; i++) {
+        setenv("MM2_NUMA_FAKE", nonsense[i], 1);
+        assert_int_equal(mm2_numa_nodes(), real);
+    }
+    unsetenv("MM2_NUMA_FAKE");
 }
 
 static void test_memory(void **state)
@@ -164,8 +217,13 @@ static void test_hostile_files(void **state)
         put("sys/fs/cgroup/cpu.max", text);
         put("sys/fs/cgroup/memory.max", text);
         put("sys/devices/system/cpu/cpu0/topology/thread_siblings_list", text);
+        put("sys/devices/system/node/has_cpu", i % 2 ? text : "0-99999999999");
+        put("sys/devices/system/node/node0/cpulist", text);
         assert_in_range(mm2_cpu_cores_under(root), 1, affinity());
         assert_true(mm2_memory_available_under(root) >= 0);
+        mm2_cpus allowed, near;
+        mm2_cpus_allowed(&allowed);
+        assert_int_equal(mm2_numa_nodes_under(root, &allowed, 0, &near), 1);
     }
 }
 
@@ -174,6 +232,7 @@ static void test_this_machine(void **state)
     (void)state;
     const mm2_cpu_facts *cpu = mm2_cpu_find();
     assert_true(cpu->avx2 || !cpu->avx512);
+    assert_true(cpu->avx512 || !cpu->amx);
     assert_true(strlen(cpu->vendor) > 0);
     assert_in_range(mm2_cpu_cores(), 1, affinity());
     assert_true(mm2_memory_available() > 0);
@@ -186,6 +245,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_siblings_count_once, make_root, remove_root),
         cmocka_unit_test_setup_teardown(test_quota, make_root, remove_root),
+        cmocka_unit_test_setup_teardown(test_nodes, make_root, remove_root),
+        cmocka_unit_test(test_fake_nodes),
         cmocka_unit_test_setup_teardown(test_memory, make_root, remove_root),
         cmocka_unit_test_setup_teardown(test_hostile_files, make_root, remove_root),
         cmocka_unit_test(test_this_machine),

@@ -4,6 +4,37 @@ import minimax2 as mm
 import pytest
 from minimax2.synth import synth
 
+TALLY = pytest.StashKey()
+
+
+class BitTally:
+    """Comparisons of test_same_bits.py: which configurations, how many differing bits."""
+
+    def __init__(self):
+        self.configurations = set()
+        self.differing = 0
+
+    def add(self, configuration, differing):
+        self.configurations.add(configuration)
+        self.differing += differing
+
+
+def pytest_configure(config):
+    config.stash[TALLY] = BitTally()
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    tally = config.stash[TALLY]
+    if tally.configurations:
+        terminalreporter.write_line(f"{len(tally.configurations)} configurations, "
+                                    f"{tally.differing} differing bits")
+
+
+@pytest.fixture
+def bit_tally(pytestconfig):
+    """The tally that the terminal summary prints."""
+    return pytestconfig.stash[TALLY]
+
 
 @pytest.fixture(scope="session")
 def tiny():

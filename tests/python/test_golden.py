@@ -23,7 +23,7 @@ from checkpoints import CASES, PROMPTS  # noqa: E402
 TOLERANCE = 1e-5  # of the largest logit; what float32 costs is about 1e-6
 FAST = 1e-2  # the same for bf16 activations, whose 8 bits cost about 2e-3
 SHORT, LONG = PROMPTS
-LEVELS = ("ref", "avx2", "avx512")
+LEVELS = ("ref", "avx2", "avx512", "amx")
 LEVELS = LEVELS[: LEVELS.index(mm.cpu().split()[0]) + 1]
 BOOK = json.loads((GOLDEN / "golden.json").read_text())
 SMALL = [name for name in CASES if name != "full-width"]

@@ -1,8 +1,11 @@
 """The same bits, whatever the circumstances: the promise at the head of csrc/minimax2.h.
 
-One small checkpoint in every weight format, in some with precision "exact" too. Its logits on the reference level have a committed
-SHA-256 (tests/golden/hashes.json); every other level, thread count, chunking, budget, history of
-the session and company in a batch must give exactly these.
+One small checkpoint in every weight format, in some with precision "exact" too. Its logits on the
+reference level have a committed SHA-256 (tests/golden/hashes.json); every other level, thread
+count, division among memory nodes, chunking, budget, history of the session and company in a batch
+must give exactly these.
+
+Every test is one configuration; the summary counts them and the bits that differ (conftest.py).
 """
 
 import functools
@@ -15,27 +18,31 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "golden"))
-from make_hashes import HASHES, IDS, KINDS, all_logits, digest, load, write  # noqa: E402
+import checkpoints  # noqa: E402
+from make_hashes import (  # noqa: E402
+    CASE, HASHES, IDS, KINDS, all_logits, digest, load, write)
 
-LEVELS = ("ref", "avx2", "avx512")
+LEVELS = ("ref", "avx2", "avx512", "amx")
 LEVELS = LEVELS[: LEVELS.index(mm.cpu().split()[0]) + 1]
 FAST = LEVELS[1:] or LEVELS
 THREADS = (1, 2, 3)
 CHUNKS = (1, 7, 64, 256)
+ROWS = (33, 511, 512)  # of a chunk, for LONG
 LENGTHS = (270, 33, 200)  # of the prompts of a batch: the beginnings of IDS
+LONG = np.concatenate([IDS, checkpoints.prompt(CASE, 242)])  # 512
 TAIL = 250  # where decoding starts: before the border between two chunks of attention
 
 
 @pytest.fixture(scope="module")
 def truths(tmp_path_factory):
-    """Kind -> (path, float32 [270, vocab_size] by the reference kernels, 64 tokens at a time)."""
+    """Kind -> (path, float32 [512, vocab_size] by the reference kernels, 64 tokens at a time)."""
     directory = tmp_path_factory.mktemp("bits")
 
     @functools.cache
     def get(kind):
         path = write(kind, directory)
         with load(kind, path, isa="ref", threads=2) as model:
-            return path, all_logits(model, IDS, 64)
+            return path, all_logits(model, LONG, 64)
 
     return get
 
@@ -47,7 +54,8 @@ def kind(request):
 
 @pytest.fixture
 def truth(kind, truths):
-    return truths(kind)[1]
+    """float32 [270, vocab_size]: of IDS."""
+    return truths(kind)[1][:len(IDS)]
 
 
 @pytest.fixture(scope="module", params=[(isa, n) for isa in FAST for n in THREADS],
@@ -58,8 +66,16 @@ def model(request, kind, truths):
         yield opened
 
 
-def assert_bits(ours, theirs):
-    np.testing.assert_array_equal(np.asarray(ours).view(np.uint32), theirs.view(np.uint32))
+@pytest.fixture
+def assert_bits(request, bit_tally):
+    """Compares float32 arrays bit by bit, and counts."""
+    def check(ours, theirs):
+        ours, theirs = np.ascontiguousarray(ours), np.ascontiguousarray(theirs)
+        assert ours.shape == theirs.shape and ours.dtype == theirs.dtype == np.float32
+        differing = int(np.unpackbits((ours.view(np.uint8) ^ theirs.view(np.uint8))).sum())
+        bit_tally.add(request.node.nodeid, differing)
+        assert not differing, f"{differing} bits of {8 * ours.nbytes} differ"
+    return check
 
 
 def test_golden_hash(kind, truth):
@@ -77,18 +93,39 @@ def test_storage_does_not_matter():
 
 
 @pytest.mark.parametrize("threads, chunk", [(1, 7), (3, 256)])
-def test_reference_level(kind, truths, threads, chunk):
+def test_reference_level(kind, truths, threads, chunk, assert_bits):
     path, truth = truths(kind)
     with load(kind, path, isa="ref", threads=threads) as model:
         assert_bits(all_logits(model, IDS[:64], chunk), truth[:64])
 
 
+@pytest.mark.parametrize("threads, nodes", [(2, 2), (3, 2), (3, 3), (5, 2)])
+def test_memory_nodes(kind, truths, threads, nodes, monkeypatch, assert_bits):
+    """Each node has its own share of the weights, also when a run stops half-way."""
+    path, truth = truths(kind)
+    monkeypatch.setenv("MM2_NUMA_FAKE", str(nodes))
+    with load(kind, path, threads=threads) as model:
+        assert_bits(all_logits(model, IDS, 64), truth[:len(IDS)])
+        with model.session(context=len(IDS), chunk=100) as session:
+            session.feed(IDS)
+            slices = 1
+            while not session.run(0.0005):
+                slices += 1
+            assert_bits(session.logits.numpy(), truth[len(IDS) - 1])
+            assert slices > 2
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_rows(model, kind, truths, rows, assert_bits):
+    assert_bits(all_logits(model, LONG, rows), truths(kind)[1])
+
+
 @pytest.mark.parametrize("chunk", CHUNKS)
-def test_prefill(model, truth, chunk):
+def test_prefill(model, truth, chunk, assert_bits):
     assert_bits(all_logits(model, IDS, chunk), truth)
 
 
-def test_decode(model, truth):
+def test_decode(model, truth, assert_bits):
     with model.session(context=len(IDS)) as session:
         session.feed(IDS[:TAIL]).run()
         assert_bits(session.logits.numpy(), truth[TAIL - 1])
@@ -98,7 +135,7 @@ def test_decode(model, truth):
 
 
 @pytest.mark.parametrize("length", [1, 100, 255, 256])
-def test_rewind(model, truth, length):
+def test_rewind(model, truth, length, assert_bits):
     """Another future was evaluated, and must leave nothing behind."""
     with model.session(context=len(IDS) + 40) as session:
         session.feed(IDS[:length]).feed(IDS[::-1][: len(IDS) + 40 - length]).run()
@@ -107,7 +144,7 @@ def test_rewind(model, truth, length):
         assert_bits(session.logits.numpy(), truth[-1])
 
 
-def test_rewind_half_way(model, truth):
+def test_rewind_half_way(model, truth, assert_bits):
     """A chunk is in flight when the timeline is cut: below what is evaluated, and above it."""
     with model.session(context=len(IDS), chunk=64) as session:
         session.feed(IDS)
@@ -119,7 +156,7 @@ def test_rewind_half_way(model, truth):
         assert_bits(session.logits.numpy(), truth[-1])
 
 
-def test_sliced_by_a_budget(model, truth):
+def test_sliced_by_a_budget(model, truth, assert_bits):
     slices = 1
     with model.session(context=len(IDS), chunk=64) as session:
         session.feed(IDS)
@@ -129,14 +166,14 @@ def test_sliced_by_a_budget(model, truth):
     assert slices > 2
 
 
-def test_every_activation_watched(model, truth):
+def test_every_activation_watched(model, truth, assert_bits):
     with model.session(context=len(IDS), chunk=100) as session:
         stops = sum(1 for _ in session.trace(IDS))
         assert_bits(session.logits.numpy(), truth[-1])
     assert stops > 3 * 2 * 14
 
 
-def test_batch(model, truth):
+def test_batch(model, truth, assert_bits):
     sessions = [model.session(context=len(IDS), chunk=chunk) for chunk in (64, 256, 7)]
     with model.batch(sessions) as batch:
         for session, length in zip(sessions, LENGTHS, strict=True):

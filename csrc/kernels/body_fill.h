@@ -1,0 +1,368 @@
+/* Weights as they lie in the file to tiles: what the products of body_packed.h multiply.
+ *
+ * A chunk is 32 weight rows, two tiles, by 256 bytes of k: 256 integer codes or, of FP8, 128 as
+ * bf16. It is filled row by row with the row's codes in the order of k, so nothing is transposed.
+ *
+ * The integer scale of a sub-block is folded into its codes, so that the tiles add up a whole
+ * super-block without a stop. The products need more than a byte; they are split into two planes
+ * whose sums are joined afterwards, isum = high << shift + low, exactly:
+ *   Q2_K         code * scale <= 45: one plane.
+ *   Q3_K         (4 - code) * scale is in -128..124, the negative of what is wanted: one plane, and
+ *                isum = -low. Computed modulo 256.
+ *   Q4_K, Q5_K   code * (scale >> 3) and code * (scale & 7) <= 217: unsigned bytes, shift 3.
+ *   Q6_K, IQ4_XS the product has 13 bits and a sign; its upper and its lower 7 bits, shift 7.
+ *
+ * A last chunk with fewer than 32 rows, or FP8 codes, is filled from a copy that zeros complete. */
+
+enum {
+    TILE = 16,           /* rows of a tile */
+    PAIR = 32,           /* weight rows of a chunk */
+    CHUNK_BLOCKS = 8,    /* blocks of 32 in a chunk */
+    PREFETCH_CHUNKS = 1, /* ahead in the same rows, into the first-level cache */
+    PREFETCH_PAIRS = 1,  /* ahead in the order of the file, into the second */
+    FILL_BYTES = PAIR * CHUNK_BLOCKS * (int)sizeof(mm2_block_q8_0) /* the largest chunk of a file */
+};
+
+typedef struct chunk {
+    _Alignas(64) uint8_t a[2][2][4][TILE][64]; /* [plane, low first][tile][step][row] */
+    /* By row: d of each block of 32; of a super-block d, then dmin; of FP8 the scale. */
+    float d[CHUNK_BLOCKS][PAIR];
+    int32_t min[8][PAIR]; /* minima, pairs of int16; where sub-blocks have 32 codes, four */
+} chunk;
+
+/* The chunk in the making. */
+typedef struct filling {
+    const mm2_weight *w;
+    int32_t first, count; /* of the call */
+    int32_t row, k;       /* where the chunk begins: row from `first` on, element */
+    int32_t done;         /* rows that are filled */
+    const uint8_t *p;     /* row 0 of the chunk, and the distance of rows */
+    int64_t stride;
+    float scale;         /* FP8: of the row before */
+    const uint8_t *line; /* the stream that is prefetched, up to here */
+    chunk *to;           /* NULL: there is none left */
+    one_heads heads;     /* of the tile in hand: super-blocks */
+    _Alignas(64) uint16_t halves[CHUNK_BLOCKS][TILE];
+    uint8_t copy[FILL_BYTES];
+} filling;
+
+/* Blocks of 32 with a scale of their own? */
+INLINE int is_block(int32_t dtype)
+{
+    return dtype == MM2_Q8_0 || dtype == MM2_Q4_0 || dtype == MM2_Q5_0 || dtype == MM2_IQ4_NL;
+}
+
+INLINE int has_two_planes(int32_t dtype)
+{
+    return dtype == MM2_Q4_K || dtype == MM2_Q5_K || dtype == MM2_Q6_K || dtype == MM2_IQ4_XS;
+}
+
+/* Elements of k in a chunk, and bytes of a row of it in the file. */
+INLINE int32_t chunk_span(int32_t dtype)
+{
+    return dtype == MM2_F8_E4M3 ? SCALE_SPAN : MM2_SUPER;
+}
+
+INLINE int32_t chunk_bytes(int32_t dtype)
+{
+    return dtype == MM2_F8_E4M3 ? SCALE_SPAN
+           : is_block(dtype)    ? CHUNK_BLOCKS * block_bytes(dtype)
+                                : super_bytes(dtype);
+}
+
+/* ---- Rows ---- */
+
+/* Codes 64 t to 64 t + 63 of a super-block, as the file has them: without their offset; values of
+ * IQ4_XS plus 128. */
+INLINE bytes64 super_codes(int32_t dtype, const uint8_t *p, int t)
+{
+    switch (dtype) {
+    case MM2_Q2_K:
+    case MM2_Q3_K: {
+        const uint8_t *q =
+            p + t / 2 * 32 +
+            (dtype == MM2_Q2_K ? offsetof(mm2_block_q2_k, q) : offsetof(mm2_block_q3_k, q));
+        bytes64 c = bytes_and(bytes_shr_halves(bytes_repeat32(q), t % 2 * 4, t % 2 * 4 + 2), 3);
+        if (dtype == MM2_Q2_K)
+            return c;
+        bytes64 high = bytes_repeat32(p + offsetof(mm2_block_q3_k, high));
+        high = t == 0 ? bytes_shl_halves(high, 2, 1)
+                      : bytes_shr_halves(high, t * 2 - 2, t * 2 - 1); /* bits 2t, 2t + 1 to 2 */
+        return bytes_or_and(c, high, 4);
+    }
+    case MM2_Q6_K: {
+        bytes64 c = bytes_load(p + t / 2 * 64);
+        bytes64 high = bytes_repeat32(p + offsetof(mm2_block_q6_k, high) + t / 2 * 32);
+        high = t % 2 ? bytes_shr_halves(high, 0, 2) : bytes_shl_halves(high, 4, 2);
+        return bytes_or_and(bytes_and(t % 2 ? bytes_shr(c, 4) : c, 15), high, 0x30);
+    }
+    case MM2_IQ4_XS:
+        p += offsetof(mm2_block_iq4_xs, q) + t * 32;
+        return bytes_iq4(bytes_nibbles(p, p + 16));
+    default: { /* Q4_K, Q5_K */
+        const uint8_t *q =
+            p + t * 32 +
+            (dtype == MM2_Q4_K ? offsetof(mm2_block_q4_k, q) : offsetof(mm2_block_q5_k, q));
+        bytes64 c = bytes_and(bytes_shr_halves(bytes_repeat32(q), 0, 4), 15);
+        if (dtype == MM2_Q4_K)
+            return c;
+        bytes64 high = bytes_repeat32(p + offsetof(mm2_block_q5_k, high));
+        high = t < 2 ? bytes_shl_halves(high, 4 - t * 2, 3 - t * 2)
+                     : bytes_shr_halves(high, t * 2 - 4, t * 2 - 3); /* bits 2t, 2t + 1 to 4 */
+        return bytes_or_and(c, high, 16);
+    }
+    }
+}
+
+/* The even bytes of a, the odd ones of b. */
+INLINE bytes64 bytes_of_words(bytes64 a, bytes64 b)
+{
+    return _mm512_ternarylogic_epi32(a, b, _mm512_set1_epi16(0xff), 0xe4);
+}
+
+/* Bytes times the words of s, modulo 256. */
+INLINE bytes64 bytes_times(bytes64 a, bytes64 s)
+{
+    bytes64 odd = _mm512_mullo_epi16(_mm512_and_si512(a, _mm512_set1_epi16((short)0xff00)), s);
+    return bytes_of_words(_mm512_mullo_epi16(a, s), odd);
+}
+
+/* Unsigned bytes times the words of s, all products below 256. */
+INLINE bytes64 bytes_times_small(bytes64 a, bytes64 s)
+{
+    return _mm512_mullo_epi16(a, s);
+}
+
+/* (byte - 2^offset) * s in two planes: the lower 7 bits, and what is above. */
+INLINE void bytes_times_wide(bytes64 a, bytes64 s, int offset, uint8_t *low, uint8_t *high)
+{
+    bytes64 less = _mm512_slli_epi16(s, (unsigned)offset);
+    bytes64 even = _mm512_and_si512(a, _mm512_set1_epi16(0xff)), odd = _mm512_srli_epi16(a, 8);
+    even = _mm512_sub_epi16(_mm512_mullo_epi16(even, s), less);
+    odd = _mm512_sub_epi16(_mm512_mullo_epi16(odd, s), less);
+    _mm512_store_si512(low, bytes_and(bytes_of_words(even, bytes_shl(odd, 8)), 0x7f));
+    _mm512_store_si512(high, bytes_of_words(bytes_shr(even, 7), bytes_shl(odd, 1)));
+}
+
+/* Controls that spread four of 16 scales over the words of 64 codes: into the lower halves of words,
+ * or into the upper ones, to be sign-extended. They are in memory because a compiler that builds
+ * them anew for every row spends more on them than on the codes. */
+// clang-format off
+#define FOUR(...) __VA_ARGS__, __VA_ARGS__, __VA_ARGS__, __VA_ARGS__
+#define LOWER(i) FOUR(i, 0x80, i, 0x80)
+#define UPPER(i) FOUR(0x80, i, 0x80, i)
+#define SPREAD(half, a, b, c, d) {half(a), half(b), half(c), half(d)}
+static const _Alignas(64) uint8_t lower_16[4][64] = { /* a scale for 16 codes */
+    SPREAD(LOWER, 0, 1, 2, 3), SPREAD(LOWER, 4, 5, 6, 7),
+    SPREAD(LOWER, 8, 9, 10, 11), SPREAD(LOWER, 12, 13, 14, 15)};
+static const _Alignas(64) uint8_t lower_32[4][64] = { /* for 32 */
+    SPREAD(LOWER, 0, 0, 1, 1), SPREAD(LOWER, 2, 2, 3, 3),
+    SPREAD(LOWER, 4, 4, 5, 5), SPREAD(LOWER, 6, 6, 7, 7)};
+static const _Alignas(64) uint8_t upper_16[4][64] = {
+    SPREAD(UPPER, 0, 1, 2, 3), SPREAD(UPPER, 4, 5, 6, 7),
+    SPREAD(UPPER, 8, 9, 10, 11), SPREAD(UPPER, 12, 13, 14, 15)};
+static const _Alignas(64) uint8_t upper_iq4[4][64] = { /* for 32; the even scales, then the odd ones */
+    SPREAD(UPPER, 0, 0, 4, 4), SPREAD(UPPER, 1, 1, 5, 5),
+    SPREAD(UPPER, 2, 2, 6, 6), SPREAD(UPPER, 3, 3, 7, 7)};
+// clang-format on
+
+INLINE bytes64 spread(bytes64 scales, const uint8_t control[64])
+{
+    return _mm512_shuffle_epi8(scales, _mm512_load_si512(control));
+}
+
+INLINE bytes64 spread_signed(bytes64 scales, const uint8_t control[64])
+{
+    return _mm512_srai_epi16(spread(scales, control), 8);
+}
+
+/* Row r of a chunk: a super-block and its 16 scales as one_heads_fill leaves them. */
+INLINE void fill_super(int32_t dtype, chunk *c, uint32_t r, const uint8_t *p, const uint8_t *scales)
+{
+    bytes64 s = bytes_repeat16(scales);
+#pragma GCC unroll 4
+    for (int t = 0; t < 4; t++) {
+        uint8_t *low = c->a[0][r / TILE][t][r % TILE], *high = c->a[1][r / TILE][t][r % TILE];
+        bytes64 q = super_codes(dtype, p, t);
+        switch (dtype) {
+        case MM2_Q2_K:
+            _mm512_store_si512(low, bytes_times_small(q, spread(s, lower_16[t])));
+            break;
+        case MM2_Q3_K:
+            q = _mm512_sub_epi8(_mm512_set1_epi8(4), q);
+            _mm512_store_si512(low, bytes_times(q, spread(s, lower_16[t])));
+            break;
+        case MM2_Q6_K:
+            bytes_times_wide(q, spread_signed(s, upper_16[t]), 5, low, high);
+            break;
+        case MM2_IQ4_XS:
+            bytes_times_wide(q, spread_signed(s, upper_iq4[t]), 7, low, high);
+            break;
+        default: { /* Q4_K, Q5_K */
+            bytes64 lower = spread(bytes_and(s, 7), lower_32[t]);
+            bytes64 upper = spread(bytes_and(bytes_shr(s, 3), 7), lower_32[t]);
+            _mm512_store_si512(low, bytes_times_small(q, lower));
+            _mm512_store_si512(high, bytes_times_small(q, upper));
+        }
+        }
+    }
+}
+
+/* Two blocks of 32 a step. A block that there is not is a repeat, and not used. */
+INLINE void fill_blocks(int32_t dtype, chunk *c, uint32_t r, const uint8_t *p, int32_t blocks)
+{
+#pragma GCC unroll 4
+    for (int t = 0; t < 4; t++) {
+        if (t * 2 >= blocks)
+            break;
+        const uint8_t *q = p + (t * 2) * block_bytes(dtype);
+        bytes64 a = one_block_codes(dtype, q, t * 2 + 1 < blocks ? q + block_bytes(dtype) : q);
+        a = is_signed(dtype) ? bytes_signed(a) : words_sub8(a, one_bias(dtype));
+        _mm512_store_si512(c->a[0][r / TILE][t][r % TILE], a);
+    }
+}
+
+/* 128 codes of FP8. Step s takes the s-th word of each of the 16 qwords: words are brought together
+ * within lanes, dwords across them, and a look-up and an interleaving of its bytes make bf16. */
+INLINE void fill_f8(chunk *c, uint32_t r, const uint8_t *p)
+{
+    // clang-format off
+    const __m512i words_of_lane = _mm512_broadcast_i32x4(
+        _mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15));
+    const __m512i two_steps = _mm512_setr_epi32(
+        0, 4, 1, 5, 8, 12, 9, 13, 16, 20, 17, 21, 24, 28, 25, 29);
+    // clang-format on
+    __m512i a = _mm512_shuffle_epi8(bytes_load(p), words_of_lane);
+    __m512i b = _mm512_shuffle_epi8(bytes_load(p + 64), words_of_lane);
+#pragma GCC unroll 2
+    for (int s = 0; s < 4; s += 2) {
+        __m512i order = _mm512_add_epi32(two_steps, _mm512_set1_epi32(s)), low, high;
+        bf16_of_f8(_mm512_permutex2var_epi32(a, order, b), &low, &high);
+        _mm512_store_si512(c->a[0][r / TILE][s][r % TILE], _mm512_unpacklo_epi8(low, high));
+        _mm512_store_si512(c->a[0][r / TILE][s + 1][r % TILE], _mm512_unpackhi_epi8(low, high));
+    }
+}
+
+/* ---- What belongs to 16 rows ---- */
+
+/* Before the rows of a tile of super-blocks. */
+INLINE void fill_heads(int32_t dtype, filling *f)
+{
+    const one_heads *h = &f->heads;
+    int32_t r = f->done;
+    one_heads_fill(dtype, &f->heads, f->p + r * f->stride, f->stride);
+    reals_store(f->to->d[0] + r, h->d);
+    if (!has_minima(dtype))
+        return;
+    reals_store(f->to->d[1] + r, h->dmin);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        words pair = h->min[i];
+        if (is_wide(dtype) && i >= 4)
+            break;
+        if (is_wide(dtype)) /* both halves of a word are the same: of two, one pair */
+            pair = words_or(words_bits(h->min[i * 2], 0, 0xffff), words_shl(h->min[i * 2 + 1], 16));
+        _mm512_storeu_si512(f->to->min[i] + r, pair);
+    }
+}
+
+/* After the rows of a tile of blocks: d of TILE rows, from `begin` on. */
+INLINE void fill_scales(filling *f, int32_t begin, int32_t blocks)
+{
+    for (int32_t b = 0; b < blocks; b++)
+        reals_store(f->to->d[b] + begin, widen_f16((const uint8_t *)f->halves[b]));
+}
+
+/* FP8: the scale of row r, looked up where it changes. */
+INLINE float f8_scale(filling *f, int32_t r)
+{
+    int32_t step;
+    if (r == 0 || ((int64_t)f->first + f->row + r + f->w->scale_row) % SCALE_SPAN == 0) {
+        const float *scale = scale_row(f->w, f->first, f->count, f->row + r, &step);
+        f->scale = scale[f->k / SCALE_SPAN * step];
+    }
+    return f->scale;
+}
+
+/* ---- Chunks ---- */
+
+/* Looks at the chunk that begins at (row, k). */
+INLINE void filling_open(int32_t dtype, filling *f, chunk *to)
+{
+    const mm2_weight *w = f->w;
+    f->to = f->row < f->count ? to : NULL;
+    f->done = f->to ? 0 : PAIR;
+    if (!f->to)
+        return;
+    int32_t rows = smaller(PAIR, f->count - f->row),
+            span = smaller(chunk_span(dtype), w->n_in - f->k);
+    int64_t at = dtype == MM2_F8_E4M3 ? f->k
+                 : is_block(dtype)    ? (int64_t)f->k / 32 * block_bytes(dtype)
+                                      : (int64_t)f->k / MM2_SUPER * super_bytes(dtype);
+    f->p = (const uint8_t *)w->data + ((int64_t)f->first + f->row) * w->row_bytes + at;
+    f->stride = w->row_bytes;
+    if (f->k == 0)
+        f->line = f->p + PREFETCH_PAIRS * PAIR * w->row_bytes;
+    if (rows == PAIR && (dtype != MM2_F8_E4M3 || span == SCALE_SPAN))
+        return;
+    int32_t bytes = is_block(dtype)        ? span / 32 * block_bytes(dtype)
+                    : dtype == MM2_F8_E4M3 ? span
+                                           : super_bytes(dtype);
+    memset(f->copy, 0, (size_t)(PAIR * chunk_bytes(dtype)));
+    for (int32_t r = 0; r < rows; r++)
+        memcpy(f->copy + r * chunk_bytes(dtype), f->p + r * w->row_bytes, (size_t)bytes);
+    f->p = f->copy;
+    f->stride = chunk_bytes(dtype);
+}
+
+INLINE void filling_begin(int32_t dtype, filling *f, const mm2_weight *w, int32_t first,
+                          int32_t count, chunk *to)
+{
+    f->w = w;
+    f->first = first;
+    f->count = count;
+    f->row = f->k = 0;
+    filling_open(dtype, f, to);
+}
+
+/* On to the chunk behind. */
+INLINE void filling_next(int32_t dtype, filling *f, chunk *to)
+{
+    f->k += chunk_span(dtype);
+    if (f->k >= f->w->n_in) {
+        f->k = 0;
+        f->row += PAIR;
+    }
+    filling_open(dtype, f, to);
+}
+
+/* The next row. */
+INLINE void filling_row(int32_t dtype, filling *f)
+{
+    int32_t r = f->done, blocks = smaller(CHUNK_BLOCKS, (f->w->n_in - f->k) / 32);
+    const uint8_t *p = f->p + r * f->stride;
+    for (int32_t i = 0; i < chunk_bytes(dtype); i += 64)
+        _mm_prefetch((const char *)p + PREFETCH_CHUNKS * chunk_bytes(dtype) + i, _MM_HINT_T0);
+    for (int32_t i = 0; i < chunk_bytes(dtype); i += 64)
+        _mm_prefetch((const char *)f->line + i, _MM_HINT_T1);
+    f->line += chunk_bytes(dtype);
+    uint32_t l = (uint32_t)r % TILE;
+    if (dtype == MM2_F8_E4M3) {
+        fill_f8(f->to, (uint32_t)r, p);
+        f->to->d[0][r] = f8_scale(f, r);
+    } else if (is_block(dtype)) {
+        fill_blocks(dtype, f->to, (uint32_t)r, p, blocks);
+        for (int32_t b = 0; b < blocks; b++) /* d stands at the beginning in all four formats */
+            memcpy(&f->halves[b][l], p + b * block_bytes(dtype), 2);
+        if (l == TILE - 1)
+            fill_scales(f, r - TILE + 1, blocks);
+    } else {
+        if (l == 0)
+            fill_heads(dtype, f);
+        /* Scales lie as untranspose4 leaves them; Q6_K has them in the block. */
+        fill_super(dtype, f->to, (uint32_t)r, p,
+                   dtype == MM2_Q6_K ? p + offsetof(mm2_block_q6_k, scales)
+                                     : f->heads.scales[l % 4 * 4 + l / 4]);
+    }
+    f->done++;
+}

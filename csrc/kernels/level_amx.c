@@ -1,0 +1,104 @@
+/* The amx level: avx512, and tiles for products of many activation rows.
+ *
+ * What it adds are the slots `pack` and `matmul_packed`. Everything is compiled with the flags that
+ * the suffix of this file stands for; dispatch.c calls into it only on processors that have them
+ * and where the system lets the process use tiles.
+ *
+ * Kernels keep no state, but tiles are state of the thread: each product configures them and gives
+ * them back, which costs a hundred cycles among hundreds of thousands. A caller's own tiles do not
+ * survive a call, as the ABI has it for any function. */
+#if defined(__x86_64__)
+
+#include "kernels/kernels.h"
+
+#include "kernels/lanes_amx.h"
+#include "kernels/lanes_avx512.h"
+
+#include "kernels/body_float.h"
+#include "kernels/body_unpack.h"
+#include "kernels/body_one.h"
+#include "kernels/body_fill.h"
+#include "kernels/body_packed.h"
+
+#define PACKED_SLOT(format, dtype)                                                                 \
+    static __attribute__((noinline)) void work_##format(flow *f, int32_t most)                     \
+    {                                                                                              \
+        work(dtype, f, most);                                                                      \
+    }                                                                                              \
+    static void matmul_packed_##format(float *const *out, const mm2_weight *w, int32_t first,      \
+                                       int32_t count, const void *panel, int32_t rows)             \
+    {                                                                                              \
+        multiply_packed(dtype, work_##format, out, w, first, count, panel, rows);                  \
+    }
+
+PACKED_SLOT(f8_e4m3, MM2_F8_E4M3)
+PACKED_SLOT(q8_0, MM2_Q8_0)
+PACKED_SLOT(q4_0, MM2_Q4_0)
+PACKED_SLOT(q5_0, MM2_Q5_0)
+PACKED_SLOT(iq4_nl, MM2_IQ4_NL)
+PACKED_SLOT(q2_k, MM2_Q2_K)
+PACKED_SLOT(q3_k, MM2_Q3_K)
+PACKED_SLOT(q4_k, MM2_Q4_K)
+PACKED_SLOT(q5_k, MM2_Q5_K)
+PACKED_SLOT(q6_k, MM2_Q6_K)
+PACKED_SLOT(iq4_xs, MM2_IQ4_XS)
+
+/* The peaks of the tiles: four products for every four loads from the first-level cache. */
+#define PEAK(name, dot, bytes)                                                                     \
+    static uint64_t name(const void *data, int32_t rounds, int64_t *ops)                           \
+    {                                                                                              \
+        enum { TILES = MM2_PEAK_BYTES / 1024, PEAK_BYTES_K = 64 };                                 \
+        _Alignas(64) uint32_t c[16][16];                                                           \
+        const uint8_t *p = data;                                                                   \
+        tiles_begin(PEAK_BYTES_K);                                                                 \
+        tile_zero(0);                                                                              \
+        tile_zero(1);                                                                              \
+        tile_zero(2);                                                                              \
+        tile_zero(3);                                                                              \
+        for (int32_t r = 0; r < rounds; r++)                                                       \
+            for (int t = 0; t < TILES; t += 4) {                                                   \
+                tile_load(4, p + t * 1024, 64);                                                    \
+                tile_load(6, p + t * 1024 + 1024, 64);                                             \
+                dot(0, 4, 6);                                                                      \
+                tile_load(7, p + t * 1024 + 2048, 64);                                             \
+                dot(1, 4, 7);                                                                      \
+                tile_load(5, p + t * 1024 + 3072, 64);                                             \
+                dot(2, 5, 6);                                                                      \
+                dot(3, 5, 7);                                                                      \
+            }                                                                                      \
+        tile_store(0, c, 64);                                                                      \
+        tiles_end();                                                                               \
+        *ops = 2LL * 16 * 16 * (PEAK_BYTES_K / bytes) * TILES * rounds;                             \
+        return c[0][0];                                                                            \
+    }
+
+PEAK(peak_int8_tiles, tile_dot_signed, 1)
+PEAK(peak_bf16_tiles, tile_dot_bf16, 2)
+
+void mm2_kernels_amx(mm2_kernels *t)
+{
+    t->name = "amx";
+    t->isa = MM2_ISA_AMX;
+    t->pack[MM2_ACT_BF16] = pack_bf16;
+    t->pack[MM2_ACT_Q8_32] = pack_q8_32;
+    t->pack[MM2_ACT_Q8_256] = pack_q8_256;
+    t->peak[MM2_PEAK_INT8] = peak_int8_tiles;
+    t->peak[MM2_PEAK_BF16] = peak_bf16_tiles;
+    t->packed_rows[MM2_ACT_BF16] = 3;
+    t->packed_rows[MM2_ACT_Q8_32] = 6;
+    t->packed_rows[MM2_ACT_Q8_256] = 8;
+    t->matmul_packed[MM2_BF16] = matmul_packed_bf16;
+    t->matmul_packed[MM2_F8_E4M3] = matmul_packed_f8_e4m3;
+    t->matmul_packed[MM2_Q8_0] = matmul_packed_q8_0;
+    t->matmul_packed[MM2_Q4_0] = matmul_packed_q4_0;
+    t->matmul_packed[MM2_Q5_0] = matmul_packed_q5_0;
+    t->matmul_packed[MM2_IQ4_NL] = matmul_packed_iq4_nl;
+    t->matmul_packed[MM2_Q2_K] = matmul_packed_q2_k;
+    t->matmul_packed[MM2_Q3_K] = matmul_packed_q3_k;
+    t->matmul_packed[MM2_Q4_K] = matmul_packed_q4_k;
+    t->matmul_packed[MM2_Q5_K] = matmul_packed_q5_k;
+    t->matmul_packed[MM2_Q6_K] = matmul_packed_q6_k;
+    t->matmul_packed[MM2_IQ4_XS] = matmul_packed_iq4_xs;
+}
+
+#endif

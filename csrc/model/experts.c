@@ -1,0 +1,25 @@
+/* An expert is announced once in a model's life: asking again would cost the system a look at every
+ * page, and pages that it evicted since are read by faults, as all others are. */
+#include "model/experts.h"
+
+#include <stdint.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+static void announce(const mm2_weight *w)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), first = (uintptr_t)w->data / page * page;
+    uintptr_t end = (uintptr_t)w->data + (uintptr_t)(w->row_bytes * w->n_out);
+    madvise((void *)first, end - first, MADV_WILLNEED); /* a hint: it may fail */
+}
+
+void mm2_experts_expect(const mm2_weights *w, int32_t layer, int32_t expert)
+{
+    const mm2_expert *e = mm2_experts_get(w, layer, expert);
+    atomic_uchar *expected = &w->expected[e - w->experts];
+    if (atomic_load_explicit(expected, memory_order_relaxed) || atomic_exchange(expected, 1))
+        return;
+    announce(&e->gate);
+    announce(&e->up);
+    announce(&e->down);
+}

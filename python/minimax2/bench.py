@@ -1,0 +1,523 @@
+"""Measure a model's speed beside what this machine gives.
+
+First the limits: memory read plainly and with the best prefetch, multiplications of random data.
+Then decode at several depths and prefill of several lengths, in turns with the limits, because
+machines drift; each repeat is held against the limits measured in it, and medians are shown.
+
+--json prints one object:
+  model, format, quantization, layers, cpu, isa, threads, repeat
+  limits      medians: plain_read and best_read in bytes per second, int8_ops, bf16_ops and f32_ops
+              in operations per second (2 a multiply-add), of all threads together
+  runs        a list of objects:
+    kind                 "decode" or "prefill"
+    depth                positions before the first token
+    tokens               decoded one by one, or of the prompt
+    tokens_per_second
+    bytes_per_token      what must be read at least: at decode everything that a token needs, at
+                         prefill that of the whole prompt, each weight once, over its tokens
+    ops_per_token        what must be computed
+    tera_ops             10^12 operations per second
+    share_of_best_read   bytes per second over limits.best_read
+    share_of_plain_read  the same over limits.plain_read
+    share_of_peak        time that the operations take at the limits over the time they took
+    share_of_roofline    of reading at best_read and computing at the peaks, the one that takes
+                         longer, over the time it took
+  predictions a list of objects, for each machine and run, of a model of 62 such layers:
+    machine, layers, kind, depth, tokens, tokens_per_second, bytes_per_token
+    needs_memory         bytes of the weights and of the keys and values
+    memory               of the machine, null if not given
+    fits                 false: tokens_per_second would need more memory; null if not known
+  prompt_tokens, prefill_tokens_per_second, decode_tokens, decode_tokens_per_second
+              of the first prefill and the first decode run
+
+A prediction is the time that 62 layers need to read their bytes or to compute at the machine's
+limits, whichever is longer, divided by the share_of_roofline reached here.
+
+--machine describes a machine by KEY=NUMBER pairs: bandwidth (bytes per second that can be read),
+and cores, or int8, bf16 and f32 (operations per second); what is missing of these is taken from
+this machine's threads, as many as there are cores. memory (bytes) and name may be added:
+  --machine "name=server cores=64 bandwidth=300e9 int8=30e12 bf16=15e12 memory=512e9"
+"""
+
+import argparse
+import json
+import math
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+from minimax2 import _native, show
+from minimax2.errors import ArgumentError, UnsupportedError
+from minimax2.model import Cost, Limits, load
+from minimax2.synth import LIKE
+
+LAYERS = 62  # of MiniMax-M2
+DEPTHS = (0, 4096)
+PROMPTS = (128, 512, 2048)
+CACHED = 512 << 20  # bytes of a model that caches may hold in good part
+PEAKS = ("int8", "bf16", "f32")
+
+
+class Run(NamedTuple):
+    """Something to be measured."""
+
+    kind: str
+    """"decode" or "prefill"."""
+    depth: int
+    """Positions before the first token."""
+    tokens: int
+    """Evaluated one by one, or together."""
+
+    @property
+    def name(self):
+        """As people call it."""
+        if self.kind == "decode":
+            return f"decode at {self.depth:,}"
+        return f"prefill {self.tokens:,}"
+
+    def costs(self, model):
+        """Cost of the layers and of the rest: of a token in the middle, or of the prompt."""
+        if self.kind == "decode":
+            return model.cost(1, self.depth + self.tokens // 2)
+        return model.cost(self.tokens, self.depth)
+
+    @property
+    def together(self):
+        """Tokens that costs() counts."""
+        return 1 if self.kind == "decode" else self.tokens
+
+
+class Machine(NamedTuple):
+    """What a prediction needs of a machine."""
+
+    name: str
+    bandwidth: float
+    """Bytes of memory read per second."""
+    int8: float
+    """Operations per second; so the next two."""
+    bf16: float
+    f32: float
+    memory: float | None = None
+    """Bytes; None: not known."""
+
+    @classmethod
+    def here(cls, limits):
+        """This machine."""
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return cls("this machine", limits.best_read, limits.int8_ops, limits.bf16_ops,
+                   limits.f32_ops, memory)
+
+    @classmethod
+    def described(cls, facts, here, threads):
+        """A machine by the facts of parse_machine(); `here` has `threads` of its cores."""
+        given = {key: facts.get(key) or getattr(here, key) / threads * facts["cores"]
+                 for key in PEAKS}
+        return cls(facts["name"], facts["bandwidth"], memory=facts.get("memory"), **given)
+
+
+def parse_machine(text):
+    """The facts of a --machine description, a dict of numbers and a name. Raises ArgumentError."""
+    facts = {"name": text}
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ArgumentError(f"--machine {text!r} cannot be read: {error}") from None
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or key not in ("name", "cores", "bandwidth", "memory", *PEAKS):
+            raise ArgumentError(f"--machine: {word!r} is none of name=, cores=, bandwidth=, int8=, "
+                                "bf16=, f32=, memory=")
+        if key == "name":
+            facts[key] = value
+            continue
+        try:
+            facts[key] = float(value)
+        except ValueError:
+            raise ArgumentError(f"--machine: {key} is {value!r}, must be a number such as "
+                                "300e9") from None
+        if not 0 < facts[key] < math.inf:
+            raise ArgumentError(f"--machine: {key} is {value}, must be above 0 and finite")
+    if "bandwidth" not in facts:
+        raise ArgumentError(f"--machine {text!r} needs bandwidth=, in bytes per second")
+    missing = [key for key in PEAKS if key not in facts]
+    if missing and "cores" not in facts:
+        raise ArgumentError(f"--machine {text!r} needs cores=, or {'=, '.join(missing)}= in "
+                            "operations per second")
+    return facts
+
+
+# ---- Arithmetic ----
+
+def whole(layers, rest, times=1.0):
+    """The Cost of a model with `times` as many layers."""
+    return Cost(*(times * a + b for a, b in zip(layers, rest)))
+
+
+def compute_seconds(cost, machine):
+    """How long the operations of a Cost take at a Machine's peaks."""
+    return (cost.int8_ops / machine.int8 + cost.bf16_ops / machine.bf16
+            + cost.f32_ops / machine.f32)
+
+
+def bound_seconds(cost, machine):
+    """How long a Cost takes at least: reading or computing, whichever takes longer."""
+    return max(cost.bytes / machine.bandwidth, compute_seconds(cost, machine))
+
+
+def summarize(run, cost, seconds, limits):
+    """The JSON object of a run from its repeats.
+
+    cost: of the whole model. seconds: for what `cost` counts, one a repeat. limits: the Limits
+    measured beside them.
+    """
+    rates = [(1 / taken, here, Machine.here(here)) for taken, here in zip(seconds, limits)]
+    return {
+        "kind": run.kind, "depth": run.depth, "tokens": run.tokens,
+        "tokens_per_second": run.together / median(seconds),
+        "bytes_per_token": cost.bytes / run.together,
+        "ops_per_token": cost.ops / run.together,
+        "tera_ops": cost.ops / median(seconds) / 1e12,
+        "share_of_best_read": median(cost.bytes * rate / here.best_read for rate, here, _ in rates),
+        "share_of_plain_read": median(cost.bytes * rate / here.plain_read
+                                      for rate, here, _ in rates),
+        "share_of_peak": median(compute_seconds(cost, peak) * rate for rate, _, peak in rates),
+        "share_of_roofline": median(bound_seconds(cost, peak) * rate for rate, _, peak in rates),
+    }
+
+
+def predict(run, cost, share, machine, needs):
+    """The JSON object of a prediction.
+
+    cost: of the model with LAYERS layers. share: of the roofline, as reached here. needs: bytes of
+    memory.
+    """
+    return {
+        "machine": machine.name, "layers": LAYERS, "kind": run.kind, "depth": run.depth,
+        "tokens": run.tokens,
+        "tokens_per_second": run.together * share / bound_seconds(cost, machine),
+        "bytes_per_token": cost.bytes / run.together,
+        "needs_memory": needs, "memory": machine.memory,
+        "fits": None if machine.memory is None else needs <= machine.memory,
+    }
+
+
+def memory_needed(model, run):
+    """Bytes of a model of LAYERS such layers with the keys and values of a run."""
+    times = LAYERS / model.config.num_hidden_layers
+    # So many tokens need every expert.
+    layers = model.cost(model.config.max_position_embeddings)[0].weight_bytes
+    cached = min(run.depth + run.tokens, model.config.max_position_embeddings - 1)
+    return times * (layers + model.cost(1, cached)[0].kv_bytes) + model.nbytes - layers
+
+
+# ---- Measuring ----
+
+def measure(model, depths, prompts, *, decode=32, repeat=5, chunk=None, machines=(), watch=None):
+    """Measure and predict: the object that --json prints, a dict.
+
+    depths, prompts: of the decode and the prefill runs. decode: tokens of a decode run. chunk: as
+    in Model.session(). machines: facts of parse_machine(). watch: called with the name of what
+    comes next, steps(...) times.
+    """
+    watch = watch or (lambda name: None)
+    runs = [Run("decode", depth, decode) for depth in depths]
+    runs += [Run("prefill", 0, prompt) for prompt in prompts]
+    sessions = _prepare(model, runs, chunk, watch)
+    limits, seconds = [], {run: [] for run in runs}
+    try:
+        for _ in range(repeat):
+            watch("limits")
+            limits.append(model.limits())
+            for run in runs:
+                watch(run.name)
+                seconds[run].append(_time(model, run, sessions[run]))
+    finally:
+        for session in sessions.values():
+            session.close()
+    middle = Limits(*map(median, zip(*limits)))
+    here = Machine.here(middle)
+    everywhere = [here, *(Machine.described(facts, here, middle.threads) for facts in machines)]
+    results, predictions = [], []
+    for run in runs:
+        layers, rest = run.costs(model)
+        results.append(summarize(run, whole(layers, rest), seconds[run], limits))
+        full = whole(layers, rest, LAYERS / model.config.num_hidden_layers)
+        needs = memory_needed(model, run)
+        predictions += [predict(run, full, results[-1]["share_of_roofline"], machine, needs)
+                        for machine in everywhere]
+    first = {kind: next(result for result in results if result["kind"] == kind)
+             for kind in ("prefill", "decode")}
+    return {
+        "model": str(model.path), "format": model.info("format"),
+        "quantization": model.info("quantization"), "layers": model.config.num_hidden_layers,
+        "cpu": _native.cpu(), "isa": model.info("isa"), "threads": model.threads, "repeat": repeat,
+        "limits": {name: value for name, value in middle._asdict().items() if name != "threads"},
+        "runs": results, "predictions": predictions,
+        "prompt_tokens": first["prefill"]["tokens"], "decode_tokens": decode,
+        "prefill_tokens_per_second": first["prefill"]["tokens_per_second"],
+        "decode_tokens_per_second": first["decode"]["tokens_per_second"]}
+
+
+def steps(depths, prompts, repeat):
+    """How often measure() calls its watcher."""
+    runs = len(depths) + len(prompts)
+    return runs + repeat * (runs + 1)
+
+
+def _ids(model, first, count):
+    """Any ids will do; a fixed walk over the vocabulary gives every repeat the same work."""
+    return [7919 * i % model.config.vocab_size for i in range(first, first + count)]
+
+
+def _prepare(model, runs, chunk, watch):
+    """A session a run at its depth, after a run that does not count: maps and caches are warm."""
+    sessions = {}
+    for run in runs:
+        watch(f"warming up, {run.name}")
+        sessions[run] = model.session(context=run.depth + run.tokens, chunk=chunk)
+        if run.depth:
+            sessions[run].feed(_ids(model, 0, run.depth)).run()
+        _time(model, run, sessions[run])
+    return sessions
+
+
+def _time(model, run, session):
+    """Seconds for what run.costs() counts."""
+    session.rewind(run.depth)
+    ids = _ids(model, run.depth, run.tokens)
+    start = time.perf_counter()
+    for first in range(0, run.tokens, run.together):
+        session.feed(ids[first:first + run.together]).run()
+    return (time.perf_counter() - start) / (run.tokens / run.together)
+
+
+# ---- Showing ----
+
+def report(result, model):
+    """The result as text for people."""
+    limits, config = result["limits"], model.config
+    layers = f"{result['layers']} layer" + "s" * (result["layers"] > 1)
+    lines = [
+        f"{result['model']}: {result['quantization']}, {layers}, {show.size(model.nbytes)}",
+        f"{result['cpu']}; {result['isa']} kernels, {result['threads']} threads, medians of "
+        f"{result['repeat']}",
+        "",
+        f"read    {limits['best_read'] / 1e9:8.1f} GB/s at best, "
+        f"{limits['plain_read'] / 1e9:.1f} GB/s plainly",
+        f"compute {limits['int8_ops'] / 1e12:8.2f} TOP/s int8, {limits['bf16_ops'] / 1e12:.2f} "
+        f"TFLOP/s bf16, {limits['f32_ops'] / 1e12:.2f} TFLOP/s f32",
+        "",
+        "                           tokens/s   MB/token     GB/s   of best  of plain     TOP/s  "
+        "of peak  of roof",
+    ]
+    for run in result["runs"]:
+        rate = run["bytes_per_token"] * run["tokens_per_second"]
+        lines.append(
+            f"{Run(run['kind'], run['depth'], run['tokens']).name:<22}"
+            f"{run['tokens_per_second']:>13,.1f}{run['bytes_per_token'] / 1e6:>11,.1f}"
+            f"{rate / 1e9:>9.1f}{run['share_of_best_read']:>10.0%}"
+            f"{run['share_of_plain_read']:>10.0%}{run['tera_ops']:>10.3f}"
+            f"{run['share_of_peak']:>9.0%}{run['share_of_roofline']:>9.0%}")
+    if model.nbytes < CACHED:
+        lines += ["", f"At {show.size(model.nbytes)} this model lies in the caches in part or in "
+                      "whole: its shares of the read limits can exceed 100 %."]
+    m2 = LIKE["m2"]
+    if (config.hidden_size, config.intermediate_size, config.num_local_experts) == (
+            m2["hidden"], m2["expert_size"], m2["experts"]):
+        subject = f"MiniMax-M2 whole, {LAYERS} layers"
+    else:
+        subject = f"{LAYERS} layers of these widths, which are not MiniMax-M2's"
+    lines += ["", f"Prediction for {subject}, in tokens/s: the roof (what takes longer, bytes at "
+                  "the best read or", "operations at the peaks) times the share of it reached "
+                  "above."]
+    names = [Run(run["kind"], run["depth"], run["tokens"]).name for run in result["runs"]]
+    widths = [max(12, len(name) + 2) for name in names]
+    machines = list(dict.fromkeys(made["machine"] for made in result["predictions"]))
+    left = max(map(len, machines))
+    lines.append(" " * left + "".join(f"{name:>{w}}" for name, w in zip(names, widths)))
+    for machine in machines:
+        made = [entry for entry in result["predictions"] if entry["machine"] == machine]
+        line = f"{machine:<{left}}" + "".join(f"{entry['tokens_per_second']:>{w},.1f}"
+                                              for entry, w in zip(made, widths))
+        most = max(made, key=lambda entry: entry["needs_memory"])
+        if most["fits"] is False:
+            line += (f"   does not fit: needs {show.size(most['needs_memory'])}, has "
+                     f"{show.size(most['memory'])}")
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _figure():
+    """matplotlib's Figure, without its global state."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UnsupportedError("--plot needs matplotlib: pip install matplotlib") from None
+    return Figure
+
+
+def plot(result, path):
+    """The roofline as a picture: operations per byte against operations per second.
+
+    path: its ending decides the format. Raises UnsupportedError without matplotlib, OSError.
+    """
+    limits = result["limits"]
+    figure = _figure()(figsize=(9, 6), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    peaks = {}  # kinds that share a roof share its label
+    for kind in PEAKS:
+        peak = limits[f"{kind}_ops"]
+        near = next((old for old in peaks if abs(old / peak - 1) < 0.05), peak)
+        peaks.setdefault(near, []).append(kind)
+    points = [(run["ops_per_token"] / run["bytes_per_token"], run["tera_ops"] * 1e12, run)
+              for run in result["runs"]]
+    best, plain, top = limits["best_read"], limits["plain_read"], max(peaks)
+    left = min(x for x, _, _ in points) / 3
+    right = max(top / plain, *(x for x, _, _ in points)) * 6
+    roof = dict(color="#222222", linewidth=1.8)
+    for peak, kinds in peaks.items():
+        axes.plot([peak / best, right], [peak, peak], **roof)
+        axes.annotate(f"{', '.join(kinds)}\n{peak / 1e12:.2f} T/s", (right, peak), (6, 0),
+                      textcoords="offset points", va="center", fontsize=9)
+    for rate, style, name in ((best, "-", "best"), (plain, "--", "plain")):
+        axes.plot([left, top / rate], [left * rate, top], style, **roof,
+                  label=f"{name} read, {rate / 1e9:.1f} GB/s")
+    colours = {"decode": "#c8553d", "prefill": "#2a6f97"}
+    for kind, marker in (("decode", "o"), ("prefill", "s")):
+        mine = [(x, y) for x, y, run in points if run["kind"] == kind]
+        axes.plot(*zip(*mine), marker, color=colours[kind], markersize=8, label=kind, zorder=3)
+    for x, y, run in points:
+        axes.plot([x, x], [y, y / run["share_of_roofline"]], ":", color=colours[run["kind"]],
+                  linewidth=1.2)
+    axes.plot([], [], ":", color="#666666", label="left to the roof of a run's own mix")
+    low = min(y for _, y, _ in points)
+    axes.set(xscale="log", yscale="log", xlim=(left, right), ylim=(low / 4, top * 2.5),
+             xlabel="operations per byte", ylabel="operations per second",
+             title=f"{Path(result['model']).name}: {result['quantization']}, {result['isa']}, "
+                   f"{result['threads']} threads")
+    axes.grid(True, which="major", color="#dddddd", linewidth=0.6)
+    axes.legend(loc="upper left", frameon=False, fontsize=9)
+    _label(figure, axes, points, colours)
+    figure.savefig(path)
+
+
+def _label(figure, axes, points, colours):
+    """Names beside the points, pushed down where they would lie on each other."""
+    figure.canvas.draw()  # settles the transformation to pixels
+    taken = []
+    width, height = figure.dpi * 1.3, figure.dpi * 0.32
+    for x, y, run in sorted(points, key=lambda point: -point[1]):
+        at, level = place = axes.transData.transform((x, y))
+        for other, used in taken:  # from above
+            if abs(other - at) < width:
+                level = min(level, used - height)
+        taken.append((at, level))
+        axes.annotate(f"{Run(run['kind'], run['depth'], run['tokens']).name}\n"
+                      f"{run['tokens_per_second']:,.0f} tokens/s, {run['share_of_roofline']:.0%}",
+                      (x, y), (9, (level - place[1]) * 72 / figure.dpi), va="center", fontsize=8,
+                      textcoords="offset points", color=colours[run["kind"]], zorder=4,
+                      bbox=dict(boxstyle="square,pad=0.1", color="white", alpha=0.8))
+
+
+# ---- The command ----
+
+def _numbers(text):
+    return [int(word) for word in text.split(",")]
+
+
+_numbers.__name__ = "numbers"  # argparse: "invalid numbers value"
+
+
+def add_arguments(parser):
+    """The arguments of `minimax2 bench`, onto an argparse parser."""
+    parser.epilog = __doc__.partition("\n\n")[2]
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--depth", type=_numbers, metavar="N,...",
+                        help="positions before decoding (0,4096, as the model allows)")
+    parser.add_argument("--prompt", type=_numbers, metavar="N,...",
+                        help="prompt tokens (128,512,2048, as the model allows)")
+    parser.add_argument("--decode", type=int, default=32, metavar="N",
+                        help="tokens to decode at each depth (32)")
+    parser.add_argument("--repeat", type=int, default=5, metavar="N", help="medians count (5)")
+    parser.add_argument("--chunk", type=int, metavar="N",
+                        help="prompt tokens that go through the layers together")
+    parser.add_argument("--machine", action="append", default=[], metavar="TEXT",
+                        help="predict for this machine too; see below")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw the roofline (needs matplotlib)")
+
+
+def run(arguments):
+    """The command `minimax2 bench`."""
+    for name, low in (("depth", 0), ("prompt", 1), ("decode", 1), ("repeat", 1)):
+        given = getattr(arguments, name)
+        for value in given if isinstance(given, list) else [low if given is None else given]:
+            if value < low:
+                raise ArgumentError(f"--{name} is {value}, must be at least {low}")
+    machines = [parse_machine(text) for text in arguments.machine]
+    if arguments.plot:
+        _check_plot(arguments.plot)
+    with load(arguments.model, threads=arguments.threads, isa=arguments.isa) as model:
+        room = model.config.max_position_embeddings
+        depths = _fitting("depth", arguments.depth, DEPTHS, room - arguments.decode)
+        prompts = _fitting("prompt", arguments.prompt, PROMPTS, room)
+        with _Bar(steps(depths, prompts, arguments.repeat)) as bar:
+            result = measure(model, depths, prompts, decode=arguments.decode,
+                             repeat=arguments.repeat, chunk=arguments.chunk, machines=machines,
+                             watch=bar)
+        text = json.dumps(result) if arguments.json else report(result, model)
+    if arguments.plot:
+        plot(result, arguments.plot)
+    print(text)
+
+
+def _fitting(name, given, usual, most):
+    """Distinct numbers: the given ones, or those of the usual ones that fit."""
+    if given is None:
+        given = [value for value in usual if value <= most] or [most]
+    for value in given:
+        if value > most:
+            raise ArgumentError(f"--{name} is {value}: the model's positions leave room for {most}")
+    return list(dict.fromkeys(given))
+
+
+def _check_plot(path):
+    """What would fail after minutes of measuring fails at once."""
+    kinds = _figure()().canvas.get_supported_filetypes()
+    if Path(path).suffix[1:].lower() not in kinds:
+        raise ArgumentError(f"--plot {path}: its name must end in one of "
+                            f"{', '.join('.' + kind for kind in sorted(kinds))}")
+    if not Path(path).absolute().parent.is_dir():
+        raise ArgumentError(f"--plot {path}: there is no such directory")
+
+
+class _Bar:
+    """A progress bar where somebody looks and tqdm is installed."""
+
+    def __init__(self, total):
+        self._bar = None
+        if sys.stderr.isatty():
+            try:
+                from tqdm.auto import tqdm
+            except ImportError:
+                return
+            self._bar = tqdm(total=total, leave=False)
+            self._begun = False
+
+    def __call__(self, name):
+        """The last step is over and this one begins."""
+        if self._bar is not None:
+            self._bar.update(self._begun)
+            self._begun = True
+            self._bar.set_description(name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        if self._bar is not None:
+            self._bar.close()

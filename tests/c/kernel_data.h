@@ -1,0 +1,266 @@
+/* What the tests of the kernels share: random data of several kinds, memory that ends at a page that
+ * cannot be touched, matrices in every format, activations. */
+#ifndef KERNEL_DATA_H
+#define KERNEL_DATA_H
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include "kernels/kernels.h"
+#include "tensor/quant.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+enum { MAX_ROWS = 80, MAX_OUT = 64, MARK = 4 };
+static const float mark = -12345.5f;
+
+/* ---- Random data ---- */
+
+static uint64_t random_state = 0x9e3779b97f4a7c15u;
+
+static inline uint32_t next(void)
+{
+    random_state ^= random_state << 13;
+    random_state ^= random_state >> 7;
+    random_state ^= random_state << 17;
+    return (uint32_t)(random_state >> 32);
+}
+
+static inline int32_t pick(const int32_t *list, int32_t n)
+{
+    return list[next() % (uint32_t)n];
+}
+
+/* Roughly normal. */
+static inline float next_normal(void)
+{
+    float sum = -6;
+    for (int i = 0; i < 12; i++)
+        sum += (float)(next() >> 8) * 0x1p-24f;
+    return sum;
+}
+
+/* TAME: normal numbers. WILD: sizes from 1e-5 to 1e5, zeros of both signs, subnormals. BROKEN: NaN
+ * and infinities among them. EXTREME: the largest codes of the integer formats. */
+enum { TAME, WILD, BROKEN, EXTREME, KINDS };
+
+static inline float next_float(int kind)
+{
+    float x = next_normal();
+    uint32_t dice = next() % 64;
+    if (kind == EXTREME)
+        return next() & 1 ? 1e5f : -1e5f;
+    if (kind == TAME)
+        return x;
+    if (kind == BROKEN && dice == 0)
+        return NAN;
+    if (kind == BROKEN && dice == 1)
+        return next() & 1 ? INFINITY : -INFINITY;
+    if (dice < 8)
+        return next() & 1 ? 0.0f : -0.0f;
+    if (dice < 12)
+        return mm2_bits_f32(next() & 0x807fffff); /* subnormal */
+    if (dice < 20)
+        return x * 1e-20f;
+    return x * powf(10, (float)(next() % 11) - 5);
+}
+
+/* ---- Guarded memory ---- */
+
+static inline size_t page_size(void)
+{
+    return (size_t)sysconf(_SC_PAGESIZE);
+}
+
+/* `bytes` bytes that end at an untouchable page. Released by guarded_free. */
+static inline void *guarded(size_t bytes)
+{
+    size_t page = page_size(), size = (bytes + page - 1) / page * page + page;
+    uint8_t *base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    assert_true(base != MAP_FAILED);
+    assert_int_equal(mprotect(base + size - page, page, PROT_NONE), 0);
+    return base + size - page - bytes;
+}
+
+static inline void guarded_free(void *p, size_t bytes)
+{
+    size_t page = page_size(), size = (bytes + page - 1) / page * page + page;
+    assert_int_equal(munmap((uint8_t *)p + bytes + page - size, size), 0);
+}
+
+/* ---- Comparison ---- */
+
+static inline int same_bits(float a, float b)
+{
+    return mm2_f32_bits(a) == mm2_f32_bits(b) || (a != a && b != b);
+}
+
+static inline void assert_same(const float *a, const float *b, int32_t n, const char *what)
+{
+    for (int32_t i = 0; i < n; i++)
+        if (!same_bits(a[i], b[i]))
+            fail_msg("%s: element %d is %.9g (0x%08x), expected %.9g (0x%08x)", what, i, a[i],
+                     mm2_f32_bits(a[i]), b[i], mm2_f32_bits(b[i]));
+}
+
+/* ---- Weights ---- */
+
+static const int32_t matmul_dtypes[] = {MM2_F32,  MM2_F16,  MM2_BF16,   MM2_F8_E4M3, MM2_Q8_0,
+                                        MM2_Q4_0, MM2_Q5_0, MM2_IQ4_NL, MM2_Q2_K,    MM2_Q3_K,
+                                        MM2_Q4_K, MM2_Q5_K, MM2_Q6_K,   MM2_IQ4_XS};
+enum { MATMUL_DTYPES = sizeof matmul_dtypes / sizeof *matmul_dtypes };
+
+typedef struct matrix {
+    mm2_weight w;
+    uint8_t *data;
+    size_t bytes, scale_bytes;
+    float *scale;
+} matrix;
+
+static inline void set_half(uint8_t *p, int kind)
+{
+    uint16_t x = (uint16_t)next();
+    if (kind == TAME || kind == EXTREME)
+        x = (uint16_t)((x & 0x83ff) | 0x2000); /* 2^-7 to 2^-6, either sign */
+    else if (kind == WILD && (x & 0x7c00) == 0x7c00)
+        x = 0; /* else anything that is finite, subnormals too */
+    memcpy(p, &x, 2);
+}
+
+/* The half floats of a block. */
+static inline void set_scales(int32_t dtype, uint8_t *block, int kind)
+{
+    switch (dtype) {
+    case MM2_Q2_K:
+        set_half(block + offsetof(mm2_block_q2_k, d), kind);
+        set_half(block + offsetof(mm2_block_q2_k, dmin), kind);
+        return;
+    case MM2_Q3_K:
+        set_half(block + offsetof(mm2_block_q3_k, d), kind);
+        return;
+    case MM2_Q4_K:
+    case MM2_Q5_K:
+        set_half(block, kind);
+        set_half(block + 2, kind);
+        return;
+    case MM2_Q6_K:
+        set_half(block + offsetof(mm2_block_q6_k, d), kind);
+        return;
+    default:
+        set_half(block, kind);
+    }
+}
+
+static inline void fill_weights(int32_t dtype, uint8_t *p, size_t bytes, int kind)
+{
+    size_t block = (size_t)mm2_dtype_bytes(dtype);
+    uint8_t extreme = next() & 1 ? 0x80 : 0xff;
+    for (size_t i = 0; i < bytes; i++)
+        p[i] = kind == EXTREME ? extreme : (uint8_t)next();
+    for (size_t i = 0; i + block <= bytes; i += block) {
+        float x = next_float(kind);
+        uint16_t bf16 = mm2_f32_bf16(x);
+        if (dtype == MM2_F32)
+            memcpy(p + i, &x, 4);
+        else if (dtype == MM2_BF16)
+            memcpy(p + i, &bf16, 2);
+        else if (dtype == MM2_F16)
+            set_half(p + i, kind);
+        else if (dtype == MM2_F8_E4M3)
+            p[i] &= kind != BROKEN && (p[i] & 0x7f) == 0x7f ? 0xfe : 0xff;
+        else
+            set_scales(dtype, p + i, kind);
+    }
+}
+
+static inline matrix matrix_new(int32_t dtype, int32_t n_out, int32_t n_in, int kind)
+{
+    matrix x = {{0}, NULL, 0, 0, NULL};
+    x.w.dtype = dtype;
+    x.w.n_out = n_out;
+    x.w.n_in = n_in;
+    x.w.row_bytes = mm2_dtype_row_bytes(dtype, n_in);
+    x.bytes = (size_t)(n_out * x.w.row_bytes);
+    x.data = guarded(x.bytes);
+    x.w.data = x.data;
+    fill_weights(dtype, x.data, x.bytes, kind);
+    if (dtype == MM2_F8_E4M3 && next() % 4) {
+        x.w.scale_row = next() % 2 ? (int32_t)(next() % 128) : 124; /* a block ends soon */
+        int32_t n = (n_out + x.w.scale_row + 127) / 128 * ((n_in + 127) / 128);
+        x.scale_bytes = (size_t)n * 4;
+        x.scale = guarded(x.scale_bytes);
+        for (int32_t i = 0; i < n; i++)
+            x.scale[i] = next_float(kind == EXTREME ? TAME : kind);
+        x.w.scale = x.scale;
+    }
+    return x;
+}
+
+static inline void matrix_free(matrix *x)
+{
+    guarded_free(x->data, x->bytes);
+    if (x->scale)
+        guarded_free(x->scale, x->scale_bytes);
+}
+
+/* ---- Activations ---- */
+
+static inline size_t act_size(int32_t act, int32_t n)
+{
+    if (act == MM2_ACT_BF16)
+        return (size_t)(n + 127) / 128 * 256;
+    return (size_t)n * (act == MM2_ACT_F32 ? 4 : 1) +
+           (act == MM2_ACT_Q8_32    ? (size_t)n / 32 * 4
+            : act == MM2_ACT_Q8_256 ? (size_t)n / 256 * 4 + (size_t)n / 16 * 2
+                                    : 0);
+}
+
+/* Shorter than mm2_act_bytes promises: the rounding is not to be relied on. */
+static inline void *act_new(int32_t act, int32_t n, int kind)
+{
+    uint8_t *p = guarded(act_size(act, n));
+    float *x = malloc((size_t)n * 4);
+    assert_non_null(x);
+    for (int32_t i = 0; i < n; i++)
+        x[i] = next_float(kind);
+    if (act == MM2_ACT_F32)
+        memcpy(p, x, (size_t)n * 4);
+    else
+        mm2_kernels_ref.quantize[act](p, x, n);
+    free(x);
+    return p;
+}
+
+/* FP8, 256 wide, less than 128 rows: sums whose terms vanish. What is left is the sign of a zero. The first block leaves -0 in y, the
+ * second adds a sum of negative numbers that underflow one by one. */
+static inline void set_vanishing(matrix *x, uint16_t *const *acts, int32_t rows)
+{
+    for (size_t i = 0; i < x->bytes; i++)
+        x->data[i] = i % 256 < 128 ? 0x38 : 1; /* 1, and the smallest code */
+    for (int32_t m = 0; m < rows; m++)
+        for (int32_t k = 0; k < 256; k++)
+            acts[m][k] = mm2_f32_bf16(k < 128 ? -1e-20f : -1e-37f);
+    static const float scale[2] = {1e-30f, 1};
+    x->w.scale = scale;
+    x->w.scale_row = 0;
+}
+
+static inline int32_t pick_width(int32_t dtype)
+{
+    static const int32_t any[] = {1,   3,   15,  16,  17,  63,  64,  65,  127,
+                                  128, 129, 200, 255, 256, 257, 300, 512, 777};
+    static const int32_t blocks[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 24};
+    static const int32_t supers[] = {1, 2, 3, 5};
+    int32_t block = mm2_dtype_block(dtype);
+    return block == 1    ? pick(any, sizeof any / 4)
+           : block == 32 ? 32 * pick(blocks, sizeof blocks / 4)
+                         : 256 * pick(supers, sizeof supers / 4);
+}
+
+#endif
