@@ -282,6 +282,7 @@ static void find_facts(void)
                     brand[4 * i + 3]);
     clean_brand(facts.vendor, sizeof facts.vendor, (const char *)brand);
 
+    facts.amd = __get_cpuid(0, &a, &b, &c, &d) && b == signature_AMD_ebx;
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE))
         return;
     int fma_f16c = (c & bit_FMA) && (c & bit_F16C);

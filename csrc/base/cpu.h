@@ -8,6 +8,7 @@ typedef struct mm2_cpu_facts {
     int avx2;        /* AVX2, FMA, F16C, and the system saves their registers */
     int avx512;      /* F, BW, VL, DQ, VNNI, VBMI and avx2, and the system saves their registers */
     int amx;         /* TILE, INT8, BF16 and avx512, and the system lets the process use tiles */
+    int amd;         /* made by AMD */
     char vendor[64]; /* as people say it: "AMD EPYC 9355", "Intel Xeon Platinum 8488C" */
 } mm2_cpu_facts;
 

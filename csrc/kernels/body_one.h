@@ -16,9 +16,7 @@
 enum {
     ONE_LIMIT = 8192, /* longest row; longer ones take the panels of body_int.h */
     ONE_BLOCKS = ONE_LIMIT / 32 + ROWS,
-    ONE_SUPERS = ONE_LIMIT / 256 + ROWS,
-    ONE_T0 = 2048, /* bytes that the stream is prefetched ahead, into the first */
-    ONE_T1 = 4096  /* and the second level */
+    ONE_SUPERS = ONE_LIMIT / 256 + ROWS
 };
 
 /* y = fma(a, b, y), and where there are minima y = fma(c, e, y), for every block of ROWS rows (and
@@ -59,10 +57,7 @@ INLINE const uint8_t *one_group(const uint8_t *p, int32_t at, int32_t total, int
                                 uint8_t *copy)
 {
     p += (int64_t)at * bytes;
-    for (int i = 0; i < ROWS * bytes; i += 64) {
-        _mm_prefetch((const char *)p + i + ONE_T0, _MM_HINT_T0);
-        _mm_prefetch((const char *)p + i + ONE_T1, _MM_HINT_T1);
-    }
+    prefetch_stream(p, ROWS * bytes);
     if (total - at >= ROWS)
         return p;
     memset(copy, 0, (size_t)(ROWS * bytes));

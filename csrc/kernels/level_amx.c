@@ -11,6 +11,8 @@
 
 #include "kernels/kernels.h"
 
+#include "base/cpu.h"
+
 #include "kernels/lanes_amx.h"
 #include "kernels/lanes_avx512.h"
 

@@ -5,6 +5,8 @@
 
 #include "kernels/kernels.h"
 
+#include "base/cpu.h"
+
 #include "kernels/lanes_avx512.h"
 
 #include <math.h>
@@ -25,6 +27,7 @@ void mm2_kernels_avx512(mm2_kernels *t)
     t->name = "avx512";
     t->isa = MM2_ISA_AVX512;
     fill_matmul(t);
+    stream_tune(mm2_cpu_find());
     t->quantize[MM2_ACT_BF16] = quantize_bf16;
     t->quantize[MM2_ACT_Q8_32] = quantize_q8_32;
     t->quantize[MM2_ACT_Q8_256] = quantize_q8_256;

@@ -9,6 +9,7 @@
  * weights a second, and the share of the ordered kernel. */
 #define _GNU_SOURCE
 
+#include "base/cpu.h"
 #include "base/pool.h"
 #include "base/status.h"
 #include "kernels/kernels.h"
@@ -30,14 +31,6 @@ static uint8_t *pool;
 static _Alignas(64) uint8_t act[N_IN * 4];
 static float out[N_OUT];
 
-INLINE void fetch(const uint8_t *p, int32_t bytes)
-{
-    for (int32_t i = 0; i < bytes; i += 64) {
-        _mm_prefetch((const char *)p + i + 2048, _MM_HINT_T0);
-        _mm_prefetch((const char *)p + i + 4096, _MM_HINT_T1);
-    }
-}
-
 static void free_q8_0(float *y, const uint8_t *p, int32_t rows)
 {
     _Alignas(64) int32_t bias[N_IN / 32][8] = {{0}};
@@ -51,7 +44,7 @@ static void free_q8_0(float *y, const uint8_t *p, int32_t rows)
     for (int32_t r = 0; r < rows; r++) {
         v16 sum[2] = {v16_zero(), v16_zero()};
         for (int32_t b = 0; b < N_IN / 32; b += 4) {
-            fetch(p, 136);
+            prefetch_stream(p, 136);
 #pragma GCC unroll 2
             for (int i = 0; i < 2; i++, p += 68) {
                 __m512i c = bytes_signed(bytes_joined(p + 2, p + 36));
@@ -89,7 +82,7 @@ static void free_q4_k(float *y, const uint8_t *p, int32_t rows)
         for (int32_t b = 0; b < N_IN / MM2_SUPER; b++, p += sizeof(mm2_block_q4_k)) {
             uint32_t u[3];
             uint16_t d[2];
-            fetch(p, sizeof(mm2_block_q4_k));
+            prefetch_stream(p, sizeof(mm2_block_q4_k));
             memcpy(d, p, 4);
             memcpy(u, p + 4, 12);
             uint32_t top_scale = (u[2] & LOW4) | (u[0] >> 6 & LOW2) << 4;
@@ -201,6 +194,7 @@ int main(void)
         uint64_t bits = state & 0xbfffbfffbfffbfffu; /* finite as f16 */
         memcpy(pool + i, &bits, 8);
     }
+    stream_tune(mm2_cpu_find());
     mm2_float_mode_enter();
     for (int turn = 0; turn < 2; turn++) {
         compare(threads, k, MM2_Q8_0, &state);
