@@ -64,8 +64,10 @@ MUTATIONS = [
              "choice[e] >= choice[chosen[at - 1]]"),
     # Experts
     Mutation("gate and up swapped", "run/moe.c",
-             "{&expert->gate, &expert->up}",
-             "{&expert->up, &expert->gate}"),
+             "multiply_expert(f, &expert->gate, e, k, s->a, first, count, thread);\n"
+             "    multiply_expert(f, &expert->up, e, k, s->b, first, count, thread);",
+             "multiply_expert(f, &expert->gate, e, k, s->b, first, count, thread);\n"
+             "    multiply_expert(f, &expert->up, e, k, s->a, first, count, thread);"),
     Mutation("experts off by one", "model/experts.h",
              "&w->layers[layer].experts[expert]",
              "&w->layers[layer].experts[expert ? expert - 1 : 0]"),
