@@ -166,10 +166,10 @@ enum {
 };
 
 typedef struct mm2_model_options {
-    uint32_t size;   /* sizeof(mm2_model_options) */
-    uint32_t flags;  /* MM2_WRITABLE */
-    int32_t threads; /* with the caller, 1..1024; 0: physical cores that the process may use */
-    int32_t isa;     /* MM2_ISA_AUTO ... */
+    uint32_t size;     /* sizeof(mm2_model_options) */
+    uint32_t flags;    /* MM2_WRITABLE */
+    int32_t threads;   /* with the caller, 1..1024; 0: physical cores that the process may use */
+    int32_t isa;       /* MM2_ISA_AUTO ... */
     int32_t precision; /* MM2_PRECISION_FAST ... */
 } mm2_model_options;
 

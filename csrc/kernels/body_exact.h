@@ -38,7 +38,8 @@ typedef struct decoded {
 } decoded;
 
 /* Elements [16 i, 16 i + 16) of every row: scale * code, less `min` if there is one. */
-INLINE void decode_step(int one, decoded *out, int i, const words code[4], reals scale, const reals *min)
+INLINE void decode_step(int one, decoded *out, int i, const words code[4], reals scale,
+                        const reals *min)
 {
     _Alignas(64) uint8_t rows[PANEL_ROWS][16];
     float factor[PANEL_ROWS], less[PANEL_ROWS];
@@ -84,8 +85,12 @@ INLINE void decode_group(int32_t dtype, int one, decoded *out, const mm2_weight 
     int32_t each = is_super(dtype) ? super_bytes(dtype) : block_bytes(dtype);
     int32_t bytes = n / block * each;
     group g = group_at(w, first, count, i, (int64_t)(begin / block) * each, bytes, copy);
-    ahead next = ahead_of(1, w, first, i, (int64_t)(begin / block) * each, bytes);
-    ahead_go(&next, 1);
+    /* The next group, as one stream: its share of this piece of k, in the order of the file. */
+    const uint8_t *here = (const uint8_t *)w->data + (first + i) * w->row_bytes;
+    int64_t share = (int64_t)PANEL_ROWS * (begin / block) * each;
+    if (!i && !begin)
+        prefetch(here, PANEL_ROWS * w->row_bytes);
+    prefetch(here + PANEL_ROWS * w->row_bytes + share, (int64_t)PANEL_ROWS * bytes);
     if (is_super(dtype)) {
         decode_super(dtype, one, out, g.p, g.stride);
         return;

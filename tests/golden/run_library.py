@@ -3,8 +3,9 @@
     python tests/golden/run_library.py LIBRARY CDEF JOBS OUT.npz
 
 CDEF holds `make -C csrc cdef`. JOBS is JSON: {name: [checkpoint directory, [token ids], precision]}
-with precision "exact" or "fast". OUT gets the logits of each, float32 [n, vocab_size], by the reference kernels with a float32 KV cache.
-test_sabotage.py gives it libraries that are wrong on purpose, so it is a process of its own.
+with precision "exact" or "fast". OUT gets the logits of each, float32
+[n, vocab_size], by the reference kernels with a float32 KV cache. test_sabotage.py gives it
+libraries that are wrong on purpose, so it is a process of its own.
 """
 
 import json

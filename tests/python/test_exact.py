@@ -21,7 +21,7 @@ TOLERANCE = 1e-4  # of the largest logit
 
 
 def as_f32(kind, path, directory):
-    """The checkpoint at `path` with its weights decoded, as a GGUF file of F32; returns its path."""
+    """The checkpoint at `path` with decoded weights, as a GGUF file of F32; returns its path."""
     if kind in PLAIN:
         tensors = checkpoints.decoded(path)
         entries = gguf_file.quantised(CASE.config(), tensors, gguf_file.F32)

@@ -1,9 +1,9 @@
 """What fast products cost, against exact ones on the same weights.
 
 m2-tiny, a trained model, is read in its FP8 files (float32 activations when exact, bf16 when fast)
-and as GGUF files made of its dequantised weights (8-bit activations). The text is Python source that came with the
-interpreter. The figures are the mean KL divergence from the float model's next-token distribution,
-in nats, and the share of positions with the same likeliest token.
+and as GGUF files made of its dequantised weights (8-bit activations). The text is Python
+source that came with the interpreter. The figures are the mean KL divergence from the exact model's
+next-token distribution, in nats, and the share of positions with the same likeliest token.
 """
 
 import asyncio

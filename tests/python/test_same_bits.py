@@ -86,7 +86,7 @@ def test_golden_hash(kind, truth):
 
 
 def test_storage_does_not_matter():
-    """F32, F16 and BF16 hold the same values, and are multiplied alike unless BF16 is to be fast."""
+    """F32, F16 and BF16 hold the same values, multiplied alike unless BF16 is to be fast."""
     hashes = json.loads(HASHES.read_text())
     assert hashes["F32"] == hashes["F16"] == hashes["BF16 exact"]
     assert len(set(hashes.values())) == len(hashes) - 2
