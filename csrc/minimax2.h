@@ -61,7 +61,7 @@ extern "C" {
 
 enum {
     MM2_ABI = 2,      /* of this header; must equal mm2_abi(), that of the library */
-    MM2_NUMERICS = 1, /* changes only together with the golden hashes */
+    MM2_NUMERICS = 2, /* changes only together with the golden hashes */
     MM2_MAX_DIMS = 4
 };
 
@@ -155,11 +155,22 @@ enum {
     MM2_ISA_BLAS = 5 /* OpenBLAS on decoded float32 panels; no bit promise */
 };
 
+/* mm2_model_options.precision: what the weights are multiplied with. */
+enum {
+    /* What is fastest for the weights' type: int8 blocks for the integer formats, bf16 for BF16 and
+     * FP8, float32 for F16 and F32. */
+    MM2_PRECISION_FAST = 0,
+    /* float32, by the weights' own float32 values, whatever their type; for measurements. Decoding
+     * takes up to five times as long in the smallest formats, a prompt two to four times. */
+    MM2_PRECISION_EXACT = 1
+};
+
 typedef struct mm2_model_options {
-    uint32_t size;   /* sizeof(mm2_model_options) */
-    uint32_t flags;  /* MM2_WRITABLE */
-    int32_t threads; /* with the caller, 1..1024; 0: physical cores that the process may use */
-    int32_t isa;     /* MM2_ISA_AUTO ... */
+    uint32_t size;     /* sizeof(mm2_model_options) */
+    uint32_t flags;    /* MM2_WRITABLE */
+    int32_t threads;   /* with the caller, 1..1024; 0: physical cores that the process may use */
+    int32_t isa;       /* MM2_ISA_AUTO ... */
+    int32_t precision; /* MM2_PRECISION_FAST ... */
 } mm2_model_options;
 
 void mm2_model_options_init(mm2_model_options *o);
@@ -196,7 +207,7 @@ void mm2_model_config(const mm2_model *m, mm2_config *out); /* copied */
 /* A fact about the model as text, borrowed while it lives, or NULL where the files do not tell.
  * Keys: "path", "format"
  * ("safetensors", "gguf"), "architecture", "name", "license", "quantization" (dtypes of the
- * weights, most bytes first), "isa", "chat_template" (the name of the recognised template). */
+ * weights, most bytes first), "isa", "precision" ("fast", "exact"), "chat_template" (the name of the recognised template). */
 const char *mm2_model_info(const mm2_model *m, const char *key);
 int32_t mm2_model_threads(const mm2_model *m);
 int64_t mm2_model_bytes(const mm2_model *m); /* of all tensors */

@@ -21,10 +21,10 @@ enum {
     FEW_ACTS = 4,
     FEW_FLOATS = 8192, /* of activations that are prepared together */
     FEW_SUMS = FEW_FLOATS / STEP,
-    FEW_LIMIT = 8,      /* this many activation rows are many */
-    FEW_T0 = 1024,      /* bytes that the stream is prefetched ahead, into the first */
-    FEW_T1 = 4096,      /* and the second level */
-    MANY_ACTS = 96,     /* activation rows of a pass, a multiple of 16 */
+    FEW_LIMIT = 10, /* this many activation rows are many */
+    FEW_T0 = 1024,  /* bytes that the stream is prefetched ahead, into the first */
+    FEW_T1 = 4096,  /* and the second level */
+    MANY_ACTS = 96, /* activation rows of a pass, a multiple of 16 */
     MANY_ROWS = 16 * PAIR_ROWS,
     MANY_AHEAD = 2 /* pieces of 128 k that weights are prefetched ahead */
 };

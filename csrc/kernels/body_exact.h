@@ -5,7 +5,7 @@
  * the tiles of body_float.h run over it; between panels the accumulators wait in memory. Blocks of
  * integer codes are unpacked as for integer products, then put back into rows and multiplied by
  * their scales in the order of tensor/quant.c, so that a panel holds its bits. One activation row
- * of float weights needs no panel. */
+ * needs no panel: it takes the weights as they come. */
 
 INLINE void widen_panel(int32_t dtype, float_panel panel, const mm2_weight *w, int32_t first,
                         int32_t count, int32_t i, int32_t begin, int32_t n)
@@ -29,24 +29,38 @@ INLINE void widen_panel(int32_t dtype, float_panel panel, const mm2_weight *w, i
     }
 }
 
-/* 16 elements of every row: scale * code, less `min` if there is one. */
-INLINE void decode_step(float panel[PANEL_ROWS][16], const words code[4], reals scale,
+/* Where decoded weights go: into a panel or, for one activation row, into the sums of their products
+ * with it. */
+typedef struct decoded {
+    float (*panel)[PANEL_ROWS][16];
+    const float *x;
+    v16 sum[PANEL_ROWS];
+} decoded;
+
+/* Elements [16 i, 16 i + 16) of every row: scale * code, less `min` if there is one. */
+INLINE void decode_step(int one, decoded *out, int i, const words code[4], reals scale,
                         const reals *min)
 {
     _Alignas(64) uint8_t rows[PANEL_ROWS][16];
     float factor[PANEL_ROWS], less[PANEL_ROWS];
+    v16 x = one ? v16_load(out->x + i * 16) : v16_zero();
     untranspose4(rows, code);
     reals_store(factor, scale);
     if (min)
         reals_store(less, *min);
+#pragma GCC unroll 16
     for (int r = 0; r < PANEL_ROWS; r++) {
         const uint8_t *q = rows[r % 4 * (ROWS / 4) + r / 4]; /* as untranspose4 leaves them */
-        v16 x = v16_mul(v16_set1(factor[r]), v16_codes((const int8_t *)q));
-        v16_store(panel[r], min ? v16_sub(x, v16_set1(less[r])) : x);
+        v16 w = v16_mul(v16_set1(factor[r]), v16_codes((const int8_t *)q));
+        w = min ? v16_sub(w, v16_set1(less[r])) : w;
+        if (one)
+            out->sum[r] = v16_fma(w, x, out->sum[r]);
+        else
+            v16_store(out->panel[i][r], w);
     }
 }
 
-INLINE void decode_super(int32_t dtype, float_panel panel, const uint8_t *p, int64_t stride)
+INLINE void decode_super(int32_t dtype, int one, decoded *out, const uint8_t *p, int64_t stride)
 {
     super_panel s;
     unpack_super(dtype, &s, p, stride);
@@ -57,13 +71,13 @@ INLINE void decode_super(int32_t dtype, float_panel panel, const uint8_t *p, int
             words min = words_and(words_shr(s.min[i / 2], i % 2 * 16), words_set1(0xffff));
             less = reals_mul(s.dmin, reals_from_words(min));
         }
-        decode_step(panel[i], s.code + i * 4, reals_mul(s.d, factor),
+        decode_step(one, out, i, s.code + i * 4, reals_mul(s.d, factor),
                     has_minima(dtype) ? &less : NULL);
     }
 }
 
 /* n elements of integer formats: a super-block or up to 8 blocks. */
-INLINE void decode_panel(int32_t dtype, float_panel panel, const mm2_weight *w, int32_t first,
+INLINE void decode_group(int32_t dtype, int one, decoded *out, const mm2_weight *w, int32_t first,
                          int32_t count, int32_t i, int32_t begin, int32_t n)
 {
     uint8_t copy[PANEL_ROWS * 8 * sizeof(mm2_block_q8_0)];
@@ -71,17 +85,34 @@ INLINE void decode_panel(int32_t dtype, float_panel panel, const mm2_weight *w, 
     int32_t each = is_super(dtype) ? super_bytes(dtype) : block_bytes(dtype);
     int32_t bytes = n / block * each;
     group g = group_at(w, first, count, i, (int64_t)(begin / block) * each, bytes, copy);
-    for (int r = 0; r < PANEL_ROWS; r++)
-        prefetch(g.p + r * g.stride + PANEL_ROWS * w->row_bytes, bytes);
+    /* The next group, as one stream: its share of this piece of k, in the order of the file. */
+    const uint8_t *here = (const uint8_t *)w->data + (first + i) * w->row_bytes;
+    int64_t share = (int64_t)PANEL_ROWS * (begin / block) * each;
+    if (!i && !begin)
+        prefetch(here, PANEL_ROWS * w->row_bytes);
+    prefetch(here + PANEL_ROWS * w->row_bytes + share, (int64_t)PANEL_ROWS * bytes);
     if (is_super(dtype)) {
-        decode_super(dtype, panel, g.p, g.stride);
+        decode_super(dtype, one, out, g.p, g.stride);
         return;
     }
     for (int32_t b = 0; b < n / 32; b++) {
         words code[8];
         reals d = unpack_block(dtype, code, g.p + b * each, g.stride);
-        decode_step(panel[b * 2], code, d, NULL);
-        decode_step(panel[b * 2 + 1], code + 4, d, NULL);
+        decode_step(one, out, b * 2, code, d, NULL);
+        decode_step(one, out, b * 2 + 1, code + 4, d, NULL);
+    }
+}
+
+INLINE void matmul_decoded_one(int32_t dtype, float *out, const mm2_weight *w, int32_t first,
+                               int32_t count, const float *x)
+{
+    for (int32_t i = 0; i < count; i += PANEL_ROWS) {
+        decoded t = {NULL, x, {v16_zero()}};
+        for (int32_t begin = 0; begin < w->n_in; begin += PANEL_SPAN, t.x += PANEL_SPAN)
+            decode_group(dtype, 1, &t, w, first, count, i, begin,
+                         smaller(PANEL_SPAN, w->n_in - begin));
+        for (int32_t r = 0; r < smaller(PANEL_ROWS, count - i); r++)
+            out[i + r] = v16_tree(t.sum[r]);
     }
 }
 
@@ -102,10 +133,11 @@ INLINE void matmul_panels(int32_t dtype, float *const *out, const mm2_weight *w,
             int32_t step = 0, n = smaller(PANEL_SPAN, w->n_in - begin), m = 0;
             for (int r = 0; r < PANEL_ROWS; r++)
                 scale[r] = scale_row(w, first, count, i + r, &step) + begin / SCALE_SPAN * step;
+            decoded target = {panel, NULL, {v16_zero()}};
             if (is_float(dtype))
                 widen_panel(dtype, panel, w, first, count, i, begin, n);
             else
-                decode_panel(dtype, panel, w, first, count, i, begin, n);
+                decode_group(dtype, 0, &target, w, first, count, i, begin, n);
             for (; m < rows; m += TILE_ACTS) {
                 const float *x[TILE_ACTS];
                 int together = smaller(TILE_ACTS, rows - m);
@@ -130,8 +162,11 @@ INLINE void matmul_panels(int32_t dtype, float *const *out, const mm2_weight *w,
 INLINE void matmul_exact(int32_t dtype, float *const *out, const mm2_weight *w, int32_t first,
                          int32_t count, const void *const *acts, int32_t rows)
 {
-    if (rows == 1 && is_float(dtype)) {
-        matmul_one(dtype, out[0], w, first, count, acts[0]);
+    if (rows == 1) {
+        if (is_float(dtype))
+            matmul_one(dtype, out[0], w, first, count, acts[0]);
+        else
+            matmul_decoded_one(dtype, out[0], w, first, count, acts[0]);
         return;
     }
     for (int32_t m = 0; m < rows; m += PANEL_ACTS)

@@ -8,10 +8,10 @@
  * next one is prefetched. Rows beyond the last are repeats of it whose results are dropped. */
 
 enum {
-    PANEL_SPAN = 256, /* elements of k in a panel */
+    PANEL_SPAN = 256,  /* elements of k in a panel */
     PANEL_ROWS = ROWS, /* of a float panel */
-    PANEL_ACTS = 32,  /* activation rows that use a float panel before it is made again */
-    SCALE_SPAN = 128  /* FP8: elements with one scale */
+    PANEL_ACTS = 32,   /* activation rows that use a float panel before it is made again */
+    SCALE_SPAN = 128   /* FP8: elements with one scale */
 };
 
 #define INLINE static inline __attribute__((always_inline))

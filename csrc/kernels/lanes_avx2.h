@@ -728,7 +728,8 @@ static inline int32_t sum32(const int8_t *p)
 /* 16 signed codes as floats. */
 static inline v16 v16_codes(const int8_t *p)
 {
-    __m128i low = _mm_loadl_epi64((const __m128i *)p), high = _mm_loadl_epi64((const __m128i *)(p + 8));
+    __m128i low = _mm_loadl_epi64((const __m128i *)p),
+            high = _mm_loadl_epi64((const __m128i *)(p + 8));
     return v16_of(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(low)),
                   _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(high)));
 }

@@ -31,10 +31,12 @@ static double *ops_of(mm2_cost *cost, int32_t dtype)
 }
 
 /* A matrix of which `share` is read, for `rows` rows of activations. */
-static void add_matrix(mm2_cost *cost, const mm2_weight *w, double share, double rows)
+static void add_matrix(mm2_cost *cost, const mm2_model *m, const mm2_weight *w, double share,
+                       double rows)
 {
     cost->weight_bytes += share * bytes_of(w);
-    *ops_of(cost, w->dtype) += 2.0 * w->n_out * w->n_in * rows;
+    int exact = m->precision == MM2_PRECISION_EXACT;
+    *ops_of(cost, exact ? MM2_F32 : w->dtype) += 2.0 * w->n_out * w->n_in * rows;
 }
 
 static void add_layer(mm2_cost *cost, const mm2_model *m, int32_t index, int32_t tokens)
@@ -47,14 +49,14 @@ static void add_layer(mm2_cost *cost, const mm2_model *m, int32_t index, int32_t
     for (size_t i = 0; i < sizeof vectors / sizeof *vectors; i++)
         cost->weight_bytes += bytes_of(vectors[i]);
     for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++)
-        add_matrix(cost, matrices[i], 1, tokens);
+        add_matrix(cost, m, matrices[i], 1, tokens);
     double active = (double)c->num_experts_per_tok / c->num_local_experts;
     double hit = tokens == 1 ? active : 1 - pow(1 - active, tokens);
     for (int32_t e = 0; e < c->num_local_experts; e++) {
         const mm2_expert *expert = mm2_experts_get(&m->weights, index, e);
-        add_matrix(cost, &expert->gate, hit, active * tokens);
-        add_matrix(cost, &expert->up, hit, active * tokens);
-        add_matrix(cost, &expert->down, hit, active * tokens);
+        add_matrix(cost, m, &expert->gate, hit, active * tokens);
+        add_matrix(cost, m, &expert->up, hit, active * tokens);
+        add_matrix(cost, m, &expert->down, hit, active * tokens);
     }
 }
 
@@ -92,6 +94,6 @@ mm2_status mm2_model_cost(const mm2_model *m, int32_t tokens, int32_t depth, int
         add_layer(layers, m, i, tokens);
     add_attention(layers, c, tokens, depth, kv_dtype);
     rest->weight_bytes = (double)w->embed.row_bytes * tokens + bytes_of(&w->final_norm);
-    add_matrix(rest, &w->head, 1, 1);
+    add_matrix(rest, m, &w->head, 1, 1);
     return MM2_OK;
 }

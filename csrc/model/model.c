@@ -81,6 +81,7 @@ static mm2_status fill(mm2_model *m, const char *path, const mm2_model_options *
         status = check_vocabulary(m);
     if (!status && !(m->kernels = mm2_kernels_find(o->isa)))
         status = MM2_E_UNSUPPORTED;
+    m->precision = o->precision;
     if (!status)
         status = mm2_pool_new(&m->pool, o->threads ? o->threads : mm2_cpu_cores());
     if (!status)
@@ -123,6 +124,9 @@ mm2_status mm2_model_open(mm2_model **out, const char *path, const mm2_model_opt
     if (o->isa < MM2_ISA_AUTO || o->isa > MM2_ISA_BLAS)
         return mm2_fail(MM2_E_ARG, "mm2_model_open: options.isa is %d, expected %d to %d", o->isa,
                         MM2_ISA_AUTO, MM2_ISA_BLAS);
+    if (o->precision != MM2_PRECISION_FAST && o->precision != MM2_PRECISION_EXACT)
+        return mm2_fail(MM2_E_ARG, "mm2_model_open: options.precision is %d, expected %d or %d",
+                        o->precision, MM2_PRECISION_FAST, MM2_PRECISION_EXACT);
     mm2_model *m = calloc(1, sizeof *m);
     if (!m)
         return mm2_fail(MM2_E_NOMEM, "%s: out of memory while opening it", path);
@@ -167,6 +171,7 @@ const char *mm2_model_info(const mm2_model *m, const char *key)
         {"license", m->checkpoint.license},
         {"quantization", m->quantization},
         {"isa", m->kernels->name},
+        {"precision", m->precision == MM2_PRECISION_EXACT ? "exact" : "fast"},
         {"chat_template", m->tokenizer ? mm2_tokenizer_template(m->tokenizer) : NULL},
     };
     for (size_t i = 0; i < sizeof facts / sizeof *facts; i++)

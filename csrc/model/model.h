@@ -14,6 +14,7 @@ struct mm2_model {
     mm2_tokenizer *tokenizer; /* NULL if the checkpoint has none; then no_tokenizer says why */
     char *no_tokenizer;
     const mm2_kernels *kernels;
+    int32_t precision; /* MM2_PRECISION_* */
     mm2_pool *pool;
     int64_t bytes, parameters;
     char quantization[128]; /* dtypes of the weights, most bytes first */

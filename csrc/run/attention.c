@@ -38,8 +38,8 @@ static mm2_status begin_input(mm2_forward *f, int32_t round, int32_t *units)
     *units = -1;
     if (!round)
         mm2_forward_input(f, f->h, mm2_forward_config(f)->hidden_size, f->rows,
-                          mm2_input_kind(&layer->q) | mm2_input_kind(&layer->k) |
-                              mm2_input_kind(&layer->v),
+                          mm2_input_kind(f, &layer->q) | mm2_input_kind(f, &layer->k) |
+                              mm2_input_kind(f, &layer->v),
                           1, units);
     return MM2_OK;
 }
@@ -172,7 +172,7 @@ static mm2_status begin_z_input(mm2_forward *f, int32_t round, int32_t *units)
     const mm2_weight *w = &mm2_forward_layer(f)->o;
     *units = -1;
     if (!round)
-        mm2_forward_input(f, f->z, w->n_in, f->rows, mm2_input_kind(w), 1, units);
+        mm2_forward_input(f, f->z, w->n_in, f->rows, mm2_input_kind(f, w), 1, units);
     return MM2_OK;
 }
 

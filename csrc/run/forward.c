@@ -218,11 +218,13 @@ void mm2_forward_multiply(const mm2_forward *f, const mm2_weight *w, float *cons
                           int32_t rows)
 {
     const mm2_kernels *kernels = f->model->kernels;
-    int32_t kind = mm2_act_of(w->dtype);
+    int32_t kind = mm2_input_act(f, w);
     if (mm2_forward_packs(f, kind, rows))
         kernels->matmul_packed[w->dtype](
             out, w, first, count,
             f->input.panel[kind] + group * mm2_panel_bytes(kind, 16, f->input.n), rows);
+    else if (f->model->precision == MM2_PRECISION_EXACT)
+        kernels->exact[w->dtype](out, w, first, count, acts, rows);
     else
         kernels->matmul[w->dtype](out, w, first, count, acts, rows);
 }
@@ -243,7 +245,7 @@ void mm2_forward_product(mm2_forward *f, int32_t thread, const mm2_weight *w, fl
     float **rows = (float **)f->threads[thread].out;
     for (int32_t r = 0; r < f->input.count; r++)
         rows[r] = out + r * stride + first;
-    mm2_forward_multiply(f, w, rows, first, count, f->input.pointers[mm2_act_of(w->dtype)], 0,
+    mm2_forward_multiply(f, w, rows, first, count, f->input.pointers[mm2_input_act(f, w)], 0,
                          f->input.count);
 }
 
@@ -313,7 +315,7 @@ static mm2_status begin_head_input(mm2_forward *f, int32_t round, int32_t *units
                (size_t)span->logits_rows * (size_t)n * 4);
         f->logits_rows += span->logits_rows;
     }
-    mm2_forward_input(f, f->out, n, f->logits_rows, mm2_input_kind(&f->model->weights.head), 1,
+    mm2_forward_input(f, f->out, n, f->logits_rows, mm2_input_kind(f, &f->model->weights.head), 1,
                       units);
     return MM2_OK;
 }

@@ -139,9 +139,14 @@ static inline int mm2_forward_packs(const mm2_forward *f, int32_t kind, int32_t 
 {
     return f->input.panel[kind] && rows >= f->model->kernels->packed_rows[kind];
 }
-static inline uint32_t mm2_input_kind(const mm2_weight *w)
+/* The activations that products with these weights take: MM2_ACT_*. */
+static inline int32_t mm2_input_act(const mm2_forward *f, const mm2_weight *w)
 {
-    return 1u << mm2_act_of(w->dtype);
+    return f->model->precision == MM2_PRECISION_EXACT ? MM2_ACT_F32 : mm2_act_of(w->dtype);
+}
+static inline uint32_t mm2_input_kind(const mm2_forward *f, const mm2_weight *w)
+{
+    return 1u << mm2_input_act(f, w);
 }
 
 /* Output features of one unit of a product of `rows` rows: small enough to end within a few

@@ -35,8 +35,8 @@ static mm2_status begin_input(mm2_forward *f, int32_t round, int32_t *units)
     *units = -1;
     if (!round)
         mm2_forward_input(f, f->h, mm2_forward_config(f)->hidden_size, f->rows,
-                          mm2_input_kind(&mm2_forward_layer(f)->router) |
-                              mm2_input_kind(&expert->gate) | mm2_input_kind(&expert->up),
+                          mm2_input_kind(f, &mm2_forward_layer(f)->router) |
+                              mm2_input_kind(f, &expert->gate) | mm2_input_kind(f, &expert->up),
                           0, units);
     return MM2_OK;
 }
@@ -176,7 +176,7 @@ static void multiply_expert(mm2_forward *f, const mm2_weight *w, int32_t e, int3
     const int32_t *slots = f->slots + f->group_begin[e];
     int32_t rows = f->group_begin[e + 1] - f->group_begin[e];
     mm2_thread_scratch *s = &f->threads[thread];
-    const void **inputs = f->input.pointers[mm2_act_of(w->dtype)];
+    const void **inputs = f->input.pointers[mm2_input_act(f, w)];
     for (int32_t r = 0; r < rows; r++) {
         s->act[r] = inputs[slots[r] / share];
         s->out[r] = out + (int64_t)r * count;
@@ -269,7 +269,7 @@ static mm2_status begin_hidden_input(mm2_forward *f, int32_t round, int32_t *uni
         return MM2_OK;
     mm2_forward_input(f, f->hidden, mm2_forward_config(f)->intermediate_size,
                       f->rows * mm2_forward_config(f)->num_experts_per_tok,
-                      mm2_input_kind(&expert->down), 0, units);
+                      mm2_input_kind(f, &expert->down), 0, units);
     *units = *units ? f->active : 0;
     return MM2_OK;
 }

@@ -2,7 +2,7 @@
 return [[
 enum {
     MM2_ABI = 2,
-    MM2_NUMERICS = 1,
+    MM2_NUMERICS = 2,
     MM2_MAX_DIMS = 4,
 };
 typedef int32_t mm2_status;
@@ -71,11 +71,16 @@ enum {
     MM2_ISA_AMX = 4,
     MM2_ISA_BLAS = 5,
 };
+enum {
+    MM2_PRECISION_FAST = 0,
+    MM2_PRECISION_EXACT = 1,
+};
 typedef struct mm2_model_options {
     uint32_t size;
     uint32_t flags;
     int32_t threads;
     int32_t isa;
+    int32_t precision;
 } mm2_model_options;
 void mm2_model_options_init(mm2_model_options *o);
 mm2_status mm2_model_open(mm2_model **out, const char *path, const mm2_model_options *o);

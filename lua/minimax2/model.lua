@@ -40,7 +40,8 @@ local metatable = {
 
 local isa_levels = { auto = lib.MM2_ISA_AUTO, ref = lib.MM2_ISA_REF, avx2 = lib.MM2_ISA_AVX2,
     avx512 = lib.MM2_ISA_AVX512, amx = lib.MM2_ISA_AMX, blas = lib.MM2_ISA_BLAS }
-local known = { threads = true, isa = true, writable = true }
+local precisions = { fast = lib.MM2_PRECISION_FAST, exact = lib.MM2_PRECISION_EXACT }
+local known = { threads = true, isa = true, precision = true, writable = true }
 
 local config_fields = {
     "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim",
@@ -79,6 +80,10 @@ function Model.load(path, options)
         o.isa = isa_levels[options.isa] or raise(("mm.load: isa must be 'auto', 'ref', 'avx2', "
             .. "'avx512', 'amx' or 'blas', not %s"):format(args.show(options.isa)))
     end
+    if options.precision ~= nil then
+        o.precision = precisions[options.precision] or raise(("mm.load: precision must be 'fast' or "
+            .. "'exact', not %s"):format(args.show(options.precision)))
+    end
     if options.writable then
         o.flags = lib.MM2_WRITABLE
     end
@@ -114,7 +119,7 @@ function Model:live()
 end
 
 --- A fact as text, or nil: "path", "format", "architecture", "name", "license", "quantization",
---- "isa", "chat_template".
+--- "isa", "precision", "chat_template".
 function Model:info(key)
     return native.text(lib.mm2_model_info(self:live(), args.text(key, "the key")))
 end

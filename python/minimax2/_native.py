@@ -50,6 +50,7 @@ POINTS = tuple(_text(lib.mm2_point_name(i)) for i in range(lib.MM2_POINT_COUNT))
 DTYPES = {_text(lib.mm2_dtype_name(i)): i for i in range(1, lib.MM2_DTYPE_COUNT)}
 ISAS = {"auto": lib.MM2_ISA_AUTO, "ref": lib.MM2_ISA_REF, "avx2": lib.MM2_ISA_AVX2,
         "avx512": lib.MM2_ISA_AVX512, "amx": lib.MM2_ISA_AMX, "blas": lib.MM2_ISA_BLAS}
+PRECISIONS = {"fast": lib.MM2_PRECISION_FAST, "exact": lib.MM2_PRECISION_EXACT}
 
 
 def cpu():
@@ -147,15 +148,18 @@ def _fields(struct, leave=()):
 # ---- Model ----
 
 
-def model_open(path, threads, writable, isa):
+def model_open(path, threads, writable, isa, precision):
     """An opened checkpoint. threads None: all cores; isa None: the best."""
     if isa is not None and isa not in ISAS:
         raise ArgumentError(f"isa is {isa!r}, must be one of {', '.join(ISAS)}")
+    if precision not in PRECISIONS:
+        raise ArgumentError(f"precision is {precision!r}, must be one of {', '.join(PRECISIONS)}")
     options = ffi.new("mm2_model_options *")
     lib.mm2_model_options_init(options)
     options.flags = lib.MM2_WRITABLE if writable else 0
     options.threads = 0 if threads is None else integer(threads, "threads", 1)
     options.isa = ISAS[isa or "auto"]
+    options.precision = PRECISIONS[precision]
     out = ffi.new("mm2_model **")
     check(lib.mm2_model_open(out, _path(path), options))
     return ffi.gc(out[0], lib.mm2_model_release)

@@ -47,6 +47,8 @@ def _parser():
         made.add_argument("-m", "--model", metavar="PATH", help="directory or .gguf file")
         made.add_argument("-t", "--threads", type=int, metavar="N", help="default: physical cores")
         made.add_argument("--isa", help="ref, avx2, avx512, amx or blas; default: the best")
+        made.add_argument("--precision", default="fast",
+                          help="fast, or exact: float32 products whatever the format; default: fast")
 
     def samples(made):
         made.add_argument("-n", "--max-new-tokens", type=int, default=256, metavar="N")
@@ -85,7 +87,8 @@ def _parser():
 
 
 def _load(arguments):
-    return mm.load(arguments.model, threads=arguments.threads, isa=arguments.isa)
+    return mm.load(arguments.model, threads=arguments.threads, isa=arguments.isa,
+                   precision=arguments.precision)
 
 
 def _sampling(arguments):

@@ -83,18 +83,22 @@ class Cost(NamedTuple):
         return self.int8_ops + self.bf16_ops + self.f32_ops
 
 
-def load(path=None, *, threads=None, writable=False, isa=None):
+def load(path=None, *, threads=None, writable=False, isa=None, precision="fast"):
     """Open a checkpoint: a Model. Quick: weights are mapped, not read.
 
     path: a Hugging Face directory, a .gguf file (of a split set: any part), or a directory that
     holds one; None: m2-tiny, the small model that comes with the package. threads: None means all
     physical cores that the process may use. writable: map copy-on-write, so that weights can be
     edited in this process; files are never touched. isa: "ref", "avx2", "avx512", "amx" or
-    "blas"; None means the best, or what the MM2_ISA environment variable says.
+    "blas"; None means the best, or what the MM2_ISA environment variable says. precision: "fast"
+    multiplies with 8-bit or bf16 activations where the weights' type allows it, "exact" always
+    float32 values with float32 activations, for measurements (decoding takes up to five times as
+    long in the smallest formats, a prompt two to four times).
 
     Raises FileError, FormatError, UnsupportedError, OutOfMemory, ArgumentError.
     """
-    return Model(EMBEDDED if path is None else path, threads=threads, writable=writable, isa=isa)
+    return Model(EMBEDDED if path is None else path, threads=threads, writable=writable, isa=isa,
+                 precision=precision)
 
 
 class Model(Handle, Mapping):
@@ -111,8 +115,8 @@ class Model(Handle, Mapping):
     points = _native.POINTS
     """The names of the activations that a run can stop at, in the order of the data flow."""
 
-    def __init__(self, path, *, threads=None, writable=False, isa=None):
-        super().__init__(_native.model_open(path, threads, writable, isa))
+    def __init__(self, path, *, threads=None, writable=False, isa=None, precision="fast"):
+        super().__init__(_native.model_open(path, threads, writable, isa, precision))
         facts = _native.model_config(self._c)
         for flag in ("use_qk_norm", "use_routing_bias"):
             facts[flag] = bool(facts[flag])
@@ -151,7 +155,7 @@ class Model(Handle, Mapping):
         """A fact as a str, or None where the files do not tell.
 
         Keys: "path", "format", "architecture", "name", "license", "quantization", "isa",
-        "chat_template".
+        "precision", "chat_template".
         """
         return _native.model_info(self._c, key)
 

@@ -172,7 +172,8 @@ static double dequantised(const matrix *x, int32_t i, float *decoded)
 
 static double scale_at(const matrix *x, int32_t i, int32_t j)
 {
-    return x->scale ? x->scale[(i + x->w.scale_row) / 128 * ((x->w.n_in + 127) / 128) + j / 128] : 1;
+    return x->scale ? x->scale[(i + x->w.scale_row) / 128 * ((x->w.n_in + 127) / 128) + j / 128]
+                    : 1;
 }
 
 static void check_products(const mm2_kernels *k, int exact, int kind, double slack)
@@ -321,13 +322,15 @@ static void test_quantize_bf16(void **state)
         x[0] = mm2_bits_f32(0x3f808000 | (next() & 0x10000)); /* half way */
         mm2_kernels_ref.quantize[MM2_ACT_BF16](a, x, n);
         for (int32_t i = 0; i < (int32_t)bytes / 2; i++) {
-            double y = mm2_bf16_f32(a[i]), up = mm2_bf16_f32(a[i] + 1), down = mm2_bf16_f32(a[i] - 1);
+            double y = mm2_bf16_f32(a[i]), up = mm2_bf16_f32(a[i] + 1),
+                   down = mm2_bf16_f32(a[i] - 1);
             if (i >= n)
                 assert_int_equal(a[i], 0);
             else if (x[i] != x[i])
                 assert_true(y != y);
             else if (fabsf(x[i]) > 1e-37f && fabsf(x[i]) < 3e38f)
-                assert_true(fabs(y - x[i]) <= fabs(up - x[i]) && fabs(y - x[i]) <= fabs(down - x[i]));
+                assert_true(fabs(y - x[i]) <= fabs(up - x[i]) &&
+                            fabs(y - x[i]) <= fabs(down - x[i]));
         }
         assert_int_equal(a[0] & 1, 0);
         for (int l = 0; l < level_count; l++) {

@@ -1,4 +1,5 @@
-"""The golden hashes: SHA-256 of the logits of one small checkpoint in every weight format.
+"""The golden hashes: SHA-256 of the logits of one small checkpoint in every weight format, and in
+some with precision "exact".
 
     python tests/golden/make_hashes.py      # writes hashes.json
 
@@ -26,12 +27,14 @@ CASE = checkpoints.Case(
     num_hidden_layers=2, vocab_size=144, rope_theta=5e6, rms_norm_eps=1e-6, seed=301)
 PLAIN = ("F32", "BF16", "FP8")  # as safetensors
 QUANTISED = ("F16", *gguf_file.SCALES)  # as GGUF
+EXACT = tuple(f"{kind} exact" for kind in ("BF16", "FP8", "Q8_0", "Q3_K", "Q4_K", "IQ4_XS"))
+KINDS = (*PLAIN, *QUANTISED, *EXACT)
 IDS = checkpoints.prompt(CASE, 270)  # crosses the 256-position chunk of attention
 
 
 def write(kind, directory):
-    """The checkpoint with matrices of a kind of PLAIN or QUANTISED; returns its path."""
-    directory = pathlib.Path(directory)
+    """The checkpoint with matrices of a kind of KINDS; returns its path."""
+    directory, kind = pathlib.Path(directory), kind.removesuffix(" exact")
     if kind in PLAIN:
         case = dataclasses.replace(CASE, storage=kind)
         return checkpoints.write_checkpoint(case, directory / kind)
@@ -42,6 +45,11 @@ def write(kind, directory):
     else:
         entries = gguf_file.drawn(CASE, number)
     return gguf_file.write(directory / f"{kind}.gguf", CASE.config(), entries)
+
+
+def load(kind, path, **options):
+    """A checkpoint of a kind, opened with the precision that belongs to it."""
+    return mm.load(path, precision="exact" if kind in EXACT else "fast", **options)
 
 
 def all_logits(model, ids, chunk):
@@ -59,8 +67,8 @@ def digest(logits):
 def main():
     hashes = {}
     with tempfile.TemporaryDirectory() as directory:
-        for kind in (*PLAIN, *QUANTISED):
-            with mm.load(write(kind, directory), isa="ref", threads=2) as model:
+        for kind in KINDS:
+            with load(kind, write(kind, directory), isa="ref", threads=2) as model:
                 hashes[kind] = digest(all_logits(model, IDS, 64))
     HASHES.write_text(json.dumps(hashes, indent=1) + "\n")
 

@@ -2,9 +2,10 @@
 
     python tests/golden/run_library.py LIBRARY CDEF JOBS OUT.npz
 
-CDEF holds `make -C csrc cdef`. JOBS is JSON: {name: [checkpoint directory, [token ids]]}. OUT gets
-the logits of each, float32 [n, vocab_size], by the reference kernels with a float32 KV cache.
-test_sabotage.py gives it libraries that are wrong on purpose, so it is a process of its own.
+CDEF holds `make -C csrc cdef`. JOBS is JSON: {name: [checkpoint directory, [token ids], precision]}
+with precision "exact" or "fast". OUT gets the logits of each, float32
+[n, vocab_size], by the reference kernels with a float32 KV cache. test_sabotage.py gives it
+libraries that are wrong on purpose, so it is a process of its own.
 """
 
 import json
@@ -21,10 +22,11 @@ def checked(ffi, lib, status):
     return status
 
 
-def logits(ffi, lib, directory, ids):
+def logits(ffi, lib, directory, ids, precision):
     options = ffi.new("mm2_model_options *")
     lib.mm2_model_options_init(options)
     options.isa, options.threads = lib.MM2_ISA_REF, 2
+    options.precision = getattr(lib, f"MM2_PRECISION_{precision.upper()}")
     model, session = ffi.new("mm2_model **"), ffi.new("mm2_session **")
     checked(ffi, lib, lib.mm2_model_open(model, directory.encode(), options))
     options = ffi.new("mm2_session_options *")

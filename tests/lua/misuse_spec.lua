@@ -182,6 +182,7 @@ describe("misuse", function()
         end
         assert.matches("threads must be an integer", failure(mm.load, nil, { threads = 1.5 }))
         assert.matches("isa must be", failure(mm.load, nil, { isa = "sse2" }))
+        assert.matches("precision must be", failure(mm.load, nil, { precision = "best" }))
         for _, context in ipairs { -1, model.config.max_position_embeddings + 1, 2 ^ 31 - 1 } do
             local none, message = model:session { context = context }
             assert.is_nil(none)

@@ -49,7 +49,8 @@ end
 
 say "# facts"
 say(mm.version, mm.cpu(), model:info "isa", model.nbytes, model.parameters)
-for _, key in ipairs { "format", "architecture", "name", "license", "quantization", "chat_template", "x" } do
+for _, key in ipairs { "format", "architecture", "name", "license", "quantization", "precision", "chat_template",
+    "x" } do
     say(key, none(model:info(key)))
 end
 for _, name in ipairs { "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads",

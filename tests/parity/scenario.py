@@ -56,7 +56,8 @@ def none(value):
 
 say("# facts")
 say(mm.__version__, mm.cpu(), model.info("isa"), model.nbytes, model.parameters)
-for key in ("format", "architecture", "name", "license", "quantization", "chat_template", "x"):
+for key in ("format", "architecture", "name", "license", "quantization", "precision",
+            "chat_template", "x"):
     say(key, none(model.info(key)))
 for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads",
              "head_dim", "rotary_dim", "num_local_experts", "num_experts_per_tok",

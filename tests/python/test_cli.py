@@ -85,6 +85,7 @@ def test_synth_makes_what_the_others_open(tmp_path):
     (("info", "-m", "/does/not/exist"), "/does/not/exist"),
     (("generate", "x", "--threads", 0), "threads is 0"),
     (("generate", "x", "--isa", "sse"), "isa is 'sse'"),
+    (("generate", "x", "--precision", "best"), "precision is 'best'"),
     (("generate", "x", "--temperature", -1), "temperature"),
     (("generate", "x", "-n", -1), "max_new_tokens"),
     (("generate", ""), "the prompt is empty"),

@@ -45,13 +45,15 @@ def test_added_vector(tmp_path, chunk):
     with np.load(GOLDEN / f"{HOOKED}.npz") as golden:
         plain, theirs = golden[f"logits_{n}"], golden[f"hooked_{n}"]
     assert np.abs(theirs - plain).max() > 0.1 * np.abs(plain).max(), "the hook changes little"
-    with mm.load(checkpoints.write_checkpoint(case, tmp_path), threads=2) as model:
+    with mm.load(checkpoints.write_checkpoint(case, tmp_path), threads=2,
+                 precision="exact") as model:
         assert_close(hooked_logits(model, ids, checkpoints.hook_vector(case), chunk), theirs)
         assert_close(hooked_logits(model, ids, np.float32(0), chunk), plain)
 
 
 def test_added_vector_in_m2_tiny():
-    with np.load(GOLDEN / "m2-tiny.npz") as golden, mm.load(TINY, threads=2) as model:
+    with np.load(GOLDEN / "m2-tiny.npz") as golden, mm.load(
+            TINY, threads=2, precision="exact") as model:
         step = model.config.vocab_size // golden["hooked_0"].shape[1]
         ours = hooked_logits(model, golden["prompt_0"], golden["vector"], 64)
         assert_close(ours[:, ::step], golden["hooked_0"])

@@ -82,7 +82,8 @@ def test_kv_dtypes(tiny, kv_dtype):
 
 @pytest.mark.parametrize("options", [
     {"threads": 0}, {"threads": -1}, {"threads": 1025}, {"threads": 10**12}, {"threads": 1.0},
-    {"threads": "2"}, {"threads": True}, {"isa": "sse"}, {"isa": ""}, {"isa": 1}])
+    {"threads": "2"}, {"threads": True}, {"isa": "sse"}, {"isa": ""}, {"isa": 1},
+    {"precision": "best"}, {"precision": None}, {"precision": 1}])
 def test_load_options(options):
     with pytest.raises((mm.ArgumentError, TypeError)):
         mm.load(**options)
