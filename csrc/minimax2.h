@@ -85,7 +85,8 @@ const char *mm2_version(void); /* "0.1.0"; static */
 /* The sentence of the last failure in the calling thread, "" if none. Borrowed until the thread's
  * next failing call. */
 const char *mm2_error(void);
-/* Processor and best instruction-set level: "avx512 (AMD EPYC), 2 cores". Static. */
+/* Processor and best instruction-set level: "avx512 (AMD EPYC), 2 cores", and " on 2 memory nodes"
+ * where there are several. Static. */
 const char *mm2_cpu(void);
 
 /* ----------------------------------------------------------------------------------------------
@@ -207,7 +208,8 @@ void mm2_model_config(const mm2_model *m, mm2_config *out); /* copied */
 /* A fact about the model as text, borrowed while it lives, or NULL where the files do not tell.
  * Keys: "path", "format"
  * ("safetensors", "gguf"), "architecture", "name", "license", "quantization" (dtypes of the
- * weights, most bytes first), "isa", "precision" ("fast", "exact"), "chat_template" (the name of the recognised template). */
+ * weights, most bytes first), "isa", "precision" ("fast", "exact"), "chat_template" (the name of the
+ * recognised template). */
 const char *mm2_model_info(const mm2_model *m, const char *key);
 int32_t mm2_model_threads(const mm2_model *m);
 int64_t mm2_model_bytes(const mm2_model *m); /* of all tensors */
