@@ -333,8 +333,8 @@ def report(result, model):
     else:
         subject = f"{LAYERS} layers of these widths, which are not MiniMax-M2's"
     lines += ["", f"Prediction for {subject}, in tokens/s:",
-              "the roof (bytes at the best read or operations at the peaks, what takes longer) times "
-              "the share of it reached above"]
+              "the roof (bytes at the best read or operations at the peaks, what takes longer) "
+              "times the share of it reached above"]
     names = [Run(run["kind"], run["depth"], run["tokens"]).name for run in result["runs"]]
     widths = [max(12, len(name) + 2) for name in names]
     machines = list(dict.fromkeys(made["machine"] for made in result["predictions"]))
@@ -465,6 +465,8 @@ def run(arguments):
         _check_plot(arguments.plot)
     with load(arguments.model, threads=arguments.threads, isa=arguments.isa) as model:
         room = model.config.max_position_embeddings
+        if arguments.decode > room:
+            raise ArgumentError(f"--decode is {arguments.decode}: the model has {room} positions")
         depths = _fitting("depth", arguments.depth, DEPTHS, room - arguments.decode)
         prompts = _fitting("prompt", arguments.prompt, PROMPTS, room)
         with _Bar(steps(depths, prompts, arguments.repeat)) as bar:
