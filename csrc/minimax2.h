@@ -240,7 +240,7 @@ typedef struct mm2_limits { /* of all threads together */
     double int8_ops, bf16_ops, f32_ops;
 } mm2_limits;
 
-/* Measure the machine with the model's threads and kernels, in at most half a second. What is read
+/* Measure the machine with the model's threads and kernels, in about half a second. What is read
  * are the model's own mapped weights, at random places, or 512 MB of other memory if the model is
  * smaller or not in memory. Machines drift and have other users: call it again between the runs
  * that are to be compared with it. Meaningless while other threads run the model. Fails with ARG,

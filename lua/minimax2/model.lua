@@ -50,13 +50,21 @@ local config_fields = {
     "routed_scaling_factor",
 }
 
+local limit_fields = { "threads", "plain_read", "best_read", "int8_ops", "bf16_ops", "f32_ops" }
+local cost_fields = { "weight_bytes", "kv_bytes", "int8_ops", "bf16_ops", "f32_ops" }
+
+local function fields(raw, names)
+    local out = {}
+    for _, name in ipairs(names) do
+        out[name] = raw[name]
+    end
+    return out
+end
+
 local function config(ptr)
     local raw = ffi.new "mm2_config"
     lib.mm2_model_config(ptr, raw)
-    local out = {}
-    for _, name in ipairs(config_fields) do
-        out[name] = raw[name]
-    end
+    local out = fields(raw, config_fields)
     out.use_qk_norm = raw.use_qk_norm ~= 0
     out.use_routing_bias = raw.use_routing_bias ~= 0
     return out
@@ -278,6 +286,27 @@ function Model:logits(prompt, rows)
     end
     session:close()
     return out
+end
+
+--- Measures what this machine gives the model's threads, in about half a second. A table: threads,
+--- plain_read and best_read (bytes per second of memory, without and with prefetch), int8_ops, bf16_ops
+--- and f32_ops (operations per second, 2 a multiply-add). Meaningless while the model runs elsewhere.
+function Model:limits()
+    local raw = ffi.new "mm2_limits"
+    check(lib.mm2_model_limits(self:live(), raw))
+    return fields(raw, limit_fields)
+end
+
+--- What it takes to evaluate `tokens` tokens (1) together behind `depth` earlier ones (0), with a cache
+--- of kv_dtype ("bf16" or "f32"): two tables, of all layers and of the rest (embedding rows, final
+--- norm, output head for the last token). Fields: weight_bytes, kv_bytes, int8_ops, bf16_ops, f32_ops.
+function Model:cost(tokens, depth, kv_dtype)
+    tokens = tokens == nil and 1 or args.int(tokens, "model:cost: tokens")
+    depth = depth == nil and 0 or args.int(depth, "model:cost: depth")
+    local layers, rest = ffi.new "mm2_cost", ffi.new "mm2_cost"
+    check(lib.mm2_model_cost(self:live(), tokens, depth, args.kv_dtype(kv_dtype, "model:cost"), layers,
+        rest))
+    return fields(layers, cost_fields), fields(rest, cost_fields)
 end
 
 --- Lets the model go; again is allowed. Its views and its tokenizer end; sessions, batches and samplers

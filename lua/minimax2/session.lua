@@ -35,7 +35,6 @@ local metatable = {
 }
 
 local known = { context = true, kv_dtype = true, chunk = true }
-local kv_dtypes = { bf16 = lib.MM2_BF16, f32 = lib.MM2_F32 }
 
 --- See model:session.
 function Session.new(model, options, where)
@@ -48,11 +47,7 @@ function Session.new(model, options, where)
     if options.chunk ~= nil then
         o.chunk = args.int(options.chunk, where .. ": chunk")
     end
-    if options.kv_dtype ~= nil then
-        o.kv_dtype = kv_dtypes[options.kv_dtype]
-            or raise(("%s: kv_dtype must be 'bf16' or 'f32', not %s"):format(where,
-                args.show(options.kv_dtype)))
-    end
+    o.kv_dtype = args.kv_dtype(options.kv_dtype, where)
     local out = ffi.new "mm2_session *[1]"
     if lib.mm2_session_new(out, model:live(), o) < 0 then
         return nil, native.message()

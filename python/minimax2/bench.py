@@ -316,9 +316,10 @@ def report(result, model):
     ]
     for run in result["runs"]:
         rate = run["bytes_per_token"] * run["tokens_per_second"]
+        megabytes = run["bytes_per_token"] / 1e6
         lines.append(
             f"{Run(run['kind'], run['depth'], run['tokens']).name:<22}"
-            f"{run['tokens_per_second']:>13,.1f}{run['bytes_per_token'] / 1e6:>11,.1f}"
+            f"{run['tokens_per_second']:>13,.1f}{megabytes:>11,.{1 if megabytes >= 10 else 3}f}"
             f"{rate / 1e9:>9.1f}{run['share_of_best_read']:>10.0%}"
             f"{run['share_of_plain_read']:>10.0%}{run['tera_ops']:>10.3f}"
             f"{run['share_of_peak']:>9.0%}{run['share_of_roofline']:>9.0%}")
@@ -331,9 +332,9 @@ def report(result, model):
         subject = f"MiniMax-M2 whole, {LAYERS} layers"
     else:
         subject = f"{LAYERS} layers of these widths, which are not MiniMax-M2's"
-    lines += ["", f"Prediction for {subject}, in tokens/s: the roof (what takes longer, bytes at "
-                  "the best read or", "operations at the peaks) times the share of it reached "
-                  "above."]
+    lines += ["", f"Prediction for {subject}, in tokens/s:",
+              "the roof (bytes at the best read or operations at the peaks, what takes longer) "
+              "times the share of it reached above"]
     names = [Run(run["kind"], run["depth"], run["tokens"]).name for run in result["runs"]]
     widths = [max(12, len(name) + 2) for name in names]
     machines = list(dict.fromkeys(made["machine"] for made in result["predictions"]))
@@ -409,15 +410,16 @@ def _label(figure, axes, points, colours):
     """Names beside the points, pushed down where they would lie on each other."""
     figure.canvas.draw()  # settles the transformation to pixels
     taken = []
-    width, height = figure.dpi * 1.3, figure.dpi * 0.32
+    width, height = figure.dpi * 1.05, figure.dpi * 0.32
     for x, y, run in sorted(points, key=lambda point: -point[1]):
         at, level = place = axes.transData.transform((x, y))
         for other, used in taken:  # from above
             if abs(other - at) < width:
                 level = min(level, used - height)
         taken.append((at, level))
-        axes.annotate(f"{Run(run['kind'], run['depth'], run['tokens']).name}\n"
-                      f"{run['tokens_per_second']:,.0f} tokens/s, {run['share_of_roofline']:.0%}",
+        name = Run(run["kind"], run["depth"], run["tokens"]).name
+        axes.annotate(f"{name}: {run['share_of_roofline']:.0%}\n"
+                      f"{run['tokens_per_second']:,.0f} tokens/s",
                       (x, y), (9, (level - place[1]) * 72 / figure.dpi), va="center", fontsize=8,
                       textcoords="offset points", color=colours[run["kind"]], zorder=4,
                       bbox=dict(boxstyle="square,pad=0.1", color="white", alpha=0.8))
@@ -463,6 +465,8 @@ def run(arguments):
         _check_plot(arguments.plot)
     with load(arguments.model, threads=arguments.threads, isa=arguments.isa) as model:
         room = model.config.max_position_embeddings
+        if arguments.decode > room:
+            raise ArgumentError(f"--decode is {arguments.decode}: the model has {room} positions")
         depths = _fitting("depth", arguments.depth, DEPTHS, room - arguments.decode)
         prompts = _fitting("prompt", arguments.prompt, PROMPTS, room)
         with _Bar(steps(depths, prompts, arguments.repeat)) as bar:

@@ -271,7 +271,7 @@ class Model(Handle, Mapping):
     # ---- Measuring ----
 
     def limits(self):
-        """Measure what this machine gives: Limits. Half a second at most.
+        """Measure what this machine gives: Limits. Takes about half a second.
 
         Meaningless while the model runs in other threads. Machines drift: measure again between the
         runs that are compared with it. Raises OutOfMemory.

@@ -652,6 +652,53 @@ static void test_attention_edges(void **state)
     guarded_free(c.v, c.v_bytes);
 }
 
+/* ---- The machine's limits ---- */
+
+/* Every byte is read, with any prefetch, and none beyond: each one shows in the checksum. */
+static void test_read_reads_all(void **state)
+{
+    (void)state;
+    enum { BYTES = 4096 };
+    static const int32_t ahead[][2] = {{0, 0}, {512, 0}, {0, 4096}, {2048, 1 << 20}};
+    uint8_t *p = guarded(BYTES);
+    for (int32_t i = 0; i < BYTES; i++)
+        p[i] = (uint8_t)next();
+    for (int l = -1; l < level_count; l++) {
+        const mm2_kernels *k = l < 0 ? &mm2_kernels_ref : levels[l];
+        uint64_t sum = k->read(p, BYTES, 0, 0);
+        for (int way = 0; way < 4; way++) {
+            assert_true(k->read(p, BYTES, ahead[way][0], ahead[way][1]) == sum);
+            for (int32_t i = 0; i < BYTES; i++) {
+                p[i]++;
+                assert_true(k->read(p, BYTES, ahead[way][0], ahead[way][1]) != sum);
+                p[i]--;
+            }
+        }
+    }
+    guarded_free(p, BYTES);
+}
+
+/* Operations are counted by rounds, and the checksum is made of the data. */
+static void test_peak_multiplies(void **state)
+{
+    (void)state;
+    static _Alignas(64) uint8_t zeros[MM2_PEAK_BYTES], data[MM2_PEAK_BYTES];
+    for (int l = -1; l < level_count; l++)
+        for (int kind = 0; kind < MM2_PEAK_KINDS; kind++) {
+            const mm2_kernels *k = l < 0 ? &mm2_kernels_ref : levels[l];
+            int64_t one, five;
+            if (!k->peak[kind])
+                continue;
+            for (int32_t i = 0; i < MM2_PEAK_BYTES / 4; i++)
+                ((float *)data)[i] = next_float(TAME);
+            assert_true(k->peak[kind](zeros, 1, &one) == 0 && one > 0);
+            assert_true(k->peak[kind](data, 5, &five) != 0 && five == 5 * one);
+            assert_true(k->peak[kind](data, 1, &one) != k->peak[kind](data, 5, &five));
+        }
+    assert_non_null(mm2_kernels_ref.peak[MM2_PEAK_INT8]);
+    assert_non_null(mm2_kernels_ref.peak[MM2_PEAK_F32]);
+}
+
 /* ---- Choosing a level ---- */
 
 static void test_isa_names(void **state)
@@ -733,6 +780,8 @@ int main(void)
         cmocka_unit_test(test_attention),
         cmocka_unit_test(test_attention_reports_nan),
         cmocka_unit_test(test_attention_edges),
+        cmocka_unit_test(test_read_reads_all),
+        cmocka_unit_test(test_peak_multiplies),
         cmocka_unit_test(test_blas_is_right),
     };
     return cmocka_run_group_tests(tests, find_levels, NULL);

@@ -324,6 +324,30 @@ static void bad_arguments_meet_a_sentence(void **state)
     assert_int_equal(MM2_OK, mm2_batch_free(NULL));
 }
 
+static void limits_leave_the_bits_alone(void **state)
+{
+    (void)state;
+    mm2_limits limits;
+    mm2_cost layers, rest;
+    assert_int_equal(MM2_E_ARG, mm2_model_limits(NULL, &limits));
+    assert_int_equal(MM2_E_ARG, mm2_model_limits(model, NULL));
+    assert_int_equal(MM2_OK, mm2_model_limits(model, &limits));
+    assert_int_equal(3, limits.threads);
+    assert_true(limits.plain_read > 0 && limits.best_read >= limits.plain_read);
+    assert_true(limits.int8_ops > 0 && limits.bf16_ops > 0 && limits.f32_ops > 0);
+    assert_int_equal(MM2_E_ARG, mm2_model_cost(model, 1, 0, MM2_BF16, &layers, NULL));
+    assert_int_equal(MM2_E_ARG, mm2_model_cost(model, 1, 0, MM2_F16, &layers, &rest));
+    assert_int_equal(MM2_E_ARG,
+                     mm2_model_cost(model, INT32_MAX, INT32_MAX, MM2_F32, &layers, &rest));
+    assert_int_equal(MM2_OK, mm2_model_cost(model, 1, 4095, MM2_F32, &layers, &rest));
+    assert_true(layers.kv_bytes == 5.0 * 4095 * 2 * 2 * 64 * 4);
+    mm2_session *s = session_of(0);
+    assert_int_equal(MM2_OK, mm2_session_feed(s, prompt, PROMPT));
+    assert_int_equal(MM2_OK, mm2_session_run(s, 0, NULL));
+    assert_expected(s);
+    mm2_session_free(s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -335,6 +359,7 @@ int main(void)
         cmocka_unit_test(a_second_thread_meets_busy_and_may_interrupt),
         cmocka_unit_test(a_forked_child_goes_on),
         cmocka_unit_test(bad_arguments_meet_a_sentence),
+        cmocka_unit_test(limits_leave_the_bits_alone),
     };
     return cmocka_run_group_tests_name("session", tests, set_up, tear_down);
 }

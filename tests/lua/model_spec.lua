@@ -51,6 +51,24 @@ describe("a model", function()
         assert.matches("^minimax2 model: ", tostring(model))
     end)
 
+    it("measures the machine and counts what tokens take", function()
+        local limits = model:limits()
+        assert.equal(model.threads, limits.threads)
+        assert.is_true(limits.plain_read > 1e8 and limits.best_read >= limits.plain_read)
+        for _, name in ipairs { "int8_ops", "bf16_ops", "f32_ops" } do
+            assert.is_true(limits[name] > 1e8)
+        end
+        local layers, rest = model:cost()
+        assert.is_true(layers.weight_bytes + rest.weight_bytes < model.nbytes)
+        assert.equal(0, layers.kv_bytes)
+        assert.equal(layers.weight_bytes, model:cost(1, 10).weight_bytes)
+        assert.equal(2 * model:cost(1, 10).kv_bytes, model:cost(1, 10, "f32").kv_bytes)
+        assert.matches("tokens must be an integer", support.failure(model.cost, model, 1.5))
+        assert.matches("kv_dtype must be 'bf16' or 'f32', not 'q8'",
+            support.failure(model.cost, model, 1, 1, "q8"))
+        assert.matches("0 tokens behind 0", support.failure(model.cost, model, 0))
+    end)
+
     it("lists its tensors in file order, with views on them", function()
         local count, bytes = 0, 0
         for name, tensor in model:tensors() do

@@ -60,6 +60,17 @@ for _, name in ipairs { "num_hidden_layers", "hidden_size", "num_attention_heads
 end
 say(bits { model.config.rope_theta, model.config.rms_norm_eps, model.config.routed_scaling_factor })
 
+say "# cost"
+for _, arguments in ipairs { {}, { 1, 100 }, { 1, 100, "f32" }, { 300, 0 }, { 7, 4000 } } do
+    for _, cost in ipairs { model:cost(unpack(arguments)) } do
+        local values = {}
+        for i, name in ipairs { "weight_bytes", "kv_bytes", "int8_ops", "bf16_ops", "f32_ops" } do
+            values[i] = ("%.17g"):format(cost[name])
+        end
+        say(values)
+    end
+end
+
 say "# tensors"
 for name, tensor in model:tensors() do
     say(name, tensor.dtype, tensor.shape, tensor.nbytes, tensor.readonly)

@@ -65,6 +65,11 @@ for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key
     say(name, getattr(model.config, name))
 say(bits([model.config.rope_theta, model.config.rms_norm_eps, model.config.routed_scaling_factor]))
 
+say("# cost")
+for arguments in ((), (1, 100), (1, 100, "f32"), (300, 0), (7, 4000)):
+    for cost in model.cost(*arguments):
+        say([f"{value:.17g}" for value in cost])
+
 say("# tensors")
 for name, tensor in model.items():
     say(name, tensor.dtype, tensor.shape, tensor.nbytes, tensor.readonly)
