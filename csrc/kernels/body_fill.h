@@ -255,15 +255,10 @@ INLINE void fill_heads(int32_t dtype, filling *f)
     if (!has_minima(dtype))
         return;
     reals_store(f->to->d[1] + r, h->dmin);
+    int minima = is_wide(dtype) ? 4 : 8; /* words of them */
 #pragma GCC unroll 8
-    for (int i = 0; i < 8; i++) {
-        words pair = h->min[i];
-        if (is_wide(dtype) && i >= 4)
-            break;
-        if (is_wide(dtype)) /* both halves of a word are the same: of two, one pair */
-            pair = words_or(words_bits(h->min[i * 2], 0, 0xffff), words_shl(h->min[i * 2 + 1], 16));
-        _mm512_storeu_si512(f->to->min[i] + r, pair);
-    }
+    for (int i = 0; i < minima; i++)
+        _mm512_storeu_si512(f->to->min[i] + r, h->min[i]);
 }
 
 /* After the rows of a tile of blocks: d of TILE rows, from `begin` on. */

@@ -52,12 +52,11 @@ INLINE void one_chain(int minima, float *y, const one_terms *t, int32_t rows, in
 }
 
 /* Blocks [at, at + ROWS) of `total`, where they are or, if there are not so many, in a copy that
- * ends with zeros. Prefetches the stream. */
+ * ends with zeros. */
 INLINE const uint8_t *one_group(const uint8_t *p, int32_t at, int32_t total, int32_t bytes,
                                 uint8_t *copy)
 {
     p += (int64_t)at * bytes;
-    prefetch_stream(p, ROWS * bytes);
     if (total - at >= ROWS)
         return p;
     memset(copy, 0, (size_t)(ROWS * bytes));
@@ -124,6 +123,7 @@ INLINE void one_block_terms(int32_t dtype, one_terms *t, int32_t at, const uint8
 #pragma GCC unroll 8
     for (int k = 0; k < ROWS / 2; k++) {
         int first = k + k / 4 * 4; /* with the block four further on */
+        prefetch_stream(p + k * 2 * bytes, 2 * bytes);
         bytes64 c = one_block_codes(dtype, p + first * bytes, p + (first + 4) * bytes);
         sum[k] = pairs_dot(is_signed(dtype), c, x->code[b + first]);
     }
@@ -158,7 +158,7 @@ INLINE void matmul_block_one(int32_t dtype, float *out, const mm2_weight *w, int
 typedef struct one_super_act {
     _Alignas(64) int8_t code[ONE_SUPERS][256]; /* in the order of one_super_sum */
     int16_t sums[ONE_SUPERS][16];              /* of 16 codes each, times one_factor */
-    int32_t pairs[8][ONE_SUPERS];              /* the same, unmultiplied, two by two */
+    int32_t pairs[8][ONE_SUPERS]; /* of 16 codes, for Q4_K and Q5_K of 32, two by two */
     float d[ONE_SUPERS];
 } one_super_act;
 
@@ -176,9 +176,15 @@ INLINE void one_super_prepare(int32_t dtype, one_super_act *x, const int8_t *act
     const int16_t *sums = (const int16_t *)(d + blocks);
     for (int32_t b = 0, from = 0; b < blocks + ROWS; b++, from = from + 1 < blocks ? from + 1 : 0) {
         for (int i = 0; i < 8; i++) {
+            const int16_t *s = sums + from * 16 + i * 2;
+            int16_t wide[2] = {s[0], s[1]};
             memcpy(x->code[b] + i * 32, act + from * MM2_SUPER + order[i] * 32, 32);
-            if (has_minima(dtype))
-                memcpy(&x->pairs[i][b], sums + from * 16 + i * 2, 4);
+            if (!has_minima(dtype) || (is_wide(dtype) && i >= 4))
+                continue;
+            s = sums + from * 16 + i * 4;
+            if (is_wide(dtype))
+                wide[0] = (int16_t)(s[0] + s[1]), wide[1] = (int16_t)(s[2] + s[3]);
+            memcpy(&x->pairs[i][b], wide, 4);
         }
         for (int i = 0; i < 16 && !has_minima(dtype); i++)
             x->sums[b][i] = (int16_t)(sums[from * 16 + i] * factor);
@@ -190,7 +196,7 @@ INLINE void one_super_prepare(int32_t dtype, one_super_act *x, const int8_t *act
  * tables below (Q6_K has them so in the file), minima as pairs of int16, d and dmin. */
 typedef struct one_heads {
     _Alignas(64) uint8_t scales[ROWS][16];
-    words min[8];
+    words min[8]; /* Q4_K and Q5_K, with their 32 codes a minimum: 4 */
     reals d, dmin;
 } one_heads;
 
@@ -207,11 +213,9 @@ INLINE void one_heads_6bit(one_heads *h, const uint8_t *p, int64_t stride)
     min[0] = words_bits(x[2], 0, LOW6);
     min[1] = words_or(words_bits(x[3], 4, LOW4), words_shl(words_bits(x[2], 6, LOW2), 4));
     untranspose4(h->scales, scale);
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; i++) {
-        words m = words_byte(min[i / 4], i % 4);
-        h->min[i] = words_or(m, words_shl(m, 16));
-    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+        h->min[i] = words_widen(min[i / 2], i % 2);
 }
 
 INLINE void one_heads_q2_k(one_heads *h, const uint8_t *p, int64_t stride)
@@ -222,8 +226,8 @@ INLINE void one_heads_q2_k(one_heads *h, const uint8_t *p, int64_t stride)
     for (int i = 0; i < 4; i++) { /* low nibbles are scales, high ones minima */
         words min = words_bits(x[i], 4, LOW4);
         scale[i] = words_bits(x[i], 0, LOW4);
-        h->min[i * 2] = words_or(words_byte(min, 0), words_shl(words_byte(min, 1), 16));
-        h->min[i * 2 + 1] = words_or(words_byte(min, 2), words_shl(words_byte(min, 3), 16));
+        h->min[i * 2] = words_widen(min, 0);
+        h->min[i * 2 + 1] = words_widen(min, 1);
     }
     untranspose4(h->scales, scale);
     transpose4(x, p + offsetof(mm2_block_q2_k, d) - 12, stride);
@@ -382,17 +386,20 @@ INLINE void one_super_terms(int32_t dtype, one_terms *t, int32_t at, const uint8
     one_heads h;
     one_heads_fill(dtype, &h, p, super_bytes(dtype));
 #pragma GCC unroll 16
-    for (int l = 0; l < ROWS; l++)
+    for (int l = 0; l < ROWS; l++) { /* all prefetches at once would fill the line buffers */
+        prefetch_stream(p + l * super_bytes(dtype), super_bytes(dtype));
         sum[l] = one_super_sum(dtype, p + l * super_bytes(dtype), one_scales(dtype, &h, p, l),
                                x->code[b + l], x->sums[b + l]);
+    }
     reals d = reals_load(x->d + b);
     reals_store(t->a + at, reals_mul(h.d, d));
     reals_store(t->b + at, reals_from_words(words_sums(sum)));
     if (!has_minima(dtype))
         return;
     words least = words_set1(0);
+    int minima = is_wide(dtype) ? 4 : 8; /* words of them */
 #pragma GCC unroll 8
-    for (int i = 0; i < 8; i++)
+    for (int i = 0; i < minima; i++)
         least = words_dot16(least, h.min[i], words_load(x->pairs[i] + b));
     reals_store(t->c + at, reals_negate(reals_mul(h.dmin, d)));
     reals_store(t->e + at, reals_from_words(least));

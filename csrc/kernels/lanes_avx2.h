@@ -677,6 +677,16 @@ static inline void untranspose4(uint8_t out[ROWS][16], const words in[4])
     _mm256_store_si256((__m256i *)(out + 6), _mm256_unpackhi_epi64(ab, cd));
 }
 
+/* Bytes 0 and 1 of every word (`half` 1: 2 and 3) as two int16. */
+static inline words words_widen(words a, int half)
+{
+    int n = half * 2;
+    return _mm256_shuffle_epi8(
+        a, _mm256_broadcastsi128_si256(_mm_setr_epi8(
+               (char)n, -1, (char)(n + 1), -1, (char)(n + 4), -1, (char)(n + 5), -1, (char)(n + 8),
+               -1, (char)(n + 9), -1, (char)(n + 12), -1, (char)(n + 13), -1)));
+}
+
 static inline reals reals_of(words bits)
 {
     return _mm256_castsi256_ps(bits);

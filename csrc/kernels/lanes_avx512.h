@@ -594,6 +594,15 @@ static inline void untranspose4(uint8_t out[ROWS][16], const words in[4])
     _mm512_store_si512(out + 12, _mm512_unpackhi_epi64(ab, cd));
 }
 
+static inline words words_widen(words a, int half)
+{
+    int n = half * 2;
+    return _mm512_shuffle_epi8(
+        a, _mm512_broadcast_i32x4(_mm_setr_epi8(
+               (char)n, -1, (char)(n + 1), -1, (char)(n + 4), -1, (char)(n + 5), -1, (char)(n + 8),
+               -1, (char)(n + 9), -1, (char)(n + 12), -1, (char)(n + 13), -1)));
+}
+
 static inline reals reals_of(words bits)
 {
     return _mm512_castsi512_ps(bits);
