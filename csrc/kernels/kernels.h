@@ -16,11 +16,11 @@
  *           zeros up to a multiple of 32.
  *   blocks  sums of integer products are exact in int32 within a block; blocks are added in
  *           ascending order with one fused multiply-add each into one float, starting from +0.
- * Error. Against the exact sum of w * a, decoded weights times the activations that are given:
- * at most r * 2^-24 * sum |w * a|, and 2^-125 for each product that may be flushed to zero. r is the
- * roundings that a product passes: lanes n / 16 + 4; tile n / 32 + 17 (FP8 n / 128 + 21); blocks 3
- * each. Where a weight is the difference of two terms, their sizes count for |w|. Tested for sizes
- * from 1e-5 to 1e5, zeros and subnormals.
+ * Error. Against the exact sum of w * a, decoded weights times the activations that are given: at
+ * most r * 2^-24 * sum |w * a| (1 + tiny), r the most roundings that a product passes: lanes
+ * ceil(n / 16) + 4, one more for a scale; tile 17 + ceil(n / 32), FP8 21 + ceil(n / 128); blocks 3
+ * each, and there the sizes of both terms count for a weight that is their difference. And 2^-126
+ * for each operation whose factor or result is flushed.
  * FMA is a single rounding everywhere (fmaf in ref.c). Sources are built with -ffp-contract=off.
  * The sign and payload of a NaN are not part of the promise; that there is one is. */
 #ifndef MM2_KERNELS_H

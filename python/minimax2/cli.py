@@ -48,7 +48,7 @@ def _parser():
         made.add_argument("-t", "--threads", type=int, metavar="N", help="default: physical cores")
         made.add_argument("--isa", help="ref, avx2, avx512, amx or blas; default: the best")
         made.add_argument("--precision", default="fast",
-                          help="fast, or exact: float32 products whatever the format; default: fast")
+                          help="fast (default), or exact: float32 products in every format")
 
     def samples(made):
         made.add_argument("-n", "--max-new-tokens", type=int, default=256, metavar="N")
