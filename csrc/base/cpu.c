@@ -275,7 +275,7 @@ static void clean_brand(char *out, int cap, const char *brand)
 
 static void find_facts(void)
 {
-    unsigned a, b, c, d, brand[13] = {0};
+    unsigned a = 0, b = 0, c = 0, d = 0, brand[13] = {0};
     if ((unsigned)__get_cpuid_max(0x80000000, NULL) >= 0x80000004)
         for (unsigned i = 0; i < 3; i++)
             __cpuid(0x80000002 + i, brand[4 * i], brand[4 * i + 1], brand[4 * i + 2],

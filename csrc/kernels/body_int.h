@@ -83,8 +83,9 @@ INLINE int tile_acts(int32_t left)
 
 /* ---- Blocks of 32 ---- */
 
-INLINE void block_tile(int panels, int32_t dtype, int acts, reals (*y)[DOT_PANELS], const block_panel *p,
-                       const int8_t *const *a, const float *const *d, int32_t blocks)
+INLINE void block_tile(int panels, int32_t dtype, int acts, reals (*y)[DOT_PANELS],
+                       const block_panel *p, const int8_t *const *a, const float *const *d,
+                       int32_t blocks)
 {
     _Alignas(64) int8_t buffer[DOT_ACTS][256];
     const int8_t *ready[DOT_ACTS];
@@ -114,8 +115,8 @@ INLINE void block_tile(int panels, int32_t dtype, int acts, reals (*y)[DOT_PANEL
             for (int m = 0; m < acts; m++)
 #pragma GCC unroll 2
                 for (int n = 0; n < panels; n++)
-                    sum[m][n] = dot(is_small(dtype), 0, sum[m][n], c[n], ready[m] + b * 32 + i * 4,
-                                    one);
+                    sum[m][n] =
+                        dot(is_small(dtype), 0, sum[m][n], c[n], ready[m] + b * 32 + i * 4, one);
         }
 #pragma GCC unroll 4
         for (int m = 0; m < acts; m++)
@@ -133,9 +134,9 @@ INLINE void block_tile(int panels, int32_t dtype, int acts, reals (*y)[DOT_PANEL
             y[m][n] = total[m][n];
 }
 
-INLINE void block_panel_dot(int panels, int32_t dtype, reals (*y)[DOT_PANELS],
-                            const block_panel *p, const void *const *acts, int32_t rows,
-                            int32_t n_in, int32_t begin, int32_t blocks, ahead next)
+INLINE void block_panel_dot(int panels, int32_t dtype, reals (*y)[DOT_PANELS], const block_panel *p,
+                            const void *const *acts, int32_t rows, int32_t n_in, int32_t begin,
+                            int32_t blocks, ahead next)
 {
     for (int32_t m = 0; m < rows;) {
         const int8_t *a[DOT_ACTS];
@@ -184,9 +185,8 @@ INLINE void matmul_block_group(int panels, int32_t dtype, float *const *out, con
                              group_at(w, first, count, i + n * ROWS, (int64_t)begin / 32 * bytes,
                                       blocks * bytes, copy),
                              blocks);
-        block_panel_dot(
-            panels, dtype, y, panel, acts, rows, w->n_in, begin, blocks,
-            ahead_of(panels, w, first, i, (int64_t)begin / 32 * bytes, blocks * bytes));
+        block_panel_dot(panels, dtype, y, panel, acts, rows, w->n_in, begin, blocks,
+                        ahead_of(panels, w, first, i, (int64_t)begin / 32 * bytes, blocks * bytes));
     }
     for (int32_t m = 0; m < rows; m++)
         for (int n = 0; n < panels; n++)
@@ -243,8 +243,7 @@ INLINE void super_tile(int panels, int32_t dtype, int acts, reals (*y)[DOT_PANEL
         for (int m = 0; m < acts; m++)
 #pragma GCC unroll 2
             for (int n = 0; n < panels; n++)
-                total[m][n] =
-                    dot_end(small, total[m][n], sum[m][n], p[n].scale[s / same * same]);
+                total[m][n] = dot_end(small, total[m][n], sum[m][n], p[n].scale[s / same * same]);
     }
 #pragma GCC unroll 4
     for (int m = 0; m < acts; m++)
@@ -260,9 +259,9 @@ INLINE void super_tile(int panels, int32_t dtype, int acts, reals (*y)[DOT_PANEL
         }
 }
 
-INLINE void super_panel_dot(int panels, int32_t dtype, reals (*y)[DOT_PANELS],
-                            const super_panel *p, const void *const *acts, int32_t rows,
-                            int32_t n_in, int32_t block, ahead next)
+INLINE void super_panel_dot(int panels, int32_t dtype, reals (*y)[DOT_PANELS], const super_panel *p,
+                            const void *const *acts, int32_t rows, int32_t n_in, int32_t block,
+                            ahead next)
 {
     for (int32_t m = 0; m < rows;) {
         const int8_t *a[DOT_ACTS];
@@ -303,9 +302,9 @@ INLINE void matmul_super_group(int panels, int32_t dtype, float *const *out, con
                              group_at(w, first, count, i + n * ROWS,
                                       (int64_t)block * super_bytes(dtype), super_bytes(dtype),
                                       copy));
-        super_panel_dot(panels, dtype, y, panel, acts, rows, w->n_in, block,
-                        ahead_of(panels, w, first, i, (int64_t)block * super_bytes(dtype),
-                                 super_bytes(dtype)));
+        super_panel_dot(
+            panels, dtype, y, panel, acts, rows, w->n_in, block,
+            ahead_of(panels, w, first, i, (int64_t)block * super_bytes(dtype), super_bytes(dtype)));
     }
     for (int32_t m = 0; m < rows; m++)
         for (int n = 0; n < panels; n++)

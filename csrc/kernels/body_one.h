@@ -72,6 +72,17 @@ typedef struct one_block_act {
     float d[ONE_BLOCKS];
 } one_block_act;
 
+/* Of 32 int8; AVX2 does at every level. */
+static inline int32_t sum32(const int8_t *p)
+{
+    const __m256i raise = _mm256_set1_epi8((char)0x80);
+    __m256i a = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)p), raise);
+    a = _mm256_sad_epu8(a, _mm256_setzero_si256());
+    __m128i b = _mm_add_epi64(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    b = _mm_add_epi64(b, _mm_unpackhi_epi64(b, b));
+    return _mm_cvtsi128_si32(b) - 32 * 128;
+}
+
 static void one_block_prepare(one_block_act *x, const int8_t *act, int32_t n, int32_t bias)
 {
     int32_t blocks = n / 32;
@@ -103,12 +114,14 @@ INLINE bytes64 one_block_codes(int32_t dtype, const uint8_t *p, const uint8_t *q
         return bytes_signed(
             bytes_joined(p + offsetof(mm2_block_q8_0, q), q + offsetof(mm2_block_q8_0, q)));
     case MM2_Q5_0: {
-        bytes64 low = bytes_nibbles(p + offsetof(mm2_block_q5_0, q), q + offsetof(mm2_block_q5_0, q));
+        bytes64 low =
+            bytes_nibbles(p + offsetof(mm2_block_q5_0, q), q + offsetof(mm2_block_q5_0, q));
         return bytes_set_bit4(low, p + offsetof(mm2_block_q5_0, high),
                               q + offsetof(mm2_block_q5_0, high));
     }
     default: {
-        bytes64 low = bytes_nibbles(p + offsetof(mm2_block_q4_0, q), q + offsetof(mm2_block_q4_0, q));
+        bytes64 low =
+            bytes_nibbles(p + offsetof(mm2_block_q4_0, q), q + offsetof(mm2_block_q4_0, q));
         return dtype == MM2_IQ4_NL ? bytes_iq4(low) : low;
     }
     }
@@ -166,7 +179,7 @@ typedef struct one_super_act {
 INLINE void one_super_prepare(int32_t dtype, one_super_act *x, const int8_t *act, int32_t n)
 {
     static const uint8_t plain[8] = {0, 1, 2, 3, 4, 5, 6, 7};
-    static const uint8_t nibbles[8] = {0, 2, 1, 3, 4, 6, 5, 7}; /* Q4_K, Q5_K: 32 bytes a pair */
+    static const uint8_t nibbles[8] = {0, 2, 1, 3, 4, 6, 5, 7};  /* Q4_K, Q5_K: 32 bytes a pair */
     static const uint8_t quarters[8] = {0, 4, 1, 5, 2, 6, 3, 7}; /* Q2_K, Q3_K: 32 bytes a half */
     const uint8_t *order = dtype == MM2_Q2_K || dtype == MM2_Q3_K   ? quarters
                            : dtype == MM2_Q4_K || dtype == MM2_Q5_K ? nibbles
@@ -311,8 +324,8 @@ INLINE words one_super_sum(int32_t dtype, const uint8_t *p, const uint8_t scales
     case MM2_Q2_K:
     case MM2_Q3_K: {
         int three = dtype == MM2_Q3_K;
-        bytes64 q = bytes_load(p + (three ? offsetof(mm2_block_q3_k, q)
-                                          : offsetof(mm2_block_q2_k, q)));
+        bytes64 q =
+            bytes_load(p + (three ? offsetof(mm2_block_q3_k, q) : offsetof(mm2_block_q2_k, q)));
         bytes64 high = q;
         if (three) /* bits of the second half are 4 further up; the one at hand comes to 2 */
             high = bytes_shr_halves(bytes_repeat32(p + offsetof(mm2_block_q3_k, high)), 0, 4);
@@ -375,8 +388,9 @@ INLINE words one_super_sum(int32_t dtype, const uint8_t *p, const uint8_t scales
 
 INLINE const uint8_t *one_scales(int32_t dtype, const one_heads *h, const uint8_t *p, int l)
 {
-    return dtype == MM2_Q6_K ? p + l * super_bytes(dtype) + offsetof(mm2_block_q6_k, scales)
-                             : h->scales[l % 4 * (ROWS / 4) + l / 4]; /* as untranspose4 leaves them */
+    return dtype == MM2_Q6_K
+               ? p + l * super_bytes(dtype) + offsetof(mm2_block_q6_k, scales)
+               : h->scales[l % 4 * (ROWS / 4) + l / 4]; /* as untranspose4 leaves them */
 }
 
 INLINE void one_super_terms(int32_t dtype, one_terms *t, int32_t at, const uint8_t *p,

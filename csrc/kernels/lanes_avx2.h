@@ -13,18 +13,18 @@
 #include <stddef.h>
 
 enum {
-    ROWS = 8,       /* weight rows of a panel: int32 lanes of a register */
-    DOT_ACTS = 4,   /* activation rows and */
-    DOT_PANELS = 1, /* panels of one integer tile */
-    ONE_ACTS = 4,   /* fewer activation rows than this are multiplied one by one */
-    SIGNED_BIAS = 0, /* what pairs_dot adds to signed codes */
-    ONE_ROWS = 4,   /* weight rows that run together with one float activation row */
-    TILE_ROWS = 2,  /* weight rows and */
-    TILE_ACTS = 3,  /* activation rows of one float tile: 12 accumulators of 16 registers */
-    KEY_TILES = 1,  /* tiles of 16 keys that attention scores at a time */
-    PAIR_ROWS = 3,  /* weight rows and 16 x */
+    ROWS = 8,         /* weight rows of a panel: int32 lanes of a register */
+    DOT_ACTS = 4,     /* activation rows and */
+    DOT_PANELS = 1,   /* panels of one integer tile */
+    ONE_ACTS = 4,     /* fewer activation rows than this are multiplied one by one */
+    SIGNED_BIAS = 0,  /* what pairs_dot adds to signed codes */
+    ONE_ROWS = 4,     /* weight rows that run together with one float activation row */
+    TILE_ROWS = 2,    /* weight rows and */
+    TILE_ACTS = 3,    /* activation rows of one float tile: 12 accumulators of 16 registers */
+    KEY_TILES = 1,    /* tiles of 16 keys that attention scores at a time */
+    PAIR_ROWS = 3,    /* weight rows and 16 x */
     PAIR_VECTORS = 1, /* activation rows of one bf16 tile: twice as many accumulators */
-    VALUE_LANES = 1 /* groups of 16 value dimensions that attention sums at a time */
+    VALUE_LANES = 1   /* groups of 16 value dimensions that attention sums at a time */
 };
 
 /* ---- 16 floats ---- */
@@ -319,7 +319,8 @@ static inline __m256i two_rows(const uint8_t *p, int64_t stride)
 }
 
 /* out[i] = word i of the 16 bytes at p of ROWS rows, `stride` bytes apart. */
-static inline __attribute__((always_inline)) void transpose4(words out[4], const uint8_t *p, int64_t stride)
+static inline __attribute__((always_inline)) void transpose4(words out[4], const uint8_t *p,
+                                                             int64_t stride)
 {
     __m256i a = two_rows(p, stride), b = two_rows(p + stride, stride);
     __m256i c = two_rows(p + 2 * stride, stride), d = two_rows(p + 3 * stride, stride);
@@ -450,8 +451,7 @@ static inline bytes64 bytes_of(__m256i low, __m256i high)
 
 static inline bytes64 bytes_joined(const uint8_t *p, const uint8_t *q) /* 32 bytes of each */
 {
-    return bytes_of(_mm256_loadu_si256((const __m256i *)p),
-                    _mm256_loadu_si256((const __m256i *)q));
+    return bytes_of(_mm256_loadu_si256((const __m256i *)p), _mm256_loadu_si256((const __m256i *)q));
 }
 
 static inline bytes64 bytes_load(const uint8_t *p)
@@ -524,8 +524,8 @@ static inline __m256i bits_to_16(const uint8_t *p)
 {
     int32_t word;
     memcpy(&word, p, 4);
-    const __m256i from = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202,
-                                            0x0303030303030303);
+    const __m256i from =
+        _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
     const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201);
     __m256i a = _mm256_shuffle_epi8(_mm256_set1_epi32(word), from);
     a = _mm256_cmpeq_epi8(_mm256_and_si256(a, bit), bit);
@@ -558,9 +558,9 @@ static inline __m128i spread_control(int negative, int from)
 
 static inline __m256i spread32(int negative, __m256i scales, int first, int second)
 {
-    __m256i control = _mm256_inserti128_si256(
-        _mm256_castsi128_si256(spread_control(negative, first)), spread_control(negative, second),
-        1);
+    __m256i control =
+        _mm256_inserti128_si256(_mm256_castsi128_si256(spread_control(negative, first)),
+                                spread_control(negative, second), 1);
     __m256i a = _mm256_shuffle_epi8(scales, control);
     return negative ? _mm256_srai_epi16(a, 8) : a;
 }
@@ -710,17 +710,6 @@ static inline reals reals_mul(reals a, reals b)
 static inline reals reals_negate(reals a)
 {
     return _mm256_xor_ps(a, _mm256_set1_ps(-0.0f));
-}
-
-/* Of 32 int8. */
-static inline int32_t sum32(const int8_t *p)
-{
-    const __m256i raise = _mm256_set1_epi8((char)0x80);
-    __m256i a = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)p), raise);
-    a = _mm256_sad_epu8(a, _mm256_setzero_si256());
-    __m128i b = _mm_add_epi64(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
-    b = _mm_add_epi64(b, _mm_unpackhi_epi64(b, b));
-    return _mm_cvtsi128_si32(b) - 32 * 128;
 }
 
 /* ---- Exact products ---- */

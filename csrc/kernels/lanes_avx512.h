@@ -8,18 +8,18 @@
 #include <stddef.h>
 
 enum {
-    ROWS = 16,      /* weight rows of a panel: int32 lanes of a register */
-    DOT_ACTS = 4,   /* activation rows and */
-    DOT_PANELS = 2, /* panels of one integer tile */
-    ONE_ACTS = 4,   /* fewer activation rows than this are multiplied one by one */
+    ROWS = 16,         /* weight rows of a panel: int32 lanes of a register */
+    DOT_ACTS = 4,      /* activation rows and */
+    DOT_PANELS = 2,    /* panels of one integer tile */
+    ONE_ACTS = 4,      /* fewer activation rows than this are multiplied one by one */
     SIGNED_BIAS = 128, /* what pairs_dot adds to signed codes */
-    ONE_ROWS = 8,   /* weight rows that run together with one float activation row */
-    TILE_ROWS = 8,  /* weight rows and */
-    TILE_ACTS = 3,  /* activation rows of one float tile: 24 accumulators of 32 registers */
-    KEY_TILES = 4,  /* tiles of 16 keys that attention scores at a time */
-    PAIR_ROWS = 4,  /* weight rows and 16 x */
-    PAIR_VECTORS = 3, /* activation rows of one bf16 tile: twice as many accumulators */
-    VALUE_LANES = 4 /* groups of 16 value dimensions that attention sums at a time */
+    ONE_ROWS = 8,      /* weight rows that run together with one float activation row */
+    TILE_ROWS = 8,     /* weight rows and */
+    TILE_ACTS = 3,     /* activation rows of one float tile: 24 accumulators of 32 registers */
+    KEY_TILES = 4,     /* tiles of 16 keys that attention scores at a time */
+    PAIR_ROWS = 4,     /* weight rows and 16 x */
+    PAIR_VECTORS = 3,  /* activation rows of one bf16 tile: twice as many accumulators */
+    VALUE_LANES = 4    /* groups of 16 value dimensions that attention sums at a time */
 };
 
 /* ---- 16 floats ---- */
@@ -305,7 +305,8 @@ static inline __m512i four_rows(const uint8_t *p, int64_t stride)
     return _mm512_mask_broadcast_i32x4(a, 0xf000, load_row(p + 12 * stride));
 }
 
-static inline __attribute__((always_inline)) void transpose4(words out[4], const uint8_t *p, int64_t stride)
+static inline __attribute__((always_inline)) void transpose4(words out[4], const uint8_t *p,
+                                                             int64_t stride)
 {
     __m512i a = four_rows(p, stride), b = four_rows(p + stride, stride);
     __m512i c = four_rows(p + 2 * stride, stride), d = four_rows(p + 3 * stride, stride);
@@ -598,9 +599,9 @@ static inline words words_widen(words a, int half)
 {
     int n = half * 2;
     return _mm512_shuffle_epi8(
-        a, _mm512_broadcast_i32x4(_mm_setr_epi8(
-               (char)n, -1, (char)(n + 1), -1, (char)(n + 4), -1, (char)(n + 5), -1, (char)(n + 8),
-               -1, (char)(n + 9), -1, (char)(n + 12), -1, (char)(n + 13), -1)));
+        a, _mm512_broadcast_i32x4(_mm_setr_epi8((char)n, -1, (char)(n + 1), -1, (char)(n + 4), -1,
+                                                (char)(n + 5), -1, (char)(n + 8), -1, (char)(n + 9),
+                                                -1, (char)(n + 12), -1, (char)(n + 13), -1)));
 }
 
 static inline reals reals_of(words bits)
@@ -672,16 +673,6 @@ static inline void narrow16(uint16_t *out, v16 x)
     bits = _mm512_srli_epi32(_mm512_add_epi32(bits, round), 16);
     bits = _mm512_mask_or_epi32(bits, nan, upper, _mm512_set1_epi32(0x40));
     _mm256_storeu_si256((__m256i *)out, _mm512_cvtepi32_epi16(bits));
-}
-
-static inline int32_t sum32(const int8_t *p)
-{
-    const __m256i raise = _mm256_set1_epi8((char)0x80);
-    __m256i a = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)p), raise);
-    a = _mm256_sad_epu8(a, _mm256_setzero_si256());
-    __m128i b = _mm_add_epi64(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
-    b = _mm_add_epi64(b, _mm_unpackhi_epi64(b, b));
-    return _mm_cvtsi128_si32(b) - 32 * 128;
 }
 
 #endif

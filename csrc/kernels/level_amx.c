@@ -70,7 +70,7 @@ PACKED_SLOT(iq4_xs, MM2_IQ4_XS)
             }                                                                                      \
         tile_store(0, c, 64);                                                                      \
         tiles_end();                                                                               \
-        *ops = 2LL * 16 * 16 * (PEAK_BYTES_K / bytes) * TILES * rounds;                             \
+        *ops = 2LL * 16 * 16 * (PEAK_BYTES_K / bytes) * TILES * rounds;                            \
         return c[0][0];                                                                            \
     }
 

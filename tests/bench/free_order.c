@@ -18,6 +18,7 @@
 
 #include "kernels/body_float.h"
 #include "kernels/body_unpack.h"
+#include "kernels/body_one.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -54,8 +55,8 @@ static void free_q8_0(float *y, const uint8_t *p, int32_t rows)
                 int16_t d0, d1;
                 memcpy(&d0, p, 2);
                 memcpy(&d1, p + 34, 2);
-                __m256i both = _mm256_inserti128_si256(
-                    _mm256_castsi128_si256(_mm_set1_epi16(d0)), _mm_set1_epi16(d1), 1);
+                __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_set1_epi16(d0)),
+                                                       _mm_set1_epi16(d1), 1);
                 v16 scale = v16_mul(_mm512_cvtph_ps(both), v16_load(d_a[at]));
                 sum[i] = v16_fma(_mm512_cvtepi32_ps(c), scale, sum[i]);
             }
@@ -95,8 +96,8 @@ static void free_q4_k(float *y, const uint8_t *p, int32_t rows)
             for (int j = 0; j < 4; j++) {
                 bytes64 c = bytes_load(p + offsetof(mm2_block_q4_k, q) + j / 2 * 64);
                 c = bytes_and(j % 2 ? bytes_shr(c, 4) : c, 15);
-                total = one_dot(total, c, code + b * MM2_SUPER + j * 64,
-                                bytes_spread(0, s, spread[j]));
+                total =
+                    one_dot(total, c, code + b * MM2_SUPER + j * 64, bytes_spread(0, s, spread[j]));
             }
             sum = v16_fma(_mm512_cvtepi32_ps(total), v16_set1(_cvtsh_ss(d[0]) * d_a[b]), sum);
             __m128i m = _mm_cvtepu8_epi16(_mm_cvtsi64_si128((long long)minima));
@@ -171,8 +172,7 @@ static void compare(mm2_pool *threads, const mm2_kernels *k, int32_t dtype, uint
         qsort(seconds[i], RUNS, sizeof(double), by_size);
     printf("%-5s free %5.1f GB/s, ordered %5.1f GB/s: %.1f %% of it (the same within %.0e)\n",
            mm2_dtype_name(dtype), bytes / seconds[0][RUNS / 2] * 1e-9,
-           bytes / seconds[1][RUNS / 2] * 1e-9,
-           100 * seconds[0][RUNS / 2] / seconds[1][RUNS / 2],
+           bytes / seconds[1][RUNS / 2] * 1e-9, 100 * seconds[0][RUNS / 2] / seconds[1][RUNS / 2],
            fabs((result[0] - result[1]) / result[1]));
 }
 

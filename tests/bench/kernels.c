@@ -82,8 +82,8 @@ __attribute__((target("avx2"))) static uint64_t read_bytes(const uint8_t *p, siz
         for (int k = 0; k < 4 && t1; k++)
             _mm_prefetch((const char *)p + i + k * 64 + t1, _MM_HINT_T1);
         for (int k = 0; k < 8; k++)
-            sum[k % 4] = _mm256_xor_si256(
-                sum[k % 4], _mm256_loadu_si256((const __m256i *)(p + i + k * 32)));
+            sum[k % 4] =
+                _mm256_xor_si256(sum[k % 4], _mm256_loadu_si256((const __m256i *)(p + i + k * 32)));
     }
     sum[0] = _mm256_xor_si256(_mm256_xor_si256(sum[0], sum[1]), _mm256_xor_si256(sum[2], sum[3]));
     return (uint64_t)_mm256_extract_epi64(sum[0], 0) ^ (uint64_t)_mm256_extract_epi64(sum[0], 3);
@@ -93,9 +93,9 @@ static void reading(void *context, int32_t unit, int32_t thread)
 {
     const job *j = context;
     size_t bytes = (size_t)j->w.row_bytes * TILE;
-    sink += read_bytes(pool + j->at[unit / (N_OUT / TILE)] +
-                           (size_t)(unit % (N_OUT / TILE)) * bytes,
-                       bytes, j->t0, j->t1);
+    sink +=
+        read_bytes(pool + j->at[unit / (N_OUT / TILE)] + (size_t)(unit % (N_OUT / TILE)) * bytes,
+                   bytes, j->t0, j->t1);
 }
 
 static double seconds(job *j, mm2_work work)
