@@ -9,8 +9,12 @@
 enum {
     LINE = 64,             /* bytes of a cache line */
     PEAK_CODES = ROWS / 4, /* code registers of an integer tile */
-    PEAK_STEPS = 16        /* of a round, each with its own codes and activations */
+    PEAK_STEPS = 16,       /* of a round, each with its own codes and activations */
+    PEAK_SPAN = 128        /* of a round of floats: elements of k */
 };
+
+_Static_assert((PANEL_ROWS + TILE_ACTS) * PEAK_SPAN * 4 <= MM2_PEAK_BYTES, "peak_f32");
+_Static_assert(PEAK_STEPS *PEAK_CODES * sizeof(words) <= MM2_PEAK_BYTES / 2, "peak_int8");
 
 INLINE uint64_t words_sum(const words *w, int n)
 {
@@ -86,17 +90,17 @@ static uint64_t peak_f32(const void *data, int32_t rounds, int64_t *ops)
     const float *x[TILE_ACTS];
     v16 t[TILE_ROWS][TILE_ACTS];
     for (int m = 0; m < TILE_ACTS; m++) {
-        x[m] = (const float *)data + PANEL_ROWS * PANEL_SPAN + m * PANEL_SPAN;
+        x[m] = (const float *)data + PANEL_ROWS * PEAK_SPAN + m * PEAK_SPAN;
         for (int i = 0; i < TILE_ROWS; i++)
             t[i][m] = v16_zero();
     }
     for (int32_t r = 0; r < rounds; r++)
-        for (int32_t k = 0; k < PANEL_SPAN; k += 16)
+        for (int32_t k = 0; k < PEAK_SPAN; k += 16)
             tile_step(TILE_ACTS, t, panel, 0, x, k, 16);
     uint64_t check = 0;
     for (int i = 0; i < TILE_ROWS; i++)
         for (int m = 0; m < TILE_ACTS; m++)
             check += mm2_f32_bits(v16_tree(t[i][m]));
-    *ops = 2LL * TILE_ROWS * TILE_ACTS * PANEL_SPAN * rounds;
+    *ops = 2LL * TILE_ROWS * TILE_ACTS * PEAK_SPAN * rounds;
     return check;
 }

@@ -109,7 +109,7 @@ def test_memory_nodes(kind, truths, threads, nodes, monkeypatch, assert_bits):
         with model.session(context=len(IDS), chunk=100) as session:
             session.feed(IDS)
             slices = 1
-            while not session.run(0.0005):
+            while not session.run(0.00001):
                 slices += 1
             assert_bits(session.logits.numpy(), truth[len(IDS) - 1])
             assert slices > 2
@@ -148,9 +148,9 @@ def test_rewind_half_way(model, truth, assert_bits):
     """A chunk is in flight when the timeline is cut: below what is evaluated, and above it."""
     with model.session(context=len(IDS), chunk=64) as session:
         session.feed(IDS)
-        assert not session.run(0.001)
+        assert not session.run(0.00001)
         session.rewind(200)
-        assert not session.run(0.001)
+        assert not session.run(0.00001)
         session.rewind(10)
         session.feed(IDS[10:]).run()
         assert_bits(session.logits.numpy(), truth[-1])
@@ -160,7 +160,7 @@ def test_sliced_by_a_budget(model, truth, assert_bits):
     slices = 1
     with model.session(context=len(IDS), chunk=64) as session:
         session.feed(IDS)
-        while not session.run(0.001):
+        while not session.run(0.00001):
             slices += 1
         assert_bits(session.logits.numpy(), truth[-1])
     assert slices > 2
