@@ -5,12 +5,18 @@
  * are the 16 positions of a tile, one accumulator a head. Values: lanes are dimensions, positions
  * ascend, and the probability of a position is spread over the lanes. */
 
-enum { CHUNK = 256, GROUP_HEADS = 6 };
+enum { CHUNK = 256, GROUP_HEADS = 6, VALUES_AHEAD = 16 };
 
 static inline v16 load_kv(int32_t dtype, const void *p, int64_t i)
 {
     return dtype == MM2_F32 ? v16_load((const float *)p + i)
                             : v16_load_bf16((const uint16_t *)p + i);
+}
+
+/* Keys and values of a decoded token come from memory, several streams of them. */
+static inline __attribute__((always_inline)) void fetch_kv(int32_t dtype, const void *p, int64_t i)
+{
+    _mm_prefetch((const char *)p + i * (dtype == MM2_F32 ? 4 : 2), _MM_HINT_T0);
 }
 
 /* Scores of `tiles` tiles of 16 positions from j on; c: the largest ones, lane by lane. */
@@ -29,6 +35,9 @@ attend_tiles(int heads, int tiles, int32_t dtype, float p[][CHUNK], v16 *c, cons
 #pragma GCC unroll 4
         for (int t = 0; t < tiles; t++)
             key[t] = load_kv(dtype, k, (int64_t)(j + t * 16) * head_dim + d * 16);
+#pragma GCC unroll 4
+        for (int t = 0; t < tiles; t++) /* the same place of the next tiles */
+            fetch_kv(dtype, k, (int64_t)(j + (tiles + t) * 16) * head_dim + d * 16);
 #pragma GCC unroll 6
         for (int h = 0; h < heads; h++) {
             v16 query = v16_set1(q[h * head_dim + d]);
@@ -82,6 +91,9 @@ attend_values(int heads, int lanes, int32_t dtype, float *o, float p[][CHUNK], c
 #pragma GCC unroll 4
         for (int i = 0; i < lanes; i++)
             value[i] = load_kv(dtype, v, (int64_t)j * head_dim + first + i * 16);
+#pragma GCC unroll 4
+        for (int i = 0; i < lanes; i += 2)
+            fetch_kv(dtype, v, (int64_t)(j + VALUES_AHEAD) * head_dim + first + i * 16);
 #pragma GCC unroll 6
         for (int h = 0; h < heads; h++) {
             v16 weight = v16_set1(p[h][j]);
