@@ -51,10 +51,10 @@ int64_t mm2_panel_bytes(int32_t act, int32_t rows, int64_t n);
 
 /* One weight matrix [n_out][n_in] as it lies in the file. */
 typedef struct mm2_weight {
-    const void *data;   /* row i begins at data + i * row_bytes; any alignment */
-    const float *scale; /* FP8: [ceil(n_out / 128)][ceil(n_in / 128)], multiplies the codes; NULL
+    const void *data;    /* row i begins at data + i * row_bytes; any alignment */
+    const float *scale;  /* FP8: [ceil(n_out / 128)][ceil(n_in / 128)], multiplies the codes; NULL
                            otherwise (FP8 too: 1.0) */
-    int64_t row_bytes; /* of a row's blocks: rows lie one after the other, without gaps */
+    int64_t row_bytes;   /* of a row's blocks: rows lie one after the other, without gaps */
     int32_t n_out, n_in; /* n_in a multiple of the dtype's block */
     int32_t dtype;
     int32_t scale_row; /* FP8: row of this matrix's row 0 within its first scale block (a slice of a
