@@ -215,16 +215,15 @@ static void pack_unit(void *forward, int32_t unit, int32_t thread)
     pack_expert(f, f->unit_expert[unit], mm2_forward_config(f)->num_experts_per_tok, thread);
 }
 
-/* Gate and up tiles of the busiest expert decide the tile, so that every unit is bounded. */
-static int32_t gate_tile(const mm2_forward *f)
+/* Rows of the busiest expert: they decide the tiles, so that every unit is bounded. */
+static int32_t most_rows(const mm2_forward *f)
 {
     int32_t most = 1;
     for (int32_t i = 0; i < f->active; i++) {
         int32_t e = f->unit_expert[i], rows = f->group_begin[e + 1] - f->group_begin[e];
         most = rows > most ? rows : most;
     }
-    return mm2_forward_tile(f, mm2_forward_config(f)->intermediate_size,
-                            2 * mm2_forward_config(f)->hidden_size, most);
+    return most;
 }
 
 static mm2_status begin_gate_up(mm2_forward *f, int32_t round, int32_t *units)
@@ -233,7 +232,7 @@ static mm2_status begin_gate_up(mm2_forward *f, int32_t round, int32_t *units)
     if (round)
         return MM2_OK;
     int32_t width = mm2_forward_config(f)->intermediate_size;
-    f->tile = gate_tile(f);
+    f->tile = mm2_forward_tile(f, width, 2 * mm2_forward_config(f)->hidden_size, most_rows(f));
     f->progress.period = (width + f->tile - 1) / f->tile;
     *units = f->active * f->progress.period;
     return MM2_OK;
@@ -292,7 +291,9 @@ static mm2_status begin_down(mm2_forward *f, int32_t round, int32_t *units)
     *units = -1;
     if (f->round_first == f->active)
         return MM2_OK;
-    f->tile = mm2_forward_tile(f, g->hidden_size, g->intermediate_size, g->num_experts_per_tok);
+    int32_t rows = most_rows(f), least = g->num_experts_per_tok;
+    f->tile =
+        mm2_forward_tile(f, g->hidden_size, g->intermediate_size, rows > least ? rows : least);
     int64_t room = ROUND_FLOPS / ((int64_t)2 * g->intermediate_size * f->tile);
     do {
         int32_t e = f->unit_expert[f->round_last++];
