@@ -81,7 +81,7 @@ test-same: py build/test.stamp
 test-lua: lib
 	@busted
 
-parity: py
+parity: py build/test.stamp
 	@$(PYTHON) tests/parity/run.py
 
 sync: py
