@@ -67,8 +67,8 @@ INLINE const uint8_t *one_group(const uint8_t *p, int32_t at, int32_t total, int
 /* ---- Blocks of 32 ---- */
 
 typedef struct one_block_act {
-    _Alignas(64) int8_t code[ONE_BLOCKS][64]; /* of block b, then of block b + 4 */
-    int32_t bias[ONE_BLOCKS];                 /* sum of the codes times one_bias */
+    _Alignas(64) int8_t code[ONE_BLOCKS][ACT_PAIR]; /* of block b and of block b + 4 */
+    int32_t bias[ONE_BLOCKS];                       /* sum of the codes times one_bias */
     float d[ONE_BLOCKS];
 } one_block_act;
 
@@ -88,8 +88,7 @@ static void one_block_prepare(one_block_act *x, const int8_t *act, int32_t n, in
     int32_t blocks = n / 32;
     const float *d = (const float *)(act + n);
     for (int32_t b = 0, from = 0; b < blocks + ROWS; b++, from = from + 1 < blocks ? from + 1 : 0) {
-        memcpy(x->code[b], act + from * 32, 32);
-        memcpy(x->code[b] + 32, act + (from + 4) % blocks * 32, 32);
+        acts_pair(x->code[b], act + from * 32, act + (from + 4) % blocks * 32);
         x->d[b] = d[from];
         x->bias[b] = b < blocks ? bias * sum32(act + b * 32) : x->bias[from];
     }
@@ -132,17 +131,16 @@ INLINE void one_block_terms(int32_t dtype, one_terms *t, int32_t at, const uint8
 {
     int32_t bytes = block_bytes(dtype);
     pairs sum[ROWS / 2];
-    words head[4];
 #pragma GCC unroll 8
     for (int k = 0; k < ROWS / 2; k++) {
         int first = k + k / 4 * 4; /* with the block four further on */
         prefetch_stream(p + k * 2 * bytes, 2 * bytes);
         bytes64 c = one_block_codes(dtype, p + first * bytes, p + (first + 4) * bytes);
-        sum[k] = pairs_dot(is_signed(dtype), c, x->code[b + first]);
+        sum[k] = pairs_dot(dtype, c, x->code[b + first]);
     }
-    transpose4(head, p, bytes); /* d stands at the beginning in all four formats */
-    words isum = words_sub(pairs_sums(sum), words_load(x->bias + b));
-    reals_store(t->a + at, reals_mul(reals_from_half(head[0]), reals_load(x->d + b)));
+    reals d = reals_halves(p, bytes); /* at the beginning in all four formats */
+    words isum = words_sub(pairs_sums(is_signed(dtype), sum), words_load(x->bias + b));
+    reals_store(t->a + at, reals_mul(d, reals_load(x->d + b)));
     reals_store(t->b + at, reals_from_words(isum));
 }
 
@@ -169,8 +167,8 @@ INLINE void matmul_block_one(int32_t dtype, float *out, const mm2_weight *w, int
 /* ---- Super-blocks of 256 ---- */
 
 typedef struct one_super_act {
-    _Alignas(64) int8_t code[ONE_SUPERS][256]; /* in the order of one_super_sum */
-    int16_t sums[ONE_SUPERS][16];              /* of 16 codes each, times one_factor */
+    _Alignas(64) int8_t code[ONE_SUPERS][4 * ACT_PAIR]; /* in the order of one_super_sum */
+    int16_t sums[ONE_SUPERS][16];                       /* of 16 codes each, times one_factor */
     int32_t pairs[8][ONE_SUPERS]; /* of 16 codes, for Q4_K and Q5_K of 32, two by two */
     float d[ONE_SUPERS];
 } one_super_act;
@@ -188,10 +186,14 @@ INLINE void one_super_prepare(int32_t dtype, one_super_act *x, const int8_t *act
     const float *d = (const float *)(act + n);
     const int16_t *sums = (const int16_t *)(d + blocks);
     for (int32_t b = 0, from = 0; b < blocks + ROWS; b++, from = from + 1 < blocks ? from + 1 : 0) {
+        for (int i = 0; i < 4 && dtype == MM2_IQ4_XS; i++)
+            acts_pair(x->code[b] + i * ACT_PAIR, act + from * MM2_SUPER + i * 64,
+                      act + from * MM2_SUPER + i * 64 + 32);
         for (int i = 0; i < 8; i++) {
             const int16_t *s = sums + from * 16 + i * 2;
             int16_t wide[2] = {s[0], s[1]};
-            memcpy(x->code[b] + i * 32, act + from * MM2_SUPER + order[i] * 32, 32);
+            if (dtype != MM2_IQ4_XS)
+                memcpy(x->code[b] + i * 32, act + from * MM2_SUPER + order[i] * 32, 32);
             if (!has_minima(dtype) || (is_wide(dtype) && i >= 4))
                 continue;
             s = sums + from * 16 + i * 4;
@@ -310,7 +312,6 @@ INLINE void one_heads_fill(int32_t dtype, one_heads *h, const uint8_t *p, int64_
 static const uint8_t spread_nibbles[4][4] = {{0, 0, 2, 2}, {1, 1, 3, 3}, {4, 4, 6, 6}, {5, 5, 7, 7}};
 static const uint8_t spread_quarters[4][4] = {{0, 1, 8, 9}, {2, 3, 10, 11}, {4, 5, 12, 13}, {6, 7, 14, 15}};
 static const uint8_t spread_plain[4][4] = {{0, 1, 2, 3}, {4, 5, 6, 7}, {8, 9, 10, 11}, {12, 13, 14, 15}};
-static const uint8_t spread_iq4[4][4] = {{0, 0, 4, 4}, {1, 1, 5, 5}, {2, 2, 6, 6}, {3, 3, 7, 7}};
 // clang-format on
 
 /* Partial sums over one super-block of scale * (code * activation); where codes are taken without
@@ -319,7 +320,7 @@ INLINE words one_super_sum(int32_t dtype, const uint8_t *p, const uint8_t scales
                            const int8_t *act, const int16_t *sums)
 {
     words sum = words_set1(0);
-    bytes64 s = bytes_repeat16(scales);
+    bytes64 s = dtype == MM2_IQ4_XS ? pair_scales(scales) : bytes_repeat16(scales);
     switch (dtype) {
     case MM2_Q2_K:
     case MM2_Q3_K: {
@@ -359,8 +360,7 @@ INLINE words one_super_sum(int32_t dtype, const uint8_t *p, const uint8_t scales
 #pragma GCC unroll 4
         for (int j = 0; j < 4; j++) {
             const uint8_t *q = p + offsetof(mm2_block_iq4_xs, q) + j * 32;
-            sum = one_dot_iq4(sum, bytes_nibbles(q, q + 16), act + j * 64,
-                              bytes_spread(1, s, spread_iq4[j]));
+            sum = one_dot_iq4(sum, bytes_nibbles(q, q + 16), act + j * ACT_PAIR, pair_scale(s, j));
         }
         return sum;
     default: { /* Q4_K, Q5_K */

@@ -18,6 +18,7 @@ enum {
     DOT_PANELS = 1,   /* panels of one integer tile */
     ONE_ACTS = 4,     /* fewer activation rows than this are multiplied one by one */
     SIGNED_BIAS = 0,  /* what pairs_dot adds to signed codes */
+    ACT_PAIR = 128,   /* bytes of the activations of two blocks */
     ONE_ROWS = 4,     /* weight rows that run together with one float activation row */
     TILE_ROWS = 2,    /* weight rows and */
     TILE_ACTS = 3,    /* activation rows of one float tile: 12 accumulators of 16 registers */
@@ -405,6 +406,24 @@ static inline reals reals_from_half(words a)
     return _mm256_cvtph_ps(_mm256_castsi256_si128(a));
 }
 
+/* The half floats at p of ROWS blocks, each `stride` >= 16 bytes after the one before. Number i is
+ * blended in from 16 bytes that have it in their place; they begin in the block before. */
+static inline __attribute__((always_inline)) reals reals_halves(const uint8_t *p, int64_t stride)
+{
+    __m128i a = _mm_loadu_si128((const __m128i *)p);
+#define BLEND(i)                                                                                   \
+    _mm_blend_epi16(a, _mm_loadu_si128((const __m128i *)(p + i * (stride - 2))), 1 << i)
+    a = BLEND(1);
+    a = BLEND(2);
+    a = BLEND(3);
+    a = BLEND(4);
+    a = BLEND(5);
+    a = BLEND(6);
+    a = BLEND(7);
+#undef BLEND
+    return _mm256_cvtph_ps(a);
+}
+
 static inline reals reals_from_words(words a)
 {
     return _mm256_cvtepi32_ps(a);
@@ -439,9 +458,9 @@ typedef struct bytes64 {
     __m256i low, high;
 } bytes64;
 
-typedef struct pairs { /* of two blocks of 32 codes, one each */
-    __m256i low, high;
-} pairs;
+/* Of two blocks of 32 codes, a lane of 128 bits each, in int16 or int32. `low` of their bytes64 has
+ * the first 16 codes of both, `high` the last. */
+typedef __m256i pairs;
 
 static inline bytes64 bytes_of(__m256i low, __m256i high)
 {
@@ -449,19 +468,37 @@ static inline bytes64 bytes_of(__m256i low, __m256i high)
     return b;
 }
 
+static inline __m256i join16(const uint8_t *p, const uint8_t *q)
+{
+    __m256i a = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)p));
+    return _mm256_inserti128_si256(a, _mm_loadu_si128((const __m128i *)q), 1);
+}
+
 static inline bytes64 bytes_joined(const uint8_t *p, const uint8_t *q) /* 32 bytes of each */
 {
-    return bytes_of(_mm256_loadu_si256((const __m256i *)p), _mm256_loadu_si256((const __m256i *)q));
+    return bytes_of(join16(p, q), join16(p + 16, q + 16));
+}
+
+/* The activations of two blocks in the order of their codes and, for IQ4, their absolute values. */
+static inline void acts_pair(int8_t out[ACT_PAIR], const int8_t *a, const int8_t *b)
+{
+    bytes64 x = bytes_joined((const uint8_t *)a, (const uint8_t *)b);
+    _mm256_store_si256((__m256i *)out, x.low);
+    _mm256_store_si256((__m256i *)(out + 32), x.high);
+    _mm256_store_si256((__m256i *)(out + 64), _mm256_abs_epi8(x.low));
+    _mm256_store_si256((__m256i *)(out + 96), _mm256_abs_epi8(x.high));
 }
 
 static inline bytes64 bytes_load(const uint8_t *p)
 {
-    return bytes_joined(p, p + 32);
+    return bytes_of(_mm256_loadu_si256((const __m256i *)p),
+                    _mm256_loadu_si256((const __m256i *)(p + 32)));
 }
 
 static inline bytes64 bytes_repeat32(const uint8_t *p)
 {
-    return bytes_joined(p, p);
+    __m256i a = _mm256_loadu_si256((const __m256i *)p);
+    return bytes_of(a, a);
 }
 
 static inline __m256i repeat16(const uint8_t *p)
@@ -474,12 +511,12 @@ static inline bytes64 bytes_repeat16(const uint8_t *p)
     return bytes_of(repeat16(p), repeat16(p));
 }
 
-/* The low, then the high nibbles of 16 bytes at p, then of those at q. */
+/* The low, then the high nibbles of 16 bytes at p and of those at q. */
 static inline bytes64 bytes_nibbles(const uint8_t *p, const uint8_t *q)
 {
-    const __m256i shift = _mm256_setr_epi64x(0, 0, 4, 4), mask = _mm256_set1_epi8(15);
-    return bytes_of(_mm256_and_si256(_mm256_srlv_epi64(repeat16(p), shift), mask),
-                    _mm256_and_si256(_mm256_srlv_epi64(repeat16(q), shift), mask));
+    const __m256i mask = _mm256_set1_epi8(15);
+    __m256i a = join16(p, q);
+    return bytes_of(_mm256_and_si256(a, mask), _mm256_and_si256(_mm256_srli_epi16(a, 4), mask));
 }
 
 /* Each byte with the mask. */
@@ -519,15 +556,14 @@ static inline bytes64 bytes_shl_halves(bytes64 a, int n, int m)
     return bytes_of(_mm256_slli_epi16(a.low, n), _mm256_slli_epi16(a.high, m));
 }
 
-/* 16 in every byte whose bit is set among the 32 at p. */
-static inline __m256i bits_to_16(const uint8_t *p)
+/* 16 in every byte whose bit is set: byte i of a lane has bit i of its bytes `first` and `first` +
+ * 1. */
+static inline __m256i bits_to_16(__m256i bits, int first)
 {
-    int32_t word;
-    memcpy(&word, p, 4);
-    const __m256i from =
-        _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
     const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201);
-    __m256i a = _mm256_shuffle_epi8(_mm256_set1_epi32(word), from);
+    long long from = 0x0101010101010101 * first;
+    __m256i a = _mm256_shuffle_epi8(
+        bits, _mm256_setr_epi64x(from, from + 0x0101010101010101, from, from + 0x0101010101010101));
     a = _mm256_cmpeq_epi8(_mm256_and_si256(a, bit), bit);
     return _mm256_and_si256(a, _mm256_set1_epi8(16));
 }
@@ -535,7 +571,12 @@ static inline __m256i bits_to_16(const uint8_t *p)
 /* Bit 4 of each byte from the 32 bits at p and the 32 at q. */
 static inline bytes64 bytes_set_bit4(bytes64 a, const uint8_t *p, const uint8_t *q)
 {
-    return bytes_of(_mm256_or_si256(a.low, bits_to_16(p)), _mm256_or_si256(a.high, bits_to_16(q)));
+    int32_t low, high;
+    memcpy(&low, p, 4);
+    memcpy(&high, q, 4);
+    __m256i bits = _mm256_blend_epi32(_mm256_set1_epi32(low), _mm256_set1_epi32(high), 0xf0);
+    return bytes_of(_mm256_or_si256(a.low, bits_to_16(bits, 0)),
+                    _mm256_or_si256(a.high, bits_to_16(bits, 2)));
 }
 
 /* Signed codes as pairs_dot wants them: raised by SIGNED_BIAS. */
@@ -595,12 +636,35 @@ static inline words dot32_signed(words sum, __m256i c, __m256i a, __m256i scales
     return dot32(sum, _mm256_abs_epi8(c), _mm256_sign_epi8(a, c), scales);
 }
 
-/* The same with the values of IQ4 codes. */
+/* Of values of IQ4 codes: those of negative activations are negated, and are not -128. */
+static inline __m256i products_iq4(__m256i c, const int8_t *acts)
+{
+    return _mm256_maddubs_epi16(acts_load(acts + 64), _mm256_sign_epi8(c, acts_load(acts)));
+}
+
+/* sum + scales * values of IQ4 codes * activations from acts_pair. */
 static inline words one_dot_iq4(words sum, bytes64 nibbles, const int8_t *acts, bytes64 scales)
 {
     bytes64 c = bytes_iq4(nibbles);
-    sum = dot32_signed(sum, c.low, acts_load(acts), scales.low);
-    return dot32_signed(sum, c.high, acts_load(acts + 32), scales.high);
+    __m256i a = _mm256_madd_epi16(products_iq4(c.low, acts), scales.low);
+    __m256i b = _mm256_madd_epi16(products_iq4(c.high, acts + 32), scales.high);
+    return _mm256_add_epi32(sum, _mm256_add_epi32(a, b));
+}
+
+/* 8 signed scales, and number i and i + 4 of them in all words of two blocks that bytes_nibbles
+ * joined. */
+static inline bytes64 pair_scales(const uint8_t scales[8])
+{
+    __m256i control = _mm256_setr_epi64x(0x0380028001800080, -1, 0x0780068005800480, -1);
+    __m256i a = _mm256_srai_epi16(_mm256_shuffle_epi8(repeat16(scales), control), 8);
+    return bytes_of(a, a);
+}
+
+static inline bytes64 pair_scale(bytes64 scales, int i)
+{
+    __m256i a = _mm256_set1_epi16((short)((i * 2 + 1) << 8 | i * 2));
+    a = _mm256_shuffle_epi8(scales.low, a);
+    return bytes_of(a, a);
 }
 
 /* sum + (16 signed scales << shift) * sums */
@@ -612,21 +676,21 @@ static inline words one_offset(words sum, const uint8_t scales[16], const int16_
     return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_slli_epi16(s, shift), a));
 }
 
-/* Partial sums of codes * activations for each of two blocks; `negative` says that the codes come
- * from bytes_signed or bytes_iq4. */
-static inline pairs pairs_dot(int negative, bytes64 c, const int8_t *acts)
+/* Partial sums of codes * activations from acts_pair for each of two blocks; in int16 for unsigned
+ * codes: at most 31 * 127 * 4. */
+static inline pairs pairs_dot(int32_t dtype, bytes64 c, const int8_t *acts)
 {
-    const __m256i zero = _mm256_setzero_si256(), one = _mm256_set1_epi16(1);
     __m256i a = acts_load(acts), b = acts_load(acts + 32);
-    pairs sum;
-    if (negative) {
-        sum.low = dot32_signed(zero, c.low, a, one);
-        sum.high = dot32_signed(zero, c.high, b, one);
-    } else {
-        sum.low = dot32(zero, c.low, a, one);
-        sum.high = dot32(zero, c.high, b, one);
+    const __m256i zero = _mm256_setzero_si256(), one = _mm256_set1_epi16(1);
+    switch (dtype) {
+    case MM2_Q8_0:
+        return dot32_signed(dot32_signed(zero, c.low, a, one), c.high, b, one);
+    case MM2_IQ4_NL:
+        return _mm256_add_epi32(_mm256_madd_epi16(products_iq4(c.low, acts), one),
+                                _mm256_madd_epi16(products_iq4(c.high, acts + 32), one));
+    default:
+        return _mm256_add_epi16(_mm256_maddubs_epi16(c.low, a), _mm256_maddubs_epi16(c.high, b));
     }
-    return sum;
 }
 
 /* In every group of 4 lanes: the sums of the groups of a, b, c and d. */
@@ -646,12 +710,19 @@ static inline words words_sums(const words v[ROWS])
 }
 
 /* Lane i of each group of 8, i < 4: the sum of the first block of v[4 * group + i], lane i + 4:
- * of its second. */
-static inline words pairs_sums(const pairs v[ROWS / 2])
+ * of its second. Pairs of `negative` codes are int32. */
+static inline words pairs_sums(int negative, const pairs v[ROWS / 2])
 {
-    const words all[ROWS] = {v[0].low,  v[1].low,  v[2].low,  v[3].low,
-                             v[0].high, v[1].high, v[2].high, v[3].high};
-    return words_sums(all);
+    if (negative)
+        return sums_of_4(v[0], v[1], v[2], v[3]);
+    const __m256i one = _mm256_set1_epi16(1);
+    __m256i ab =
+        _mm256_add_epi16(_mm256_unpacklo_epi32(v[0], v[1]), _mm256_unpackhi_epi32(v[0], v[1]));
+    __m256i cd =
+        _mm256_add_epi16(_mm256_unpacklo_epi32(v[2], v[3]), _mm256_unpackhi_epi32(v[2], v[3]));
+    ab = _mm256_madd_epi16(ab, one); /* 31 * 127 * 8 was within int16 */
+    cd = _mm256_madd_epi16(cd, one);
+    return _mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd));
 }
 
 static inline words words_load(const int32_t *p)
@@ -725,24 +796,36 @@ static inline v16 v16_codes(const int8_t *p)
 
 /* ---- bf16 activations ---- */
 
-/* e4m3 codes as bf16, by bytes. Exponents are 120 apart, which leaves the lowest exponent bit and
- * the mantissa where they are; subnormals come from a table, NaN gets all exponent bits. */
+static inline __m256i table16(int a0, int a1, int a2, int a3, int a4, int a5, int a6, int a7,
+                              int a8, int a9, int a10, int a11, int a12, int a13, int a14, int a15)
+{
+    return _mm256_broadcastsi128_si256(_mm_setr_epi8(
+        (char)a0, (char)a1, (char)a2, (char)a3, (char)a4, (char)a5, (char)a6, (char)a7, (char)a8,
+        (char)a9, (char)a10, (char)a11, (char)a12, (char)a13, (char)a14, (char)a15));
+}
+
+/* e4m3 codes as bf16, by bytes, from tables of 16: the upper byte is the sign and the upper three
+ * exponent bits, whose bias grows by 120, the lower one what is left. Subnormals, in their place
+ * exponent 0, differ by what other tables hold; all other codes have bit 7 set there, which gives
+ * 0. NaN gets all bits. */
 static inline void bf16_of_f8(__m256i code, __m256i *low, __m256i *high)
 {
-    const __m256i subnormal_high = _mm256_broadcastsi128_si256(
-        _mm_setr_epi8(0x00, 0x3b, 0x3b, 0x3b, 0x3c, 0x3c, 0x3c, 0x3c, 0, 0, 0, 0, 0, 0, 0, 0));
-    const __m256i subnormal_low = _mm256_broadcastsi128_si256(_mm_setr_epi8(
-        0x00, 0x00, (char)0x80, (char)0xc0, 0x00, 0x20, 0x40, 0x60, 0, 0, 0, 0, 0, 0, 0, 0));
+    const __m256i upper = table16(0x3c, 0x3d, 0x3e, 0x3f, 0x40, 0x41, 0x42, 0x43, 0xbc, 0xbd, 0xbe,
+                                  0xbf, 0xc0, 0xc1, 0xc2, 0xc3);
+    const __m256i lower = table16(0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70, 0x80, 0x90, 0xa0,
+                                  0xb0, 0xc0, 0xd0, 0xe0, 0xf0);
+    const __m256i upper_mend =
+        table16(0, 0, 0, 0, 0, 0, 0, 0, 0x3c, 0x07, 0x07, 0x07, 0x00, 0x00, 0x00, 0x00);
+    const __m256i lower_mend =
+        table16(0, 0, 0, 0, 0, 0, 0, 0, 0x00, 0x10, 0xa0, 0xf0, 0x40, 0x70, 0x20, 0x10);
     __m256i size = _mm256_and_si256(code, _mm256_set1_epi8(0x7f));
-    __m256i subnormal = _mm256_cmpgt_epi8(_mm256_set1_epi8(8), size);
+    __m256i mend = _mm256_add_epi8(size, _mm256_set1_epi8(0x78));
+    __m256i top = _mm256_and_si256(_mm256_srli_epi16(code, 4), _mm256_set1_epi8(15));
     __m256i nan = _mm256_cmpeq_epi8(size, _mm256_set1_epi8(0x7f));
-    __m256i upper = _mm256_and_si256(_mm256_srli_epi16(size, 4), _mm256_set1_epi8(7));
-    upper = _mm256_add_epi8(upper, _mm256_set1_epi8(0x3c));
-    upper = _mm256_blendv_epi8(upper, _mm256_shuffle_epi8(subnormal_high, size), subnormal);
-    upper = _mm256_or_si256(upper, _mm256_and_si256(nan, _mm256_set1_epi8(0x7f)));
-    *high = _mm256_or_si256(upper, _mm256_and_si256(code, _mm256_set1_epi8((char)0x80)));
-    __m256i lower = _mm256_and_si256(_mm256_slli_epi16(code, 4), _mm256_set1_epi8((char)0xf0));
-    *low = _mm256_blendv_epi8(lower, _mm256_shuffle_epi8(subnormal_low, size), subnormal);
+    top = _mm256_xor_si256(_mm256_shuffle_epi8(upper, top), _mm256_shuffle_epi8(upper_mend, mend));
+    *high = _mm256_or_si256(top, nan);
+    *low =
+        _mm256_xor_si256(_mm256_shuffle_epi8(lower, size), _mm256_shuffle_epi8(lower_mend, mend));
 }
 
 /* 16 bytes each of ROWS / 4 places, `stride` bytes apart. */

@@ -13,6 +13,7 @@ enum {
     DOT_PANELS = 2,    /* panels of one integer tile */
     ONE_ACTS = 4,      /* fewer activation rows than this are multiplied one by one */
     SIGNED_BIAS = 128, /* what pairs_dot adds to signed codes */
+    ACT_PAIR = 64,     /* bytes of the activations of two blocks */
     ONE_ROWS = 8,      /* weight rows that run together with one float activation row */
     TILE_ROWS = 8,     /* weight rows and */
     TILE_ACTS = 3,     /* activation rows of one float tile: 24 accumulators of 32 registers */
@@ -392,6 +393,13 @@ static inline reals reals_from_half(words a)
     return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(a));
 }
 
+static inline __attribute__((always_inline)) reals reals_halves(const uint8_t *p, int64_t stride)
+{
+    words head[4];
+    transpose4(head, p, stride);
+    return reals_from_half(head[0]);
+}
+
 static inline reals reals_from_words(words a)
 {
     return _mm512_cvtepi32_ps(a);
@@ -421,6 +429,12 @@ static inline void reals_store_n(float *p, reals a, int32_t n)
 
 typedef __m512i bytes64;
 typedef __m512i pairs;
+
+static inline void acts_pair(int8_t out[ACT_PAIR], const int8_t *a, const int8_t *b)
+{
+    memcpy(out, a, 32);
+    memcpy(out + 32, b, 32);
+}
 
 static inline bytes64 bytes_load(const uint8_t *p)
 {
@@ -519,6 +533,17 @@ static inline bytes64 bytes_spread(int negative, bytes64 scales, const uint8_t f
     return negative ? _mm512_srai_epi16(a, 8) : a;
 }
 
+static inline bytes64 pair_scales(const uint8_t scales[8])
+{
+    return bytes_repeat16(scales);
+}
+
+static inline bytes64 pair_scale(bytes64 scales, int i)
+{
+    const uint8_t from[4] = {(uint8_t)i, (uint8_t)i, (uint8_t)(i + 4), (uint8_t)(i + 4)};
+    return bytes_spread(1, scales, from);
+}
+
 static inline words one_dot(words sum, bytes64 c, const int8_t *acts, bytes64 scales)
 {
     return _mm512_dpwssd_epi32(sum, _mm512_maddubs_epi16(c, _mm512_load_si512(acts)), scales);
@@ -542,9 +567,9 @@ static inline words one_offset(words sum, const uint8_t scales[16], const int16_
     return _mm512_dpwssd_epi32(sum, _mm512_zextsi256_si512(s), _mm512_zextsi256_si512(a));
 }
 
-static inline pairs pairs_dot(int negative, bytes64 c, const int8_t *acts)
+static inline pairs pairs_dot(int32_t dtype, bytes64 c, const int8_t *acts)
 {
-    (void)negative;
+    (void)dtype;
     return _mm512_dpbusd_epi32(_mm512_setzero_si512(), c, _mm512_load_si512(acts));
 }
 
@@ -562,8 +587,9 @@ static inline words sums_of_groups(words a, words b)
     return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
 }
 
-static inline words pairs_sums(const pairs v[ROWS / 2])
+static inline words pairs_sums(int negative, const pairs v[ROWS / 2])
 {
+    (void)negative;
     return sums_of_groups(sums_of_4(v[0], v[1], v[2], v[3]), sums_of_4(v[4], v[5], v[6], v[7]));
 }
 
