@@ -15,40 +15,57 @@
 
 enum {
     ONE_LIMIT = 8192, /* longest row; longer ones take the panels of body_int.h */
+    CHAIN_ROWS = 16,  /* whose chains run side by side, in one or two registers */
     ONE_BLOCKS = ONE_LIMIT / 32 + ROWS,
     ONE_SUPERS = ONE_LIMIT / 256 + ROWS
 };
 
-/* y = fma(a, b, y), and where there are minima y = fma(c, e, y), for every block of ROWS rows (and
- * of the last group, which may reach beyond them). */
+/* y = fma(a, b, y), and where there are minima y = fma(c, e, y), for every block of CHAIN_ROWS rows
+ * (and of the last group, which may reach beyond them). */
 typedef struct one_terms {
-    float a[ROWS * ONE_LIMIT / 32 + ROWS], b[ROWS * ONE_LIMIT / 32 + ROWS];
-    float c[ROWS * ONE_LIMIT / 256 + ROWS], e[ROWS * ONE_LIMIT / 256 + ROWS];
+    float a[CHAIN_ROWS * ONE_LIMIT / 32 + ROWS], b[CHAIN_ROWS * ONE_LIMIT / 32 + ROWS];
+    float c[CHAIN_ROWS * ONE_LIMIT / 256 + ROWS], e[CHAIN_ROWS * ONE_LIMIT / 256 + ROWS];
 } one_terms;
 
-/* Adds up the terms of `rows` <= ROWS rows, `blocks` each: lanes are rows. What the last step takes
- * beyond a row is not used. */
+/* Adds up the terms of `vectors` * ROWS rows, `blocks` each: lanes are rows. What the last step
+ * takes beyond a row is not used. */
+INLINE void one_sums(int minima, int vectors, reals *sum, const one_terms *t, int32_t blocks)
+{
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; v++)
+        sum[v] = reals_zero();
+    for (int32_t i = 0; i < blocks; i += 4)
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; v++) {
+            words a[4], b[4], c[4], e[4];
+            int32_t at = v * ROWS * blocks + i;
+            transpose4(a, (const uint8_t *)(t->a + at), blocks * 4);
+            transpose4(b, (const uint8_t *)(t->b + at), blocks * 4);
+            if (minima) {
+                transpose4(c, (const uint8_t *)(t->c + at), blocks * 4);
+                transpose4(e, (const uint8_t *)(t->e + at), blocks * 4);
+            }
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; j++) {
+                if (i + j == blocks)
+                    break;
+                sum[v] = reals_fma(reals_of(a[j]), reals_of(b[j]), sum[v]);
+                if (minima)
+                    sum[v] = reals_fma(reals_of(c[j]), reals_of(e[j]), sum[v]);
+            }
+        }
+}
+
 INLINE void one_chain(int minima, float *y, const one_terms *t, int32_t rows, int32_t blocks)
 {
-    reals sum = reals_zero();
-    for (int32_t i = 0; i < blocks; i += 4) {
-        words a[4], b[4], c[4], e[4];
-        transpose4(a, (const uint8_t *)(t->a + i), blocks * 4);
-        transpose4(b, (const uint8_t *)(t->b + i), blocks * 4);
-        if (minima) {
-            transpose4(c, (const uint8_t *)(t->c + i), blocks * 4);
-            transpose4(e, (const uint8_t *)(t->e + i), blocks * 4);
-        }
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; j++) {
-            if (i + j == blocks)
-                break;
-            sum = reals_fma(reals_of(a[j]), reals_of(b[j]), sum);
-            if (minima)
-                sum = reals_fma(reals_of(c[j]), reals_of(e[j]), sum);
-        }
-    }
-    reals_store_n(y, sum, rows);
+    reals sum[CHAIN_ROWS / ROWS];
+    int vectors = rows > ROWS ? CHAIN_ROWS / ROWS : 1;
+    if (vectors > 1)
+        one_sums(minima, CHAIN_ROWS / ROWS, sum, t, blocks);
+    else
+        one_sums(minima, 1, sum, t, blocks);
+    for (int v = 0; v < vectors; v++)
+        reals_store_n(y + v * ROWS, sum[v], rows - v * ROWS);
 }
 
 /* Blocks [at, at + ROWS) of `total`, where they are or, if there are not so many, in a copy that
@@ -153,8 +170,8 @@ INLINE void matmul_block_one(int32_t dtype, float *out, const mm2_weight *w, int
     int32_t blocks = w->n_in / 32, bytes = block_bytes(dtype);
     one_block_prepare(&x, act, w->n_in, one_bias(dtype));
     const uint8_t *p = (const uint8_t *)w->data + first * w->row_bytes;
-    for (int32_t i = 0; i < count; i += ROWS, p += ROWS * w->row_bytes) {
-        int32_t rows = smaller(ROWS, count - i), total = rows * blocks;
+    for (int32_t i = 0; i < count; i += CHAIN_ROWS, p += CHAIN_ROWS * w->row_bytes) {
+        int32_t rows = smaller(CHAIN_ROWS, count - i), total = rows * blocks;
         for (int32_t at = 0, b = 0; at < total; at += ROWS) {
             one_block_terms(dtype, &t, at, one_group(p, at, total, bytes, copy), &x, b);
             for (b += ROWS; b >= blocks;)
@@ -428,8 +445,8 @@ INLINE void matmul_super_one(int32_t dtype, float *out, const mm2_weight *w, int
     int32_t blocks = w->n_in / MM2_SUPER, bytes = super_bytes(dtype);
     one_super_prepare(dtype, &x, act, w->n_in);
     const uint8_t *p = (const uint8_t *)w->data + first * w->row_bytes;
-    for (int32_t i = 0; i < count; i += ROWS, p += ROWS * w->row_bytes) {
-        int32_t rows = smaller(ROWS, count - i), total = rows * blocks;
+    for (int32_t i = 0; i < count; i += CHAIN_ROWS, p += CHAIN_ROWS * w->row_bytes) {
+        int32_t rows = smaller(CHAIN_ROWS, count - i), total = rows * blocks;
         for (int32_t at = 0, b = 0; at < total; at += ROWS) {
             one_super_terms(dtype, &t, at, one_group(p, at, total, bytes, copy), &x, b);
             for (b += ROWS; b >= blocks;)
