@@ -81,6 +81,14 @@ INLINE const uint8_t *one_group(const uint8_t *p, int32_t at, int32_t total, int
     return copy;
 }
 
+/* Every 64th byte of a group in [from, to): the parts of a group together prefetch no line twice. */
+INLINE void prefetch_lines(const uint8_t *group, int32_t from, int32_t to)
+{
+#pragma GCC unroll 8
+    for (int32_t i = (from + 63) / 64 * 64; i < to; i += 64)
+        prefetch_stream(group + i, 64);
+}
+
 /* ---- Blocks of 32 ---- */
 
 typedef struct one_block_act {
@@ -151,7 +159,7 @@ INLINE void one_block_terms(int32_t dtype, one_terms *t, int32_t at, const uint8
 #pragma GCC unroll 8
     for (int k = 0; k < ROWS / 2; k++) {
         int first = k + k / 4 * 4; /* with the block four further on */
-        prefetch_stream(p + k * 2 * bytes, 2 * bytes);
+        prefetch_lines(p, k * 2 * bytes, (k * 2 + 2) * bytes);
         bytes64 c = one_block_codes(dtype, p + first * bytes, p + (first + 4) * bytes);
         sum[k] = pairs_dot(dtype, c, x->code[b + first]);
     }
@@ -377,7 +385,7 @@ INLINE words one_super_sum(int32_t dtype, const uint8_t *p, const uint8_t scales
 #pragma GCC unroll 4
         for (int j = 0; j < 4; j++) {
             const uint8_t *q = p + offsetof(mm2_block_iq4_xs, q) + j * 32;
-            sum = one_dot_iq4(sum, bytes_nibbles(q, q + 16), act + j * ACT_PAIR, pair_scale(s, j));
+            sum = one_dot_iq4(sum, bytes_nibbles32(q), act + j * ACT_PAIR, pair_scale(s, j));
         }
         return sum;
     default: { /* Q4_K, Q5_K */
@@ -418,7 +426,7 @@ INLINE void one_super_terms(int32_t dtype, one_terms *t, int32_t at, const uint8
     one_heads_fill(dtype, &h, p, super_bytes(dtype));
 #pragma GCC unroll 16
     for (int l = 0; l < ROWS; l++) { /* all prefetches at once would fill the line buffers */
-        prefetch_stream(p + l * super_bytes(dtype), super_bytes(dtype));
+        prefetch_lines(p, l * super_bytes(dtype), (l + 1) * super_bytes(dtype));
         sum[l] = one_super_sum(dtype, p + l * super_bytes(dtype), one_scales(dtype, &h, p, l),
                                x->code[b + l], x->sums[b + l]);
     }

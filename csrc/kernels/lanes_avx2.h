@@ -511,12 +511,21 @@ static inline bytes64 bytes_repeat16(const uint8_t *p)
     return bytes_of(repeat16(p), repeat16(p));
 }
 
+static inline bytes64 nibbles(__m256i a)
+{
+    const __m256i mask = _mm256_set1_epi8(15);
+    return bytes_of(_mm256_and_si256(a, mask), _mm256_and_si256(_mm256_srli_epi16(a, 4), mask));
+}
+
 /* The low, then the high nibbles of 16 bytes at p and of those at q. */
 static inline bytes64 bytes_nibbles(const uint8_t *p, const uint8_t *q)
 {
-    const __m256i mask = _mm256_set1_epi8(15);
-    __m256i a = join16(p, q);
-    return bytes_of(_mm256_and_si256(a, mask), _mm256_and_si256(_mm256_srli_epi16(a, 4), mask));
+    return nibbles(join16(p, q));
+}
+
+static inline bytes64 bytes_nibbles32(const uint8_t *p) /* q = p + 16 */
+{
+    return nibbles(_mm256_loadu_si256((const __m256i *)p));
 }
 
 /* Each byte with the mask. */

@@ -464,6 +464,11 @@ static inline bytes64 bytes_nibbles(const uint8_t *p, const uint8_t *q)
     return _mm512_and_si512(_mm512_srlv_epi64(a, shift), _mm512_set1_epi8(15));
 }
 
+static inline bytes64 bytes_nibbles32(const uint8_t *p)
+{
+    return bytes_nibbles(p, p + 16);
+}
+
 static inline bytes64 bytes_and(bytes64 a, int mask)
 {
     return _mm512_and_si512(a, _mm512_set1_epi8((char)mask));
