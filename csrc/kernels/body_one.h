@@ -424,24 +424,25 @@ INLINE void one_super_terms(int32_t dtype, one_terms *t, int32_t at, const uint8
     words sum[ROWS];
     one_heads h;
     one_heads_fill(dtype, &h, p, super_bytes(dtype));
-#pragma GCC unroll 16
+    reals d = reals_load(x->d + b);
+    reals_store(t->a + at, reals_mul(h.d, d));
+    if (has_minima(dtype)) {
+        words least = words_set1(0);
+        int minima = is_wide(dtype) ? 4 : 8; /* words of them */
+#pragma GCC unroll 8
+        for (int i = 0; i < minima; i++)
+            least = words_dot16(least, h.min[i], words_load(x->pairs[i] + b));
+        reals_store(t->c + at, reals_negate(reals_mul(h.dmin, d)));
+        reals_store(t->e + at, reals_from_words(least));
+    }
+    /* Unrolled, gcc 12 spills most of what it computes. */
+#pragma GCC unroll 1
     for (int l = 0; l < ROWS; l++) { /* all prefetches at once would fill the line buffers */
-        prefetch_lines(p, l * super_bytes(dtype), (l + 1) * super_bytes(dtype));
+        prefetch_lines(p + l * super_bytes(dtype), 0, super_bytes(dtype));
         sum[l] = one_super_sum(dtype, p + l * super_bytes(dtype), one_scales(dtype, &h, p, l),
                                x->code[b + l], x->sums[b + l]);
     }
-    reals d = reals_load(x->d + b);
-    reals_store(t->a + at, reals_mul(h.d, d));
     reals_store(t->b + at, reals_from_words(words_sums(sum)));
-    if (!has_minima(dtype))
-        return;
-    words least = words_set1(0);
-    int minima = is_wide(dtype) ? 4 : 8; /* words of them */
-#pragma GCC unroll 8
-    for (int i = 0; i < minima; i++)
-        least = words_dot16(least, h.min[i], words_load(x->pairs[i] + b));
-    reals_store(t->c + at, reals_negate(reals_mul(h.dmin, d)));
-    reals_store(t->e + at, reals_from_words(least));
 }
 
 INLINE void matmul_super_one(int32_t dtype, float *out, const mm2_weight *w, int32_t first,
