@@ -347,27 +347,18 @@ INLINE words one_super_sum(int32_t dtype, const uint8_t *p, const uint8_t scales
     words sum = words_set1(0);
     bytes64 s = dtype == MM2_IQ4_XS ? pair_scales(scales) : bytes_repeat16(scales);
     switch (dtype) {
-    case MM2_Q2_K:
-    case MM2_Q3_K: {
-        int three = dtype == MM2_Q3_K;
-        bytes64 q =
-            bytes_load(p + (three ? offsetof(mm2_block_q3_k, q) : offsetof(mm2_block_q2_k, q)));
-        bytes64 high = q;
-        if (three) /* bits of the second half are 4 further up; the one at hand comes to 2 */
-            high = bytes_shr_halves(bytes_repeat32(p + offsetof(mm2_block_q3_k, high)), 0, 4);
+    case MM2_Q2_K: {
+        bytes64 q = bytes_load(p + offsetof(mm2_block_q2_k, q));
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; j++) {
-            bytes64 c = bytes_and(j ? bytes_shr(q, j * 2) : q, 3);
-            if (three)
-                c = bytes_or_and(c,
-                                 j < 2   ? bytes_shl(high, 2 - j)
-                                 : j > 2 ? bytes_shr(high, 1)
-                                         : high,
-                                 4);
-            sum = one_dot(sum, c, act + j * 64, bytes_spread(three, s, spread_quarters[j]));
-        }
-        return three ? one_offset(sum, scales, sums, 0) : sum;
+        for (int j = 0; j < 4; j++)
+            sum = one_dot(sum, bytes_and(j ? bytes_shr(q, j * 2) : q, 3), act + j * 64,
+                          bytes_spread(0, s, spread_quarters[j]));
+        return sum;
     }
+    case MM2_Q3_K:
+        sum = one_dot_q3_k(sum, p + offsetof(mm2_block_q3_k, q), p + offsetof(mm2_block_q3_k, high),
+                           scales, act);
+        return one_offset(sum, scales, sums, Q3_K_SHIFT);
     case MM2_Q6_K: {
 #pragma GCC unroll 2
         for (int half = 0; half < 2; half++) {
@@ -442,7 +433,10 @@ INLINE void one_super_terms(int32_t dtype, one_terms *t, int32_t at, const uint8
         sum[l] = one_super_sum(dtype, p + l * super_bytes(dtype), one_scales(dtype, &h, p, l),
                                x->code[b + l], x->sums[b + l]);
     }
-    reals_store(t->b + at, reals_from_words(words_sums(sum)));
+    words isum = words_sums(sum);
+    if (dtype == MM2_Q3_K)
+        isum = words_sar(isum, Q3_K_SHIFT);
+    reals_store(t->b + at, reals_from_words(isum));
 }
 
 INLINE void matmul_super_one(int32_t dtype, float *out, const mm2_weight *w, int32_t first,

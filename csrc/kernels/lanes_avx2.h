@@ -19,6 +19,7 @@ enum {
     ONE_ACTS = 4,     /* fewer activation rows than this are multiplied one by one */
     SIGNED_BIAS = 0,  /* what pairs_dot adds to signed codes */
     ACT_PAIR = 128,   /* bytes of the activations of two blocks */
+    Q3_K_SHIFT = 4,   /* one_dot_q3_k adds 2^4 times the products */
     ONE_ROWS = 4,     /* weight rows that run together with one float activation row */
     TILE_ROWS = 2,    /* weight rows and */
     TILE_ACTS = 3,    /* activation rows of one float tile: 12 accumulators of 16 registers */
@@ -506,6 +507,14 @@ static inline __m256i repeat16(const uint8_t *p)
     return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p));
 }
 
+static inline __m256i table16(int a0, int a1, int a2, int a3, int a4, int a5, int a6, int a7,
+                              int a8, int a9, int a10, int a11, int a12, int a13, int a14, int a15)
+{
+    return _mm256_broadcastsi128_si256(_mm_setr_epi8(
+        (char)a0, (char)a1, (char)a2, (char)a3, (char)a4, (char)a5, (char)a6, (char)a7, (char)a8,
+        (char)a9, (char)a10, (char)a11, (char)a12, (char)a13, (char)a14, (char)a15));
+}
+
 static inline bytes64 bytes_repeat16(const uint8_t *p)
 {
     return bytes_of(repeat16(p), repeat16(p));
@@ -685,6 +694,45 @@ static inline words one_offset(words sum, const uint8_t scales[16], const int16_
     return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_slli_epi16(s, shift), a));
 }
 
+/* sum + 2^Q3_K_SHIFT * scales * codes (0..7) * activations of a super-block of Q3_K. Bits 2 j of the
+ * 64 bytes at q are code j of 4, bit j of the nibbles at `high` goes above them; activations are in
+ * this order, j after j. Two codes and their bits are joined in a byte, and both are multiplied where
+ * they are, the upper one 16 times too large, by scales that make up for it. */
+static inline words one_dot_q3_k(words sum, const uint8_t *q, const uint8_t *high,
+                                 const uint8_t scales[16], const int8_t *acts)
+{
+    const __m256i even = table16(0x00, 0x04, 0x00, 0x04, 0x40, 0x44, 0x40, 0x44, 0x00, 0x04, 0x00,
+                                 0x04, 0x40, 0x44, 0x40, 0x44); /* bits 0 and 2 to 2 and 6 */
+    const __m256i odd = table16(0x00, 0x00, 0x04, 0x04, 0x00, 0x00, 0x04, 0x04, 0x40, 0x40, 0x44,
+                                0x44, 0x40, 0x40, 0x44, 0x44); /* bits 1 and 3 */
+    const __m256i two = _mm256_set1_epi8(0x33);
+    const __m256i lower = _mm256_set1_epi8(0x07), upper = _mm256_set1_epi8(0x70);
+    /* Scale 2 i + lane to the upper byte of word i, and from there down: times 16, 16, 1, 1. */
+    const __m256i spread = _mm256_setr_epi64x(0x0680048002800080, 0x0e800c800a800880,
+                                              0x0780058003800180, 0x0f800d800b800980);
+    const __m256i factor = _mm256_set1_epi64x(0x0100010010001000);
+    __m256i s = _mm256_mulhi_epi16(_mm256_shuffle_epi8(repeat16(scales), spread), factor);
+    bytes64 x = bytes_load(q), bits = nibbles(_mm256_loadu_si256((const __m256i *)high));
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; half++) {
+        __m256i a = half ? x.high : x.low, bit = half ? bits.high : bits.low, c[4];
+        __m256i b = _mm256_and_si256(_mm256_srli_epi16(a, 2), two);
+        a = _mm256_or_si256(_mm256_and_si256(a, two), _mm256_shuffle_epi8(even, bit));
+        b = _mm256_or_si256(b, _mm256_shuffle_epi8(odd, bit));
+        c[0] = _mm256_and_si256(a, lower);
+        c[1] = _mm256_and_si256(b, lower);
+        c[2] = _mm256_and_si256(a, upper);
+        c[3] = _mm256_and_si256(b, upper);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+            int at = half * 8 + j * 2;
+            __m256i scale = _mm256_shuffle_epi8(s, _mm256_set1_epi16((short)((at + 1) << 8 | at)));
+            sum = dot32(sum, c[j], acts_load(acts + j * 64 + half * 32), scale);
+        }
+    }
+    return sum;
+}
+
 /* Partial sums of codes * activations from acts_pair for each of two blocks; in int16 for unsigned
  * codes: at most 31 * 127 * 4. */
 static inline pairs pairs_dot(int32_t dtype, bytes64 c, const int8_t *acts)
@@ -804,14 +852,6 @@ static inline v16 v16_codes(const int8_t *p)
 }
 
 /* ---- bf16 activations ---- */
-
-static inline __m256i table16(int a0, int a1, int a2, int a3, int a4, int a5, int a6, int a7,
-                              int a8, int a9, int a10, int a11, int a12, int a13, int a14, int a15)
-{
-    return _mm256_broadcastsi128_si256(_mm_setr_epi8(
-        (char)a0, (char)a1, (char)a2, (char)a3, (char)a4, (char)a5, (char)a6, (char)a7, (char)a8,
-        (char)a9, (char)a10, (char)a11, (char)a12, (char)a13, (char)a14, (char)a15));
-}
 
 /* e4m3 codes as bf16, by bytes, from tables of 16: the upper byte is the sign and the upper three
  * exponent bits, whose bias grows by 120, the lower one what is left. Subnormals, in their place

@@ -14,6 +14,7 @@ enum {
     ONE_ACTS = 4,      /* fewer activation rows than this are multiplied one by one */
     SIGNED_BIAS = 128, /* what pairs_dot adds to signed codes */
     ACT_PAIR = 64,     /* bytes of the activations of two blocks */
+    Q3_K_SHIFT = 0,    /* one_dot_q3_k adds the products themselves */
     ONE_ROWS = 8,      /* weight rows that run together with one float activation row */
     TILE_ROWS = 8,     /* weight rows and */
     TILE_ACTS = 3,     /* activation rows of one float tile: 24 accumulators of 32 registers */
@@ -570,6 +571,22 @@ static inline words one_offset(words sum, const uint8_t scales[16], const int16_
     __m256i s = _mm256_slli_epi16(_mm256_cvtepi8_epi16(load_row(scales)), shift);
     __m256i a = _mm256_loadu_si256((const __m256i *)sums);
     return _mm512_dpwssd_epi32(sum, _mm512_zextsi256_si512(s), _mm512_zextsi256_si512(a));
+}
+
+static inline words one_dot_q3_k(words sum, const uint8_t *q, const uint8_t *high,
+                                 const uint8_t scales[16], const int8_t *acts)
+{
+    const uint8_t from[4][4] = {{0, 1, 8, 9}, {2, 3, 10, 11}, {4, 5, 12, 13}, {6, 7, 14, 15}};
+    bytes64 s = bytes_repeat16(scales), low = bytes_load(q);
+    /* Bits of the second half are 4 further up; the one at hand comes to 2. */
+    bytes64 bit = bytes_shr_halves(bytes_repeat32(high), 0, 4);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+        bytes64 c = bytes_and(j ? bytes_shr(low, j * 2) : low, 3);
+        c = bytes_or_and(c, j < 2 ? bytes_shl(bit, 2 - j) : j > 2 ? bytes_shr(bit, 1) : bit, 4);
+        sum = one_dot(sum, c, acts + j * 64, bytes_spread(1, s, from[j]));
+    }
+    return sum;
 }
 
 static inline pairs pairs_dot(int32_t dtype, bytes64 c, const int8_t *acts)
