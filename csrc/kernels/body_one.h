@@ -6,8 +6,8 @@
  * stand, 64 at a time and without being moved across lanes; a transposing sum turns the partial
  * sums of ROWS blocks into one register with a lane for each, and from there scales and minima are
  * handled for ROWS blocks at once. What is left for each row is the chain of fused multiply-adds
- * over its blocks that kernels.h prescribes: its factors are kept for ROWS rows, whose chains run side
- * by side.
+ * over its blocks that kernels.h prescribes: its factors are kept for CHAIN_ROWS rows, whose chains
+ * run side by side.
  *
  * The activations are put into the order in which the codes come, once a call. A group of blocks
  * may begin anywhere in a row and end in the next one; all that belongs to an activation block is
@@ -81,7 +81,7 @@ INLINE const uint8_t *one_group(const uint8_t *p, int32_t at, int32_t total, int
     return copy;
 }
 
-/* Every 64th byte of a group in [from, to): the parts of a group together prefetch no line twice. */
+/* What lies 64 bytes apart in [from, to): parts of a group prefetch no line twice. */
 INLINE void prefetch_lines(const uint8_t *group, int32_t from, int32_t to)
 {
 #pragma GCC unroll 8
