@@ -433,7 +433,19 @@ INLINE void one_super_terms(int32_t dtype, int acts, one_terms *t, int32_t at, c
 {
     words sum[ONE_ACTS][ROWS];
     one_heads h;
+    int minima = !has_minima(dtype) ? 0 : is_wide(dtype) ? 4 : 8; /* words of them */
     one_heads_fill(dtype, &h, p, super_bytes(dtype));
+    reals_store(t->d + at, h.d);
+    if (minima)
+        reals_store(t->dmin + at, h.dmin);
+#pragma GCC unroll 4
+    for (int m = 0; m < acts && minima; m++) { /* before the codes, which need the registers */
+        words least = words_set1(0);
+#pragma GCC unroll 8
+        for (int i = 0; i < minima; i++)
+            least = words_dot16(least, h.min[i], words_load(x[m].pairs[i] + b));
+        reals_store(t->least[m] + at, reals_from_words(least));
+    }
 #pragma GCC unroll 16
     for (int l = 0; l < ROWS; l++) { /* all prefetches at once would fill the line buffers */
         words some[ONE_ACTS];
@@ -447,20 +459,9 @@ INLINE void one_super_terms(int32_t dtype, int acts, one_terms *t, int32_t at, c
         for (int m = 0; m < acts; m++)
             sum[m][l] = some[m];
     }
-    int minima = !has_minima(dtype) ? 0 : is_wide(dtype) ? 4 : 8; /* words of them */
-    reals_store(t->d + at, h.d);
-    if (minima)
-        reals_store(t->dmin + at, h.dmin);
 #pragma GCC unroll 4
-    for (int m = 0; m < acts; m++) {
-        words least = words_set1(0);
+    for (int m = 0; m < acts; m++)
         reals_store(t->sum[m] + at, reals_from_words(words_sums(sum[m])));
-#pragma GCC unroll 8
-        for (int i = 0; i < minima; i++)
-            least = words_dot16(least, h.min[i], words_load(x[m].pairs[i] + b));
-        if (minima)
-            reals_store(t->least[m] + at, reals_from_words(least));
-    }
 }
 
 INLINE void matmul_super_one(int32_t dtype, int acts, float *const *out, const mm2_weight *w,
