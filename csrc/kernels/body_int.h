@@ -35,29 +35,29 @@ INLINE group group_at(const mm2_weight *w, int32_t first, int32_t count, int32_t
 }
 
 /* What is to be prefetched while a panel is multiplied: a part of the next groups of rows, which
- * lie in one piece. */
+ * lie in one piece, a share with each step. */
 typedef struct ahead {
     const uint8_t *p;
-    int32_t bytes;
+    int32_t bytes, share;
 } ahead;
 
-/* While `bytes` at `offset` of each row of `panels` groups are multiplied. What these rows have next
- * was fetched while the groups before were multiplied, or is fetched now; it comes closer. */
+/* While `bytes` at `offset` of each row of `panels` groups are multiplied with `rows` activation
+ * rows, in `steps` steps a tile. What these weight rows have next was fetched while the groups
+ * before were multiplied, or is fetched now; it comes closer. */
 INLINE ahead ahead_of(int panels, const mm2_weight *w, int32_t first, int32_t i, int64_t offset,
-                      int32_t bytes)
+                      int32_t bytes, int32_t rows, int32_t steps)
 {
     const uint8_t *p = (const uint8_t *)w->data + (first + i) * w->row_bytes;
-    int32_t rows = panels * ROWS;
-    ahead a = {p + rows * (w->row_bytes + offset), rows * bytes};
-    for (int32_t r = 0; r < rows; r++)
+    ahead a = {p + panels * ROWS * (w->row_bytes + offset), panels * ROWS * bytes, 0};
+    a.share = (a.bytes / ((rows + DOT_ACTS - 1) / DOT_ACTS * steps) + 63) / 64 * 64;
+    for (int32_t r = 0; r < panels * ROWS; r++)
         prefetch(p + r * w->row_bytes + offset + bytes, bytes);
     return a;
 }
 
-/* The share of one step of `left`. */
-INLINE void ahead_go(ahead *a, int32_t left)
+INLINE void ahead_go(ahead *a)
 {
-    int32_t share = (a->bytes / left + 63) / 64 * 64;
+    int32_t share = smaller(a->share, a->bytes);
     prefetch(a->p, share);
     a->p += share;
     a->bytes -= share;
@@ -86,7 +86,7 @@ INLINE int tile_acts(int32_t left)
 
 INLINE void block_tile(int panels, int32_t dtype, int acts, reals (*y)[DOT_PANELS],
                        const block_panel *p, const int8_t *const *a, const float *const *d,
-                       int32_t blocks, ahead *next, int32_t tiles)
+                       int32_t blocks, ahead *next)
 {
     _Alignas(64) int8_t buffer[DOT_ACTS][256];
     const int8_t *ready[DOT_ACTS];
@@ -101,7 +101,7 @@ INLINE void block_tile(int panels, int32_t dtype, int acts, reals (*y)[DOT_PANEL
     }
     for (int32_t b = 0; b < blocks; b++) {
         words sum[DOT_ACTS][DOT_PANELS];
-        ahead_go(next, tiles * blocks - b);
+        ahead_go(next);
 #pragma GCC unroll 4
         for (int m = 0; m < acts; m++)
 #pragma GCC unroll 2
@@ -144,18 +144,17 @@ INLINE void block_panel_dot(int panels, int32_t dtype, reals (*y)[DOT_PANELS], c
         const int8_t *a[DOT_ACTS];
         const float *d[DOT_ACTS];
         int together = tile_acts(rows - m);
-        int32_t tiles = (rows - m + DOT_ACTS - 1) / DOT_ACTS;
         for (int t = 0; t < together; t++) {
             const int8_t *act = acts[m + t];
             a[t] = act + begin;
             d[t] = (const float *)(act + n_in) + begin / 32;
         }
         if (together == DOT_ACTS)
-            block_tile(panels, dtype, DOT_ACTS, y + m, p, a, d, blocks, &next, tiles);
+            block_tile(panels, dtype, DOT_ACTS, y + m, p, a, d, blocks, &next);
         else if (together == 2)
-            block_tile(panels, dtype, 2, y + m, p, a, d, blocks, &next, tiles);
+            block_tile(panels, dtype, 2, y + m, p, a, d, blocks, &next);
         else
-            block_tile(panels, dtype, 1, y + m, p, a, d, blocks, &next, tiles);
+            block_tile(panels, dtype, 1, y + m, p, a, d, blocks, &next);
         m += together;
     }
 }
@@ -188,7 +187,8 @@ INLINE void matmul_block_group(int panels, int32_t dtype, float *const *out, con
                                       blocks * bytes, copy),
                              blocks);
         block_panel_dot(panels, dtype, y, panel, acts, rows, w->n_in, begin, blocks,
-                        ahead_of(panels, w, first, i, (int64_t)begin / 32 * bytes, blocks * bytes));
+                        ahead_of(panels, w, first, i, (int64_t)begin / 32 * bytes, blocks * bytes,
+                                 rows, blocks));
     }
     for (int32_t m = 0; m < rows; m++)
         for (int n = 0; n < panels; n++)
@@ -207,7 +207,7 @@ INLINE void super_panel_fill(int32_t dtype, super_panel *p, group g)
 
 INLINE void super_tile(int panels, int32_t dtype, int acts, reals (*y)[DOT_PANELS],
                        const super_panel *p, const int8_t *const *a, const float *d,
-                       const int16_t *const *sums, ahead *next, int32_t tiles)
+                       const int16_t *const *sums, ahead *next)
 {
     _Alignas(64) int8_t buffer[DOT_ACTS][256];
     const int8_t *ready[DOT_ACTS];
@@ -223,7 +223,7 @@ INLINE void super_tile(int panels, int32_t dtype, int acts, reals (*y)[DOT_PANEL
     }
     for (int s = 0; s < 16; s += step) {
         words sum[DOT_ACTS][DOT_PANELS];
-        ahead_go(next, tiles * 16 - s);
+        ahead_go(next);
 #pragma GCC unroll 4
         for (int m = 0; m < acts; m++)
 #pragma GCC unroll 2
@@ -271,7 +271,6 @@ INLINE void super_panel_dot(int panels, int32_t dtype, reals (*y)[DOT_PANELS], c
         const int16_t *sums[DOT_ACTS];
         float d[DOT_ACTS];
         int together = tile_acts(rows - m);
-        int32_t tiles = (rows - m + DOT_ACTS - 1) / DOT_ACTS;
         for (int t = 0; t < together; t++) {
             const int8_t *act = acts[m + t];
             const float *scales = (const float *)(act + n_in);
@@ -280,11 +279,11 @@ INLINE void super_panel_dot(int panels, int32_t dtype, reals (*y)[DOT_PANELS], c
             sums[t] = (const int16_t *)(scales + n_in / MM2_SUPER) + block * 16;
         }
         if (together == DOT_ACTS)
-            super_tile(panels, dtype, DOT_ACTS, y + m, p, a, d, sums, &next, tiles);
+            super_tile(panels, dtype, DOT_ACTS, y + m, p, a, d, sums, &next);
         else if (together == 2)
-            super_tile(panels, dtype, 2, y + m, p, a, d, sums, &next, tiles);
+            super_tile(panels, dtype, 2, y + m, p, a, d, sums, &next);
         else
-            super_tile(panels, dtype, 1, y + m, p, a, d, sums, &next, tiles);
+            super_tile(panels, dtype, 1, y + m, p, a, d, sums, &next);
         m += together;
     }
 }
@@ -305,9 +304,9 @@ INLINE void matmul_super_group(int panels, int32_t dtype, float *const *out, con
                              group_at(w, first, count, i + n * ROWS,
                                       (int64_t)block * super_bytes(dtype), super_bytes(dtype),
                                       copy));
-        super_panel_dot(
-            panels, dtype, y, panel, acts, rows, w->n_in, block,
-            ahead_of(panels, w, first, i, (int64_t)block * super_bytes(dtype), super_bytes(dtype)));
+        super_panel_dot(panels, dtype, y, panel, acts, rows, w->n_in, block,
+                        ahead_of(panels, w, first, i, (int64_t)block * super_bytes(dtype),
+                                 super_bytes(dtype), rows, 16 / dot_step(dtype)));
     }
     for (int32_t m = 0; m < rows; m++)
         for (int n = 0; n < panels; n++)

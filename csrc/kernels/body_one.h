@@ -22,7 +22,7 @@ enum {
 /* What kernels.h calls d_w, dmin_w, isum and msum of every block of ROWS rows (and of the last group,
  * which may reach beyond them), the latter for each activation row. */
 typedef struct one_terms {
-    float d[ROWS * ONE_LIMIT / 32 + ROWS], sum[ONE_ACTS][ROWS * ONE_LIMIT / 32 + ROWS];
+    _Alignas(64) float d[ROWS * ONE_LIMIT / 32 + ROWS], sum[ONE_ACTS][ROWS * ONE_LIMIT / 32 + ROWS];
     float dmin[ROWS * ONE_LIMIT / 256 + ROWS], least[ONE_ACTS][ROWS * ONE_LIMIT / 256 + ROWS];
 } one_terms;
 
