@@ -1,5 +1,6 @@
-/* Matrix products of one activation row with integer weights, in terms of the primitives of a
- * lanes_*.h: what decode does, and there memory is to be the limit.
+/* Matrix products of one to ONE_ACTS activation rows with integer weights, in terms of the
+ * primitives of a lanes_*.h: one row is what decode does, and there memory is to be the limit. With
+ * several, codes, scales and minima are unpacked once; `acts`, how many, is a literal everywhere.
  *
  * The rows of a call lie one after the other, so their blocks are walked as one sequence, ROWS
  * blocks at a time, and memory sees a single ascending stream. Codes are multiplied where they
