@@ -6,8 +6,8 @@
  * whole register. DOT_PANELS panels times DOT_ACTS activation rows are one tile of accumulators.
  * Integer sums are exact in any order; the float operations are those of ref.c, block by block.
  *
- * The row groups of a call follow one another in memory. While a group is multiplied, the same
- * place of the next one is prefetched, some rows with each tile: all at once they would fill the
+ * The row groups of a call follow one another in memory. While a group is multiplied, the next one is
+ * prefetched as one ascending stream, a few lines with each step: all at once they would fill the
  * line buffers, and nothing would be multiplied meanwhile. The blocks of a last, smaller group are
  * copied, followed by zeros. */
 
@@ -34,32 +34,33 @@ INLINE group group_at(const mm2_weight *w, int32_t first, int32_t count, int32_t
     return g;
 }
 
-/* What is to be prefetched while a panel is multiplied. */
+/* What is to be prefetched while a panel is multiplied: a part of the next groups of rows, which
+ * lie in one piece, a share with each step. */
 typedef struct ahead {
     const uint8_t *p;
-    int64_t stride;
-    int32_t bytes, row, rows;
+    int32_t bytes, share;
 } ahead;
 
-/* While `bytes` at `offset` are multiplied: the place behind `panels` groups of rows. The first
- * groups of a call were nobody's next ones: they go on to their own next place at once. */
+/* While `bytes` at `offset` of each row of `panels` groups are multiplied with `rows` activation
+ * rows, in `steps` steps a tile. What these weight rows have next was fetched while the groups
+ * before were multiplied, or is fetched now; it comes closer. */
 INLINE ahead ahead_of(int panels, const mm2_weight *w, int32_t first, int32_t i, int64_t offset,
-                      int32_t bytes)
+                      int32_t bytes, int32_t rows, int32_t steps)
 {
-    const uint8_t *p = (const uint8_t *)w->data + (first + i) * w->row_bytes + offset;
-    ahead a = {p + panels * ROWS * w->row_bytes, w->row_bytes, bytes, 0, panels * ROWS};
-    for (int32_t r = 0; !i && r < panels * ROWS; r++)
-        prefetch(p + r * w->row_bytes + bytes, bytes);
+    const uint8_t *p = (const uint8_t *)w->data + (first + i) * w->row_bytes;
+    ahead a = {p + panels * ROWS * (w->row_bytes + offset), panels * ROWS * bytes, 0};
+    a.share = (a.bytes / ((rows + DOT_ACTS - 1) / DOT_ACTS * steps) + 63) / 64 * 64;
+    for (int32_t r = 0; r < panels * ROWS; r++)
+        prefetch(p + r * w->row_bytes + offset + bytes, bytes);
     return a;
 }
 
-/* The share of one tile, with `left` activation rows to go. */
-INLINE void ahead_go(ahead *a, int32_t left)
+INLINE void ahead_go(ahead *a)
 {
-    int32_t tiles = (left + DOT_ACTS - 1) / DOT_ACTS;
-    int32_t end = a->row + (a->rows - a->row + tiles - 1) / tiles;
-    for (; a->row < end; a->row++)
-        prefetch(a->p + a->row * a->stride, a->bytes);
+    int32_t share = smaller(a->share, a->bytes);
+    prefetch(a->p, share);
+    a->p += share;
+    a->bytes -= share;
 }
 
 /* Are codes so small that dot() may add them up in int16 before they are scaled? The sums of a block
@@ -85,7 +86,7 @@ INLINE int tile_acts(int32_t left)
 
 INLINE void block_tile(int panels, int32_t dtype, int acts, reals (*y)[DOT_PANELS],
                        const block_panel *p, const int8_t *const *a, const float *const *d,
-                       int32_t blocks)
+                       int32_t blocks, ahead *next)
 {
     _Alignas(64) int8_t buffer[DOT_ACTS][256];
     const int8_t *ready[DOT_ACTS];
@@ -100,6 +101,7 @@ INLINE void block_tile(int panels, int32_t dtype, int acts, reals (*y)[DOT_PANEL
     }
     for (int32_t b = 0; b < blocks; b++) {
         words sum[DOT_ACTS][DOT_PANELS];
+        ahead_go(next);
 #pragma GCC unroll 4
         for (int m = 0; m < acts; m++)
 #pragma GCC unroll 2
@@ -142,18 +144,17 @@ INLINE void block_panel_dot(int panels, int32_t dtype, reals (*y)[DOT_PANELS], c
         const int8_t *a[DOT_ACTS];
         const float *d[DOT_ACTS];
         int together = tile_acts(rows - m);
-        ahead_go(&next, rows - m);
         for (int t = 0; t < together; t++) {
             const int8_t *act = acts[m + t];
             a[t] = act + begin;
             d[t] = (const float *)(act + n_in) + begin / 32;
         }
         if (together == DOT_ACTS)
-            block_tile(panels, dtype, DOT_ACTS, y + m, p, a, d, blocks);
+            block_tile(panels, dtype, DOT_ACTS, y + m, p, a, d, blocks, &next);
         else if (together == 2)
-            block_tile(panels, dtype, 2, y + m, p, a, d, blocks);
+            block_tile(panels, dtype, 2, y + m, p, a, d, blocks, &next);
         else
-            block_tile(panels, dtype, 1, y + m, p, a, d, blocks);
+            block_tile(panels, dtype, 1, y + m, p, a, d, blocks, &next);
         m += together;
     }
 }
@@ -186,7 +187,8 @@ INLINE void matmul_block_group(int panels, int32_t dtype, float *const *out, con
                                       blocks * bytes, copy),
                              blocks);
         block_panel_dot(panels, dtype, y, panel, acts, rows, w->n_in, begin, blocks,
-                        ahead_of(panels, w, first, i, (int64_t)begin / 32 * bytes, blocks * bytes));
+                        ahead_of(panels, w, first, i, (int64_t)begin / 32 * bytes, blocks * bytes,
+                                 rows, blocks));
     }
     for (int32_t m = 0; m < rows; m++)
         for (int n = 0; n < panels; n++)
@@ -205,7 +207,7 @@ INLINE void super_panel_fill(int32_t dtype, super_panel *p, group g)
 
 INLINE void super_tile(int panels, int32_t dtype, int acts, reals (*y)[DOT_PANELS],
                        const super_panel *p, const int8_t *const *a, const float *d,
-                       const int16_t *const *sums)
+                       const int16_t *const *sums, ahead *next)
 {
     _Alignas(64) int8_t buffer[DOT_ACTS][256];
     const int8_t *ready[DOT_ACTS];
@@ -221,6 +223,7 @@ INLINE void super_tile(int panels, int32_t dtype, int acts, reals (*y)[DOT_PANEL
     }
     for (int s = 0; s < 16; s += step) {
         words sum[DOT_ACTS][DOT_PANELS];
+        ahead_go(next);
 #pragma GCC unroll 4
         for (int m = 0; m < acts; m++)
 #pragma GCC unroll 2
@@ -268,7 +271,6 @@ INLINE void super_panel_dot(int panels, int32_t dtype, reals (*y)[DOT_PANELS], c
         const int16_t *sums[DOT_ACTS];
         float d[DOT_ACTS];
         int together = tile_acts(rows - m);
-        ahead_go(&next, rows - m);
         for (int t = 0; t < together; t++) {
             const int8_t *act = acts[m + t];
             const float *scales = (const float *)(act + n_in);
@@ -277,11 +279,11 @@ INLINE void super_panel_dot(int panels, int32_t dtype, reals (*y)[DOT_PANELS], c
             sums[t] = (const int16_t *)(scales + n_in / MM2_SUPER) + block * 16;
         }
         if (together == DOT_ACTS)
-            super_tile(panels, dtype, DOT_ACTS, y + m, p, a, d, sums);
+            super_tile(panels, dtype, DOT_ACTS, y + m, p, a, d, sums, &next);
         else if (together == 2)
-            super_tile(panels, dtype, 2, y + m, p, a, d, sums);
+            super_tile(panels, dtype, 2, y + m, p, a, d, sums, &next);
         else
-            super_tile(panels, dtype, 1, y + m, p, a, d, sums);
+            super_tile(panels, dtype, 1, y + m, p, a, d, sums, &next);
         m += together;
     }
 }
@@ -302,9 +304,9 @@ INLINE void matmul_super_group(int panels, int32_t dtype, float *const *out, con
                              group_at(w, first, count, i + n * ROWS,
                                       (int64_t)block * super_bytes(dtype), super_bytes(dtype),
                                       copy));
-        super_panel_dot(
-            panels, dtype, y, panel, acts, rows, w->n_in, block,
-            ahead_of(panels, w, first, i, (int64_t)block * super_bytes(dtype), super_bytes(dtype)));
+        super_panel_dot(panels, dtype, y, panel, acts, rows, w->n_in, block,
+                        ahead_of(panels, w, first, i, (int64_t)block * super_bytes(dtype),
+                                 super_bytes(dtype), rows, 16 / dot_step(dtype)));
     }
     for (int32_t m = 0; m < rows; m++)
         for (int n = 0; n < panels; n++)
@@ -317,12 +319,8 @@ INLINE void matmul_integer(int32_t dtype, float *const *out, const mm2_weight *w
                            int32_t count, const void *const *acts, int32_t rows)
 {
     int super = is_super(dtype);
-    if (rows < ONE_ACTS && w->n_in <= ONE_LIMIT) {
-        for (int32_t m = 0; m < rows; m++)
-            if (super)
-                matmul_super_one(dtype, out[m], w, first, count, acts[m]);
-            else
-                matmul_block_one(dtype, out[m], w, first, count, acts[m]);
+    if (rows <= ONE_ACTS && w->n_in <= ONE_LIMIT) {
+        matmul_integer_few(dtype, out, w, first, count, acts, rows);
         return;
     }
     for (int32_t m = 0; m < rows; m += SUM_ACTS) {

@@ -1,5 +1,6 @@
-/* Matrix products of one activation row with integer weights, in terms of the primitives of a
- * lanes_*.h: what decode does, and there memory is to be the limit.
+/* Matrix products of one to ONE_ACTS activation rows with integer weights, in terms of the
+ * primitives of a lanes_*.h: one row is what decode does, and there memory is to be the limit. With
+ * several, codes, scales and minima are unpacked once; `acts`, how many, is a literal everywhere.
  *
  * The rows of a call lie one after the other, so their blocks are walked as one sequence, ROWS
  * blocks at a time, and memory sees a single ascending stream. Codes are multiplied where they
@@ -17,55 +18,71 @@ enum {
     ONE_LIMIT = 8192, /* longest row; longer ones take the panels of body_int.h */
     CHAIN_ROWS = 16,  /* whose chains run side by side, in one or two registers */
     ONE_BLOCKS = ONE_LIMIT / 32 + ROWS,
-    ONE_SUPERS = ONE_LIMIT / 256 + ROWS
+    ONE_SUPERS = ONE_LIMIT / 256 + ROWS,
+    ONE_TERMS = CHAIN_ROWS * ONE_LIMIT / 32 + ROWS, /* as many as CHAIN_ROWS rows have blocks */
+    ONE_SUPER_TERMS = CHAIN_ROWS * ONE_LIMIT / 256 + ROWS
 };
 
-/* y = fma(a, b, y), and where there are minima y = fma(c, e, y), for every block of CHAIN_ROWS rows
- * (and of the last group, which may reach beyond them). */
+/* What kernels.h calls d_w, dmin_w, isum and msum of every block of CHAIN_ROWS rows (and of the last
+ * group, which may reach beyond them), the latter for each activation row. */
 typedef struct one_terms {
-    float a[CHAIN_ROWS * ONE_LIMIT / 32 + ROWS], b[CHAIN_ROWS * ONE_LIMIT / 32 + ROWS];
-    float c[CHAIN_ROWS * ONE_LIMIT / 256 + ROWS], e[CHAIN_ROWS * ONE_LIMIT / 256 + ROWS];
+    _Alignas(64) float d[ONE_TERMS], sum[ONE_ACTS][ONE_TERMS];
+    float dmin[ONE_SUPER_TERMS], least[ONE_ACTS][ONE_SUPER_TERMS];
 } one_terms;
 
-/* Adds up the terms of `vectors` * ROWS rows, `blocks` each: lanes are rows. What the last step
- * takes beyond a row is not used. */
-INLINE void one_sums(int minima, int vectors, reals *sum, const one_terms *t, int32_t blocks)
+/* Adds up the terms of `vectors` * ROWS rows, `blocks` each: lanes are rows. d: scales of the
+ * activations. What the last step takes beyond a row is not used. */
+INLINE void one_sums(int minima, int acts, int vectors, reals y[ONE_ACTS][CHAIN_ROWS / ROWS],
+                     const one_terms *t, const float *const *d, int32_t blocks)
 {
+#pragma GCC unroll 4
+    for (int m = 0; m < acts; m++)
 #pragma GCC unroll 2
-    for (int v = 0; v < vectors; v++)
-        sum[v] = reals_zero();
-    for (int32_t i = 0; i < blocks; i += 4)
+        for (int v = 0; v < vectors; v++)
+            y[m][v] = reals_zero();
+    for (int32_t b = 0; b < blocks; b += 4)
 #pragma GCC unroll 2
         for (int v = 0; v < vectors; v++) {
-            words a[4], b[4], c[4], e[4];
-            int32_t at = v * ROWS * blocks + i;
-            transpose4(a, (const uint8_t *)(t->a + at), blocks * 4);
-            transpose4(b, (const uint8_t *)(t->b + at), blocks * 4);
-            if (minima) {
-                transpose4(c, (const uint8_t *)(t->c + at), blocks * 4);
-                transpose4(e, (const uint8_t *)(t->e + at), blocks * 4);
-            }
+            words scale[4], dmin[4];
+            int32_t at = v * ROWS * blocks + b;
+            transpose4(scale, (const uint8_t *)(t->d + at), blocks * 4);
+            if (minima)
+                transpose4(dmin, (const uint8_t *)(t->dmin + at), blocks * 4);
 #pragma GCC unroll 4
-            for (int j = 0; j < 4; j++) {
-                if (i + j == blocks)
-                    break;
-                sum[v] = reals_fma(reals_of(a[j]), reals_of(b[j]), sum[v]);
+            for (int m = 0; m < acts; m++) {
+                words sum[4], least[4];
+                transpose4(sum, (const uint8_t *)(t->sum[m] + at), blocks * 4);
                 if (minima)
-                    sum[v] = reals_fma(reals_of(c[j]), reals_of(e[j]), sum[v]);
+                    transpose4(least, (const uint8_t *)(t->least[m] + at), blocks * 4);
+#pragma GCC unroll 4
+                for (int j = 0; j < 4; j++) {
+                    if (b + j == blocks)
+                        break;
+                    float a = d[m][b + j];
+                    reals x = reals_times(reals_of(scale[j]), a);
+                    y[m][v] = reals_fma(x, reals_of(sum[j]), y[m][v]);
+                    if (!minima)
+                        continue;
+                    x = reals_times(reals_of(dmin[j]), a);
+                    y[m][v] = reals_fnma(x, reals_of(least[j]), y[m][v]);
+                }
             }
         }
 }
 
-INLINE void one_chain(int minima, float *y, const one_terms *t, int32_t rows, int32_t blocks)
+/* The sums of `rows` rows, from i on. */
+INLINE void one_chain(int minima, int acts, float *const *out, int32_t i, const one_terms *t,
+                      const float *const *d, int32_t rows, int32_t blocks)
 {
-    reals sum[CHAIN_ROWS / ROWS];
+    reals y[ONE_ACTS][CHAIN_ROWS / ROWS];
     int vectors = rows > ROWS ? CHAIN_ROWS / ROWS : 1;
     if (vectors > 1)
-        one_sums(minima, CHAIN_ROWS / ROWS, sum, t, blocks);
+        one_sums(minima, acts, CHAIN_ROWS / ROWS, y, t, d, blocks);
     else
-        one_sums(minima, 1, sum, t, blocks);
-    for (int v = 0; v < vectors; v++)
-        reals_store_n(y + v * ROWS, sum[v], rows - v * ROWS);
+        one_sums(minima, acts, 1, y, t, d, blocks);
+    for (int m = 0; m < acts; m++)
+        for (int v = 0; v < vectors; v++)
+            reals_store_n(out[m] + i + v * ROWS, y[m][v], rows - v * ROWS);
 }
 
 /* Blocks [at, at + ROWS) of `total`, where they are or, if there are not so many, in a copy that
@@ -94,7 +111,6 @@ INLINE void prefetch_lines(const uint8_t *group, int32_t from, int32_t to)
 typedef struct one_block_act {
     _Alignas(64) int8_t code[ONE_BLOCKS][ACT_PAIR]; /* of block b and of block b + 4 */
     int32_t bias[ONE_BLOCKS];                       /* sum of the codes times one_bias */
-    float d[ONE_BLOCKS];
 } one_block_act;
 
 /* Of 32 int8; AVX2 does at every level. */
@@ -111,10 +127,8 @@ static inline int32_t sum32(const int8_t *p)
 static void one_block_prepare(one_block_act *x, const int8_t *act, int32_t n, int32_t bias)
 {
     int32_t blocks = n / 32;
-    const float *d = (const float *)(act + n);
     for (int32_t b = 0, from = 0; b < blocks + ROWS; b++, from = from + 1 < blocks ? from + 1 : 0) {
         acts_pair(x->code[b], act + from * 32, act + (from + 4) % blocks * 32);
-        x->d[b] = d[from];
         x->bias[b] = b < blocks ? bias * sum32(act + b * 32) : x->bias[from];
     }
 }
@@ -151,41 +165,49 @@ INLINE bytes64 one_block_codes(int32_t dtype, const uint8_t *p, const uint8_t *q
     }
 }
 
-INLINE void one_block_terms(int32_t dtype, one_terms *t, int32_t at, const uint8_t *p,
+INLINE void one_block_terms(int32_t dtype, int acts, one_terms *t, int32_t at, const uint8_t *p,
                             const one_block_act *x, int32_t b)
 {
     int32_t bytes = block_bytes(dtype);
-    pairs sum[ROWS / 2];
+    pairs sum[ONE_ACTS][ROWS / 2];
 #pragma GCC unroll 8
     for (int k = 0; k < ROWS / 2; k++) {
         int first = k + k / 4 * 4; /* with the block four further on */
         prefetch_lines(p, k * 2 * bytes, (k * 2 + 2) * bytes);
         bytes64 c = one_block_codes(dtype, p + first * bytes, p + (first + 4) * bytes);
-        sum[k] = pairs_dot(dtype, c, x->code[b + first]);
+#pragma GCC unroll 4
+        for (int m = 0; m < acts; m++)
+            sum[m][k] = pairs_dot(dtype, c, x[m].code[b + first]);
     }
-    reals d = reals_halves(p, bytes); /* at the beginning in all four formats */
-    words isum = words_sub(pairs_sums(is_signed(dtype), sum), words_load(x->bias + b));
-    reals_store(t->a + at, reals_mul(d, reals_load(x->d + b)));
-    reals_store(t->b + at, reals_from_words(isum));
+    reals_store(t->d + at, reals_halves(p, bytes)); /* at the beginning in all four formats */
+#pragma GCC unroll 4
+    for (int m = 0; m < acts; m++) {
+        words isum = pairs_sums(is_signed(dtype), sum[m]);
+        reals_store(t->sum[m] + at, reals_from_words(words_sub(isum, words_load(x[m].bias + b))));
+    }
 }
 
-INLINE void matmul_block_one(int32_t dtype, float *out, const mm2_weight *w, int32_t first,
-                             int32_t count, const int8_t *act)
+INLINE void matmul_block_one(int32_t dtype, int acts, float *const *out, const mm2_weight *w,
+                             int32_t first, int32_t count, const int8_t *const *act)
 {
     _Alignas(64) uint8_t copy[ROWS * sizeof(mm2_block_q8_0)];
-    one_block_act x;
+    one_block_act x[ONE_ACTS];
+    const float *d[ONE_ACTS];
     one_terms t;
     int32_t blocks = w->n_in / 32, bytes = block_bytes(dtype);
-    one_block_prepare(&x, act, w->n_in, one_bias(dtype));
+    for (int m = 0; m < acts; m++) {
+        one_block_prepare(x + m, act[m], w->n_in, one_bias(dtype));
+        d[m] = (const float *)(act[m] + w->n_in);
+    }
     const uint8_t *p = (const uint8_t *)w->data + first * w->row_bytes;
     for (int32_t i = 0; i < count; i += CHAIN_ROWS, p += CHAIN_ROWS * w->row_bytes) {
         int32_t rows = smaller(CHAIN_ROWS, count - i), total = rows * blocks;
         for (int32_t at = 0, b = 0; at < total; at += ROWS) {
-            one_block_terms(dtype, &t, at, one_group(p, at, total, bytes, copy), &x, b);
+            one_block_terms(dtype, acts, &t, at, one_group(p, at, total, bytes, copy), x, b);
             for (b += ROWS; b >= blocks;)
                 b -= blocks;
         }
-        one_chain(0, out + i, &t, rows, blocks);
+        one_chain(0, acts, out, i, &t, d, rows, blocks);
     }
 }
 
@@ -195,7 +217,6 @@ typedef struct one_super_act {
     _Alignas(64) int8_t code[ONE_SUPERS][4 * ACT_PAIR]; /* in the order of one_super_sum */
     int16_t sums[ONE_SUPERS][16];                       /* of 16 codes each, times one_factor */
     int32_t pairs[8][ONE_SUPERS]; /* of 16 codes, for Q4_K and Q5_K of 32, two by two */
-    float d[ONE_SUPERS];
 } one_super_act;
 
 /* Pieces of 32 activations in the order of the codes. */
@@ -208,8 +229,7 @@ INLINE void one_super_prepare(int32_t dtype, one_super_act *x, const int8_t *act
                            : dtype == MM2_Q4_K || dtype == MM2_Q5_K ? nibbles
                                                                     : plain;
     int32_t blocks = n / MM2_SUPER, factor = dtype == MM2_Q3_K ? -4 : -16;
-    const float *d = (const float *)(act + n);
-    const int16_t *sums = (const int16_t *)(d + blocks);
+    const int16_t *sums = (const int16_t *)(act + n + blocks * 4);
     for (int32_t b = 0, from = 0; b < blocks + ROWS; b++, from = from + 1 < blocks ? from + 1 : 0) {
         for (int i = 0; i < 4 && dtype == MM2_IQ4_XS; i++)
             acts_pair(x->code[b] + i * ACT_PAIR, act + from * MM2_SUPER + i * 64,
@@ -228,7 +248,6 @@ INLINE void one_super_prepare(int32_t dtype, one_super_act *x, const int8_t *act
         }
         for (int i = 0; i < 16 && !has_minima(dtype); i++)
             x->sums[b][i] = (int16_t)(sums[from * 16 + i] * factor);
-        x->d[b] = d[from];
     }
 }
 
@@ -339,46 +358,69 @@ static const uint8_t spread_quarters[4][4] = {{0, 1, 8, 9}, {2, 3, 10, 11}, {4, 
 static const uint8_t spread_plain[4][4] = {{0, 1, 2, 3}, {4, 5, 6, 7}, {8, 9, 10, 11}, {12, 13, 14, 15}};
 // clang-format on
 
-/* Partial sums over one super-block of scale * (code * activation); where codes are taken without
- * their offset, sums * scale makes up for it. */
-INLINE words one_super_sum(int32_t dtype, const uint8_t *p, const uint8_t scales[16],
-                           const int8_t *act, const int16_t *sums)
+/* one_dot of every activation row: codes with those from `at` on of block b. */
+INLINE void one_dots(int32_t dtype, int acts, words *sum, bytes64 c, const one_super_act *x,
+                     int32_t b, int32_t at, bytes64 scales)
 {
-    words sum = words_set1(0);
+#pragma GCC unroll 4
+    for (int m = 0; m < acts; m++)
+        sum[m] = dtype == MM2_IQ4_XS ? one_dot_iq4(sum[m], c, x[m].code[b] + at, scales)
+                                     : one_dot(sum[m], c, x[m].code[b] + at, scales);
+}
+
+/* one_offset likewise. */
+INLINE void one_offsets(int acts, words *sum, const uint8_t scales[16], const one_super_act *x,
+                        int32_t b, int shift)
+{
+#pragma GCC unroll 4
+    for (int m = 0; m < acts; m++)
+        sum[m] = one_offset(sum[m], scales, x[m].sums[b], shift);
+}
+
+/* Partial sums over one super-block, with block b of each activation row, of scale * (code *
+ * activation); where codes are taken without their offset, sums * scale makes up for it. */
+INLINE void one_super_sum(int32_t dtype, int acts, words *sum, const uint8_t *p,
+                          const uint8_t scales[16], const one_super_act *x, int32_t b)
+{
     bytes64 s = dtype == MM2_IQ4_XS ? pair_scales(scales) : bytes_repeat16(scales);
     switch (dtype) {
     case MM2_Q2_K: {
         bytes64 q = bytes_load(p + offsetof(mm2_block_q2_k, q));
 #pragma GCC unroll 4
         for (int j = 0; j < 4; j++)
-            sum = one_dot(sum, bytes_and(j ? bytes_shr(q, j * 2) : q, 3), act + j * 64,
-                          bytes_spread(0, s, spread_quarters[j]));
-        return sum;
+            one_dots(dtype, acts, sum, bytes_and(j ? bytes_shr(q, j * 2) : q, 3), x, b, j * 64,
+                     bytes_spread(0, s, spread_quarters[j]));
+        return;
     }
     case MM2_Q3_K:
-        sum = one_dot_q3_k(sum, p + offsetof(mm2_block_q3_k, q), p + offsetof(mm2_block_q3_k, high),
-                           scales, act);
-        return one_offset(sum, scales, sums, Q3_K_SHIFT);
+#pragma GCC unroll 4
+        for (int m = 0; m < acts; m++)
+            sum[m] = one_dot_q3_k(sum[m], p + offsetof(mm2_block_q3_k, q),
+                                  p + offsetof(mm2_block_q3_k, high), scales, x[m].code[b]);
+        one_offsets(acts, sum, scales, x, b, Q3_K_SHIFT);
+        return;
     case MM2_Q6_K: {
 #pragma GCC unroll 2
         for (int half = 0; half < 2; half++) {
             bytes64 low = bytes_load(p + half * 64);
             bytes64 high = bytes_repeat32(p + offsetof(mm2_block_q6_k, high) + half * 32);
             bytes64 c = bytes_or_and(bytes_and(low, 15), bytes_shl_halves(high, 4, 2), 0x30);
-            sum = one_dot(sum, c, act + half * 128, bytes_spread(1, s, spread_plain[half * 2]));
+            one_dots(dtype, acts, sum, c, x, b, half * 128,
+                     bytes_spread(1, s, spread_plain[half * 2]));
             c = bytes_or_and(bytes_and(bytes_shr(low, 4), 15), bytes_shr_halves(high, 0, 2), 0x30);
-            sum = one_dot(sum, c, act + half * 128 + 64,
-                          bytes_spread(1, s, spread_plain[half * 2 + 1]));
+            one_dots(dtype, acts, sum, c, x, b, half * 128 + 64,
+                     bytes_spread(1, s, spread_plain[half * 2 + 1]));
         }
-        return one_offset(sum, scales, sums, 1);
+        one_offsets(acts, sum, scales, x, b, 1);
+        return;
     }
     case MM2_IQ4_XS:
 #pragma GCC unroll 4
         for (int j = 0; j < 4; j++) {
             const uint8_t *q = p + offsetof(mm2_block_iq4_xs, q) + j * 32;
-            sum = one_dot_iq4(sum, bytes_nibbles32(q), act + j * ACT_PAIR, pair_scale(s, j));
+            one_dots(dtype, acts, sum, bytes_nibbles32(q), x, b, j * ACT_PAIR, pair_scale(s, j));
         }
-        return sum;
+        return;
     default: { /* Q4_K, Q5_K */
         int five = dtype == MM2_Q5_K;
         p += five ? offsetof(mm2_block_q5_k, q) : offsetof(mm2_block_q4_k, q);
@@ -395,9 +437,8 @@ INLINE words one_super_sum(int32_t dtype, const uint8_t *p, const uint8_t scales
                                  : j > 2 ? bytes_shr(high, 1)
                                          : high,
                                  16);
-            sum = one_dot(sum, c, act + j * 64, bytes_spread(0, s, spread_nibbles[j]));
+            one_dots(dtype, acts, sum, c, x, b, j * 64, bytes_spread(0, s, spread_nibbles[j]));
         }
-        return sum;
     }
     }
 }
@@ -409,52 +450,94 @@ INLINE const uint8_t *one_scales(int32_t dtype, const one_heads *h, const uint8_
                : h->scales[l % 4 * (ROWS / 4) + l / 4]; /* as untranspose4 leaves them */
 }
 
-INLINE void one_super_terms(int32_t dtype, one_terms *t, int32_t at, const uint8_t *p,
+INLINE void one_super_terms(int32_t dtype, int acts, one_terms *t, int32_t at, const uint8_t *p,
                             const one_super_act *x, int32_t b)
 {
-    words sum[ROWS];
+    words sum[ONE_ACTS][ROWS];
     one_heads h;
+    int minima = !has_minima(dtype) ? 0 : is_wide(dtype) ? 4 : 8; /* words of them */
     one_heads_fill(dtype, &h, p, super_bytes(dtype));
-    reals d = reals_load(x->d + b);
-    reals_store(t->a + at, reals_mul(h.d, d));
-    if (has_minima(dtype)) {
+    reals_store(t->d + at, h.d);
+    if (minima)
+        reals_store(t->dmin + at, h.dmin);
+#pragma GCC unroll 4
+    for (int m = 0; m < acts && minima; m++) { /* before the codes, which need the registers */
         words least = words_set1(0);
-        int minima = is_wide(dtype) ? 4 : 8; /* words of them */
 #pragma GCC unroll 8
         for (int i = 0; i < minima; i++)
-            least = words_dot16(least, h.min[i], words_load(x->pairs[i] + b));
-        reals_store(t->c + at, reals_negate(reals_mul(h.dmin, d)));
-        reals_store(t->e + at, reals_from_words(least));
+            least = words_dot16(least, h.min[i], words_load(x[m].pairs[i] + b));
+        reals_store(t->least[m] + at, reals_from_words(least));
     }
     /* Unrolled, gcc 12 spills most of what it computes. */
 #pragma GCC unroll 1
     for (int l = 0; l < ROWS; l++) { /* all prefetches at once would fill the line buffers */
+        words some[ONE_ACTS];
+#pragma GCC unroll 4
+        for (int m = 0; m < acts; m++)
+            some[m] = words_set1(0);
         prefetch_lines(p + l * super_bytes(dtype), 0, super_bytes(dtype));
-        sum[l] = one_super_sum(dtype, p + l * super_bytes(dtype), one_scales(dtype, &h, p, l),
-                               x->code[b + l], x->sums[b + l]);
+        one_super_sum(dtype, acts, some, p + l * super_bytes(dtype), one_scales(dtype, &h, p, l), x,
+                      b + l);
+#pragma GCC unroll 4
+        for (int m = 0; m < acts; m++)
+            sum[m][l] = some[m];
     }
-    words isum = words_sums(sum);
-    if (dtype == MM2_Q3_K)
-        isum = words_sar(isum, Q3_K_SHIFT);
-    reals_store(t->b + at, reals_from_words(isum));
+#pragma GCC unroll 4
+    for (int m = 0; m < acts; m++) {
+        words isum = words_sums(sum[m]);
+        if (dtype == MM2_Q3_K)
+            isum = words_sar(isum, Q3_K_SHIFT);
+        reals_store(t->sum[m] + at, reals_from_words(isum));
+    }
 }
 
-INLINE void matmul_super_one(int32_t dtype, float *out, const mm2_weight *w, int32_t first,
-                             int32_t count, const int8_t *act)
+INLINE void matmul_super_one(int32_t dtype, int acts, float *const *out, const mm2_weight *w,
+                             int32_t first, int32_t count, const int8_t *const *act)
 {
     _Alignas(64) uint8_t copy[ROWS * sizeof(mm2_block_q6_k)];
-    one_super_act x;
+    one_super_act x[ONE_ACTS];
+    const float *d[ONE_ACTS];
     one_terms t;
     int32_t blocks = w->n_in / MM2_SUPER, bytes = super_bytes(dtype);
-    one_super_prepare(dtype, &x, act, w->n_in);
+    for (int m = 0; m < acts; m++) {
+        one_super_prepare(dtype, x + m, act[m], w->n_in);
+        d[m] = (const float *)(act[m] + w->n_in);
+    }
     const uint8_t *p = (const uint8_t *)w->data + first * w->row_bytes;
     for (int32_t i = 0; i < count; i += CHAIN_ROWS, p += CHAIN_ROWS * w->row_bytes) {
         int32_t rows = smaller(CHAIN_ROWS, count - i), total = rows * blocks;
         for (int32_t at = 0, b = 0; at < total; at += ROWS) {
-            one_super_terms(dtype, &t, at, one_group(p, at, total, bytes, copy), &x, b);
+            one_super_terms(dtype, acts, &t, at, one_group(p, at, total, bytes, copy), x, b);
             for (b += ROWS; b >= blocks;)
                 b -= blocks;
         }
-        one_chain(has_minima(dtype), out + i, &t, rows, blocks);
+        one_chain(has_minima(dtype), acts, out, i, &t, d, rows, blocks);
     }
+}
+
+/* ---- All integer formats ---- */
+
+INLINE void matmul_integer_acts(int32_t dtype, int acts, float *const *out, const mm2_weight *w,
+                                int32_t first, int32_t count, const void *const *act)
+{
+    const int8_t *a[ONE_ACTS];
+    for (int m = 0; m < acts; m++)
+        a[m] = act[m];
+    if (is_super(dtype))
+        matmul_super_one(dtype, acts, out, w, first, count, a);
+    else
+        matmul_block_one(dtype, acts, out, w, first, count, a);
+}
+
+INLINE void matmul_integer_few(int32_t dtype, float *const *out, const mm2_weight *w, int32_t first,
+                               int32_t count, const void *const *acts, int32_t rows)
+{
+    if (rows == 1)
+        matmul_integer_acts(dtype, 1, out, w, first, count, acts);
+    else if (rows == 2)
+        matmul_integer_acts(dtype, 2, out, w, first, count, acts);
+    else if (rows == 3)
+        matmul_integer_acts(dtype, 3, out, w, first, count, acts);
+    else if (ONE_ACTS == 4)
+        matmul_integer_acts(dtype, 4, out, w, first, count, acts);
 }

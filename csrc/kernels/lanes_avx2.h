@@ -16,7 +16,7 @@ enum {
     ROWS = 8,         /* weight rows of a panel: int32 lanes of a register */
     DOT_ACTS = 4,     /* activation rows and */
     DOT_PANELS = 1,   /* panels of one integer tile */
-    ONE_ACTS = 4,     /* fewer activation rows than this are multiplied one by one */
+    ONE_ACTS = 3,     /* up to so many activation rows are multiplied by codes where they stand */
     SIGNED_BIAS = 0,  /* what pairs_dot adds to signed codes */
     ACT_PAIR = 128,   /* bytes of the activations of two blocks */
     Q3_K_SHIFT = 4,   /* one_dot_q3_k adds 2^4 times the products */

@@ -2,7 +2,9 @@
  *   1 row    what decode does: matrices of 1536 x 3072 at random places of a pool far larger than
  *            the caches. GB of weights per second, and as shares of the two reads below
  *   cached   the same product over one matrix again and again: what the instructions allow
- *   N rows   what prefill does, in 10^9 operations (2 per weight and row) per second
+ *   2..8     what an expert does in a short prompt or a small batch: as 1 row, and in GB too, so
+ *            that the price of a further row shows
+ *   16..256  what prefill does, in 10^9 operations (2 per weight and row) per second
  * Plain read: the same bytes, 512-bit (256-bit) loads and nothing else. Best read: the same with
  * the prefetch distances that were fastest. All are interleaved, and medians of RUNS are shown.
  *
@@ -23,6 +25,8 @@
 #include <sys/mman.h>
 
 enum { N_IN = 3072, N_OUT = 1536, TILE = 64, MATRICES = 48, MOST_ROWS = 256, RUNS = 9 };
+static const int32_t few[] = {1, 2, 3, 4, 6, 8}, many[] = {16, 64, 256};
+enum { FEW = sizeof few / sizeof *few, MANY = sizeof many / sizeof *many };
 static const size_t POOL = (size_t)2 << 30;
 
 static uint8_t *pool; /* POOL random bytes */
@@ -119,7 +123,7 @@ static void bench(const mm2_kernels *k, int32_t dtype)
     static float scales[(N_OUT / 128) * (N_IN / 128)];
     static const int32_t distances[][2] = {{0, 0}, {512, 2048}, {2048, 4096}, {1024, 0}, {4096, 0}};
     enum { READS = sizeof distances / sizeof *distances };
-    double read[READS][RUNS], one[RUNS], many[RUNS], cached[RUNS];
+    double read[READS][RUNS], product_few[FEW][RUNS], product_many[RUNS], cached[RUNS];
     for (size_t i = 0; i < sizeof scales / sizeof *scales; i++)
         scales[i] = 0.01f;
     job j = {.kernels = k, .rows = 1, .matrices = MATRICES};
@@ -144,9 +148,13 @@ static void bench(const mm2_kernels *k, int32_t dtype)
             j.t0 = distances[i][0], j.t1 = distances[i][1];
             read[i][r] = seconds(&j, reading);
         }
-        scatter(&j);
-        one[r] = seconds(&j, product);
+        for (int i = 0; i < FEW; i++) {
+            scatter(&j);
+            j.rows = few[i];
+            product_few[i][r] = seconds(&j, product);
+        }
     }
+    j.rows = 1;
     for (int32_t i = 0; i < MATRICES; i++)
         j.at[i] = 0;
     j.w.n_out = TILE; /* each unit reads the same rows */
@@ -157,21 +165,23 @@ static void bench(const mm2_kernels *k, int32_t dtype)
         double rate = bytes / median(read[i]);
         best = rate > best ? rate : best;
     }
-    double plain = bytes / median(read[0]), rate = bytes / median(one);
+    double plain = bytes / median(read[0]), rate = bytes / median(product_few[0]);
     printf("%-7s %-8s %6.1f GB/s %4.0f %% of best %4.0f %% of plain, cached %6.1f;", k->name,
            mm2_dtype_name(dtype), rate * 1e-9, 100 * rate / best, 100 * rate / plain,
            bytes / median(cached) * 1e-9);
-    static const int32_t rows[] = {4, 16, 64, 256};
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        j.w.n_out = N_OUT;
-        j.rows = rows[i];
+    for (int i = 1; i < FEW; i++)
+        printf(" %d: %.1f", few[i], bytes / median(product_few[i]) * 1e-9);
+    printf(" GB/s;");
+    j.w.n_out = N_OUT;
+    for (int i = 0; i < MANY; i++) {
+        j.rows = many[i];
         j.matrices = j.rows < 64 ? 8 : 2;
         for (int r = 0; r < RUNS; r++) {
             scatter(&j);
-            many[r] = seconds(&j, product);
+            product_many[r] = seconds(&j, product);
         }
-        printf(" %d: %.0f", rows[i],
-               2.0 * N_IN * N_OUT * j.matrices * j.rows / median(many) * 1e-9);
+        printf(" %d: %.0f", many[i],
+               2.0 * N_IN * N_OUT * j.matrices * j.rows / median(product_many) * 1e-9);
     }
     printf("\n");
     fflush(stdout);
