@@ -61,7 +61,7 @@ extern "C" {
 
 enum {
     MM2_ABI = 2,      /* of this header; must equal mm2_abi(), that of the library */
-    MM2_NUMERICS = 2, /* changes only together with the golden hashes */
+    MM2_NUMERICS = 3, /* changes only together with the golden hashes */
     MM2_MAX_DIMS = 4
 };
 
@@ -332,7 +332,8 @@ typedef struct mm2_session mm2_session;
 typedef struct mm2_session_options {
     uint32_t size;    /* sizeof(mm2_session_options) */
     int32_t context;  /* positions, 1..max_position_embeddings; 0: the smaller of that and 8192 */
-    int32_t kv_dtype; /* MM2_BF16 (default) or MM2_F32 */
+    int32_t kv_dtype; /* of keys and values: MM2_BF16 (default; queries and the weights of attention
+                         are then rounded to it too) or MM2_F32 */
     int32_t chunk;    /* prompt tokens that go through the layers together, 1..4096; 0: 1024 */
 } mm2_session_options;
 

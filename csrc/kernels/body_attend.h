@@ -1,51 +1,109 @@
 /* Attention of a vector level, in terms of the primitives of its lanes_*.h. Included after
- * body_elementwise.h, whose exp16 it uses.
+ * body_exp.h and body_float.h.
  *
  * Heads of a group run together, so that keys and values are loaded once for them. Scores: lanes
- * are the 16 positions of a tile, one accumulator a head. Values: lanes are dimensions, positions
- * ascend, and the probability of a position is spread over the lanes. */
+ * are the 16 positions of a tile. Values: lanes are dimensions, and the probability of a position is
+ * spread over them. A cache in MM2_F32 has one chain for each sum; in MM2_BF16 a step has two, of the
+ * even and of the odd index, which lie side by side in the cache. */
 
-enum { CHUNK = 256, GROUP_HEADS = 6, VALUES_AHEAD = 16 };
-
-static inline v16 load_kv(int32_t dtype, const void *p, int64_t i)
-{
-    return dtype == MM2_F32 ? v16_load((const float *)p + i)
-                            : v16_load_bf16((const uint16_t *)p + i);
-}
+enum { GROUP_HEADS = 6, VALUES_AHEAD = 16, STEP_SPAN = 32 };
 
 /* Keys and values of a decoded token come from memory, several streams of them. */
-static inline __attribute__((always_inline)) void fetch_kv(int32_t dtype, const void *p, int64_t i)
+INLINE void fetch_kv(const void *p)
 {
-    _mm_prefetch((const char *)p + i * (dtype == MM2_F32 ? 4 : 2), _MM_HINT_T0);
+    _mm_prefetch((const char *)p, _MM_HINT_T0);
 }
 
-/* Scores of `tiles` tiles of 16 positions from j on; c: the largest ones, lane by lane. */
-static inline __attribute__((always_inline)) void
-attend_tiles(int heads, int tiles, int32_t dtype, float p[][CHUNK], v16 *c, const float *q,
-             const void *k, int32_t j, int32_t n, int32_t head_dim, float scale)
+/* ---- Scores ---- */
+
+typedef v16 head_sums[GROUP_HEADS][4];
+
+INLINE void no_sums(int heads, int count, head_sums sums)
 {
-    v16 s[GROUP_HEADS][KEY_TILES];
 #pragma GCC unroll 6
     for (int h = 0; h < heads; h++)
 #pragma GCC unroll 4
-        for (int t = 0; t < tiles; t++)
-            s[h][t] = v16_zero();
+        for (int i = 0; i < count; i++)
+            sums[h][i] = v16_zero();
+}
+
+/* sums[h][i] += a[h * stride] * b[i] */
+INLINE void add_head_products(int heads, int count, head_sums sums, const float *a, int32_t stride,
+                              const v16 b[4])
+{
+#pragma GCC unroll 6
+    for (int h = 0; h < heads; h++) {
+        v16 x = v16_set1(a[h * stride]);
+#pragma GCC unroll 4
+        for (int i = 0; i < count; i++)
+            sums[h][i] = v16_fma(x, b[i], sums[h][i]);
+    }
+}
+
+INLINE void add_head_steps(int heads, int count, head_sums sums, head_sums chain[2])
+{
+#pragma GCC unroll 6
+    for (int h = 0; h < heads; h++)
+#pragma GCC unroll 4
+        for (int i = 0; i < count; i++)
+            sums[h][i] = v16_add(sums[h][i], v16_add(chain[0][h][i], chain[1][h][i]));
+}
+
+/* s = sum over d of q[d] * k[d], for `tiles` tiles from k on. */
+INLINE void score_f32(int heads, int tiles, head_sums s, const float *q, const float *k,
+                      int32_t head_dim)
+{
+    no_sums(heads, tiles, s);
     for (int32_t d = 0; d < head_dim; d++) {
-        v16 key[KEY_TILES];
+        v16 key[4];
 #pragma GCC unroll 4
         for (int t = 0; t < tiles; t++)
-            key[t] = load_kv(dtype, k, (int64_t)(j + t * 16) * head_dim + d * 16);
+            key[t] = v16_load(k + ((int64_t)t * head_dim + d) * 16);
 #pragma GCC unroll 4
         for (int t = 0; t < tiles; t++) /* the same place of the next tiles */
-            fetch_kv(dtype, k, (int64_t)(j + (tiles + t) * 16) * head_dim + d * 16);
-#pragma GCC unroll 6
-        for (int h = 0; h < heads; h++) {
-            v16 query = v16_set1(q[h * head_dim + d]);
-#pragma GCC unroll 4
-            for (int t = 0; t < tiles; t++)
-                s[h][t] = v16_fma(query, key[t], s[h][t]);
-        }
+            fetch_kv(k + ((int64_t)(tiles + t) * head_dim + d) * 16);
+        add_head_products(heads, tiles, s, q + d, head_dim, key);
     }
+}
+
+/* The same of pairs, chain by chain, q being bf16 values. */
+INLINE void score_bf16(int heads, int tiles, head_sums s, const float *q, const uint16_t *k,
+                       int32_t head_dim)
+{
+    no_sums(heads, tiles, s);
+    for (int32_t begin = 0; begin < head_dim; begin += STEP_SPAN) {
+        head_sums chain[2];
+        int32_t end = smaller(begin + STEP_SPAN, head_dim);
+#pragma GCC unroll 2
+        for (int odd = 0; odd < 2; odd++) {
+            no_sums(heads, tiles, chain[odd]);
+            for (int32_t d = begin; d < end; d += 2) {
+                v16 key[4];
+#pragma GCC unroll 4
+                for (int t = 0; t < tiles; t++) {
+                    const uint16_t *p = k + ((int64_t)t * head_dim + d) * 16;
+                    key[t] = odd ? v16_odd(p) : v16_even(p);
+                    if (!odd)
+                        fetch_kv(p + (int64_t)tiles * head_dim * 16);
+                }
+                add_head_products(heads, tiles, chain[odd], q + d + odd, head_dim, key);
+            }
+        }
+        add_head_steps(heads, tiles, s, chain);
+    }
+}
+
+/* Scores of `tiles` tiles of 16 positions from j on; c: the largest ones, lane by lane. */
+INLINE void attend_tiles(int heads, int tiles, int32_t dtype, float p[][MM2_CHUNK], v16 *c,
+                         const float *q, const void *k, int32_t j, int32_t n, int32_t head_dim,
+                         float scale)
+{
+    head_sums s;
+    int64_t at = (int64_t)j * head_dim;
+    if (dtype == MM2_F32)
+        score_f32(heads, tiles, s, q, (const float *)k + at, head_dim);
+    else
+        score_bf16(heads, tiles, s, q, (const uint16_t *)k + at, head_dim);
 #pragma GCC unroll 6
     for (int h = 0; h < heads; h++)
 #pragma GCC unroll 4
@@ -59,9 +117,8 @@ attend_tiles(int heads, int tiles, int32_t dtype, float p[][CHUNK], v16 *c, cons
 }
 
 /* Scores of all positions and the largest of each head, +0 for -0. */
-static inline __attribute__((always_inline)) void
-attend_scores(int heads, int32_t dtype, float p[][CHUNK], float *largest, const float *q,
-              const void *k, int32_t n, int32_t head_dim, float scale)
+INLINE void attend_scores(int heads, int32_t dtype, float p[][MM2_CHUNK], float *largest,
+                          const float *q, const void *k, int32_t n, int32_t head_dim, float scale)
 {
     v16 c[GROUP_HEADS];
     int32_t j = 0;
@@ -75,33 +132,66 @@ attend_scores(int heads, int32_t dtype, float p[][CHUNK], float *largest, const 
         largest[h] = v16_largest(c[h]) + 0.0f;
 }
 
-/* o = fma(sum of p v, b, o * a) for `lanes` groups of 16 dimensions from `first` on. */
-static inline __attribute__((always_inline)) void
-attend_values(int heads, int lanes, int32_t dtype, float *o, float p[][CHUNK], const float *a,
-              const float *b, const void *v, int32_t n, int32_t head_dim, int32_t first)
+/* ---- Values ---- */
+
+/* sum = sum over j of p[j] * v[j], for `lanes` groups of 16 dimensions from v on. */
+INLINE void weigh_f32(int heads, int lanes, head_sums sum, float p[][MM2_CHUNK], const float *v,
+                      int32_t n, int32_t head_dim)
 {
-    v16 sum[GROUP_HEADS][VALUE_LANES];
+    no_sums(heads, lanes, sum);
+    for (int32_t j = 0; j < n; j++, v += head_dim) {
+        v16 value[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < lanes; i++) {
+            value[i] = v16_load(v + i * 16);
+            fetch_kv(v + VALUES_AHEAD * head_dim + i * 16);
+        }
+        add_head_products(heads, lanes, sum, p[0] + j, MM2_CHUNK, value);
+    }
+}
+
+/* The same of pairs, chain by chain, p being bf16 values. */
+INLINE void weigh_bf16(int heads, int lanes, head_sums sum, float p[][MM2_CHUNK], const uint16_t *v,
+                       int32_t n)
+{
+    no_sums(heads, lanes, sum);
+    for (int32_t begin = 0; begin < n; begin += STEP_SPAN) {
+        head_sums chain[2];
+        int32_t end = smaller(begin + STEP_SPAN, n);
+#pragma GCC unroll 2
+        for (int odd = 0; odd < 2; odd++) {
+            no_sums(heads, lanes, chain[odd]);
+            for (int32_t j = begin; j + odd < end; j += 2) {
+                v16 value[4];
+#pragma GCC unroll 4
+                for (int i = 0; i < lanes; i++) {
+                    const uint16_t *at = v + (i * MM2_CHUNK + j) * 16;
+                    value[i] = odd ? v16_odd(at) : v16_even(at);
+                    if (!odd)
+                        fetch_kv(at + VALUES_AHEAD * 32);
+                }
+                add_head_products(heads, lanes, chain[odd], p[0] + j + odd, MM2_CHUNK, value);
+            }
+        }
+        add_head_steps(heads, lanes, sum, chain);
+    }
 #pragma GCC unroll 6
     for (int h = 0; h < heads; h++)
 #pragma GCC unroll 4
         for (int i = 0; i < lanes; i++)
-            sum[h][i] = v16_zero();
-    for (int32_t j = 0; j < n; j++) {
-        v16 value[VALUE_LANES];
-#pragma GCC unroll 4
-        for (int i = 0; i < lanes; i++)
-            value[i] = load_kv(dtype, v, (int64_t)j * head_dim + first + i * 16);
-#pragma GCC unroll 4
-        for (int i = 0; i < lanes; i += 2)
-            fetch_kv(dtype, v, (int64_t)(j + VALUES_AHEAD) * head_dim + first + i * 16);
-#pragma GCC unroll 6
-        for (int h = 0; h < heads; h++) {
-            v16 weight = v16_set1(p[h][j]);
-#pragma GCC unroll 4
-            for (int i = 0; i < lanes; i++)
-                sum[h][i] = v16_fma(weight, value[i], sum[h][i]);
-        }
-    }
+            sum[h][i] = v16_add(sum[h][i], v16_zero()); /* +0 for -0 */
+}
+
+/* o = fma(sum of p v, b, o * a) for `lanes` groups of 16 dimensions from `first` on. */
+INLINE void attend_values(int heads, int lanes, int32_t dtype, float *o, float p[][MM2_CHUNK],
+                          const float *a, const float *b, const void *v, int32_t n,
+                          int32_t head_dim, int32_t first)
+{
+    head_sums sum;
+    if (dtype == MM2_F32)
+        weigh_f32(heads, lanes, sum, p, (const float *)v + first, n, head_dim);
+    else
+        weigh_bf16(heads, lanes, sum, p, (const uint16_t *)v + first * MM2_CHUNK, n);
 #pragma GCC unroll 6
     for (int h = 0; h < heads; h++)
 #pragma GCC unroll 4
@@ -112,19 +202,25 @@ attend_values(int heads, int lanes, int32_t dtype, float *o, float p[][CHUNK], c
         }
 }
 
-static inline __attribute__((always_inline)) void
-attend_heads(int heads, int32_t dtype, float *m, float *l, float *o, const float *q, const void *k,
-             const void *v, int32_t n, int32_t head_dim, float scale)
+/* ---- Heads ---- */
+
+INLINE void attend_heads(int heads, int32_t dtype, float *m, float *l, float *o, const float *q,
+                         const void *k, const void *v, int32_t n, int32_t head_dim, float scale)
 {
-    _Alignas(64) float p[GROUP_HEADS][CHUNK];
+    _Alignas(64) float p[GROUP_HEADS][MM2_CHUNK], rounded[GROUP_HEADS * MM2_HEAD_DIM_LIMIT];
     float c[GROUP_HEADS], a[GROUP_HEADS], b[GROUP_HEADS];
+    if (dtype == MM2_BF16) {
+        for (int32_t i = 0; i < heads * head_dim; i += 16)
+            v16_store(rounded + i, v16_bf16(v16_load(q + i)));
+        q = rounded;
+    }
     attend_scores(heads, dtype, p, c, q, k, n, head_dim, scale);
     for (int h = 0; h < heads; h++) {
         v16 sum = v16_zero();
         for (int32_t j = 0; j < n; j += 16) {
             v16 e = exp16(v16_sub(v16_load(p[h] + j), v16_set1(c[h])));
-            v16_store(p[h] + j, e);
             sum = v16_add(sum, e);
+            v16_store(p[h] + j, dtype == MM2_BF16 ? v16_bf16(e) : e);
         }
         float largest = m[h] > c[h] ? m[h] : c[h];
         a[h] = mm2_exp(m[h] - largest);
@@ -139,10 +235,9 @@ attend_heads(int heads, int32_t dtype, float *m, float *l, float *o, const float
         attend_values(heads, 1, dtype, o, p, a, b, v, n, head_dim, first);
 }
 
-static inline __attribute__((always_inline)) void attend(int32_t dtype, float *m, float *l,
-                                                         float *o, const float *q, int32_t heads,
-                                                         const void *k, const void *v, int32_t n,
-                                                         int32_t head_dim, float scale)
+/* The heads of one row. */
+INLINE void attend_row(int32_t dtype, float *m, float *l, float *o, const float *q, int32_t heads,
+                       const void *k, const void *v, int32_t n, int32_t head_dim, float scale)
 {
     while (heads > 0) {
         int together;
@@ -167,14 +262,27 @@ static inline __attribute__((always_inline)) void attend(int32_t dtype, float *m
     }
 }
 
-static void attend_f32(float *m, float *l, float *o, const float *q, int32_t heads, const void *k,
-                       const void *v, int32_t n, int32_t head_dim, float scale)
+INLINE void attend(int32_t dtype, float *m, float *l, float *o, const float *q, int32_t stride,
+                   int32_t rows, int32_t heads, const void *k, const void *v, int32_t n,
+                   int32_t head_dim, float scale)
 {
-    attend(MM2_F32, m, l, o, q, heads, k, v, n, head_dim, scale);
+    for (int32_t r = 0; r < rows; r++, m += stride, l += stride) {
+        attend_row(dtype, m, l, o, q, heads, k, v, smaller(n + r, MM2_CHUNK), head_dim, scale);
+        o += (int64_t)stride * head_dim;
+        q += (int64_t)stride * head_dim;
+    }
 }
 
-static void attend_bf16(float *m, float *l, float *o, const float *q, int32_t heads, const void *k,
-                        const void *v, int32_t n, int32_t head_dim, float scale)
+static void attend_f32(float *m, float *l, float *o, const float *q, int32_t stride, int32_t rows,
+                       int32_t heads, const void *k, const void *v, int32_t n, int32_t head_dim,
+                       float scale)
 {
-    attend(MM2_BF16, m, l, o, q, heads, k, v, n, head_dim, scale);
+    attend(MM2_F32, m, l, o, q, stride, rows, heads, k, v, n, head_dim, scale);
+}
+
+static void attend_bf16(float *m, float *l, float *o, const float *q, int32_t stride, int32_t rows,
+                        int32_t heads, const void *k, const void *v, int32_t n, int32_t head_dim,
+                        float scale)
+{
+    attend(MM2_BF16, m, l, o, q, stride, rows, heads, k, v, n, head_dim, scale);
 }

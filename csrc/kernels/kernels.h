@@ -64,6 +64,24 @@ typedef struct mm2_weight {
 typedef void mm2_matmul(float *const *out, const mm2_weight *w, int32_t first, int32_t count,
                         const void *const *acts, int32_t rows);
 
+/* ---- Keys and values: chunks of MM2_CHUNK positions of one head ---- */
+enum { MM2_CHUNK = 256, MM2_HEAD_DIM_LIMIT = 1024 };
+
+/* Where in a chunk of MM2_F32 or MM2_BF16 element d of position j lies: of keys, whose tiles have 16
+ * positions, [16 tiles][head_dim][16] or, by pairs, [16 tiles][head_dim / 2][16][2]; ... */
+static inline int64_t mm2_key_at(int32_t dtype, int32_t head_dim, int32_t j, int32_t d)
+{
+    int64_t tile = (int64_t)(j / 16) * 16 * head_dim;
+    return tile + (dtype == MM2_F32 ? d * 16 + j % 16 : d / 2 * 32 + j % 16 * 2 + d % 2);
+}
+
+/* ... and of values: [256][head_dim], or [head_dim / 16][128 pairs of positions][16][2]. */
+static inline int64_t mm2_value_at(int32_t dtype, int32_t head_dim, int32_t j, int32_t d)
+{
+    return dtype == MM2_F32 ? (int64_t)j * head_dim + d
+                            : d / 16 * 16 * MM2_CHUNK + j / 2 * 32 + d % 16 * 2 + j % 2;
+}
+
 /* What multiplies: the data of a peak measurement. */
 enum { MM2_PEAK_INT8 = 0, MM2_PEAK_BF16 = 1, MM2_PEAK_F32 = 2, MM2_PEAK_KINDS = 3 };
 enum { MM2_PEAK_BYTES = 16384, MM2_READ_STEP = 256 };
@@ -128,21 +146,28 @@ typedef struct mm2_kernels {
     /* y[i] = fma(a, x[i], y[i]). */
     void (*axpy)(float *y, float a, const float *x, int32_t n);
 
-    /* Attention of `heads` query heads that share one KV head to one chunk of 1 <= n <= 256 cached
-     * positions, merged into running results. q [heads][head_dim] f32. Keys lie in tiles of 16
-     * positions, [ceil(n / 16)][head_dim][16]; values [n][head_dim]; both of kv_dtype (slot 0:
-     * MM2_F32, slot 1: MM2_BF16). head_dim is a multiple of 16. State per head: m (largest score,
-     * -INFINITY at first), l (sum, 0), o [head_dim] (0). For each head:
-     *   s[j] = scale * chain over d ascending of fma(q[d], k[d][j], s), from +0
+    /* Attention of query rows at consecutive positions, `heads` heads of each that share one KV head,
+     * to one chunk of 256 cached positions, merged into running results. Row r sees the first
+     * min(n + r, 256) positions of the chunk, n >= 1; its q [heads][head_dim], m, l and o begin r *
+     * stride heads further on than row 0's. head_dim is a multiple of 16. State per head: m (largest
+     * score, -INFINITY at first), l (sum, 0), o [head_dim] (0). Keys and values are MM2_F32 in slot 0,
+     * MM2_BF16 in slot 1, and lie as mm2_key_at and mm2_value_at say. For each head, n being what its
+     * row sees:
+     *   s[j] = scale * sum over d of q[d] * k[d][j]
      *   c = max s, NaN left out, +0 for -0;  p[j] = exp(s[j] - c)
      *   lc = sum of p in lanes (plain adds) and tree
-     *   oc[d] = chain over j ascending of fma(p[j], v[j][d], oc), from +0
+     *   oc[d] = sum over j of p[j] * v[j][d]
      *   M = max(m, c);  a = exp(m - M);  b = exp(c - M);  m = M
      *   l = fma(lc, b, l * a);  o[d] = fma(oc[d], b, o[d] * a)
-     * Positions >= n inside the last tile may hold anything, NaN included, and do not count. A NaN
+     * The two sums of products, over an ascending index:
+     *   MM2_F32    one chain of fused multiply-adds, from +0
+     *   MM2_BF16   q and the p of the second sum are rounded to bf16; tile, its last step as long as
+     *              head_dim or n leaves it; and a sum of -0 is +0.
+     * Positions that a row does not see may hold anything, NaN included, and do not count. A NaN
      * score makes l NaN. */
-    void (*attend[2])(float *m, float *l, float *o, const float *q, int32_t heads, const void *k,
-                      const void *v, int32_t n, int32_t head_dim, float scale);
+    void (*attend[2])(float *m, float *l, float *o, const float *q, int32_t stride, int32_t rows,
+                      int32_t heads, const void *k, const void *v, int32_t n, int32_t head_dim,
+                      float scale);
 
     /* The machine's limits, for model/limits.c. Both return a checksum, so that no compiler can
      * leave work out.

@@ -106,6 +106,29 @@ static inline v16 v16_load_bf16(const uint16_t *p)
     return v16_of(widen_bf16(p), widen_bf16(p + 8));
 }
 
+static inline __m256 pairs_even(const uint16_t *p)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256((const __m256i *)p), 16));
+}
+
+static inline __m256 pairs_odd(const uint16_t *p)
+{
+    __m256 upper = _mm256_castsi256_ps(_mm256_set1_epi32((int32_t)0xffff0000));
+    return _mm256_and_ps(_mm256_loadu_ps((const float *)p), upper);
+}
+
+/* The first elements of 16 pairs of bf16, ... */
+static inline v16 v16_even(const uint16_t *p)
+{
+    return v16_of(pairs_even(p), pairs_even(p + 16));
+}
+
+/* ... and the second ones. */
+static inline v16 v16_odd(const uint16_t *p)
+{
+    return v16_of(pairs_odd(p), pairs_odd(p + 16));
+}
+
 static inline v16 v16_add(v16 a, v16 b)
 {
     return v16_of(_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high));
@@ -921,6 +944,13 @@ static inline void narrow16(uint16_t *out, v16 x)
 {
     __m256i joined = _mm256_packus_epi32(narrow8(x.low), narrow8(x.high));
     _mm256_storeu_si256((__m256i *)out, _mm256_permute4x64_epi64(joined, 0xd8));
+}
+
+/* The same, as floats. */
+static inline v16 v16_bf16(v16 x)
+{
+    return v16_of(_mm256_castsi256_ps(_mm256_slli_epi32(narrow8(x.low), 16)),
+                  _mm256_castsi256_ps(_mm256_slli_epi32(narrow8(x.high), 16)));
 }
 
 #endif

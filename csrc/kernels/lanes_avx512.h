@@ -18,7 +18,7 @@ enum {
     ONE_ROWS = 8,      /* weight rows that run together with one float activation row */
     TILE_ROWS = 8,     /* weight rows and */
     TILE_ACTS = 3,     /* activation rows of one float tile: 24 accumulators of 32 registers */
-    KEY_TILES = 4,     /* tiles of 16 keys that attention scores at a time */
+    KEY_TILES = 2,     /* tiles of 16 keys that attention scores at a time */
     PAIR_ROWS = 4,     /* weight rows and 16 x */
     PAIR_VECTORS = 3,  /* activation rows of one bf16 tile: twice as many accumulators */
     VALUE_LANES = 4    /* groups of 16 value dimensions that attention sums at a time */
@@ -72,6 +72,17 @@ static inline v16 v16_load_bf16(const uint16_t *p)
 {
     __m256i x = _mm256_loadu_si256((const __m256i *)p);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+}
+
+static inline v16 v16_even(const uint16_t *p)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16));
+}
+
+static inline v16 v16_odd(const uint16_t *p)
+{
+    __m512i upper = _mm512_set1_epi32((int32_t)0xffff0000);
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), upper));
 }
 
 static inline v16 v16_add(v16 a, v16 b)
@@ -712,15 +723,24 @@ static inline reals reals_quads(reals a)
     return _mm512_add_ps(sum, _mm512_permute_ps(a, 0xff));
 }
 
-static inline void narrow16(uint16_t *out, v16 x)
+static inline __m512i narrowed(v16 x)
 {
     const __m512i one = _mm512_set1_epi32(1);
     __m512i bits = _mm512_castps_si512(x), upper = _mm512_srli_epi32(bits, 16);
     __m512i round = _mm512_add_epi32(_mm512_set1_epi32(0x7fff), _mm512_and_si512(upper, one));
     __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
     bits = _mm512_srli_epi32(_mm512_add_epi32(bits, round), 16);
-    bits = _mm512_mask_or_epi32(bits, nan, upper, _mm512_set1_epi32(0x40));
-    _mm256_storeu_si256((__m256i *)out, _mm512_cvtepi32_epi16(bits));
+    return _mm512_mask_or_epi32(bits, nan, upper, _mm512_set1_epi32(0x40));
+}
+
+static inline void narrow16(uint16_t *out, v16 x)
+{
+    _mm256_storeu_si256((__m256i *)out, _mm512_cvtepi32_epi16(narrowed(x)));
+}
+
+static inline v16 v16_bf16(v16 x)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(narrowed(x), 16));
 }
 
 #endif

@@ -1,8 +1,8 @@
 /* The amx level: avx512, and tiles for products of many activation rows.
  *
- * What it adds are the slots `pack` and `matmul_packed`. Everything is compiled with the flags that
- * the suffix of this file stands for; dispatch.c calls into it only on processors that have them
- * and where the system lets the process use tiles.
+ * What it adds are the slots `pack` and `matmul_packed`, and attention of many rows. Everything is
+ * compiled with the flags that the suffix of this file stands for; dispatch.c calls into it only on
+ * processors that have them and where the system lets the process use tiles.
  *
  * Kernels keep no state, but tiles are state of the thread: each product configures them and gives
  * them back, which costs a hundred cycles among hundreds of thousands. A caller's own tiles do not
@@ -16,11 +16,15 @@
 #include "kernels/lanes_amx.h"
 #include "kernels/lanes_avx512.h"
 
+#include <math.h>
+
+#include "kernels/body_exp.h"
 #include "kernels/body_float.h"
 #include "kernels/body_unpack.h"
 #include "kernels/body_one.h"
 #include "kernels/body_fill.h"
 #include "kernels/body_packed.h"
+#include "kernels/body_attend_tiles.h"
 
 #define PACKED_SLOT(format, dtype)                                                                 \
     static __attribute__((noinline)) void work_##format(flow *f, int32_t most)                     \
@@ -84,6 +88,8 @@ void mm2_kernels_amx(mm2_kernels *t)
     t->pack[MM2_ACT_BF16] = pack_bf16;
     t->pack[MM2_ACT_Q8_32] = pack_q8_32;
     t->pack[MM2_ACT_Q8_256] = pack_q8_256;
+    attend_few = t->attend[1];
+    t->attend[1] = attend_bf16_tiles;
     t->peak[MM2_PEAK_INT8] = peak_int8_tiles;
     t->peak[MM2_PEAK_BF16] = peak_bf16_tiles;
     t->packed_rows[MM2_ACT_BF16] = 3;

@@ -11,9 +11,10 @@
 
 #include <math.h>
 
+#include "kernels/body_exp.h"
 #include "kernels/body_elementwise.h"
-#include "kernels/body_attend.h"
 #include "kernels/body_float.h"
+#include "kernels/body_attend.h"
 #include "kernels/body_bf16.h"
 #include "kernels/body_unpack.h"
 #include "kernels/body_one.h"

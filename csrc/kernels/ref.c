@@ -580,18 +580,39 @@ static float kv_value(int32_t dtype, const void *p, int64_t i)
     return dtype == MM2_F32 ? ((const float *)p)[i] : mm2_bf16_f32(((const uint16_t *)p)[i]);
 }
 
-/* One head. A NaN score is passed over by the maximum and reaches l through its probability. */
-static void attend_head(float *m, float *l, float *o, const float *q, const void *k, const void *v,
-                        int32_t n, int32_t head_dim, float scale, int32_t dtype)
+static float round_bf16(float x)
 {
-    float p[256];
+    return mm2_bf16_f32(mm2_f32_bf16(x));
+}
+
+/* The sum over i < n of a[i] times, of a cache in F32, b[i]: one chain; in BF16: in tile's order. */
+static float attend_sum(int32_t dtype, const float *a, const float *b, int32_t n)
+{
+    float sum = 0;
+    if (dtype == MM2_F32) {
+        for (int32_t i = 0; i < n; i++)
+            sum = fmaf(a[i], b[i], sum);
+        return sum;
+    }
+    for (int32_t begin = 0; begin < n; begin += STEP_PAIRS * 2) {
+        float chain[2] = {0, 0};
+        for (int32_t i = begin; i < n && i < begin + STEP_PAIRS * 2; i++)
+            chain[i % 2] = fmaf(round_bf16(a[i]), b[i], chain[i % 2]);
+        sum += chain[0] + chain[1];
+    }
+    return sum + 0.0f; /* for a tile, which adds +0 for what a row does not see */
+}
+
+/* One head. A NaN score is passed over by the maximum and reaches l through its probability. */
+static void attend_head(int32_t dtype, float *m, float *l, float *o, const float *q, const void *k,
+                        const void *v, int32_t n, int32_t head_dim, float scale)
+{
+    float p[MM2_CHUNK], other[MM2_HEAD_DIM_LIMIT];
     float c = -INFINITY;
     for (int32_t j = 0; j < n; j++) {
-        int64_t tile = (int64_t)(j / 16) * head_dim * 16;
-        float s = 0;
         for (int32_t d = 0; d < head_dim; d++)
-            s = fmaf(q[d], kv_value(dtype, k, tile + d * 16 + j % 16), s);
-        p[j] = scale * s;
+            other[d] = kv_value(dtype, k, mm2_key_at(dtype, head_dim, j, d));
+        p[j] = scale * attend_sum(dtype, q, other, head_dim);
         c = p[j] > c ? p[j] : c;
     }
     c += 0.0f; /* -0 and +0 are equal, and which one came first must not show */
@@ -606,27 +627,34 @@ static void attend_head(float *m, float *l, float *o, const float *q, const void
     *m = largest;
     *l = fmaf(lc, b, *l * a);
     for (int32_t d = 0; d < head_dim; d++) {
-        float oc = 0;
         for (int32_t j = 0; j < n; j++)
-            oc = fmaf(p[j], kv_value(dtype, v, (int64_t)j * head_dim + d), oc);
-        o[d] = fmaf(oc, b, o[d] * a);
+            other[j] = kv_value(dtype, v, mm2_value_at(dtype, head_dim, j, d));
+        o[d] = fmaf(attend_sum(dtype, p, other, n), b, o[d] * a);
     }
 }
 
-static void attend_f32(float *m, float *l, float *o, const float *q, int32_t heads, const void *k,
-                       const void *v, int32_t n, int32_t head_dim, float scale)
+static void attend(int32_t dtype, float *m, float *l, float *o, const float *q, int32_t stride,
+                   int32_t rows, int32_t heads, const void *k, const void *v, int32_t n,
+                   int32_t head_dim, float scale)
 {
-    for (int32_t h = 0; h < heads; h++)
-        attend_head(m + h, l + h, o + h * head_dim, q + h * head_dim, k, v, n, head_dim, scale,
-                    MM2_F32);
+    for (int32_t r = 0; r < rows; r++)
+        for (int32_t h = r * stride; h < r * stride + heads; h++)
+            attend_head(dtype, m + h, l + h, o + (int64_t)h * head_dim, q + (int64_t)h * head_dim,
+                        k, v, n + r < MM2_CHUNK ? n + r : MM2_CHUNK, head_dim, scale);
 }
 
-static void attend_bf16(float *m, float *l, float *o, const float *q, int32_t heads, const void *k,
-                        const void *v, int32_t n, int32_t head_dim, float scale)
+static void attend_f32(float *m, float *l, float *o, const float *q, int32_t stride, int32_t rows,
+                       int32_t heads, const void *k, const void *v, int32_t n, int32_t head_dim,
+                       float scale)
 {
-    for (int32_t h = 0; h < heads; h++)
-        attend_head(m + h, l + h, o + h * head_dim, q + h * head_dim, k, v, n, head_dim, scale,
-                    MM2_BF16);
+    attend(MM2_F32, m, l, o, q, stride, rows, heads, k, v, n, head_dim, scale);
+}
+
+static void attend_bf16(float *m, float *l, float *o, const float *q, int32_t stride, int32_t rows,
+                        int32_t heads, const void *k, const void *v, int32_t n, int32_t head_dim,
+                        float scale)
+{
+    attend(MM2_BF16, m, l, o, q, stride, rows, heads, k, v, n, head_dim, scale);
 }
 
 /* ---- The machine's limits ---- */

@@ -13,6 +13,7 @@
 
 #include "base/json.h"
 #include "base/status.h"
+#include "kernels/kernels.h"
 #include "model/document.h"
 
 #include <math.h>
@@ -31,7 +32,7 @@ static const struct size_field {
     {"hidden_size", offsetof(mm2_config, hidden_size), 1, 1 << 20},
     {"num_attention_heads", offsetof(mm2_config, num_attention_heads), 1, 4096},
     {"num_key_value_heads", offsetof(mm2_config, num_key_value_heads), 1, 4096},
-    {"head_dim", offsetof(mm2_config, head_dim), 1, 4096},
+    {"head_dim", offsetof(mm2_config, head_dim), 1, MM2_HEAD_DIM_LIMIT},
     {"num_local_experts", offsetof(mm2_config, num_local_experts), 1, 4096},
     {"num_experts_per_tok", offsetof(mm2_config, num_experts_per_tok), 1, 4096},
     {"intermediate_size", offsetof(mm2_config, intermediate_size), 1, 1 << 20},

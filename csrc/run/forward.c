@@ -94,6 +94,8 @@ static void carve_buffers(mm2_forward *f, carver *c)
         f->input.panel[kind] = f->model->kernels->pack[kind] ? carve_panel(c, f, kind) : NULL;
     }
     int32_t threads = mm2_pool_threads(f->model->pool);
+    int32_t group = g->num_attention_heads / g->num_key_value_heads;
+    f->parts = carve(c, (int64_t)threads * MM2_PARTS_A_THREAD * group, (g->head_dim + 2) * 4);
     int64_t tile = rows * MM2_TILE;
     int64_t vectors[] = {g->hidden_size, q_width, kv_width, g->num_local_experts}; /* norms, bias */
     for (int32_t i = 0; i < 4; i++)

@@ -55,7 +55,10 @@ typedef struct mm2_thread_scratch {
     float *a, *b;     /* [capacity * MM2_TILE] */
 } mm2_thread_scratch;
 
-enum { MM2_TILE = 256 }; /* output features of one unit, at most */
+enum {
+    MM2_TILE = 256,         /* output features of one unit, at most */
+    MM2_PARTS_A_THREAD = 16 /* parts of attention that are merged together */
+};
 
 struct mm2_forward {
     mm2_model *model;
@@ -81,6 +84,8 @@ struct mm2_forward {
     float *x, *h, *out;     /* [capacity][hidden_size]: stream, normed, block output */
     float *q, *k, *v, *z;   /* [capacity][heads * head_dim] */
     float *m, *l;           /* [capacity][heads] */
+    float *parts;           /* attention.c: [threads * MM2_PARTS_A_THREAD] */
+    int32_t part_pages;     /* pages that a round attends to in parts; 0: in no parts */
     float *cosine, *sine;   /* [capacity][rotary_dim / 2] */
     float *router, *scores; /* [capacity][num_local_experts] */
     int32_t *indices;       /* [capacity][num_experts_per_tok] */

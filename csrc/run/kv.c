@@ -110,18 +110,17 @@ void mm2_kv_write(mm2_kv *kv, int32_t layer, int32_t head, int32_t position, con
 {
     char *base = keys_of(kv, layer, head, position / MM2_PAGE);
     int32_t slot = position % MM2_PAGE, n = kv->head_dim;
-    int64_t tile = (int64_t)(slot / 16) * n * 16 + slot % 16, row = (int64_t)slot * n;
     if (kv->dtype == MM2_F32) {
-        float *k = (float *)base + tile, *v = (float *)(base + kv->head_bytes) + row;
+        float *k = (float *)base, *v = (float *)(base + kv->head_bytes);
         for (int32_t d = 0; d < n; d++) {
-            k[d * 16] = key[d];
-            v[d] = value[d];
+            k[mm2_key_at(MM2_F32, n, slot, d)] = key[d];
+            v[mm2_value_at(MM2_F32, n, slot, d)] = value[d];
         }
     } else {
-        uint16_t *k = (uint16_t *)base + tile, *v = (uint16_t *)(base + kv->head_bytes) + row;
+        uint16_t *k = (uint16_t *)base, *v = (uint16_t *)(base + kv->head_bytes);
         for (int32_t d = 0; d < n; d++) {
-            k[d * 16] = mm2_f32_bf16(key[d]);
-            v[d] = mm2_f32_bf16(value[d]);
+            k[mm2_key_at(MM2_BF16, n, slot, d)] = mm2_f32_bf16(key[d]);
+            v[mm2_value_at(MM2_BF16, n, slot, d)] = mm2_f32_bf16(value[d]);
         }
     }
 }

@@ -5,17 +5,16 @@
  * page is the only thing the attention kernel ever sees. Pages are counted references: a fork can
  * share them.
  *
- * Inside a page: [layer][KV head] keys, then values. Keys lie in tiles of 16 positions, [16
- * tiles][head_dim][16], so that a vector holds one dimension of 16 positions; values
- * [256][head_dim]. */
+ * Inside a page: [layer][KV head] keys, then values, each as the kernels want a chunk of them
+ * (mm2_key_at, mm2_value_at). */
 #ifndef MM2_KV_H
 #define MM2_KV_H
 
-#include "minimax2.h"
+#include "kernels/kernels.h"
 
 #include <stdatomic.h>
 
-enum { MM2_PAGE = 256 };
+enum { MM2_PAGE = MM2_CHUNK };
 
 typedef struct mm2_page {
     atomic_int references;

@@ -2,7 +2,7 @@
 return [[
 enum {
     MM2_ABI = 2,
-    MM2_NUMERICS = 2,
+    MM2_NUMERICS = 3,
     MM2_MAX_DIMS = 4,
 };
 typedef int32_t mm2_status;

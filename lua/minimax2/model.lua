@@ -198,8 +198,8 @@ function Model:prompt_ids(prompt, n)
 end
 
 --- A new session; nil and a sentence if there is no memory for it. Options: context (positions, the
---- smaller of 8192 and the model's), kv_dtype ("bf16" or "f32"), chunk (prompt tokens that go through
---- the layers together, 256).
+--- smaller of 8192 and the model's), kv_dtype ("bf16": queries and attention weights are then rounded
+--- to it too; or "f32"), chunk (prompt tokens that go through the layers together, 1024).
 function Model:session(options)
     return Session.new(self, options, "model:session")
 end

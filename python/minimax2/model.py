@@ -93,7 +93,7 @@ def load(path=None, *, threads=None, writable=False, isa=None, precision="fast")
     "blas"; None means the best, or what the MM2_ISA environment variable says. precision: "fast"
     multiplies with 8-bit or bf16 activations where the weights' type allows it, "exact" always
     float32 values with float32 activations, for measurements (decoding takes up to five times as
-    long in the smallest formats, a prompt two to four times).
+    long in the smallest formats, a prompt two to four times); give its sessions kv_dtype="f32".
 
     Raises FileError, FormatError, UnsupportedError, OutOfMemory, ArgumentError.
     """
@@ -255,8 +255,9 @@ class Model(Handle, Mapping):
         """A Session: one timeline.
 
         context: positions there is room for; None: the smaller of the model's and 8192. kv_dtype:
-        "bf16" or "f32". chunk: prompt tokens that go through the layers together, None: 256; does
-        not change the bits. Raises OutOfMemory if the whole context would not fit.
+        "bf16" (queries and attention weights are then rounded to it too) or "f32". chunk: prompt
+        tokens that go through the layers together, None: 1024; does not change the bits. Raises
+        OutOfMemory if the whole context would not fit.
         """
         return Session(self, context, kv_dtype, chunk)
 

@@ -1,5 +1,5 @@
-/* The packed products of the amx level: do they give the bits of ref.c's matmul, whatever the
- * sizes, the data and the slice of the matrix?
+/* The amx level: do its packed products give the bits of ref.c's matmul, whatever the sizes, the data
+ * and the slice of the matrix, and its attention those of ref.c?
  *
  * The level is compiled a second time here, on emulated tiles, so that it is tested on any
  * processor with AVX-512; where there are tiles, the real one is tested as well. Buffers end at a
@@ -10,6 +10,7 @@
 #include "../../csrc/kernels/level_amx.c"
 #undef mm2_kernels_amx
 
+#include "attention_data.h"
 #include "kernel_data.h"
 
 #include "base/cpu.h"
@@ -203,6 +204,14 @@ static void test_extreme_integers(void **state)
     }
 }
 
+static void test_attention(void **state)
+{
+    (void)state;
+    for (int trial = 1; trial < 200; trial += 2) /* of a BF16 cache */
+        attend_rows(levels, level_count, trial);
+    attend_vanishing(levels, level_count);
+}
+
 static void test_sign_of_zero(void **state)
 {
     (void)state;
@@ -275,7 +284,7 @@ int main(void)
         cmocka_unit_test(test_slots),        cmocka_unit_test(test_bits),
         cmocka_unit_test(test_many_rows),    cmocka_unit_test(test_extreme_integers),
         cmocka_unit_test(test_sign_of_zero), cmocka_unit_test(test_alignment),
-        cmocka_unit_test(test_pass),
+        cmocka_unit_test(test_attention),    cmocka_unit_test(test_pass),
     };
     if (!mm2_cpu_find()->avx512) {
         print_message("skipped: the emulation of tiles needs AVX-512; this is %s\n", mm2_cpu());

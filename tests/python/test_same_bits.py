@@ -144,6 +144,28 @@ def test_rewind(model, truth, length, assert_bits):
         assert_bits(session.logits.numpy(), truth[-1])
 
 
+@pytest.mark.parametrize("threads", [3, 5, 16])
+def test_pages_as_units(threads, truths, assert_bits):
+    """A token behind 16 pages, alone and in a batch: with many threads they share each head's (3:
+    in two rounds)."""
+    path, _ = truths("F32")
+    long = np.tile(IDS, 15)  # 4050
+    logits = []
+    for count in (1, threads):  # one thread has heads enough
+        with mm.load(path, threads=count) as model:
+            sessions = [model.session(context=len(long)) for _ in range(2)]
+            for session, length in zip(sessions, (len(long), 600), strict=True):
+                session.feed(long[: length - 1]).run()
+            with model.batch(sessions) as batch:
+                for session in sessions:
+                    session.feed(long[-1:])
+                batch.run()
+            sessions[0].rewind(len(long) - 1)
+            sessions[0].feed(long[-1:]).run()
+            logits.append(np.stack([session.logits.numpy() for session in sessions]))
+    assert_bits(logits[1], logits[0])
+
+
 def test_rewind_half_way(model, truth, assert_bits):
     """A chunk is in flight when the timeline is cut: below what is evaluated, and above it."""
     with model.session(context=len(IDS), chunk=64) as session:
