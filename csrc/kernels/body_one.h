@@ -231,9 +231,8 @@ INLINE void one_super_prepare(int32_t dtype, one_super_act *x, const int8_t *act
     int32_t blocks = n / MM2_SUPER, factor = dtype == MM2_Q3_K ? -4 : -16;
     const int16_t *sums = (const int16_t *)(act + n + blocks * 4);
     for (int32_t b = 0, from = 0; b < blocks + ROWS; b++, from = from + 1 < blocks ? from + 1 : 0) {
-        for (int i = 0; i < 4 && dtype == MM2_IQ4_XS; i++)
-            acts_pair(x->code[b] + i * ACT_PAIR, act + from * MM2_SUPER + i * 64,
-                      act + from * MM2_SUPER + i * 64 + 32);
+        if (dtype == MM2_IQ4_XS)
+            acts_iq4_xs(x->code[b], act + from * MM2_SUPER);
         for (int i = 0; i < 8; i++) {
             const int16_t *s = sums + from * 16 + i * 2;
             int16_t wide[2] = {s[0], s[1]};
@@ -246,8 +245,10 @@ INLINE void one_super_prepare(int32_t dtype, one_super_act *x, const int8_t *act
                 wide[0] = (int16_t)(s[0] + s[1]), wide[1] = (int16_t)(s[2] + s[3]);
             memcpy(&x->pairs[i][b], wide, 4);
         }
-        for (int i = 0; i < 16 && !has_minima(dtype); i++)
-            x->sums[b][i] = (int16_t)(sums[from * 16 + i] * factor);
+        for (int i = 0; i < 16 && !has_minima(dtype); i++) {
+            int at = dtype == MM2_IQ4_XS ? i % 4 * 4 + i / 4 % 2 * 2 + i / 8 : i;
+            x->sums[b][i] = (int16_t)(sums[from * 16 + at] * factor);
+        }
     }
 }
 
@@ -325,9 +326,8 @@ INLINE void one_heads_iq4_xs(one_heads *h, const uint8_t *p, int64_t stride)
     top = words_and(words_or(top, words_shl(top, 4)), words_set1(LOW4));
     words even = words_or(words_bits(x[1], 0, LOW4), words_shl(words_bits(top, 0, LOW2), 4));
     words odd = words_or(words_bits(x[1], 4, LOW4), words_shl(words_bits(top, 2, LOW2), 4));
-    scale[0] = words_sub8(even, 32);
-    scale[1] = words_sub8(odd, 32);
-    scale[2] = scale[3] = words_set1(0);
+    scale[0] = scale[2] = words_sub8(even, 32);
+    scale[1] = scale[3] = words_sub8(odd, 32);
     untranspose4(h->scales, scale);
 }
 
@@ -359,13 +359,12 @@ static const uint8_t spread_plain[4][4] = {{0, 1, 2, 3}, {4, 5, 6, 7}, {8, 9, 10
 // clang-format on
 
 /* one_dot of every activation row: codes with those from `at` on of block b. */
-INLINE void one_dots(int32_t dtype, int acts, words *sum, bytes64 c, const one_super_act *x,
-                     int32_t b, int32_t at, bytes64 scales)
+INLINE void one_dots(int acts, words *sum, bytes64 c, const one_super_act *x, int32_t b, int32_t at,
+                     bytes64 scales)
 {
 #pragma GCC unroll 4
     for (int m = 0; m < acts; m++)
-        sum[m] = dtype == MM2_IQ4_XS ? one_dot_iq4(sum[m], c, x[m].code[b] + at, scales)
-                                     : one_dot(sum[m], c, x[m].code[b] + at, scales);
+        sum[m] = one_dot(sum[m], c, x[m].code[b] + at, scales);
 }
 
 /* one_offset likewise. */
@@ -382,13 +381,13 @@ INLINE void one_offsets(int acts, words *sum, const uint8_t scales[16], const on
 INLINE void one_super_sum(int32_t dtype, int acts, words *sum, const uint8_t *p,
                           const uint8_t scales[16], const one_super_act *x, int32_t b)
 {
-    bytes64 s = dtype == MM2_IQ4_XS ? pair_scales(scales) : bytes_repeat16(scales);
+    bytes64 s = bytes_repeat16(scales);
     switch (dtype) {
     case MM2_Q2_K: {
         bytes64 q = bytes_load(p + offsetof(mm2_block_q2_k, q));
 #pragma GCC unroll 4
         for (int j = 0; j < 4; j++)
-            one_dots(dtype, acts, sum, bytes_and(j ? bytes_shr(q, j * 2) : q, 3), x, b, j * 64,
+            one_dots(acts, sum, bytes_and(j ? bytes_shr(q, j * 2) : q, 3), x, b, j * 64,
                      bytes_spread(0, s, spread_quarters[j]));
         return;
     }
@@ -405,10 +404,9 @@ INLINE void one_super_sum(int32_t dtype, int acts, words *sum, const uint8_t *p,
             bytes64 low = bytes_load(p + half * 64);
             bytes64 high = bytes_repeat32(p + offsetof(mm2_block_q6_k, high) + half * 32);
             bytes64 c = bytes_or_and(bytes_and(low, 15), bytes_shl_halves(high, 4, 2), 0x30);
-            one_dots(dtype, acts, sum, c, x, b, half * 128,
-                     bytes_spread(1, s, spread_plain[half * 2]));
+            one_dots(acts, sum, c, x, b, half * 128, bytes_spread(1, s, spread_plain[half * 2]));
             c = bytes_or_and(bytes_and(bytes_shr(low, 4), 15), bytes_shr_halves(high, 0, 2), 0x30);
-            one_dots(dtype, acts, sum, c, x, b, half * 128 + 64,
+            one_dots(acts, sum, c, x, b, half * 128 + 64,
                      bytes_spread(1, s, spread_plain[half * 2 + 1]));
         }
         one_offsets(acts, sum, scales, x, b, 1);
@@ -416,10 +414,11 @@ INLINE void one_super_sum(int32_t dtype, int acts, words *sum, const uint8_t *p,
     }
     case MM2_IQ4_XS:
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; j++) {
-            const uint8_t *q = p + offsetof(mm2_block_iq4_xs, q) + j * 32;
-            one_dots(dtype, acts, sum, bytes_nibbles32(q), x, b, j * ACT_PAIR, pair_scale(s, j));
-        }
+        for (int m = 0; m < acts; m++)
+            sum[m] =
+                one_dot_iq4_xs(sum[m], p + offsetof(mm2_block_iq4_xs, q), scales, x[m].code[b]);
+        if (SIGNED_BIAS)
+            one_offsets(acts, sum, scales, x, b, 3);
         return;
     default: { /* Q4_K, Q5_K */
         int five = dtype == MM2_Q5_K;
@@ -437,7 +436,7 @@ INLINE void one_super_sum(int32_t dtype, int acts, words *sum, const uint8_t *p,
                                  : j > 2 ? bytes_shr(high, 1)
                                          : high,
                                  16);
-            one_dots(dtype, acts, sum, c, x, b, j * 64, bytes_spread(0, s, spread_nibbles[j]));
+            one_dots(acts, sum, c, x, b, j * 64, bytes_spread(0, s, spread_nibbles[j]));
         }
     }
     }

@@ -555,11 +555,6 @@ static inline bytes64 bytes_nibbles(const uint8_t *p, const uint8_t *q)
     return nibbles(join16(p, q));
 }
 
-static inline bytes64 bytes_nibbles32(const uint8_t *p) /* q = p + 16 */
-{
-    return nibbles(_mm256_loadu_si256((const __m256i *)p));
-}
-
 /* Each byte with the mask. */
 static inline bytes64 bytes_and(bytes64 a, int mask)
 {
@@ -683,29 +678,41 @@ static inline __m256i products_iq4(__m256i c, const int8_t *acts)
     return _mm256_maddubs_epi16(acts_load(acts + 64), _mm256_sign_epi8(c, acts_load(acts)));
 }
 
-/* sum + scales * values of IQ4 codes * activations from acts_pair. */
-static inline words one_dot_iq4(words sum, bytes64 nibbles, const int8_t *acts, bytes64 scales)
-{
-    bytes64 c = bytes_iq4(nibbles);
-    __m256i a = _mm256_madd_epi16(products_iq4(c.low, acts), scales.low);
-    __m256i b = _mm256_madd_epi16(products_iq4(c.high, acts + 32), scales.high);
-    return _mm256_add_epi32(sum, _mm256_add_epi32(a, b));
-}
-
-/* 8 signed scales, and number i and i + 4 of them in all words of two blocks that bytes_nibbles
- * joined. */
-static inline bytes64 pair_scales(const uint8_t scales[8])
+/* 8 signed scales in words, the even blocks' first; ... */
+static inline __m256i pair_scales(const uint8_t scales[8])
 {
     __m256i control = _mm256_setr_epi64x(0x0380028001800080, -1, 0x0780068005800480, -1);
-    __m256i a = _mm256_srai_epi16(_mm256_shuffle_epi8(repeat16(scales), control), 8);
-    return bytes_of(a, a);
+    return _mm256_srai_epi16(_mm256_shuffle_epi8(repeat16(scales), control), 8);
 }
 
-static inline bytes64 pair_scale(bytes64 scales, int i)
+/* ... and those of block 2 i and 2 i + 1 in all words of a lane each. */
+static inline __m256i pair_scale(__m256i scales, int i)
 {
-    __m256i a = _mm256_set1_epi16((short)((i * 2 + 1) << 8 | i * 2));
-    a = _mm256_shuffle_epi8(scales.low, a);
-    return bytes_of(a, a);
+    return _mm256_shuffle_epi8(scales, _mm256_set1_epi16((short)((i * 2 + 1) << 8 | i * 2)));
+}
+
+/* The activations of a super-block in the order of one_dot_iq4_xs. */
+static inline void acts_iq4_xs(int8_t out[4 * ACT_PAIR], const int8_t *a)
+{
+    for (int j = 0; j < 4; j++)
+        acts_pair(out + j * ACT_PAIR, a + j * 64, a + j * 64 + 32);
+}
+
+/* sum + scales * (values of the codes of IQ4_XS at q + SIGNED_BIAS) * activations. Scales are those of
+ * the four even blocks, then of the odd ones. */
+static inline words one_dot_iq4_xs(words sum, const uint8_t *q, const uint8_t scales[8],
+                                   const int8_t *acts)
+{
+    __m256i s = pair_scales(scales);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++, acts += ACT_PAIR) {
+        bytes64 c = bytes_iq4(nibbles(_mm256_loadu_si256((const __m256i *)(q + j * 32))));
+        __m256i scale = pair_scale(s, j);
+        __m256i a = _mm256_madd_epi16(products_iq4(c.low, acts), scale);
+        __m256i b = _mm256_madd_epi16(products_iq4(c.high, acts + 32), scale);
+        sum = _mm256_add_epi32(sum, _mm256_add_epi32(a, b));
+    }
+    return sum;
 }
 
 /* sum + (16 signed scales << shift) * sums */

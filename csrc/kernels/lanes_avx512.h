@@ -476,11 +476,6 @@ static inline bytes64 bytes_nibbles(const uint8_t *p, const uint8_t *q)
     return _mm512_and_si512(_mm512_srlv_epi64(a, shift), _mm512_set1_epi8(15));
 }
 
-static inline bytes64 bytes_nibbles32(const uint8_t *p)
-{
-    return bytes_nibbles(p, p + 16);
-}
-
 static inline bytes64 bytes_and(bytes64 a, int mask)
 {
     return _mm512_and_si512(a, _mm512_set1_epi8((char)mask));
@@ -550,30 +545,37 @@ static inline bytes64 bytes_spread(int negative, bytes64 scales, const uint8_t f
     return negative ? _mm512_srai_epi16(a, 8) : a;
 }
 
-static inline bytes64 pair_scales(const uint8_t scales[8])
-{
-    return bytes_repeat16(scales);
-}
-
-static inline bytes64 pair_scale(bytes64 scales, int i)
-{
-    const uint8_t from[4] = {(uint8_t)i, (uint8_t)i, (uint8_t)(i + 4), (uint8_t)(i + 4)};
-    return bytes_spread(1, scales, from);
-}
-
 static inline words one_dot(words sum, bytes64 c, const int8_t *acts, bytes64 scales)
 {
     return _mm512_dpwssd_epi32(sum, _mm512_maddubs_epi16(c, _mm512_load_si512(acts)), scales);
 }
 
-static inline words one_dot_iq4(words sum, bytes64 nibbles, const int8_t *acts, bytes64 scales)
+/* Of four blocks the first 16 each, then the last. */
+static inline void acts_iq4_xs(int8_t out[4 * ACT_PAIR], const int8_t *a)
 {
-    __m128i table = _mm_abs_epi8(_mm_loadu_si128((const __m128i *)mm2_iq4_values));
-    __m512i magnitude = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), nibbles);
-    __mmask64 negative = _mm512_cmplt_epu8_mask(nibbles, _mm512_set1_epi8(8));
-    __m512i a = _mm512_load_si512(acts);
-    a = _mm512_mask_sub_epi8(a, negative, _mm512_setzero_si512(), a);
-    return _mm512_dpwssd_epi32(sum, _mm512_maddubs_epi16(magnitude, a), scales);
+    for (int i = 0; i < 16; i++)
+        memcpy(out + i * 16, a + i / 8 * 128 + i % 4 * 32 + i / 4 % 2 * 16, 16);
+}
+
+/* A lane of 128 bits is a block, whose four sums have one scale. */
+static inline words one_dot_iq4_xs(words sum, const uint8_t *q, const uint8_t scales[8],
+                                   const int8_t *acts)
+{
+    bytes64 s = bytes_repeat16(scales);
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) {
+        __m512i control = _mm512_maskz_set1_epi32(0xf0f0, 4 << 24); /* to the top of every word */
+        control = _mm512_mask_add_epi32(control, 0xff00, control, _mm512_set1_epi32(1 << 24));
+        control = _mm512_add_epi32(control, _mm512_set1_epi32(i << 25 | 0x808080));
+        bytes64 c = bytes_load(q + i * 64);
+        words dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), bytes_iq4(bytes_and(c, 15)),
+                                        _mm512_load_si512(acts + i * 128));
+        dot = _mm512_dpbusd_epi32(dot, bytes_iq4(bytes_and(bytes_shr(c, 4), 15)),
+                                  _mm512_load_si512(acts + i * 128 + 64));
+        words scale = _mm512_srai_epi32(_mm512_shuffle_epi8(s, control), 24);
+        sum = _mm512_add_epi32(sum, _mm512_mullo_epi32(dot, scale));
+    }
+    return sum;
 }
 
 static inline words one_offset(words sum, const uint8_t scales[16], const int16_t sums[16],

@@ -51,7 +51,8 @@ Written by `tests/bench/compare.py`, which describes the method; one row a compa
 - tokens/s: medians of runs in turns, ± half the distance between the quartiles; ratio: minimax2's
   to llama.cpp's; peak memory: resident, minimax2's / llama.cpp's, pages of the file included.
 - llama.cpp: flash attention, KV cache in f16 (minimax2: bf16), built with
-  {features}.
+  {features},
+  unless its version says that another build was used, to compare with MM2_ISA=avx2.
 
 """
 
@@ -269,7 +270,13 @@ def measure(engines, what, arguments):
             "memory": f"{a['peak'] / 1e9:.1f} / {b['peak'] / 1e9:.1f}",
             "setting": named(key, settings) + ("" if engines.together else ", reloaded each time"),
             "features": " ".join(re.findall(r"(\w+) = 1", peer["features"])),
-            "version": peer["version"], "facts": own}
+            "version": f"{peer['version']} {widest(peer['features'])}", "facts": own}
+
+
+def widest(features):
+    """The widest vectors that llama.cpp was built with."""
+    return next((f"({name})" for name in ("AVX512", "AVX2", "NEON")
+                 if f"{name} = 1" in features), "")
 
 
 # ---- The run ----
