@@ -29,6 +29,9 @@ enum {
     VALUE_LANES = 1   /* groups of 16 value dimensions that attention sums at a time */
 };
 
+/* gcc 12 puts additions off until all products are made, and spills those: half of the time. */
+#define ADD_NOW(sum) __asm__("" : "+x"(sum))
+
 /* ---- 16 floats ---- */
 
 typedef struct v16 {
@@ -400,7 +403,9 @@ static inline words dot(int small, int positive, words sum, codes c, const int8_
     __m256i a = _mm256_set1_epi32(four);
     a = positive ? a : _mm256_sign_epi8(a, c.value);
     a = _mm256_maddubs_epi16(c.magnitude, a);
-    return small ? _mm256_add_epi16(sum, a) : _mm256_add_epi32(sum, _mm256_madd_epi16(a, scale));
+    sum = small ? _mm256_add_epi16(sum, a) : _mm256_add_epi32(sum, _mm256_madd_epi16(a, scale));
+    ADD_NOW(sum);
+    return sum;
 }
 
 /* total + scale * sum; the scale is in the sum already where dot() multiplies by it. */
@@ -652,7 +657,9 @@ static inline bytes64 bytes_spread(int negative, bytes64 scales, const uint8_t f
 
 static inline words dot32(words sum, __m256i c, __m256i a, __m256i scales)
 {
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(c, a), scales));
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(c, a), scales));
+    ADD_NOW(sum);
+    return sum;
 }
 
 static inline __m256i acts_load(const int8_t *p)
