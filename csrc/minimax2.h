@@ -36,7 +36,8 @@
  *
  * Threads. A model and a tokenizer may be used by any number of threads at once. A session, a batch
  * or a sampler is used by one thread at a time; a second one gets MM2_E_BUSY. After fork() the
- * child may go on using everything.
+ * child may go on using everything. A call that runs a session or a batch may take 256 KB of its
+ * thread's stack.
  *
  * Same bits. At one instruction-set level, the logits of a token do not depend on thread count,
  * batch mates, chunking of the prompt, time budgets, rewinds or the calling language (numerics

@@ -4,6 +4,7 @@ import copy
 import gc
 import multiprocessing
 import os
+import pathlib
 import pickle
 import subprocess
 import sys
@@ -15,6 +16,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "golden"))
+from make_hashes import write  # noqa: E402
 
 IDS = [17 * i % 4000 for i in range(1, 31)]
 WRONG_IDS = [
@@ -307,6 +311,26 @@ def python(code, *arguments, **options):
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
                           capture_output=True, text=True, timeout=60, **options)
     return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K", "FP8"])
+def test_small_stack(kind, tmp_path):
+    """Threads of hosts may have little of it: prompts, decoding and few rows at once."""
+    code, output, errors = python("""
+        import sys, threading
+        import minimax2 as mm
+        model = mm.load(sys.argv[1], threads=1)
+        def run():
+            session = model.session(context=64)
+            for n in (40, 1, 2, 3, 4):
+                session.feed(list(range(n))).run()
+            print(len(session.logits.tolist()))
+        threading.stack_size(320 * 1024)  # the interpreter takes some
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    """, write(kind, tmp_path))
+    assert (code, output, errors) == (0, "144\n", "")
 
 
 def test_out_of_memory(blank_path):
