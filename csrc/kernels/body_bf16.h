@@ -1,5 +1,5 @@
 /* Matrix products of BF16 and FP8 weights with bf16 activations in the order of the matrix units
- * (kernels.h), in terms of the primitives of a lanes_*.h. Included after body_float.h.
+ * (kernels.h), in terms of the primitives of a codes_*.h. Included after body_float.h.
  *
  * A step has two chains, of the even and of the odd k, over its 16 pairs; what is independent are
  * steps, weight rows and activation rows.

@@ -1,5 +1,5 @@
 /* Matrix products of several activation rows with integer weights, in terms of the primitives of a
- * lanes_*.h and of body_unpack.h.
+ * codes_*.h and of body_unpack.h.
  *
  * ROWS weight rows x 256 codes are unpacked into a panel whose registers hold 4 successive codes of
  * every row, so that lanes are rows: no sum crosses lanes, and the scales of a block multiply a

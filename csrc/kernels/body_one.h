@@ -1,5 +1,5 @@
 /* Matrix products of one to ONE_ACTS activation rows with integer weights, in terms of the
- * primitives of a lanes_*.h: one row is what decode does, and there memory is to be the limit. With
+ * primitives of a codes_*.h: one row is what decode does, and there memory is to be the limit. With
  * several, codes, scales and minima are unpacked once; `acts`, how many, is a literal everywhere.
  *
  * The rows of a call lie one after the other, so their blocks are walked as one sequence, ROWS

@@ -1,4 +1,4 @@
-/* From blocks of the file to interleaved codes, in terms of the primitives of a lanes_*.h. Included
+/* From blocks of the file to interleaved codes, in terms of the primitives of a codes_*.h. Included
  * after body_float.h, as is body_int.h, for a few helpers.
  *
  * Rows are interleaved first, while their codes are still packed, and unpacked afterwards: word w

@@ -1,6 +1,6 @@
-/* The avx2 level: the bodies written in terms of the primitives of lanes_avx2.h, compiled with the
- * flags that the suffix of this file stands for. dispatch.c calls into it only on processors that
- * have them. */
+/* The avx2 level: the bodies written in terms of the primitives of lanes_avx2.h and codes_avx2.h,
+ * compiled with the flags that the suffix of this file stands for. dispatch.c calls into it only on
+ * processors that have them. */
 #if defined(__x86_64__)
 
 #include "kernels/kernels.h"
@@ -8,6 +8,7 @@
 #include "base/cpu.h"
 
 #include "kernels/lanes_avx2.h"
+#include "kernels/codes_avx2.h"
 
 #include <math.h>
 

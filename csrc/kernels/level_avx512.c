@@ -1,6 +1,6 @@
-/* The avx512 level: the bodies written in terms of the primitives of lanes_avx512.h, compiled with
- * the flags that the suffix of this file stands for. dispatch.c calls into it only on processors
- * that have them. */
+/* The avx512 level: the bodies written in terms of the primitives of lanes_avx512.h and codes_avx512.h,
+ * compiled with the flags that the suffix of this file stands for. dispatch.c calls into it only on
+ * processors that have them. */
 #if defined(__x86_64__)
 
 #include "kernels/kernels.h"
@@ -8,6 +8,7 @@
 #include "base/cpu.h"
 
 #include "kernels/lanes_avx512.h"
+#include "kernels/codes_avx512.h"
 
 #include <math.h>
 

@@ -15,6 +15,7 @@
 #include "kernels/kernels.h"
 
 #include "kernels/lanes_avx512.h"
+#include "kernels/codes_avx512.h"
 
 #include "kernels/body_float.h"
 #include "kernels/body_unpack.h"

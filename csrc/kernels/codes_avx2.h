@@ -1,0 +1,662 @@
+/* The primitives of the avx2 level on codes: the rest of lanes_avx2.h, which it is included after.
+ *
+ * `words` is one int32 for each of the ROWS weight rows of a panel (a panel interleaves rows: word k
+ * holds codes 4k..4k+3 of each row), or for each of ROWS blocks or steps; `reals` the floats that go
+ * with them. bytes64 are 64 codes in the order of the file. */
+#ifndef MM2_CODES_AVX2_H
+#define MM2_CODES_AVX2_H
+
+/* gcc 12 puts additions off until all products are made, and spills those: half of the time. */
+#define ADD_NOW(sum) __asm__("" : "+x"(sum))
+
+/* ---- Integer panels ---- */
+
+typedef __m256i words;
+typedef __m256 reals;
+
+typedef struct codes { /* one word a row, with what dot() needs of it for any activation */
+    __m256i value, magnitude;
+} codes;
+
+static inline words words_set1(int32_t x)
+{
+    return _mm256_set1_epi32(x);
+}
+
+static inline words words_and(words a, words b)
+{
+    return _mm256_and_si256(a, b);
+}
+
+static inline words words_or(words a, words b)
+{
+    return _mm256_or_si256(a, b);
+}
+
+static inline words words_shl(words a, int n)
+{
+    return _mm256_slli_epi32(a, n);
+}
+
+static inline words words_shr(words a, int n)
+{
+    return _mm256_srli_epi32(a, n);
+}
+
+static inline words words_sar(words a, int n)
+{
+    return _mm256_srai_epi32(a, n);
+}
+
+static inline words words_sub(words a, words b)
+{
+    return _mm256_sub_epi32(a, b);
+}
+
+static inline words words_mul(words a, words b)
+{
+    return _mm256_mullo_epi32(a, b);
+}
+
+/* Less b in each of the four bytes. */
+static inline words words_sub8(words a, int b)
+{
+    return _mm256_sub_epi8(a, _mm256_set1_epi8((char)b));
+}
+
+/* Each byte 0..15 replaced by its entry of mm2_iq4_values. */
+static inline words words_iq4(words a)
+{
+    __m128i table = _mm_loadu_si128((const __m128i *)mm2_iq4_values);
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), a);
+}
+
+static inline __m256i two_rows(const uint8_t *p, int64_t stride)
+{
+    __m128i low = _mm_loadu_si128((const __m128i *)p);
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(low),
+                                   _mm_loadu_si128((const __m128i *)(p + 4 * stride)), 1);
+}
+
+/* out[i] = word i of the 16 bytes at p of ROWS rows, `stride` bytes apart. */
+static inline __attribute__((always_inline)) void transpose4(words out[4], const uint8_t *p,
+                                                             int64_t stride)
+{
+    __m256i a = two_rows(p, stride), b = two_rows(p + stride, stride);
+    __m256i c = two_rows(p + 2 * stride, stride), d = two_rows(p + 3 * stride, stride);
+    __m256i ab = _mm256_unpacklo_epi32(a, b), cd = _mm256_unpacklo_epi32(c, d);
+    out[0] = _mm256_unpacklo_epi64(ab, cd);
+    out[1] = _mm256_unpackhi_epi64(ab, cd);
+    ab = _mm256_unpackhi_epi32(a, b);
+    cd = _mm256_unpackhi_epi32(c, d);
+    out[2] = _mm256_unpacklo_epi64(ab, cd);
+    out[3] = _mm256_unpackhi_epi64(ab, cd);
+}
+
+/* dot() multiplies int16 pairs, so it wants a scale twice in its word. */
+static inline words scale_form(words scale)
+{
+    return _mm256_blend_epi16(scale, _mm256_slli_epi32(scale, 16), 0xaa);
+}
+
+/* What a sum over the n words at `panel` starts from. Here and below, `positive` says that no code
+ * is negative. */
+static inline words dot_start(int positive, const words *panel, int n)
+{
+    (void)positive;
+    (void)panel;
+    (void)n;
+    return _mm256_setzero_si256();
+}
+
+/* Activations in the form of dot(): these, or made of them in `buffer`. n is a multiple of 32. */
+static inline const int8_t *dot_acts(int positive, int8_t *buffer, const int8_t *acts, int32_t n)
+{
+    (void)positive;
+    (void)buffer;
+    (void)n;
+    return acts;
+}
+
+static inline codes codes_load(int positive, const words *panel)
+{
+    codes c = {*panel, positive ? *panel : _mm256_abs_epi8(*panel)};
+    return c;
+}
+
+/* sum + scale * (4 codes times 4 activations). vpmaddubsw takes unsigned times signed bytes, so the
+ * sign of a code goes to its activation. |code| <= 128 and |activation| <= 127: sums of two
+ * products stay within int16. Small codes are left in int16, to be scaled by dot_end(). */
+static inline words dot(int small, int positive, words sum, codes c, const int8_t *acts,
+                        words scale)
+{
+    int32_t four;
+    memcpy(&four, acts, 4);
+    __m256i a = _mm256_set1_epi32(four);
+    a = positive ? a : _mm256_sign_epi8(a, c.value);
+    a = _mm256_maddubs_epi16(c.magnitude, a);
+    sum = small ? _mm256_add_epi16(sum, a) : _mm256_add_epi32(sum, _mm256_madd_epi16(a, scale));
+    ADD_NOW(sum);
+    return sum;
+}
+
+/* total + scale * sum; the scale is in the sum already where dot() multiplies by it. */
+static inline words dot_end(int small, words total, words sum, words scale)
+{
+    return _mm256_add_epi32(total, small ? _mm256_madd_epi16(sum, scale) : sum);
+}
+
+/* sum + (two int16 of each row times the same two). */
+static inline words dot_pair(words sum, words pairs, const int16_t *same)
+{
+    int32_t two;
+    memcpy(&two, same, 4);
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi32(two)));
+}
+
+static inline reals reals_zero(void)
+{
+    return _mm256_setzero_ps();
+}
+
+/* The lower half of each word as a half float. */
+static inline reals reals_from_half(words a)
+{
+    a = _mm256_and_si256(a, _mm256_set1_epi32(0xffff));
+    a = _mm256_permute4x64_epi64(_mm256_packus_epi32(a, a), 0x08);
+    return _mm256_cvtph_ps(_mm256_castsi256_si128(a));
+}
+
+/* The half floats at p of ROWS blocks, each `stride` >= 16 bytes after the one before. Number i is
+ * blended in from 16 bytes that have it in their place; they begin in the block before. */
+static inline __attribute__((always_inline)) reals reals_halves(const uint8_t *p, int64_t stride)
+{
+    __m128i a = _mm_loadu_si128((const __m128i *)p);
+#define BLEND(i)                                                                                   \
+    _mm_blend_epi16(a, _mm_loadu_si128((const __m128i *)(p + i * (stride - 2))), 1 << i)
+    a = BLEND(1);
+    a = BLEND(2);
+    a = BLEND(3);
+    a = BLEND(4);
+    a = BLEND(5);
+    a = BLEND(6);
+    a = BLEND(7);
+#undef BLEND
+    return _mm256_cvtph_ps(a);
+}
+
+static inline reals reals_from_words(words a)
+{
+    return _mm256_cvtepi32_ps(a);
+}
+
+static inline reals reals_times(reals a, float b)
+{
+    return _mm256_mul_ps(a, _mm256_set1_ps(b));
+}
+
+static inline reals reals_fma(reals a, reals b, reals c)
+{
+    return _mm256_fmadd_ps(a, b, c);
+}
+
+static inline reals reals_fnma(reals a, reals b, reals c) /* -(a * b) + c */
+{
+    return _mm256_fnmadd_ps(a, b, c);
+}
+
+static inline void reals_store_n(float *p, reals a, int32_t n)
+{
+    if (n >= 8)
+        _mm256_storeu_ps(p, a);
+    else
+        _mm256_maskstore_ps(p, mask_of(n), a);
+}
+
+/* ---- 64 codes where they stand ---- */
+
+typedef struct bytes64 {
+    __m256i low, high;
+} bytes64;
+
+/* Of two blocks of 32 codes, a lane of 128 bits each, in int16 or int32. `low` of their bytes64 has
+ * the first 16 codes of both, `high` the last. */
+typedef __m256i pairs;
+
+static inline bytes64 bytes_of(__m256i low, __m256i high)
+{
+    bytes64 b = {low, high};
+    return b;
+}
+
+static inline __m256i join16(const uint8_t *p, const uint8_t *q)
+{
+    __m256i a = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)p));
+    return _mm256_inserti128_si256(a, _mm_loadu_si128((const __m128i *)q), 1);
+}
+
+static inline bytes64 bytes_joined(const uint8_t *p, const uint8_t *q) /* 32 bytes of each */
+{
+    return bytes_of(join16(p, q), join16(p + 16, q + 16));
+}
+
+/* The activations of two blocks in the order of their codes and, for IQ4, their absolute values. */
+static inline void acts_pair(int8_t out[ACT_PAIR], const int8_t *a, const int8_t *b)
+{
+    bytes64 x = bytes_joined((const uint8_t *)a, (const uint8_t *)b);
+    _mm256_store_si256((__m256i *)out, x.low);
+    _mm256_store_si256((__m256i *)(out + 32), x.high);
+    _mm256_store_si256((__m256i *)(out + 64), _mm256_abs_epi8(x.low));
+    _mm256_store_si256((__m256i *)(out + 96), _mm256_abs_epi8(x.high));
+}
+
+static inline bytes64 bytes_load(const uint8_t *p)
+{
+    return bytes_of(_mm256_loadu_si256((const __m256i *)p),
+                    _mm256_loadu_si256((const __m256i *)(p + 32)));
+}
+
+static inline bytes64 bytes_repeat32(const uint8_t *p)
+{
+    __m256i a = _mm256_loadu_si256((const __m256i *)p);
+    return bytes_of(a, a);
+}
+
+static inline __m256i repeat16(const uint8_t *p)
+{
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p));
+}
+
+static inline __m256i table16(int a0, int a1, int a2, int a3, int a4, int a5, int a6, int a7,
+                              int a8, int a9, int a10, int a11, int a12, int a13, int a14, int a15)
+{
+    return _mm256_broadcastsi128_si256(_mm_setr_epi8(
+        (char)a0, (char)a1, (char)a2, (char)a3, (char)a4, (char)a5, (char)a6, (char)a7, (char)a8,
+        (char)a9, (char)a10, (char)a11, (char)a12, (char)a13, (char)a14, (char)a15));
+}
+
+static inline bytes64 bytes_repeat16(const uint8_t *p)
+{
+    return bytes_of(repeat16(p), repeat16(p));
+}
+
+static inline bytes64 nibbles(__m256i a)
+{
+    const __m256i mask = _mm256_set1_epi8(15);
+    return bytes_of(_mm256_and_si256(a, mask), _mm256_and_si256(_mm256_srli_epi16(a, 4), mask));
+}
+
+/* The low, then the high nibbles of 16 bytes at p and of those at q. */
+static inline bytes64 bytes_nibbles(const uint8_t *p, const uint8_t *q)
+{
+    return nibbles(join16(p, q));
+}
+
+/* Each byte with the mask. */
+static inline bytes64 bytes_and(bytes64 a, int mask)
+{
+    __m256i m = _mm256_set1_epi8((char)mask);
+    return bytes_of(_mm256_and_si256(a.low, m), _mm256_and_si256(a.high, m));
+}
+
+/* a | (b & mask) */
+static inline bytes64 bytes_or_and(bytes64 a, bytes64 b, int mask)
+{
+    __m256i m = _mm256_set1_epi8((char)mask);
+    return bytes_of(_mm256_or_si256(a.low, _mm256_and_si256(b.low, m)),
+                    _mm256_or_si256(a.high, _mm256_and_si256(b.high, m)));
+}
+
+/* Shifts do not stop at the borders of bytes: mask afterwards. */
+static inline bytes64 bytes_shr(bytes64 a, int n)
+{
+    return bytes_of(_mm256_srli_epi16(a.low, n), _mm256_srli_epi16(a.high, n));
+}
+
+static inline bytes64 bytes_shl(bytes64 a, int n)
+{
+    return bytes_of(_mm256_slli_epi16(a.low, n), _mm256_slli_epi16(a.high, n));
+}
+
+/* The first 32 bytes by n, the others by m bits. */
+static inline bytes64 bytes_shr_halves(bytes64 a, int n, int m)
+{
+    return bytes_of(_mm256_srli_epi16(a.low, n), _mm256_srli_epi16(a.high, m));
+}
+
+static inline bytes64 bytes_shl_halves(bytes64 a, int n, int m)
+{
+    return bytes_of(_mm256_slli_epi16(a.low, n), _mm256_slli_epi16(a.high, m));
+}
+
+/* 16 in every byte whose bit is set: byte i of a lane has bit i of its bytes `first` and `first` +
+ * 1. */
+static inline __m256i bits_to_16(__m256i bits, int first)
+{
+    const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201);
+    long long from = 0x0101010101010101 * first;
+    __m256i a = _mm256_shuffle_epi8(
+        bits, _mm256_setr_epi64x(from, from + 0x0101010101010101, from, from + 0x0101010101010101));
+    a = _mm256_cmpeq_epi8(_mm256_and_si256(a, bit), bit);
+    return _mm256_and_si256(a, _mm256_set1_epi8(16));
+}
+
+/* Bit 4 of each byte from the 32 bits at p and the 32 at q. */
+static inline bytes64 bytes_set_bit4(bytes64 a, const uint8_t *p, const uint8_t *q)
+{
+    int32_t low, high;
+    memcpy(&low, p, 4);
+    memcpy(&high, q, 4);
+    __m256i bits = _mm256_blend_epi32(_mm256_set1_epi32(low), _mm256_set1_epi32(high), 0xf0);
+    return bytes_of(_mm256_or_si256(a.low, bits_to_16(bits, 0)),
+                    _mm256_or_si256(a.high, bits_to_16(bits, 2)));
+}
+
+/* Signed codes as pairs_dot wants them: raised by SIGNED_BIAS. */
+static inline bytes64 bytes_signed(bytes64 c)
+{
+    return c;
+}
+
+/* The values of IQ4 codes, likewise. */
+static inline bytes64 bytes_iq4(bytes64 nibbles)
+{
+    return bytes_of(words_iq4(nibbles.low), words_iq4(nibbles.high));
+}
+
+/* Byte `from` in every word: in its upper half if it is to be sign-extended, else in its lower. */
+static inline __m128i spread_control(int negative, int from)
+{
+    return _mm_set1_epi16((short)(negative ? from << 8 | 0x80 : 0x8000 | from));
+}
+
+static inline __m256i spread32(int negative, __m256i scales, int first, int second)
+{
+    __m256i control =
+        _mm256_inserti128_si256(_mm256_castsi128_si256(spread_control(negative, first)),
+                                spread_control(negative, second), 1);
+    __m256i a = _mm256_shuffle_epi8(scales, control);
+    return negative ? _mm256_srai_epi16(a, 8) : a;
+}
+
+/* For each of the four groups of 16 bytes, byte from[i] of the (repeated) 16, as int16 in every
+ * word; `negative` says that it may be. */
+static inline bytes64 bytes_spread(int negative, bytes64 scales, const uint8_t from[4])
+{
+    return bytes_of(spread32(negative, scales.low, from[0], from[1]),
+                    spread32(negative, scales.high, from[2], from[3]));
+}
+
+static inline words dot32(words sum, __m256i c, __m256i a, __m256i scales)
+{
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(c, a), scales));
+    ADD_NOW(sum);
+    return sum;
+}
+
+static inline __m256i acts_load(const int8_t *p)
+{
+    return _mm256_load_si256((const __m256i *)p);
+}
+
+/* sum + scales * codes (0..63) * activations, spread over the lanes in any way. */
+static inline words one_dot(words sum, bytes64 c, const int8_t *acts, bytes64 scales)
+{
+    sum = dot32(sum, c.low, acts_load(acts), scales.low);
+    return dot32(sum, c.high, acts_load(acts + 32), scales.high);
+}
+
+static inline words dot32_signed(words sum, __m256i c, __m256i a, __m256i scales)
+{
+    return dot32(sum, _mm256_abs_epi8(c), _mm256_sign_epi8(a, c), scales);
+}
+
+/* Of values of IQ4 codes: those of negative activations are negated, and are not -128. */
+static inline __m256i products_iq4(__m256i c, const int8_t *acts)
+{
+    return _mm256_maddubs_epi16(acts_load(acts + 64), _mm256_sign_epi8(c, acts_load(acts)));
+}
+
+/* 8 signed scales in words, the even blocks' first; ... */
+static inline __m256i pair_scales(const uint8_t scales[8])
+{
+    __m256i control = _mm256_setr_epi64x(0x0380028001800080, -1, 0x0780068005800480, -1);
+    return _mm256_srai_epi16(_mm256_shuffle_epi8(repeat16(scales), control), 8);
+}
+
+/* ... and those of block 2 i and 2 i + 1 in all words of a lane each. */
+static inline __m256i pair_scale(__m256i scales, int i)
+{
+    return _mm256_shuffle_epi8(scales, _mm256_set1_epi16((short)((i * 2 + 1) << 8 | i * 2)));
+}
+
+/* The activations of a super-block in the order of one_dot_iq4_xs. */
+static inline void acts_iq4_xs(int8_t out[4 * ACT_PAIR], const int8_t *a)
+{
+    for (int j = 0; j < 4; j++)
+        acts_pair(out + j * ACT_PAIR, a + j * 64, a + j * 64 + 32);
+}
+
+/* sum + scales * (values of the codes of IQ4_XS at q + SIGNED_BIAS) * activations. Scales are those of
+ * the four even blocks, then of the odd ones. */
+static inline words one_dot_iq4_xs(words sum, const uint8_t *q, const uint8_t scales[8],
+                                   const int8_t *acts)
+{
+    __m256i s = pair_scales(scales);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++, acts += ACT_PAIR) {
+        bytes64 c = bytes_iq4(nibbles(_mm256_loadu_si256((const __m256i *)(q + j * 32))));
+        __m256i scale = pair_scale(s, j);
+        __m256i a = _mm256_madd_epi16(products_iq4(c.low, acts), scale);
+        __m256i b = _mm256_madd_epi16(products_iq4(c.high, acts + 32), scale);
+        sum = _mm256_add_epi32(sum, _mm256_add_epi32(a, b));
+    }
+    return sum;
+}
+
+/* sum + (16 signed scales << shift) * sums */
+static inline words one_offset(words sum, const uint8_t scales[16], const int16_t sums[16],
+                               int shift)
+{
+    __m256i s = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)scales));
+    __m256i a = _mm256_loadu_si256((const __m256i *)sums);
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_slli_epi16(s, shift), a));
+}
+
+/* sum + 2^Q3_K_SHIFT * scales * codes (0..7) * activations of a super-block of Q3_K. Bits 2 j of the
+ * 64 bytes at q are code j of 4, bit j of the nibbles at `high` goes above them; activations are in
+ * this order, j after j. Two codes and their bits are joined in a byte, and both are multiplied where
+ * they are, the upper one 16 times too large, by scales that make up for it. */
+static inline words one_dot_q3_k(words sum, const uint8_t *q, const uint8_t *high,
+                                 const uint8_t scales[16], const int8_t *acts)
+{
+    const __m256i even = table16(0x00, 0x04, 0x00, 0x04, 0x40, 0x44, 0x40, 0x44, 0x00, 0x04, 0x00,
+                                 0x04, 0x40, 0x44, 0x40, 0x44); /* bits 0 and 2 to 2 and 6 */
+    const __m256i odd = table16(0x00, 0x00, 0x04, 0x04, 0x00, 0x00, 0x04, 0x04, 0x40, 0x40, 0x44,
+                                0x44, 0x40, 0x40, 0x44, 0x44); /* bits 1 and 3 */
+    const __m256i two = _mm256_set1_epi8(0x33);
+    const __m256i lower = _mm256_set1_epi8(0x07), upper = _mm256_set1_epi8(0x70);
+    /* Scale 2 i + lane to the upper byte of word i, and from there down: times 16, 16, 1, 1. */
+    const __m256i spread = _mm256_setr_epi64x(0x0680048002800080, 0x0e800c800a800880,
+                                              0x0780058003800180, 0x0f800d800b800980);
+    const __m256i factor = _mm256_set1_epi64x(0x0100010010001000);
+    __m256i s = _mm256_mulhi_epi16(_mm256_shuffle_epi8(repeat16(scales), spread), factor);
+    bytes64 x = bytes_load(q), bits = nibbles(_mm256_loadu_si256((const __m256i *)high));
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; half++) {
+        __m256i a = half ? x.high : x.low, bit = half ? bits.high : bits.low, c[4];
+        __m256i b = _mm256_and_si256(_mm256_srli_epi16(a, 2), two);
+        a = _mm256_or_si256(_mm256_and_si256(a, two), _mm256_shuffle_epi8(even, bit));
+        b = _mm256_or_si256(b, _mm256_shuffle_epi8(odd, bit));
+        c[0] = _mm256_and_si256(a, lower);
+        c[1] = _mm256_and_si256(b, lower);
+        c[2] = _mm256_and_si256(a, upper);
+        c[3] = _mm256_and_si256(b, upper);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+            int at = half * 8 + j * 2;
+            __m256i scale = _mm256_shuffle_epi8(s, _mm256_set1_epi16((short)((at + 1) << 8 | at)));
+            sum = dot32(sum, c[j], acts_load(acts + j * 64 + half * 32), scale);
+        }
+    }
+    return sum;
+}
+
+/* Partial sums of codes * activations from acts_pair for each of two blocks; in int16 for unsigned
+ * codes: at most 31 * 127 * 4. */
+static inline pairs pairs_dot(int32_t dtype, bytes64 c, const int8_t *acts)
+{
+    __m256i a = acts_load(acts), b = acts_load(acts + 32);
+    const __m256i zero = _mm256_setzero_si256(), one = _mm256_set1_epi16(1);
+    switch (dtype) {
+    case MM2_Q8_0:
+        return dot32_signed(dot32_signed(zero, c.low, a, one), c.high, b, one);
+    case MM2_IQ4_NL:
+        return _mm256_add_epi32(_mm256_madd_epi16(products_iq4(c.low, acts), one),
+                                _mm256_madd_epi16(products_iq4(c.high, acts + 32), one));
+    default:
+        return _mm256_add_epi16(_mm256_maddubs_epi16(c.low, a), _mm256_maddubs_epi16(c.high, b));
+    }
+}
+
+/* In every group of 4 lanes: the sums of the groups of a, b, c and d. */
+static inline words sums_of_4(words a, words b, words c, words d)
+{
+    __m256i ab = _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+    __m256i cd = _mm256_add_epi32(_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
+    return _mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd));
+}
+
+/* Lane i: the sum of the lanes of v[i]. */
+static inline words words_sums(const words v[ROWS])
+{
+    __m256i a = sums_of_4(v[0], v[1], v[2], v[3]), b = sums_of_4(v[4], v[5], v[6], v[7]);
+    return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20),
+                            _mm256_permute2x128_si256(a, b, 0x31));
+}
+
+/* Lane i of each group of 8, i < 4: the sum of the first block of v[4 * group + i], lane i + 4:
+ * of its second. Pairs of `negative` codes are int32. */
+static inline words pairs_sums(int negative, const pairs v[ROWS / 2])
+{
+    if (negative)
+        return sums_of_4(v[0], v[1], v[2], v[3]);
+    const __m256i one = _mm256_set1_epi16(1);
+    __m256i ab =
+        _mm256_add_epi16(_mm256_unpacklo_epi32(v[0], v[1]), _mm256_unpackhi_epi32(v[0], v[1]));
+    __m256i cd =
+        _mm256_add_epi16(_mm256_unpacklo_epi32(v[2], v[3]), _mm256_unpackhi_epi32(v[2], v[3]));
+    ab = _mm256_madd_epi16(ab, one); /* 31 * 127 * 8 was within int16 */
+    cd = _mm256_madd_epi16(cd, one);
+    return _mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd));
+}
+
+static inline words words_load(const int32_t *p)
+{
+    return _mm256_loadu_si256((const __m256i *)p);
+}
+
+/* sum + (two int16 of each lane times two int16 of each lane). */
+static inline words words_dot16(words sum, words a, words b)
+{
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+}
+
+/* The 16 bytes of lane l, 4 of each word, to out[l % 4 * (ROWS / 4) + l / 4]. */
+static inline void untranspose4(uint8_t out[ROWS][16], const words in[4])
+{
+    __m256i ab = _mm256_unpacklo_epi32(in[0], in[1]), cd = _mm256_unpacklo_epi32(in[2], in[3]);
+    _mm256_store_si256((__m256i *)out, _mm256_unpacklo_epi64(ab, cd));
+    _mm256_store_si256((__m256i *)(out + 2), _mm256_unpackhi_epi64(ab, cd));
+    ab = _mm256_unpackhi_epi32(in[0], in[1]);
+    cd = _mm256_unpackhi_epi32(in[2], in[3]);
+    _mm256_store_si256((__m256i *)(out + 4), _mm256_unpacklo_epi64(ab, cd));
+    _mm256_store_si256((__m256i *)(out + 6), _mm256_unpackhi_epi64(ab, cd));
+}
+
+/* Bytes 0 and 1 of every word (`half` 1: 2 and 3) as two int16. */
+static inline words words_widen(words a, int half)
+{
+    int n = half * 2;
+    return _mm256_shuffle_epi8(
+        a, _mm256_broadcastsi128_si256(_mm_setr_epi8(
+               (char)n, -1, (char)(n + 1), -1, (char)(n + 4), -1, (char)(n + 5), -1, (char)(n + 8),
+               -1, (char)(n + 9), -1, (char)(n + 12), -1, (char)(n + 13), -1)));
+}
+
+static inline reals reals_of(words bits)
+{
+    return _mm256_castsi256_ps(bits);
+}
+
+static inline reals reals_load(const float *p)
+{
+    return _mm256_loadu_ps(p);
+}
+
+static inline void reals_store(float *p, reals a)
+{
+    _mm256_storeu_ps(p, a);
+}
+
+static inline reals reals_mul(reals a, reals b)
+{
+    return _mm256_mul_ps(a, b);
+}
+
+/* ---- bf16 activations ---- */
+
+/* e4m3 codes as bf16, by bytes, from tables of 16: the upper byte is the sign and the upper three
+ * exponent bits, whose bias grows by 120, the lower one what is left. Subnormals, in their place
+ * exponent 0, differ by what other tables hold; all other codes have bit 7 set there, which gives
+ * 0. NaN gets all bits. */
+static inline void bf16_of_f8(__m256i code, __m256i *low, __m256i *high)
+{
+    const __m256i upper = table16(0x3c, 0x3d, 0x3e, 0x3f, 0x40, 0x41, 0x42, 0x43, 0xbc, 0xbd, 0xbe,
+                                  0xbf, 0xc0, 0xc1, 0xc2, 0xc3);
+    const __m256i lower = table16(0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70, 0x80, 0x90, 0xa0,
+                                  0xb0, 0xc0, 0xd0, 0xe0, 0xf0);
+    const __m256i upper_mend =
+        table16(0, 0, 0, 0, 0, 0, 0, 0, 0x3c, 0x07, 0x07, 0x07, 0x00, 0x00, 0x00, 0x00);
+    const __m256i lower_mend =
+        table16(0, 0, 0, 0, 0, 0, 0, 0, 0x00, 0x10, 0xa0, 0xf0, 0x40, 0x70, 0x20, 0x10);
+    __m256i size = _mm256_and_si256(code, _mm256_set1_epi8(0x7f));
+    __m256i mend = _mm256_add_epi8(size, _mm256_set1_epi8(0x78));
+    __m256i top = _mm256_and_si256(_mm256_srli_epi16(code, 4), _mm256_set1_epi8(15));
+    __m256i nan = _mm256_cmpeq_epi8(size, _mm256_set1_epi8(0x7f));
+    top = _mm256_xor_si256(_mm256_shuffle_epi8(upper, top), _mm256_shuffle_epi8(upper_mend, mend));
+    *high = _mm256_or_si256(top, nan);
+    *low =
+        _mm256_xor_si256(_mm256_shuffle_epi8(lower, size), _mm256_shuffle_epi8(lower_mend, mend));
+}
+
+/* 16 bytes each of ROWS / 4 places, `stride` bytes apart. */
+static inline words words_quads(const uint8_t *p, int64_t stride)
+{
+    return two_rows(p, stride / 4);
+}
+
+/* ROWS / 4 times 16 codes to bf16: word 4 b + s of out[i] is the pair 8 i + 2 s of group b. */
+static inline void pairs_f8(words code, words out[2])
+{
+    __m256i low, high;
+    bf16_of_f8(code, &low, &high);
+    out[0] = _mm256_unpacklo_epi8(low, high);
+    out[1] = _mm256_unpackhi_epi8(low, high);
+}
+
+static inline reals reals_add(reals a, reals b)
+{
+    return _mm256_add_ps(a, b);
+}
+
+/* Lane 4 b: a[4 b] to a[4 b + 3] added up in this order, from +0; the others anything. */
+static inline reals reals_quads(reals a)
+{
+    reals sum = _mm256_add_ps(_mm256_setzero_ps(), a);
+    sum = _mm256_add_ps(sum, _mm256_permute_ps(a, 0x55));
+    sum = _mm256_add_ps(sum, _mm256_permute_ps(a, 0xaa));
+    return _mm256_add_ps(sum, _mm256_permute_ps(a, 0xff));
+}
+
+#endif
