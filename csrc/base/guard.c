@@ -52,6 +52,19 @@ static mm2_status check_size(uint32_t theirs, uint32_t ours, const char *what)
     return MM2_OK;
 }
 
+/* As far as theirs goes, which keeps its size. */
+static void fill(void *theirs, const void *ours, uint32_t size)
+{
+    memcpy(theirs, ours, size);
+    memcpy(theirs, &size, sizeof size);
+}
+
+void mm2_struct_init(void *theirs, const void *ours)
+{
+    if (theirs && size_of(theirs) >= sizeof(uint32_t) && size_of(theirs) <= size_of(ours))
+        fill(theirs, ours, size_of(theirs));
+}
+
 mm2_status mm2_struct_read(void *ours, const void *theirs, const char *what)
 {
     uint32_t size = size_of(ours), given = size_of(theirs);
@@ -69,7 +82,6 @@ mm2_status mm2_struct_write(void *theirs, const void *ours, const char *what)
     mm2_status status = check_size(given, size, what);
     if (status)
         return status;
-    memcpy(theirs, ours, given);
-    memcpy(theirs, &given, sizeof given);
+    fill(theirs, ours, given);
     return MM2_OK;
 }

@@ -29,6 +29,9 @@ void mm2_busy_leave(mm2_busy *busy);
  * with an older header has a smaller one: the fields it does not know keep our defaults, or are not
  * written. A larger one, or 0, is refused with ARG and a sentence. `what`: "session options". */
 
+/* Fills an options struct whose size the caller has set from ours, the defaults; nothing if there is
+ * none or its size is impossible: the call that reads it says so. */
+void mm2_struct_init(void *theirs, const void *ours);
 /* Reads theirs over ours, which holds the defaults and its own size. */
 mm2_status mm2_struct_read(void *ours, const void *theirs, const char *what);
 /* Fills theirs, whose size the caller has set, from ours, which holds its own; keeps theirs. */

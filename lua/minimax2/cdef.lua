@@ -1,7 +1,7 @@
 -- Generated from csrc/minimax2.h by bindings/gen_cdef.py. Do not edit.
 return [[
 enum {
-    MM2_ABI = 2,
+    MM2_ABI = 3,
     MM2_NUMERICS = 3,
     MM2_MAX_DIMS = 4,
 };
@@ -10,6 +10,7 @@ enum {
     MM2_OK = 0,
     MM2_MORE = 1,
     MM2_TAP = 2,
+    MM2_READY = 3,
     MM2_E_ARG = -1,
     MM2_E_NOMEM = -2,
     MM2_E_IO = -3,
@@ -87,6 +88,7 @@ mm2_status mm2_model_open(mm2_model **out, const char *path, const mm2_model_opt
 void mm2_model_retain(mm2_model *m);
 void mm2_model_release(mm2_model *m);
 typedef struct mm2_config {
+    uint32_t size;
     int32_t num_hidden_layers;
     int32_t hidden_size;
     int32_t num_attention_heads;
@@ -104,7 +106,7 @@ typedef struct mm2_config {
     float rms_norm_eps;
     float routed_scaling_factor;
 } mm2_config;
-void mm2_model_config(const mm2_model *m, mm2_config *out);
+mm2_status mm2_model_config(const mm2_model *m, mm2_config *out);
 const char *mm2_model_info(const mm2_model *m, const char *key);
 int32_t mm2_model_threads(const mm2_model *m);
 int64_t mm2_model_bytes(const mm2_model *m);
@@ -114,14 +116,16 @@ const char *mm2_model_tensor_name(const mm2_model *m, int32_t index);
 mm2_status mm2_model_tensor(const mm2_model *m, const char *name, mm2_tensor *out);
 mm2_status mm2_model_weight(const mm2_model *m, const char *name, int64_t first, int64_t count, float *out, int64_t n);
 typedef struct mm2_limits {
+    uint32_t size;
     int32_t threads;
-    int32_t reserved;
     double plain_read;
     double best_read;
     double int8_ops, bf16_ops, f32_ops;
 } mm2_limits;
 mm2_status mm2_model_limits(mm2_model *m, mm2_limits *out);
 typedef struct mm2_cost {
+    uint32_t size;
+    uint32_t reserved;
     double weight_bytes;
     double kv_bytes;
     double int8_ops, bf16_ops, f32_ops;
@@ -163,7 +167,8 @@ typedef struct mm2_session_options {
 } mm2_session_options;
 void mm2_session_options_init(mm2_session_options *o);
 mm2_status mm2_session_new(mm2_session **out, mm2_model *m, const mm2_session_options *o);
-mm2_status mm2_session_free(mm2_session *s);
+mm2_status mm2_session_fork(mm2_session **out, mm2_session *s);
+void mm2_session_free(mm2_session *s);
 mm2_status mm2_session_feed(mm2_session *s, const int32_t *ids, int32_t n);
 enum {
     MM2_POINT_EMBED = 0,
@@ -188,11 +193,11 @@ enum {
 const char *mm2_point_name(int32_t point);
 mm2_status mm2_session_tap(mm2_session *s, int32_t point, int32_t layer, int32_t on);
 typedef struct mm2_event {
+    uint32_t size;
+    int32_t session;
     int64_t done, total;
     int32_t point, layer;
     int32_t first, count;
-    int32_t session;
-    int32_t reserved;
     mm2_tensor tensor;
 } mm2_event;
 mm2_status mm2_session_run(mm2_session *s, int32_t budget_us, mm2_event *event);
@@ -200,14 +205,19 @@ void mm2_session_interrupt(mm2_session *s);
 int32_t mm2_session_context(const mm2_session *s);
 int32_t mm2_session_position(const mm2_session *s);
 int32_t mm2_session_length(const mm2_session *s);
-mm2_status mm2_session_tokens(const mm2_session *s, mm2_tensor *out);
+mm2_status mm2_session_tokens(mm2_session *s, mm2_tensor *out);
 mm2_status mm2_session_rewind(mm2_session *s, int32_t length);
 mm2_status mm2_session_logits(mm2_session *s, mm2_tensor *out);
 mm2_status mm2_session_logprobs(mm2_session *s, const int32_t *ids, int32_t n, float *out);
 mm2_status mm2_session_top(mm2_session *s, int32_t n, int32_t *ids, float *logprobs);
 typedef struct mm2_batch mm2_batch;
-mm2_status mm2_batch_new(mm2_batch **out, mm2_model *m);
-mm2_status mm2_batch_free(mm2_batch *b);
+typedef struct mm2_batch_options {
+    uint32_t size;
+    int32_t rows;
+} mm2_batch_options;
+void mm2_batch_options_init(mm2_batch_options *o);
+mm2_status mm2_batch_new(mm2_batch **out, mm2_model *m, const mm2_batch_options *o);
+void mm2_batch_free(mm2_batch *b);
 mm2_status mm2_batch_add(mm2_batch *b, mm2_session *s);
 mm2_status mm2_batch_remove(mm2_batch *b, mm2_session *s);
 mm2_status mm2_batch_run(mm2_batch *b, int32_t budget_us, mm2_event *event);

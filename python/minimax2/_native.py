@@ -38,6 +38,11 @@ def _text(chars):
     return None if chars == ffi.NULL else ffi.string(chars).decode("utf-8", "replace")
 
 
+def _sized(name):
+    """A struct that begins with its size, zero but for that."""
+    return ffi.new(f"{name} *", {"size": ffi.sizeof(name)})
+
+
 def check(status):
     """A status or count of the library; a negative one is raised with its sentence."""
     if status < 0:
@@ -139,10 +144,10 @@ def _kv_dtype(name):
     return DTYPES[name]
 
 
-def _fields(struct, leave=()):
-    """The fields of a C struct as a dict."""
+def _fields(struct):
+    """The fields of a C struct as a dict, its size left out."""
     return {name: getattr(struct, name) for name, _ in ffi.typeof(struct).item.fields
-            if name not in leave}
+            if name not in ("size", "reserved")}
 
 
 # ---- Model ----
@@ -154,7 +159,7 @@ def model_open(path, threads, writable, isa, precision):
         raise ArgumentError(f"isa is {isa!r}, must be one of {', '.join(ISAS)}")
     if precision not in PRECISIONS:
         raise ArgumentError(f"precision is {precision!r}, must be one of {', '.join(PRECISIONS)}")
-    options = ffi.new("mm2_model_options *")
+    options = _sized("mm2_model_options")
     lib.mm2_model_options_init(options)
     options.flags = lib.MM2_WRITABLE if writable else 0
     options.threads = 0 if threads is None else integer(threads, "threads", 1)
@@ -167,8 +172,8 @@ def model_open(path, threads, writable, isa, precision):
 
 def model_config(model):
     """The fields of mm2_config as a dict."""
-    config = ffi.new("mm2_config *")
-    lib.mm2_model_config(model, config)
+    config = _sized("mm2_config")
+    check(lib.mm2_model_config(model, config))
     return _fields(config)
 
 
@@ -220,14 +225,14 @@ def model_weight(model, name, first, count):
 
 def model_limits(model):
     """The fields of mm2_limits as a dict, measured now."""
-    limits = ffi.new("mm2_limits *")
+    limits = _sized("mm2_limits")
     check(lib.mm2_model_limits(model, limits))
-    return _fields(limits, ("reserved",))
+    return _fields(limits)
 
 
 def model_cost(model, tokens, depth, kv_dtype):
     """The fields of mm2_cost as dicts, of all layers and of the rest."""
-    layers, rest = ffi.new("mm2_cost *"), ffi.new("mm2_cost *")
+    layers, rest = _sized("mm2_cost"), _sized("mm2_cost")
     check(lib.mm2_model_cost(model, integer(tokens, "tokens"), integer(depth, "depth"),
                              _kv_dtype(kv_dtype), layers, rest))
     return _fields(layers), _fields(rest)
@@ -342,13 +347,20 @@ def chat_encode(tokenizer, messages, generation_prompt):
 
 def session_new(model, context, kv_dtype, chunk):
     """A timeline; zeros mean the library's defaults."""
-    options = ffi.new("mm2_session_options *")
+    options = _sized("mm2_session_options")
     lib.mm2_session_options_init(options)
     options.context = 0 if context is None else integer(context, "context", 1)
     options.chunk = 0 if chunk is None else integer(chunk, "chunk", 1)
     options.kv_dtype = _kv_dtype(kv_dtype)
     out = ffi.new("mm2_session **")
     check(lib.mm2_session_new(out, model, options))
+    return ffi.gc(out[0], lib.mm2_session_free)
+
+
+def session_fork(session):
+    """A second timeline that shares what the first has evaluated."""
+    out = ffi.new("mm2_session **")
+    check(lib.mm2_session_fork(out, session))
     return ffi.gc(out[0], lib.mm2_session_free)
 
 
@@ -364,13 +376,14 @@ def session_tap(session, point, layer, on):
 
 def new_event():
     """Room for what a run ends with."""
-    return ffi.new("mm2_event *")
+    return _sized("mm2_event")
 
 
 def _run(step, handle, event, seconds):
     """Runs in slices: True when caught up or at a tap, False when `seconds` are over."""
+    unfinished = (lib.MM2_MORE, lib.MM2_READY)
     if seconds is None:
-        while check(step(handle, SLICE, event)) == lib.MM2_MORE:
+        while check(step(handle, SLICE, event)) in unfinished:
             pass
         return True
     if not seconds >= 0:
@@ -378,7 +391,7 @@ def _run(step, handle, event, seconds):
     deadline = time.monotonic() + seconds
     while True:
         left = (deadline - time.monotonic()) * 1e6
-        if check(step(handle, int(max(1, min(SLICE, left))), event)) != lib.MM2_MORE:
+        if check(step(handle, int(max(1, min(SLICE, left))), event)) not in unfinished:
             return True
         if time.monotonic() >= deadline:
             return False
@@ -465,10 +478,14 @@ def session_top(session, n, vocab_size):
 # ---- Batch ----
 
 
-def batch_new(model):
-    """An empty batch."""
+def batch_new(model, rows=None):
+    """An empty batch; rows: tokens of all members that go through the layers together."""
+    options = _sized("mm2_batch_options")
+    lib.mm2_batch_options_init(options)
+    if rows is not None:
+        options.rows = integer(rows, "rows", 1)
     out = ffi.new("mm2_batch **")
-    check(lib.mm2_batch_new(out, model))
+    check(lib.mm2_batch_new(out, model, options))
     return ffi.gc(out[0], lib.mm2_batch_free)
 
 
@@ -489,7 +506,7 @@ SAMPLING_FIELDS = tuple(name for name, _ in ffi.typeof("mm2_sampling").fields if
 
 def sampling(model, changes):
     """The model's sampling defaults with changes, as an mm2_sampling."""
-    out = ffi.new("mm2_sampling *")
+    out = _sized("mm2_sampling")
     lib.mm2_sampling_init(out, model)
     for name, value in changes.items():
         if name not in SAMPLING_FIELDS:
