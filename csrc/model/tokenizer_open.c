@@ -22,30 +22,26 @@ enum { TEMPLATE_BYTES = 1 << 20, PRE = 64 };
 
 /* The id of a token that tokenizer_config.json names as text, or as an object with the text in it;
  * -1 if it does not. */
-static int32_t named_id(const mm2_tokenizer *t, const json_t *config, const char *key)
+static int32_t named_id(const mm2_tokenizer *t, const mm2_value *config, const char *key)
 {
-    const json_t *value = mm2_document_field(config, key);
-    if (json_is_object(value))
-        value = mm2_document_field(value, "content");
-    if (!json_is_string(value) || json_string_length(value) > INT32_MAX)
-        return -1;
-    return mm2_tokenizer_id(t, json_string_value(value), (int32_t)json_string_length(value));
+    const mm2_value *value = mm2_value_field(config, key);
+    if (mm2_value_is(value, MM2_VALUE_OBJECT))
+        value = mm2_value_field(value, "content");
+    const char *text = mm2_value_text(value);
+    return text ? mm2_tokenizer_id(t, text, (int32_t)value->size) : -1;
 }
 
 /* chat_template: a string, or a list of named ones of which "default" counts. */
-static const json_t *named_template(const json_t *config)
+static const mm2_value *named_template(const mm2_value *config)
 {
-    const json_t *value = mm2_document_field(config, "chat_template");
-    for (size_t i = 0; i < json_array_size(value); i++) {
-        const json_t *item = json_array_get(value, i);
-        const char *name = json_string_value(mm2_document_field(item, "name"));
-        if (name && !strcmp(name, "default"))
-            return mm2_document_field(item, "template");
-    }
+    const mm2_value *value = mm2_value_field(config, "chat_template");
+    for (const mm2_value *item = NULL; (item = mm2_value_next(value, item));)
+        if (mm2_value_says(mm2_value_field(item, "name"), "default"))
+            return mm2_value_field(item, "template");
     return value;
 }
 
-static mm2_status set_template(mm2_tokenizer *t, const char *directory, const json_t *config)
+static mm2_status set_template(mm2_tokenizer *t, const char *directory, const mm2_value *config)
 {
     char *path;
     mm2_status status = mm2_file_join(&path, directory, "chat_template.jinja", "file");
@@ -61,10 +57,9 @@ static mm2_status set_template(mm2_tokenizer *t, const char *directory, const js
             status = mm2_tokenizer_set_template(t, (const char *)f.data, f.size);
         mm2_file_close(&f);
     } else {
-        const json_t *text = named_template(config);
-        if (json_is_string(text))
-            status = mm2_tokenizer_set_template(t, json_string_value(text),
-                                                (int64_t)json_string_length(text));
+        const mm2_value *text = named_template(config);
+        if (mm2_value_is(text, MM2_VALUE_STRING))
+            status = mm2_tokenizer_set_template(t, text->text, text->size);
     }
     free(path);
     return status;

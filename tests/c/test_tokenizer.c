@@ -408,7 +408,7 @@ static void t1_ids(void **state)
         {",\"ab\":18446744073709551616", "below 2^63"},
         {",\"ab\":256.0", "whole number"},
         {",\"ab\":1e3", "whole number"},
-        {",\"ab\":007", "whole number"},
+        {",\"ab\":007", "a value"},
         {",\"ab\":\"256\"", "whole number"},
         {",\"ab\":null", "whole number"},
         {",\"ab\":256,\"ab\":257", "the same"},
@@ -660,8 +660,8 @@ static void t8_unknown_components(void **state)
     refuse(&(parts){.settings = "\"dropout\":0.1,"}, MM2_E_UNSUPPORTED, "dropout");
     refuse(&(parts){.settings = "\"end_of_word_suffix\":\"</w>\","}, MM2_E_UNSUPPORTED,
            "end_of_word_suffix");
-    refuse(&(parts){.settings = "\"type\":\"BPE\","}, MM2_E_FORMAT, "duplicate");
-    refuse(&(parts){.settings = "\"vocab\":{},"}, MM2_E_FORMAT, "duplicate");
+    refuse(&(parts){.settings = "\"type\":\"BPE\","}, MM2_E_FORMAT, "\"type\" appears twice");
+    refuse(&(parts){.settings = "\"vocab\":{},"}, MM2_E_FORMAT, "\"vocab\" appears twice");
     refuse_text("{\"model\":{\"type\":\"Unigram\"}}", 28, MM2_E_UNSUPPORTED, "Unigram");
     refuse_text("{}", 2, MM2_E_UNSUPPORTED, "model");
     refuse_text("[]", 2, MM2_E_FORMAT, "expected an object");
