@@ -377,7 +377,8 @@ static void front_matter(char *out, int32_t cap, const char *text, const char *e
     }
 }
 
-/* The model card says the licence; a missing or unreadable card says nothing. */
+/* The model card says the licence; a missing or unreadable card says nothing, because nothing depends
+ * on it. */
 static mm2_status read_license(mm2_checkpoint *c, const char *directory)
 {
     char *path;
@@ -385,7 +386,9 @@ static mm2_status read_license(mm2_checkpoint *c, const char *directory)
     mm2_status status = mm2_file_join(&path, directory, "README.md", "file");
     if (status)
         return status;
-    if (mm2_file_exists(path) && !mm2_file_open(&f, path, 0)) {
+    int32_t exists = mm2_file_exists(path);
+    status = exists > 0 ? mm2_file_open(&f, path, 0) : exists;
+    if (exists > 0 && !status) {
         const char *text = (const char *)f.data, *end = text + (f.size < 65536 ? f.size : 65536);
         front_matter(c->license, sizeof c->license, text, end, "license");
         if (!c->license[0] || !strcmp(c->license, "other")) {
@@ -397,7 +400,7 @@ static mm2_status read_license(mm2_checkpoint *c, const char *directory)
         mm2_file_close(&f);
     }
     free(path);
-    return MM2_OK;
+    return status == MM2_E_NOMEM ? status : MM2_OK;
 }
 
 mm2_status mm2_config_read(mm2_checkpoint *c, const char *directory)

@@ -30,8 +30,11 @@ mm2_status mm2_document_open(mm2_document *d, const char *directory, const char 
 {
     *d = (mm2_document){0};
     mm2_status status = mm2_file_join(&d->path, directory, name, "file");
-    if (status || !mm2_file_exists(d->path))
+    if (status)
         return status;
+    int32_t exists = mm2_file_exists(d->path);
+    if (exists <= 0)
+        return exists;
     mm2_file f;
     status = mm2_file_open(&f, d->path, 0);
     if (!status)

@@ -47,7 +47,8 @@ static mm2_status set_template(mm2_tokenizer *t, const char *directory, const mm
     mm2_status status = mm2_file_join(&path, directory, "chat_template.jinja", "file");
     if (status)
         return status;
-    if (mm2_file_exists(path)) {
+    int32_t exists = mm2_file_exists(path);
+    if (exists > 0) {
         mm2_file f;
         status = mm2_file_open(&f, path, 0);
         if (!status && f.size > TEMPLATE_BYTES)
@@ -56,6 +57,8 @@ static mm2_status set_template(mm2_tokenizer *t, const char *directory, const mm
         if (!status && f.size)
             status = mm2_tokenizer_set_template(t, (const char *)f.data, f.size);
         mm2_file_close(&f);
+    } else if (exists < 0) {
+        status = exists;
     } else {
         const mm2_value *text = named_template(config);
         if (mm2_value_is(text, MM2_VALUE_STRING))
@@ -261,8 +264,9 @@ mm2_status mm2_tokenizer_beside(mm2_tokenizer **out, const mm2_checkpoint *c)
         status = mm2_file_join(&path, c->path, "tokenizer.json", "file");
         if (status)
             return status;
-        if (mm2_file_exists(path))
-            status = open_json(out, path, c->path, c->bos, c->eos);
+        int32_t exists = mm2_file_exists(path);
+        if (exists)
+            status = exists < 0 ? exists : open_json(out, path, c->path, c->bos, c->eos);
         else
             mm2_fail(MM2_E_UNSUPPORTED, "%s: no such file, so this model has no tokenizer", path);
         free(path);
@@ -304,17 +308,17 @@ static mm2_status open_directory(mm2_tokenizer **out, const char *directory)
     mm2_status status = mm2_file_join(&path, directory, "tokenizer.json", "file");
     if (status)
         return status;
-    if (mm2_file_exists(path)) {
+    int32_t exists = mm2_file_exists(path);
+    if (exists > 0)
         status = open_in_directory(out, path, directory);
-        free(path);
-        return status;
-    }
     free(path);
+    if (exists)
+        return exists < 0 ? exists : status;
     status = mm2_checkpoint_locate(&path, &format, directory);
-    if (status || strcmp(format, "gguf"))
+    if (status == MM2_E_FORMAT || (!status && strcmp(format, "gguf")))
         status = mm2_fail(MM2_E_FORMAT, "%s: holds neither tokenizer.json nor one GGUF checkpoint",
                           directory);
-    else
+    else if (!status)
         status = open_gguf(out, path);
     free(path);
     return status;

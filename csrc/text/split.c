@@ -132,6 +132,11 @@ static mm2_status translate(char *out, int64_t *out_length, const char *pattern,
     return MM2_OK;
 }
 
+static mm2_status no_memory(void)
+{
+    return mm2_fail(MM2_E_NOMEM, "no memory for the split pattern");
+}
+
 mm2_status mm2_split_new(mm2_split **out, const char *pattern, int64_t length, int keep_gaps)
 {
     *out = NULL;
@@ -142,7 +147,7 @@ mm2_status mm2_split_new(mm2_split **out, const char *pattern, int64_t length, i
     mm2_split *s = calloc(1, sizeof *s);
     mm2_status status = MM2_OK;
     if (!translated || !s)
-        status = mm2_fail(MM2_E_NOMEM, "no memory for the split pattern");
+        status = no_memory();
     if (!status)
         status = translate(translated, &length, pattern, length);
     if (!status) {
@@ -152,7 +157,9 @@ mm2_status mm2_split_new(mm2_split **out, const char *pattern, int64_t length, i
         s->code =
             pcre2_compile((PCRE2_SPTR)translated, (PCRE2_SIZE)length,
                           PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C, &error, &offset, NULL);
-        if (!s->code) {
+        if (!s->code && error == PCRE2_ERROR_HEAP_FAILED) {
+            status = no_memory();
+        } else if (!s->code) {
             PCRE2_UCHAR why[128] = "unknown error";
             pcre2_get_error_message(error, why, sizeof why);
             status = mm2_fail(MM2_E_FORMAT, "the split pattern does not compile: %s, at byte %d",

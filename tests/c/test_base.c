@@ -122,6 +122,16 @@ static void a_file_is_mapped_and_odd_ones_are_refused(void **state)
     assert_non_null(strstr(mm2_error(), path));
     assert_int_equal(0, mkfifo(path, 0600));
     assert_int_equal(MM2_E_IO, mm2_file_open(&file, path, 0));
+    assert_int_equal(1, mm2_file_exists(path));
+    unlink(path);
+    assert_int_equal(0, mm2_file_exists(path));
+    assert_int_equal(0, symlink("nowhere", path));
+    assert_int_equal(MM2_E_IO, mm2_file_exists(path));
+    assert_non_null(strstr(mm2_error(), "is a link to a file that does not exist"));
+    unlink(path);
+    assert_int_equal(0, symlink("data", path));
+    assert_int_equal(MM2_E_IO, mm2_file_exists(path));
+    assert_non_null(strstr(mm2_error(), "Too many levels of symbolic links"));
     unlink(path);
     rmdir(dir);
     const char *bad[] = {"../x", "/etc/passwd", "a/b", "", ".", ".."};

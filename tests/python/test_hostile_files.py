@@ -763,6 +763,29 @@ def test_any_number_may_stand_in_a_field_that_nobody_reads(tmp_path):
             == plain.encode("Hello")
 
 
+HOW = {
+    "a link to nothing": (lambda file: file.symlink_to("../blobs/gone"), "link to a file that does"),
+    "a folder": (lambda file: file.mkdir(), "expected a regular file, found a directory"),
+    "a link to itself": (lambda file: file.symlink_to(file.name), "Too many levels of symbolic"),
+    "a link to a folder": (lambda file: file.symlink_to("."), "expected a regular file, found a"),
+}
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("name", [
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+    "chat_template.jinja", "model.safetensors.index.json"])
+def test_a_file_that_is_there_and_cannot_be_read_is_not_absent(tmp_path, name, how):
+    path = shutil.copytree(os.path.dirname(mm.__file__) + "/m2-tiny", tmp_path / "odd")
+    make, words = HOW[how]
+    (path / name).unlink(missing_ok=True)
+    make(path / name)
+    refused(path, mm.FileError, words)
+    if "model" not in name and name != "config.json":
+        with pytest.raises(mm.FileError, match=name):
+            mm.Tokenizer(path)
+
+
 def test_code_is_never_run(base, tmp_path):
     path = shutil.copytree(base / "fp8", tmp_path / "odd")
     config(auto_map={"AutoConfig": "evil.Config"}, trust_remote_code=True)(path)
