@@ -28,15 +28,26 @@ static void norm_row(void *forward, int32_t unit, int32_t thread)
 
 /* ---- Router ---- */
 
+/* The kinds of activation that weights of these types (a bit for each) ask for. */
+static uint32_t input_kinds(const mm2_forward *f, uint64_t dtypes)
+{
+    uint32_t kinds = 0;
+    for (int32_t dtype = 1; dtype < MM2_DTYPE_COUNT; dtype++) {
+        const mm2_weight w = {.dtype = dtype};
+        if (dtypes >> dtype & 1)
+            kinds |= mm2_input_kind(f, &w);
+    }
+    return kinds;
+}
+
 /* One input serves the router and the experts: both read h. */
 static mm2_status begin_input(mm2_forward *f, int32_t round, int32_t *units)
 {
-    const mm2_expert *expert = mm2_experts_get(&f->model->weights, f->layer, 0);
+    const mm2_layer *layer = mm2_forward_layer(f);
     *units = -1;
     if (!round)
         mm2_forward_input(f, f->h, mm2_forward_config(f)->hidden_size, f->rows,
-                          mm2_input_kind(f, &mm2_forward_layer(f)->router) |
-                              mm2_input_kind(f, &expert->gate) | mm2_input_kind(f, &expert->up),
+                          mm2_input_kind(f, &layer->router) | input_kinds(f, layer->gate_up_dtypes),
                           0, units);
     return MM2_OK;
 }
@@ -262,13 +273,12 @@ static void gate_up_tile(void *forward, int32_t unit, int32_t thread)
 /* One unit quantises the rows of one expert, and packs them. */
 static mm2_status begin_hidden_input(mm2_forward *f, int32_t round, int32_t *units)
 {
-    const mm2_expert *expert = mm2_experts_get(&f->model->weights, f->layer, 0);
     *units = -1;
     if (round)
         return MM2_OK;
     mm2_forward_input(f, f->hidden, mm2_forward_config(f)->intermediate_size,
                       f->rows * mm2_forward_config(f)->num_experts_per_tok,
-                      mm2_input_kind(f, &expert->down), 0, units);
+                      input_kinds(f, mm2_forward_layer(f)->down_dtypes), 0, units);
     *units = *units ? f->active : 0;
     return MM2_OK;
 }
