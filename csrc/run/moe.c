@@ -77,17 +77,25 @@ static void norm_row(void *pass, int32_t unit, int32_t thread)
 
 /* ---- Router ---- */
 
+/* The kinds of activation that weights of these types (a bit for each) ask for. */
+static uint32_t input_kinds(const mm2_pass *p, uint32_t dtypes)
+{
+    uint32_t kinds = 0;
+    for (int32_t dtype = 1; dtype < MM2_DTYPE_COUNT; dtype++)
+        if (dtypes >> dtype & 1)
+            kinds |= 1u << mm2_product_act(p, dtype);
+    return kinds;
+}
+
 /* One input serves the router, which takes all rows together, and the experts: both read h. */
 static mm2_status begin_input(mm2_pass *p, int32_t round, int32_t *units)
 {
-    const mm2_expert *expert = mm2_experts_get(&p->model->weights, p->layer, 0);
-    uint32_t router = mm2_product_kind(p, &mm2_pass_layer(p)->router);
+    const mm2_layer *layer = mm2_pass_layer(p);
+    uint32_t router = mm2_product_kind(p, &layer->router);
     *units = -1;
     if (!round)
         mm2_product_input(p, p->h, mm2_pass_config(p)->hidden_size, p->rows,
-                          router | mm2_product_kind(p, &expert->gate) |
-                              mm2_product_kind(p, &expert->up),
-                          router, units);
+                          router | input_kinds(p, layer->gate_up_dtypes), router, units);
     return MM2_OK;
 }
 
@@ -320,13 +328,12 @@ static void gate_up_tile(void *pass, int32_t unit, int32_t thread)
 static mm2_status begin_hidden_input(mm2_pass *p, int32_t round, int32_t *units)
 {
     moe *b = own(p);
-    const mm2_expert *expert = mm2_experts_get(&p->model->weights, p->layer, 0);
     *units = -1;
     if (round)
         return MM2_OK;
     mm2_product_input(p, b->hidden, mm2_pass_config(p)->intermediate_size,
                       p->rows * mm2_pass_config(p)->num_experts_per_tok,
-                      mm2_product_kind(p, &expert->down), 0, units);
+                      input_kinds(p, mm2_pass_layer(p)->down_dtypes), 0, units);
     *units = *units ? b->active : 0;
     return MM2_OK;
 }
