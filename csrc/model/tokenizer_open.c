@@ -58,13 +58,13 @@ static mm2_status set_template(mm2_tokenizer *t, const char *directory, const js
             status = mm2_fail(MM2_E_FORMAT, "%s: has %lld bytes, expected at most %d", path,
                               (long long)f.size, TEMPLATE_BYTES);
         if (!status && f.size)
-            status = mm2_tokenizer_set_template(t, (const char *)f.data, f.size);
+            status = mm2_tokenizer_set_template(t, (const char *)f.data, f.size, path);
         mm2_file_close(&f);
     } else {
         const json_t *text = named_template(config);
         if (json_is_string(text))
             status = mm2_tokenizer_set_template(t, json_string_value(text),
-                                                (int64_t)json_string_length(text));
+                                                (int64_t)json_string_length(text), directory);
     }
     free(path);
     return status;
@@ -218,7 +218,7 @@ static mm2_status from_arrays(mm2_tokenizer **out, const mm2_gguf *g, const stri
     if (status)
         return status;
     found = mm2_gguf_string(g, "tokenizer.chat_template", &text, &length);
-    status = found > 0 ? mm2_tokenizer_set_template(*out, text, length) : found;
+    status = found > 0 ? mm2_tokenizer_set_template(*out, text, length, g->file->path) : found;
     if (status) {
         mm2_tokenizer_release(*out);
         *out = NULL;
