@@ -294,12 +294,13 @@ void mm2_tokenizer_release(mm2_tokenizer *t);
 const mm2_tokenizer *mm2_model_tokenizer(const mm2_model *m);
 
 typedef struct mm2_tokenizer_info { /* ids; -1 where the files name none */
+    uint32_t size;                  /* sizeof(mm2_tokenizer_info), set by the caller */
     int32_t vocab_size;             /* highest id + 1 */
     int32_t bos, eos, unk, pad;
     int32_t think_open, think_close; /* <think>, </think> */
 } mm2_tokenizer_info;
 
-void mm2_tokenizer_facts(const mm2_tokenizer *t, mm2_tokenizer_info *out); /* copied */
+mm2_status mm2_tokenizer_describe(const mm2_tokenizer *t, mm2_tokenizer_info *out); /* copied */
 
 /* encode: strings such as "[e~[" become their token instead of plain text;
  * decode: special tokens are written out. */
@@ -324,8 +325,11 @@ int32_t mm2_tokenizer_id(const mm2_tokenizer *t, const char *bytes, int32_t len)
  * complete. */
 int32_t mm2_text_complete(const char *bytes, int32_t len);
 
-typedef struct mm2_message { /* one turn; strings are NUL-terminated UTF-8, copied */
-    const char *role;        /* "system" (first only), "user", "assistant" */
+/* One turn; strings are NUL-terminated UTF-8, copied. */
+typedef struct mm2_message {
+    uint32_t size; /* sizeof(mm2_message), the same in every element of an array */
+    uint32_t reserved;
+    const char *role; /* "system" (first only), "user", "assistant" */
     const char *content;
     const char *thinking; /* assistant: what stood between <think> and </think>; NULL if none */
 } mm2_message;
@@ -336,11 +340,89 @@ enum { MM2_GENERATION_PROMPT = 2 };
 /* Render turns in the vendor's format. Thinking is kept for assistant turns after the last user
  * turn, as the vendor's template does. _render gives the text (to read), _encode the ids (to feed):
  * in these, only the template's own tags become control tokens, whatever the messages contain. Both
- * return a length under the rule for cap. */
+ * return a length under the rule for cap. Fail with UNSUPPORTED if the checkpoint brings a chat
+ * template that is not known to render the same. */
 int32_t mm2_chat_render(const mm2_tokenizer *t, const mm2_message *messages, int32_t n,
                         int32_t flags, char *out, int32_t cap);
 int32_t mm2_chat_encode(const mm2_tokenizer *t, const mm2_message *messages, int32_t n,
                         int32_t flags, int32_t *ids, int32_t cap);
+/* The ids that further turns, of users and assistants, add to a timeline that holds a conversation,
+ * sampled replies included: `timeline` are its `length` > 0 ids, or the last ones as far back as
+ * the last turn's beginning. What is missing of that turn's end comes first: of one that ended with
+ * [e~[ a newline; of one that was cut, or ended with another token, [e~[ and the newline; of one
+ * that was cut while it was thinking, </think> before that, and so an empty answer. */
+int32_t mm2_chat_continue(const mm2_tokenizer *t, const int32_t *timeline, int32_t length,
+                          const mm2_message *messages, int32_t n, int32_t flags, int32_t *ids,
+                          int32_t cap);
+
+/* ----------------------------------------------------------------------------------------------
+ * Reply: from sampled ids to thinking and answer */
+
+typedef struct mm2_reply mm2_reply;
+
+/* mm2_reply_options.start: what stands before the first id. */
+enum {
+    MM2_START_TEXT = 0,     /* any text: all ids are answer, </think> is a text like others */
+    MM2_START_THINKING = 1, /* a chat turn's <think>, as MM2_GENERATION_PROMPT leaves it */
+    MM2_START_ANSWER = 2    /* a chat turn whose thinking is over */
+};
+
+typedef struct mm2_reply_options {
+    uint32_t size;      /* sizeof(mm2_reply_options) */
+    int32_t start;      /* MM2_START_TEXT ... */
+    int32_t max_tokens; /* ids at most, >= 0; INT32_MAX by default */
+    int32_t end_count, stop_count;
+    int32_t reserved;
+    /* The end_count ids that end the reply. NULL: the tokenizer's eos. A chat turn ends at [e~[
+     * besides, whatever stands here. */
+    const int32_t *end_tokens;
+    /* The stop_count strings before which the answer ends: before the one that is complete first,
+     * of several at once before the longest. They are not looked for in the thinking. */
+    const char *const *stop;
+    const int32_t *stop_len; /* their bytes, > 0; NULL: each ends before its NUL */
+} mm2_reply_options;
+
+void mm2_reply_options_init(mm2_reply_options *o); /* plain text, no limit, no stop strings */
+
+/* mm2_piece.end: why the reply has ended. */
+enum {
+    MM2_END_NONE = 0,     /* it goes on */
+    MM2_END_STOP = 1,     /* an end token or a stop string */
+    MM2_END_LENGTH = 2,   /* max_tokens */
+    MM2_END_CONTEXT = 3,  /* by mm2_reply_end: the session's context is full */
+    MM2_END_CANCELLED = 4 /* by mm2_reply_end */
+};
+
+/* Text is bytes, not terminated, borrowed until the next call on the reply. It ends at whole
+ * characters; bytes that can be none come through as they are. The format's newlines around the
+ * thinking are left out. */
+typedef struct mm2_piece {
+    uint32_t size;    /* sizeof(mm2_piece), set by the caller */
+    int32_t end;      /* MM2_END_NONE ... */
+    int32_t count;    /* ids so far, one that ended the reply included */
+    int32_t text_len; /* bytes of text, the answer */
+    int32_t thinking_len;
+    int32_t reserved;
+    const char *text; /* never NULL */
+    const char *thinking;
+} mm2_piece;
+
+/* Turns ids, as they are sampled, into text. The tokenizer is borrowed: it must live until the last
+ * push. NULL: ids have no text, and only end tokens and max_tokens end the reply. Options are
+ * copied; NULL: the defaults. *out is owned: mm2_reply_free. Fails with ARG, NOMEM. A reply is used
+ * by one thread at a time. */
+mm2_status mm2_reply_new(mm2_reply **out, const mm2_tokenizer *t, const mm2_reply_options *o);
+void mm2_reply_free(mm2_reply *r); /* NULL is allowed */
+/* The next id: `piece` (may be NULL) is what it adds to the text. Held back is what may become a
+ * stop string, and a character that is not complete. An id without a token adds nothing, even if it
+ * is beyond the tokenizer's vocabulary: a model's head may have more rows. Fails, and nothing is
+ * changed, with ARG (a negative id; the reply has ended), NOMEM. */
+mm2_status mm2_reply_push(mm2_reply *r, int32_t id, mm2_piece *piece);
+/* Ends the reply for a reason of the caller's, MM2_END_CONTEXT or MM2_END_CANCELLED: `piece` (may
+ * be NULL) is what was held back. A reply that has ended stays as it is. */
+mm2_status mm2_reply_end(mm2_reply *r, int32_t reason, mm2_piece *piece);
+/* Everything so far: all the pieces joined. */
+mm2_status mm2_reply_all(mm2_reply *r, mm2_piece *piece);
 
 /* ----------------------------------------------------------------------------------------------
  * Session: one timeline */

@@ -57,10 +57,12 @@ static void count_weights(mm2_model *m)
 
 static mm2_status check_vocabulary(const mm2_model *m)
 {
-    mm2_tokenizer_info facts;
+    mm2_tokenizer_info facts = {.size = sizeof facts};
     if (!m->tokenizer)
         return MM2_OK;
-    mm2_tokenizer_facts(m->tokenizer, &facts);
+    mm2_status status = mm2_tokenizer_describe(m->tokenizer, &facts);
+    if (status)
+        return status;
     if (facts.vocab_size <= m->checkpoint.config.vocab_size)
         return MM2_OK;
     return mm2_fail(MM2_E_FORMAT,

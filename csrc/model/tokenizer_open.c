@@ -55,14 +55,14 @@ static mm2_status set_template(mm2_tokenizer *t, const char *directory, const mm
             status = mm2_fail(MM2_E_FORMAT, "%s: has %lld bytes, expected at most %d", path,
                               (long long)f.size, TEMPLATE_BYTES);
         if (!status && f.size)
-            status = mm2_tokenizer_set_template(t, (const char *)f.data, f.size);
+            status = mm2_tokenizer_set_template(t, (const char *)f.data, f.size, path);
         mm2_file_close(&f);
     } else if (exists < 0) {
         status = exists;
     } else {
         const mm2_value *text = named_template(config);
         if (mm2_value_is(text, MM2_VALUE_STRING))
-            status = mm2_tokenizer_set_template(t, text->text, text->size);
+            status = mm2_tokenizer_set_template(t, text->text, text->size, directory);
     }
     free(path);
     return status;
@@ -216,7 +216,7 @@ static mm2_status from_arrays(mm2_tokenizer **out, const mm2_gguf *g, const stri
     if (status)
         return status;
     found = mm2_gguf_string(g, "tokenizer.chat_template", &text, &length);
-    status = found > 0 ? mm2_tokenizer_set_template(*out, text, length) : found;
+    status = found > 0 ? mm2_tokenizer_set_template(*out, text, length, g->file->path) : found;
     if (status) {
         mm2_tokenizer_release(*out);
         *out = NULL;

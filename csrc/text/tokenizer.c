@@ -5,6 +5,7 @@
  *
  * A tokenizer is written by its reader (tokenizer_json.c, tokenizer_gguf.c) and by the two setters
  * before anybody else sees it; then it is only read, by any number of threads. */
+#include "base/guard.h"
 #include "base/status.h"
 #include "base/utf8.h"
 #include "text/nfc.h"
@@ -46,6 +47,7 @@ mm2_status mm2_tokenizer_finish(mm2_tokenizer *t, const uint8_t *normalized)
     free(ids);
     for (int i = 0; i < MM2_TAG_COUNT; i++)
         t->tags[i] = mm2_tokenizer_id(t, mm2_tag_text[i], (int32_t)strlen(mm2_tag_text[i]));
+    t->facts.size = sizeof t->facts;
     t->facts.vocab_size = b->size;
     t->facts.bos = t->tags[MM2_TAG_BEGIN];
     t->facts.eos = t->tags[MM2_TAG_END];
@@ -65,6 +67,7 @@ void mm2_tokenizer_release(mm2_tokenizer *t)
     mm2_added_free(&t->raw);
     mm2_added_free(&t->normalized);
     free(t->system);
+    free(t->unknown_template);
     free(t);
 }
 
@@ -84,10 +87,11 @@ mm2_status mm2_tokenizer_set_ids(mm2_tokenizer *t, int32_t bos, int32_t eos, int
     return MM2_OK;
 }
 
-void mm2_tokenizer_facts(const mm2_tokenizer *t, mm2_tokenizer_info *out)
+mm2_status mm2_tokenizer_describe(const mm2_tokenizer *t, mm2_tokenizer_info *out)
 {
-    if (t && out)
-        *out = t->facts;
+    MM2_NEED(t, "the tokenizer");
+    MM2_NEED(out, "the place for the result");
+    return mm2_struct_write(out, &t->facts, "tokenizer info");
 }
 
 /* Splits and merges a stretch that holds no added token any more. */

@@ -360,7 +360,7 @@ static mm2_status build(reader *r, int64_t length)
         status = check_added(&r->t->bpe);
     if (!status)
         status = mm2_tokenizer_finish(r->t, r->normalized);
-    return status ? status : mm2_tokenizer_set_template(r->t, NULL, 0);
+    return status ? status : mm2_tokenizer_set_template(r->t, NULL, 0, NULL);
 }
 
 mm2_status mm2_tokenizer_from_json(mm2_tokenizer **out, const char *json, int64_t length,

@@ -135,11 +135,12 @@ mm2_status mm2_tokenizer_open(mm2_tokenizer **out, const char *path);
 void mm2_tokenizer_release(mm2_tokenizer *t);
 const mm2_tokenizer *mm2_model_tokenizer(const mm2_model *m);
 typedef struct mm2_tokenizer_info {
+    uint32_t size;
     int32_t vocab_size;
     int32_t bos, eos, unk, pad;
     int32_t think_open, think_close;
 } mm2_tokenizer_info;
-void mm2_tokenizer_facts(const mm2_tokenizer *t, mm2_tokenizer_info *out);
+mm2_status mm2_tokenizer_describe(const mm2_tokenizer *t, mm2_tokenizer_info *out);
 enum {
     MM2_SPECIAL = 1,
 };
@@ -149,6 +150,8 @@ const char *mm2_tokenizer_token(const mm2_tokenizer *t, int32_t id, int32_t *len
 int32_t mm2_tokenizer_id(const mm2_tokenizer *t, const char *bytes, int32_t len);
 int32_t mm2_text_complete(const char *bytes, int32_t len);
 typedef struct mm2_message {
+    uint32_t size;
+    uint32_t reserved;
     const char *role;
     const char *content;
     const char *thinking;
@@ -158,6 +161,46 @@ enum {
 };
 int32_t mm2_chat_render(const mm2_tokenizer *t, const mm2_message *messages, int32_t n, int32_t flags, char *out, int32_t cap);
 int32_t mm2_chat_encode(const mm2_tokenizer *t, const mm2_message *messages, int32_t n, int32_t flags, int32_t *ids, int32_t cap);
+int32_t mm2_chat_continue(const mm2_tokenizer *t, const int32_t *timeline, int32_t length, const mm2_message *messages, int32_t n, int32_t flags, int32_t *ids, int32_t cap);
+typedef struct mm2_reply mm2_reply;
+enum {
+    MM2_START_TEXT = 0,
+    MM2_START_THINKING = 1,
+    MM2_START_ANSWER = 2,
+};
+typedef struct mm2_reply_options {
+    uint32_t size;
+    int32_t start;
+    int32_t max_tokens;
+    int32_t end_count, stop_count;
+    int32_t reserved;
+    const int32_t *end_tokens;
+    const char *const *stop;
+    const int32_t *stop_len;
+} mm2_reply_options;
+void mm2_reply_options_init(mm2_reply_options *o);
+enum {
+    MM2_END_NONE = 0,
+    MM2_END_STOP = 1,
+    MM2_END_LENGTH = 2,
+    MM2_END_CONTEXT = 3,
+    MM2_END_CANCELLED = 4,
+};
+typedef struct mm2_piece {
+    uint32_t size;
+    int32_t end;
+    int32_t count;
+    int32_t text_len;
+    int32_t thinking_len;
+    int32_t reserved;
+    const char *text;
+    const char *thinking;
+} mm2_piece;
+mm2_status mm2_reply_new(mm2_reply **out, const mm2_tokenizer *t, const mm2_reply_options *o);
+void mm2_reply_free(mm2_reply *r);
+mm2_status mm2_reply_push(mm2_reply *r, int32_t id, mm2_piece *piece);
+mm2_status mm2_reply_end(mm2_reply *r, int32_t reason, mm2_piece *piece);
+mm2_status mm2_reply_all(mm2_reply *r, mm2_piece *piece);
 typedef struct mm2_session mm2_session;
 typedef struct mm2_session_options {
     uint32_t size;

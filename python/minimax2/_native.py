@@ -258,9 +258,11 @@ def model_tokenizer(model):
 
 def tokenizer_facts(tokenizer):
     """The fields of mm2_tokenizer_info as a dict."""
-    facts = ffi.new("mm2_tokenizer_info *")
-    lib.mm2_tokenizer_facts(tokenizer, facts)
-    return _fields(facts)
+    facts = ffi.new("mm2_tokenizer_info *", {"size": ffi.sizeof("mm2_tokenizer_info")})
+    check(lib.mm2_tokenizer_describe(tokenizer, facts))
+    fields = _fields(facts)
+    del fields["size"]
+    return fields
 
 
 def tokenizer_encode(tokenizer, text, special):
@@ -312,6 +314,7 @@ def _messages(messages):
     """An mm2_message array, its length, and the strings it points to."""
     keep, array = [], ffi.new("mm2_message[]", len(messages))
     for turn, message in zip(array, messages):
+        turn.size = ffi.sizeof(turn)
         unknown = set(message) - {"role", "content", "thinking"}
         if unknown or "role" not in message:
             raise ArgumentError("a message is a dict of role, content and, for the assistant, "

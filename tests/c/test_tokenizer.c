@@ -257,9 +257,9 @@ static void tokens_and_ids(void **state)
 {
     (void)state;
     mm2_tokenizer *t = make(&(parts){0});
-    mm2_tokenizer_info facts;
+    mm2_tokenizer_info facts = {.size = sizeof facts};
     int32_t length;
-    mm2_tokenizer_facts(t, &facts);
+    assert_int_equal(mm2_tokenizer_describe(t, &facts), MM2_OK);
     assert_int_equal(facts.vocab_size, 303);
     assert_int_equal(facts.eos, 300);
     assert_int_equal(facts.think_open, 301);
@@ -275,12 +275,12 @@ static void tokens_and_ids(void **state)
     assert_int_equal(mm2_tokenizer_id(t, "<think", 6), -1);
     assert_int_equal(mm2_tokenizer_id(t, "", 0), -1);
     assert_int_equal(mm2_tokenizer_set_ids(t, 'B', -1, 2, 3), MM2_OK);
-    mm2_tokenizer_facts(t, &facts);
+    assert_int_equal(mm2_tokenizer_describe(t, &facts), MM2_OK);
     assert_int_equal(facts.bos, 'B');
     assert_int_equal(facts.eos, 300);
     assert_int_equal(facts.pad, 3);
     assert_int_equal(mm2_tokenizer_set_ids(t, 5, 303, 2, 3), MM2_E_FORMAT);
-    mm2_tokenizer_facts(t, &facts);
+    assert_int_equal(mm2_tokenizer_describe(t, &facts), MM2_OK);
     assert_int_equal(facts.bos, 'B');
     mm2_tokenizer_release(t);
     mm2_tokenizer_release(NULL);
@@ -1033,10 +1033,10 @@ static void gguf_vocabulary(void **state)
     (void)state;
     static gguf g;
     mm2_tokenizer *t;
-    mm2_tokenizer_info facts;
+    mm2_tokenizer_info facts = {.size = sizeof facts};
     fill(&g);
     assert_int_equal(mm2_tokenizer_from_vocabulary(&t, &g.v, "m.gguf"), MM2_OK);
-    mm2_tokenizer_facts(t, &facts);
+    assert_int_equal(mm2_tokenizer_describe(t, &facts), MM2_OK);
     assert_int_equal(facts.vocab_size, GGUF_TOKENS);
     assert_int_equal(facts.eos, 257);
     assert_int_equal(facts.think_open, 258);
