@@ -2,6 +2,7 @@
 
 local ffi = require "ffi"
 local native = require "minimax2.native"
+local handle = require "minimax2.handle"
 local Tensor = require "minimax2.tensor"
 
 local raise = native.raise
@@ -140,7 +141,7 @@ end
 
 --- The C object of an open session.
 function args.session(value, what)
-    if type(value) ~= "table" or not value.is_session then
+    if handle.kind(value) ~= "session" then
         raise(("%s needs a session, not %s"):format(what, show(value)))
     end
     return value:live()

@@ -11,6 +11,7 @@
 local bit = require "bit"
 local ffi = require "ffi"
 local native = require "minimax2.native"
+local handle = require "minimax2.handle"
 local args = require "minimax2.args"
 local Model = require "minimax2.model"
 local Sampler = require "minimax2.sampling"
@@ -72,7 +73,7 @@ function mm.cpu()
 end
 
 local function need_model(model, where)
-    if getmetatable(model) == nil or not model.prompt_ids then
+    if handle.kind(model) ~= "model" then
         raise(("%s needs a model, not %s"):format(where, args.show(model)))
     end
     return model

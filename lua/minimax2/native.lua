@@ -1,5 +1,5 @@
---- The only file that touches the C library: finds it, loads it once, checks its ABI, ties its
---- objects to Lua's collector and turns its statuses into Lua errors.
+--- The only file that touches the C library: finds it, loads it once, checks its ABI and turns its
+--- statuses into Lua errors.
 
 local ffi = require "ffi"
 
@@ -79,23 +79,6 @@ function native.check(status)
         native.raise(native.message())
     end
     return status
-end
-
---- An owned object, from the out-parameter that received it. `release` names the library's
---- function that the collector will call; it is looked up through `lib`, which keeps it mapped.
-function native.wrap(out, release)
-    return ffi.gc(out[0], function(pointer)
-        lib[release](pointer)
-    end)
-end
-
---- The same, for an explicit close: now, and not again. Raises if the library refuses.
-function native.release(pointer, release)
-    local status = lib[release](pointer)
-    if status and status < 0 then
-        native.raise(native.message())
-    end
-    ffi.gc(pointer, nil)
 end
 
 --- A NUL-terminated string as a Lua string, NULL as nil.

@@ -6,6 +6,7 @@
 
 local ffi = require "ffi"
 local native = require "minimax2.native"
+local handle = require "minimax2.handle"
 local args = require "minimax2.args"
 local messages = require "minimax2.messages"
 local Tensor = require "minimax2.tensor"
@@ -15,24 +16,7 @@ local Stream = require "minimax2.stream"
 
 local lib, raise, check = native.lib, native.raise, native.check
 
-local Session = { is_session = true }
-local properties = {}
-
-local metatable = {
-    __index = function(self, key)
-        local property = properties[key]
-        if property then
-            return property(self)
-        end
-        return Session[key]
-    end,
-    __tostring = function(self)
-        if self.open[0] == 0 then
-            return "minimax2 session (closed)"
-        end
-        return ("minimax2 session: %d of %d positions"):format(self.length, self.context)
-    end,
-}
+local Session, properties = handle.class("session", "mm2_session", "mm2_session_free")
 
 local known = { context = true, kv_dtype = true, chunk = true }
 
@@ -52,21 +36,15 @@ function Session.new(model, options, where)
     if lib.mm2_session_new(out, model:live(), o) < 0 then
         return nil, native.message()
     end
-    return setmetatable({
-        ptr = native.wrap(out, "mm2_session_free"),
-        open = ffi.new("int32_t[1]", 1),
+    return Session.hold(out[0], {
         event = ffi.new "mm2_event",
         model = model,
         taps = {}, -- [point * layers + layer] = true: those that the script switched on
-    }, metatable)
+    })
 end
 
---- The C object; raises once the session is closed.
-function Session:live()
-    if self.open[0] == 0 then
-        raise("the session is closed")
-    end
-    return self.ptr
+function Session:describe()
+    return ("%d of %d positions"):format(self.length, self.context)
 end
 
 -- The same for calls that move the timeline; they end a trace that was left before its end.
@@ -245,14 +223,6 @@ function Session:top(n)
         tokens[i], logprobs[i] = ids[i - 1], out[i - 1]
     end
     return tokens, logprobs
-end
-
---- Frees the session; again is allowed. Its views end.
-function Session:close()
-    if self.open[0] == 1 then
-        native.release(self.ptr, "mm2_session_free")
-        self.open[0] = 0
-    end
 end
 
 function properties.pos(self)

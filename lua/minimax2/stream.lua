@@ -116,13 +116,11 @@ end
 local function finish(self, reason)
     self.finish_reason = reason
     local session = self.session
-    if session.open[0] == 1 then
-        if self.traced and session.traced == self.traced then
-            trace.stop(session)
-        end
-        if self.owned then
-            session:close()
-        end
+    if self.traced and session.traced == self.traced then
+        trace.stop(session)
+    end
+    if self.owned then
+        session:close()
     end
     return show(self, #self.held)
 end
@@ -179,11 +177,11 @@ end
 -- Evaluates what is pending, within a budget; true when all is done.
 local function evaluate(self, budget_us)
     local session = self.session
-    local ptr = session:live()
-    if self.traced and session.traced ~= self.traced then
-        raise("the hooks of this stream were ended by another call on its session")
-    end
     while true do
+        local ptr = session:live() -- a hook may have closed it
+        if self.traced and session.traced ~= self.traced then
+            raise("the hooks of this stream were ended by another call on its session")
+        end
         local status = check(lib.mm2_session_run(ptr, budget_us, session.event))
         if status ~= lib.MM2_TAP then
             return status == lib.MM2_OK
@@ -241,7 +239,7 @@ local function advance(self, budget_us)
         return finish(self, "context"), true
     end
     local id = choose(self)
-    check(lib.mm2_session_feed(session.ptr, args.ids({ id }), 1))
+    check(lib.mm2_session_feed(session:live(), args.ids({ id }), 1))
     table.insert(self.ids, id)
     local piece = read(self, id)
     if #self.ids == self.most and not self.finish_reason then
