@@ -211,8 +211,8 @@ local function session_for(self, prompt, more)
 end
 
 local function start_stream(self, prompt, options, where)
-    local _, more = Stream.options(options, where)
-    return Stream.new(session_for(self, prompt, more), options, where, messages.is(prompt), true)
+    local plan = Stream.plan(self, options, where)
+    return Stream.new(session_for(self, prompt, plan.most), plan, messages.is(prompt), true)
 end
 
 --- A stream that goes on with a prompt; see stream.lua for the options.

@@ -91,7 +91,7 @@ end
 
 --- Replaces the tokens that end a DRY repetition.
 function Sampler:breakers(ids, n)
-    local array, count = args.ids(ids, n)
+    local array, count = args.ids(ids, n, "breakers")
     check(lib.mm2_sampler_breakers(self:live(), array, count))
 end
 
@@ -99,7 +99,7 @@ end
 --- it.
 function Sampler:next(session, mask)
     local ptr, of = self:live(), args.session(session, "sampler:next")
-    return check(lib.mm2_sampler_next(ptr, of, args.mask(mask, self.vocab_size)))
+    return check(lib.mm2_sampler_next(ptr, of, args.mask(mask, self.vocab_size, "sampler:next")))
 end
 
 --- The same on any logits: an f32 tensor of vocab_size elements. history: the token ids before, or
@@ -115,7 +115,7 @@ function Sampler:pick(logits, history, mask)
     end
     local ids, count = args.ids(history or {})
     return (check(lib.mm2_sampler_pick(ptr, logits:ptr(), ids, count,
-        args.mask(mask, self.vocab_size))))
+        args.mask(mask, self.vocab_size, "sampler:pick"))))
 end
 
 return Sampler

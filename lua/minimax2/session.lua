@@ -47,26 +47,22 @@ function Session:describe()
     return ("%d of %d positions"):format(self.length, self.context)
 end
 
--- The same for calls that move the timeline; they end a trace that was left before its end.
-local function moving(self)
-    local ptr = self:live()
-    trace.stop(self)
-    return ptr
-end
-
 --- Appends a prompt (a string, token ids or a table of messages) to the timeline. No work is done
 --- yet. Returns the session.
 function Session:feed(prompt, n)
-    local ptr = moving(self)
+    local ptr = self:live()
     local ids, count = self.model:prompt_ids(prompt, n)
     check(lib.mm2_session_feed(ptr, ids, count))
+    trace.stop(self) -- calls that move the timeline end a trace that was left before its end
     return self
 end
 
 --- Evaluates what was fed, for at most `ms` milliseconds if given. Returns true when all is done;
 --- false when time is up; false and the tap when stopped at one.
 function Session:run(ms)
-    local status = check(lib.mm2_session_run(moving(self), args.budget(ms), self.event))
+    local ptr, budget_us = self:live(), args.budget(ms)
+    trace.stop(self)
+    local status = check(lib.mm2_session_run(ptr, budget_us, self.event))
     if status == lib.MM2_TAP then
         return false, trace.tap(self.event, self, self)
     end
@@ -104,7 +100,7 @@ function Session:trace(prompt, points, layers)
     if prompt ~= nil then
         self:feed(prompt)
     end
-    moving(self)
+    trace.stop(self)
     return trace.iterate(self, switches)
 end
 
@@ -127,12 +123,13 @@ local function start_stream(self, prompt, options, where)
     if options == nil and type(prompt) == "table" and prompt[1] == nil then
         prompt, options = nil, prompt
     end
-    moving(self)
-    Stream.options(options, where)
+    self:live()
+    local plan = Stream.plan(self.model, options, where)
     if prompt ~= nil then
         self:feed(prompt)
     end
-    return Stream.new(self, options, where, messages.is(prompt))
+    trace.stop(self)
+    return Stream.new(self, plan, messages.is(prompt))
 end
 
 --- session:stream([prompt][, options]): goes on with the prompt, or where the timeline ends; a stream
@@ -155,14 +152,15 @@ end
 
 --- Cuts the timeline back to its first `length` tokens.
 function Session:rewind(length)
-    check(lib.mm2_session_rewind(moving(self), args.int(length, "the length")))
+    check(lib.mm2_session_rewind(self:live(), args.int(length, "the length")))
+    trace.stop(self)
 end
 
 --- Makes the timeline equal to `ids`: keeps the common beginning, feeds the rest. Returns how many
 --- tokens were kept. At least the last one is fed again if anything was cut, for its logits. What cannot
 --- be fed is refused before anything is cut.
 function Session:sync(prompt, n)
-    local ptr = moving(self)
+    local ptr = self:live()
     local ids, count = self.model:prompt_ids(prompt, n)
     local room, vocab = self.context, self.model.config.vocab_size
     if count > room then
@@ -174,6 +172,7 @@ function Session:sync(prompt, n)
                 vocab - 1))
         end
     end
+    trace.stop(self)
     local old, length = self:tokens(), self.length
     local common = 0
     while common < length and common < count and old[common] == ids[common] do

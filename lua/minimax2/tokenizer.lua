@@ -1,7 +1,8 @@
 --- Tokenizer: text to token ids and back. `model.tokenizer`, or mm.tokenizer(path) for one alone.
 ---
 --- Fields: vocab_size (highest id + 1) and the ids bos, eos, unk, pad, think_open, think_close, nil
---- where the files name none. Lua strings are bytes: invalid UTF-8 may go in and come out.
+--- where the files name none; turn_end, the tag that ends a turn of the chat format. Lua strings are
+--- bytes: invalid UTF-8 may go in and come out.
 
 local ffi = require "ffi"
 local native = require "minimax2.native"
@@ -24,6 +25,7 @@ local function with_facts(self)
     for _, name in ipairs { "bos", "eos", "unk", "pad", "think_open", "think_close" } do
         self[name] = facts[name] >= 0 and facts[name] or nil
     end
+    self.turn_end = self:id "[e~["
     return self
 end
 

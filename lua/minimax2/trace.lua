@@ -78,7 +78,8 @@ function trace.hook_switches(model, hooks)
     end
     local switches = {}
     for i, hook in ipairs(hooks) do
-        if type(hook) ~= "table" or type(hook[#hook]) ~= "function" or #hook < 2 or #hook > 3 then
+        if type(hook) ~= "table" or type(hook[1]) ~= "string" or type(hook[#hook]) ~= "function"
+            or #hook < 2 or #hook > 3 then
             raise(("hook %d must be { point, function } or { point, layer, function }"):format(i))
         end
         local layer = #hook == 3 and hook[2] or nil
