@@ -8,6 +8,10 @@
 --- What can fail for reasons outside the script (a missing file, too little memory) returns nil and a
 --- sentence; misuse raises an error at the line that did it.
 
+if not pcall(require, "ffi") then
+    error("minimax2 needs LuaJIT with its FFI, and this is plain " .. _VERSION .. ": run it with luajit", 0)
+end
+
 local bit = require "bit"
 local ffi = require "ffi"
 local native = require "minimax2.native"

@@ -81,6 +81,23 @@ function native.check(status)
     return status
 end
 
+-- Where the library's sentences count the elements of a list, from 0.
+local counted = { "^(chat_%l+: message )(%d+)", "( at index )(%d+)", "( ids%[)(%d+)", "^(history%[)(%d+)" }
+
+--- The same for calls that were given lists: their sentences count as Lua does, from 1.
+function native.check_list(status)
+    if status < 0 then
+        local message = native.message()
+        for _, pattern in ipairs(counted) do
+            message = message:gsub(pattern, function(before, index)
+                return before .. index + 1
+            end, 1)
+        end
+        native.raise(message)
+    end
+    return status
+end
+
 --- A NUL-terminated string as a Lua string, NULL as nil.
 function native.text(chars)
     if chars ~= nil then

@@ -10,7 +10,7 @@ local handle = require "minimax2.handle"
 local args = require "minimax2.args"
 local Tensor = require "minimax2.tensor"
 
-local lib, raise, check = native.lib, native.raise, native.check
+local lib, raise, check, check_list = native.lib, native.raise, native.check, native.check_list
 
 local Sampler = handle.class("sampler", "mm2_sampler", "mm2_sampler_free")
 
@@ -86,13 +86,13 @@ function Sampler:bias(values)
     for i, id in ipairs(list) do
         added[i - 1] = args.number(values[id], ("the bias of token %d"):format(id))
     end
-    check(lib.mm2_sampler_bias(ptr, ids, added, count))
+    check_list(lib.mm2_sampler_bias(ptr, ids, added, count))
 end
 
 --- Replaces the tokens that end a DRY repetition.
 function Sampler:breakers(ids, n)
     local array, count = args.ids(ids, n, "breakers")
-    check(lib.mm2_sampler_breakers(self:live(), array, count))
+    check_list(lib.mm2_sampler_breakers(self:live(), array, count))
 end
 
 --- The token that follows the session's last one. mask: nil, or one made by mm.mask. Does not feed
@@ -114,7 +114,7 @@ function Sampler:pick(logits, history, mask)
         logits = logits:copy()
     end
     local ids, count = args.ids(history or {})
-    return (check(lib.mm2_sampler_pick(ptr, logits:ptr(), ids, count,
+    return (check_list(lib.mm2_sampler_pick(ptr, logits:ptr(), ids, count,
         args.mask(mask, self.vocab_size, "sampler:pick"))))
 end
 

@@ -14,7 +14,7 @@ local trace = require "minimax2.trace"
 local Sampler = require "minimax2.sampling"
 local Stream = require "minimax2.stream"
 
-local lib, raise, check = native.lib, native.raise, native.check
+local lib, raise, check, check_list = native.lib, native.raise, native.check, native.check_list
 
 local Session, properties = handle.class("session", "mm2_session", "mm2_session_free")
 
@@ -52,7 +52,7 @@ end
 function Session:feed(prompt, n)
     local ptr = self:live()
     local ids, count = self.model:prompt_ids(prompt, n)
-    check(lib.mm2_session_feed(ptr, ids, count))
+    check_list(lib.mm2_session_feed(ptr, ids, count))
     trace.stop(self) -- calls that move the timeline end a trace that was left before its end
     return self
 end
@@ -183,7 +183,7 @@ function Session:sync(prompt, n)
         check(lib.mm2_session_rewind(ptr, common))
     end
     if common < count then
-        check(lib.mm2_session_feed(ptr, ids + common, count - common))
+        check_list(lib.mm2_session_feed(ptr, ids + common, count - common))
     end
     return common
 end
@@ -200,7 +200,7 @@ function Session:logprobs(ids, n)
     local ptr = self:live()
     local array, count = args.ids(ids, n)
     local out = ffi.new("float[?]", count)
-    check(lib.mm2_session_logprobs(ptr, array, count, out))
+    check_list(lib.mm2_session_logprobs(ptr, array, count, out))
     local list = {}
     for i = 1, count do
         list[i] = out[i - 1]

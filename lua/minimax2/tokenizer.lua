@@ -10,7 +10,7 @@ local handle = require "minimax2.handle"
 local args = require "minimax2.args"
 local messages = require "minimax2.messages"
 
-local lib, raise, check = native.lib, native.raise, native.check
+local lib, raise, check_list = native.lib, native.raise, native.check_list
 
 local Tokenizer, properties = handle.class("tokenizer", "mm2_tokenizer", "mm2_tokenizer_release")
 
@@ -67,10 +67,10 @@ end
 -- Calls fill(array, capacity) with a guess, and again if that was too small; array, length.
 local function collect(array_type, guess, fill)
     local array = array_type(guess)
-    local length = check(fill(array, guess))
+    local length = check_list(fill(array, guess))
     if length > guess then
         array = array_type(length)
-        length = check(fill(array, length))
+        length = check_list(fill(array, length))
     end
     return array, length
 end

@@ -41,7 +41,7 @@ describe("misuse", function()
             assert.matches("token 2 of 3 must be an integer", failure(session.feed, session, { 1, id, 2 }))
         end
         for _, id in ipairs { -1, vocab, 2 ^ 31 - 1, -2 ^ 31 } do
-            assert.matches("outside the vocabulary", failure(session.feed, session, { 1, id }))
+            assert.matches("at index 2 is outside the vocabulary", failure(session.feed, session, { 1, id }))
         end
         for _, prompt in ipairs { 5, true, print, ffi.new("float[3]"), ffi.new("int64_t[3]"), 3LL } do
             assert.matches("token ids must be", failure(session.feed, session, prompt))
@@ -292,8 +292,10 @@ describe("misuse", function()
         end
         assert.matches("role", ask { { role = "robot", content = "x" } })
         assert.matches("role must be a string", ask { { role = 5, content = "x" } })
-        assert.is_string(ask { { role = "user" } })
-        assert.is_string(ask { { content = "x" } })
+        assert.matches("message 1 has no content", ask { { role = "user" } })
+        assert.matches("message 2 has no role", ask { { role = "user", content = "x" }, { content = "x" } })
+        assert.matches("message 2 has the role \"robot\"",
+            ask { { role = "user", content = "x" }, { role = "robot", content = "message 1 at index 1" } })
         assert.matches("message 2 must be a table", ask { { role = "user", content = "x" }, "y" })
         assert.matches("unknown option 'text'", ask { { role = "user", text = "x" } })
         assert.matches("NUL", ask { { role = "user", content = "a\0b" } })
