@@ -2,6 +2,7 @@
 package's folder. Everything else is in pyproject.toml."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
+VERSION = re.search(r'return "([\d.]+)";', Path("csrc", "api.c").read_text())[1]
 LIBRARY = Path("build", "release", "libminimax2.so")
 
 
@@ -27,6 +29,7 @@ class BuildWithLibrary(build_ext):
 
 
 setup(
+    version=VERSION,
     cffi_modules=["bindings/cffi_build.py:ffibuilder"],
     ext_modules=[
         Extension(
