@@ -20,7 +20,7 @@ local char_array = ffi.typeof "char[?]"
 local function with_facts(self)
     local ptr = self:live()
     local facts = native.sized "mm2_tokenizer_info"
-    check(lib.mm2_tokenizer_describe(ptr, facts))
+    native.check(lib.mm2_tokenizer_describe(ptr, facts))
     self.vocab_size = facts.vocab_size
     for _, name in ipairs { "bos", "eos", "unk", "pad", "think_open", "think_close" } do
         self[name] = facts[name] >= 0 and facts[name] or nil

@@ -258,11 +258,9 @@ def model_tokenizer(model):
 
 def tokenizer_facts(tokenizer):
     """The fields of mm2_tokenizer_info as a dict."""
-    facts = ffi.new("mm2_tokenizer_info *", {"size": ffi.sizeof("mm2_tokenizer_info")})
+    facts = _sized("mm2_tokenizer_info")
     check(lib.mm2_tokenizer_describe(tokenizer, facts))
-    fields = _fields(facts)
-    del fields["size"]
-    return fields
+    return _fields(facts)
 
 
 def tokenizer_encode(tokenizer, text, special):
