@@ -100,6 +100,9 @@ static void branches_never_see_each_other(void **state)
             mm2_session *d = fork_of(c);
             mm2_session_rewind(d, at / 2);
             feed_and_run(d, ids + 600, 9);
+            feed_and_run(a, ids, 1); /* behind what the others have written meanwhile */
+            feed_and_run(c, ids, 1);
+            feed_and_run(d, ids, 1);
             assert_alone(a);
             assert_alone(c);
             assert_alone(d);
