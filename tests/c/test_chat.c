@@ -2,6 +2,7 @@
  * recognised, and that text never turns into control tokens. The vocabulary is made here: the 256
  * bytes and the format's tags, so every id is either a byte or a tag. */
 #include "base/status.h"
+#include "text/template.h"
 #include "text/tokenizer.h"
 
 #include <setjmp.h>
@@ -292,6 +293,76 @@ static void templates_are_recognised_by_what_they_render(void **state)
     mm2_tokenizer_release(t);
 }
 
+static uint64_t fingerprint(const char *text)
+{
+    mm2_template found;
+    mm2_template_read(&found, text, (int64_t)strlen(text));
+    assert_false(found.known);
+    return found.fingerprint;
+}
+
+/* As Jinja's lexer reads them, with trim_blocks and lstrip_blocks. */
+static void the_normal_form_of_a_template(void **state)
+{
+    (void)state;
+    static const char *const same[][2] = {
+        {"a\n \t{% x %}b", "a\n{% x %}b"},
+        {"  {% x %}b", "{% x %}b"},
+        {"{% x %}\nb", "{% x %}b"},
+        {"{% x %}\r\nb", "{% x %}b"},
+        {"{% x %}\rb", "{% x %}b"},
+        {"{% x %}\n  {% y %}", "{% x %}{% y %}"},
+        {"{% x -%}\n {% y %}", "{% x %}{% y %}"},
+        {"{% x %}\n  {# c #}\n {% y %}", "{% x %}{% y %}"},
+        {"a \n {%- x -%} \n b", "a{% x %}b"},
+        {"a \n {{- x -}} \n b", "a{{ x }}b"},
+        {"a {#- c -#} b", "ab"},
+        {"a{# {{ '%} #}\nb", "ab"},
+        {"a{#-#}b", "ab"},
+        {"a\r\nb\rc", "a\nb\nc"},
+        {"a\n", "a"},
+        {"a\r\n", "a"},
+        {"{{x}}", "{{  x\n}}"},
+        {"{{ x  y }}", "{{x\r\n\ty}}"},
+        {"{{ 'a\r\nb' }}", "{{ 'a\nb' }}"},
+        {"{{+ x }}", "{{ x }}"},
+        {"{{ '}}' }}a", "{{'}}'}}a"},
+        {"{% '\\'%}' %}a", "{%'\\'%}'%}a"},
+    };
+    static const char *const different[][2] = {
+        {"a {% x %}", "a{% x %}"},
+        {"  {{ x }}", "{{ x }}"},
+        {"{{ x }}\nb", "{{ x }}b"},
+        {"a\n  {%+ x %}", "a\n{% x %}"},
+        {"{% x +%}\nb", "{% x %}b"},
+        {"{% x %}\n\nb", "{% x %}b"},
+        {"{% x %} {% y %}", "{% x %}{% y %}"},
+        {"{% x %}\r{{ y }}", "{% x %}\n\n{{ y }}"},
+        {"{# c #} {% y %}", "{% y %}"},
+        {"{# c +#}\nb", "b"},
+        {"a\n\n", "a"},
+        {"{{ 'a  b' }}", "{{ 'a b' }}"},
+        {"{{ 'a' }}", "{{ \"a\" }}"},
+        {"{{ a b }}", "{{ ab }}"},
+        {"{{ x }}", "{% x %}"},
+        {"{{ - x }}", "{{- x }}"},
+        {"{{ x +}}", "{{ x }}"},
+        {"\x01%x\x02", "{% x %}"}, /* how the normal form writes the other */
+        {"{{ 'x\x02' }}", "{{ 'x' }}"},
+    };
+    static const char *const unreadable[] = {"{{ x", "{% x",  "{# x", "{{ 'x }}", "{{ x }", "{{",
+                                             "{#",   "a\x01", "{%-",  "{# #",     "{{ '\\"};
+    for (size_t i = 0; i < sizeof same / sizeof *same; i++)
+        if (fingerprint(same[i][0]) != fingerprint(same[i][1]) || !fingerprint(same[i][0]))
+            fail_msg("%s is not %s", same[i][0], same[i][1]);
+    for (size_t i = 0; i < sizeof different / sizeof *different; i++)
+        if (fingerprint(different[i][0]) == fingerprint(different[i][1]))
+            fail_msg("%s is %s", different[i][0], different[i][1]);
+    for (size_t i = 0; i < sizeof unreadable / sizeof *unreadable; i++)
+        if (fingerprint(unreadable[i]))
+            fail_msg("%s can be read", unreadable[i]);
+}
+
 static void a_template_brings_its_system_prompt(void **state)
 {
     (void)state;
@@ -501,6 +572,7 @@ int main(void)
         cmocka_unit_test(invalid_utf8_is_replaced),
         cmocka_unit_test(mistakes_are_refused),
         cmocka_unit_test(templates_are_recognised_by_what_they_render),
+        cmocka_unit_test(the_normal_form_of_a_template),
         cmocka_unit_test(a_template_brings_its_system_prompt),
         cmocka_unit_test(messages_advance_by_their_own_size),
         cmocka_unit_test(a_conversation_goes_on),

@@ -156,6 +156,7 @@ static void thinking_and_answer_are_parted(void **state)
     push(&s, THINK);
     say(&s, "a\xe6");
     push(&s, UNTHINK);
+    assert_string_equal(s.thinking, "<think>a\xe6");
     push(&s, END);
     expect(&s, "", "<think>a\xe6", MM2_END_STOP);
 
