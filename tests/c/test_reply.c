@@ -132,7 +132,7 @@ static void characters_are_whole(void **state)
 static void thinking_and_answer_are_parted(void **state)
 {
     const mm2_tokenizer *t = *state;
-    mm2_reply_options o;
+    mm2_reply_options o = {.size = sizeof o};
     script s;
     mm2_reply_options_init(&o);
     o.start = MM2_START_THINKING;
@@ -175,7 +175,7 @@ static void thinking_and_answer_are_parted(void **state)
 static void ids_without_a_token_write_nothing(void **state)
 {
     const mm2_tokenizer *t = *state;
-    mm2_reply_options o;
+    mm2_reply_options o = {.size = sizeof o};
     script s;
     mm2_reply_options_init(&o);
     o.start = MM2_START_THINKING;
@@ -197,7 +197,7 @@ static void end_tokens(void **state)
 {
     const mm2_tokenizer *t = *state;
     const int32_t ends[] = {'!', WORD, INT32_MAX};
-    mm2_reply_options o;
+    mm2_reply_options o = {.size = sizeof o};
     script s;
     mm2_reply_options_init(&o);
     o.end_tokens = ends;
@@ -228,7 +228,7 @@ static void most_tokens(void **state)
 {
     const mm2_tokenizer *t = *state;
     const char *stop[] = {"bc"};
-    mm2_reply_options o;
+    mm2_reply_options o = {.size = sizeof o};
     mm2_piece p = {.size = sizeof p};
     script s;
     mm2_reply_options_init(&o);
@@ -277,7 +277,7 @@ static void stop_strings(void **state)
         {{"\n\n"}, "a\n\nb", "a", MM2_END_STOP},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        mm2_reply_options o;
+        mm2_reply_options o = {.size = sizeof o};
         script s;
         mm2_reply_options_init(&o);
         o.stop = cases[i].stop;
@@ -296,7 +296,7 @@ static void what_may_be_a_stop_string_is_held_back(void **state)
     const mm2_tokenizer *t = *state;
     const char *stop[] = {"stop now", "\0x"};
     const int32_t lengths[] = {8, 2};
-    mm2_reply_options o;
+    mm2_reply_options o = {.size = sizeof o};
     script s;
     mm2_reply_options_init(&o);
     o.stop = stop;
@@ -338,7 +338,7 @@ static void without_a_tokenizer(void **state)
 {
     (void)state;
     const int32_t ends[] = {7};
-    mm2_reply_options o;
+    mm2_reply_options o = {.size = sizeof o};
     script s;
     mm2_reply_options_init(&o);
     o.max_tokens = 3;
@@ -361,8 +361,9 @@ static void mistakes_are_refused(void **state)
     static const char *const stop[] = {"a", NULL}, *const empty[] = {"a", ""};
     static const int32_t ends[] = {1, -1}, lengths[] = {1, 0};
     mm2_reply *r = NULL;
-    mm2_reply_options o;
+    mm2_reply_options o = {.size = sizeof o};
     for (int i = 0; i < 12; i++) {
+        o.size = sizeof o;
         mm2_reply_options_init(&o);
         o.stop = stop;
         o.stop_count = 1;
@@ -399,6 +400,7 @@ static void mistakes_are_refused(void **state)
         assert_null(r);
         assert_true(strlen(mm2_status_text()) > 10);
     }
+    o.size = sizeof o;
     mm2_reply_options_init(&o);
     o.stop = empty;
     o.stop_len = lengths;
@@ -409,10 +411,11 @@ static void mistakes_are_refused(void **state)
     mm2_reply_options_init(NULL);
 
     /* an older program's smaller structs */
-    mm2_reply_options_init(&o);
     o.size = 12; /* as far as max_tokens */
-    o.max_tokens = 1;
     o.stop_count = -1;
+    mm2_reply_options_init(&o);
+    assert_int_equal(o.stop_count, -1); /* it knows of none */
+    o.max_tokens = 1;
     assert_int_equal(mm2_reply_new(&r, t, &o), MM2_OK);
     struct {
         uint32_t size;
@@ -445,7 +448,7 @@ static void long_stop_strings(void **state)
     enum { LONG = 100000, SAID = 1000000 };
     char *stop = malloc(LONG + 1);
     const char *list[] = {stop};
-    mm2_reply_options o;
+    mm2_reply_options o = {.size = sizeof o};
     mm2_reply *r;
     mm2_piece p = {.size = sizeof p};
     memset(stop, 'a', LONG);
@@ -646,7 +649,7 @@ static void random_replies(void **state)
         int32_t ids[MOST_IDS];
         const char *stop[4];
         int n = (int)(z % (MOST_IDS + 1));
-        mm2_reply_options o;
+        mm2_reply_options o = {.size = sizeof o};
         mm2_reply_options_init(&o);
         o.start = (int32_t)(z >> 8) % 3;
         o.start = o.start < 0 ? 0 : o.start;
