@@ -4,6 +4,7 @@
 #include "base/rng.h"
 #include "base/status.h"
 
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -469,6 +470,41 @@ static void long_stop_strings(void **state)
     mm2_reply_free(r);
 }
 
+/* ---- Two threads ---- */
+
+enum { PUSHES = 20000 };
+
+static void *push_many(void *reply)
+{
+    intptr_t done = 0;
+    for (int i = 0; i < PUSHES; i++) {
+        mm2_status status = mm2_reply_push(reply, 'a', NULL);
+        if (status && (status != MM2_E_BUSY || !strstr(mm2_status_text(), "reply")))
+            return (void *)-1;
+        done += !status;
+    }
+    return (void *)done;
+}
+
+/* A second thread is turned away, and nothing it wanted is done by half. */
+static void one_thread_at_a_time(void **state)
+{
+    const mm2_tokenizer *t = *state;
+    pthread_t other;
+    mm2_reply *r;
+    void *done;
+    mm2_piece p = {.size = sizeof p};
+    assert_int_equal(mm2_reply_new(&r, t, NULL), MM2_OK);
+    assert_int_equal(pthread_create(&other, NULL, push_many, r), 0);
+    intptr_t mine = (intptr_t)push_many(r);
+    assert_int_equal(pthread_join(other, &done), 0);
+    assert_true(mine > 0 && (intptr_t)done > 0);
+    assert_int_equal(mm2_reply_all(r, &p), MM2_OK);
+    assert_int_equal(p.count, mine + (intptr_t)done);
+    assert_int_equal(p.text_len, p.count);
+    mm2_reply_free(r);
+}
+
 /* ---- Against a model of a reply that looks at everything anew each time ---- */
 
 enum { MOST_IDS = 24, MOST_BYTES = 8 * MOST_IDS, CASES = 20000 };
@@ -693,6 +729,7 @@ int main(void)
         cmocka_unit_test(without_a_tokenizer),
         cmocka_unit_test(mistakes_are_refused),
         cmocka_unit_test(long_stop_strings),
+        cmocka_unit_test(one_thread_at_a_time),
         cmocka_unit_test(random_replies),
     };
     return cmocka_run_group_tests(tests, begin, end);
