@@ -8,7 +8,6 @@
 #include <malloc.h>
 #include <stdatomic.h>
 #include <stddef.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -152,21 +151,26 @@ void *OURS(mmap)(void *address, size_t size, int protection, int flags, int file
     return map == -1 ? MAP_FAILED : (void *)map; /* syscall has set errno */
 }
 
-#ifdef __SANITIZE_ADDRESS__ /* whose own ones would call its own malloc */
+#ifdef __SANITIZE_ADDRESS__ /* whose own ones call its own malloc */
+char *THEIRS(strdup)(const char *text);
 char *OURS(strdup)(const char *text);
 char *OURS(strdup)(const char *text)
 {
-    size_t size = strlen(text) + 1;
-    char *copy = OURS(malloc)(size);
-    return copy ? memcpy(copy, text, size) : NULL;
+    return fails() ? NULL : counted(THEIRS(strdup)(text));
 }
 
+char *THEIRS(strndup)(const char *text, size_t most);
 char *OURS(strndup)(const char *text, size_t most);
 char *OURS(strndup)(const char *text, size_t most)
 {
-    size_t size = strnlen(text, most);
-    char *copy = OURS(calloc)(size + 1, 1);
-    return copy ? memcpy(copy, text, size) : NULL;
+    return fails() ? NULL : counted(THEIRS(strndup)(text, most));
+}
+
+char *THEIRS(realpath)(const char *path, char *out);
+char *OURS(realpath)(const char *path, char *out);
+char *OURS(realpath)(const char *path, char *out)
+{
+    return fails() ? NULL : counted(THEIRS(realpath)(path, out)); /* out: always NULL */
 }
 #endif
 

@@ -20,7 +20,7 @@
 
 enum { PROMPT = 150, VOCAB = 4096, IDS = 512 };
 
-static const char tiny[] = "../python/minimax2/m2-tiny";
+static const char tiny[] = "../python/minimax2/m2-tiny/."; /* its name must be asked for */
 static const char text[] = "Hello, w\xc3\xb6rld's \xff\xfe e\xcc\x81\xcc\xa7 \xe0\xa2\x97 ]~b]user "
                            "<think> 12345\n\n x  y WORLD's 's";
 static char folder[] = "/tmp/minimax2-faults-XXXXXX", gguf[64];
@@ -315,15 +315,13 @@ static void opening_takes_memory_in_proportion_to_the_file(void **state)
     char path[64];
     snprintf(path, sizeof path, "%s/bomb.json", folder);
     mm2_status status;
-    long small = peak_of(tiny, &status);
     for (size_t i = 0; i < sizeof bombs / sizeof *bombs; i++) {
         write_bomb(path, bombs[i].anchor, bombs[i].piece, bombs[i].end);
         long most = peak_of(path, &status);
         if (status != (bombs[i].opens ? MM2_OK : MM2_E_FORMAT))
             fail_msg("%s: status %d: %s", bombs[i].piece, status, mm2_error());
-        if (most > small + (long)PER_BYTE * BOMB)
-            fail_msg("%s: %ld bytes beside the %ld of m2-tiny's for a file of %d", bombs[i].piece,
-                     most - small, small, BOMB);
+        if (most > (long)PER_BYTE * BOMB)
+            fail_msg("%s: %ld bytes for a file of %d", bombs[i].piece, most, BOMB);
     }
     unlink(path);
 }
