@@ -23,7 +23,8 @@ static mm2_status json_fail(const mm2_json *j, const char *expected)
 
 void mm2_json_begin(mm2_json *j, const char *where, const void *text, int64_t length)
 {
-    *j = (mm2_json){.start = text, .at = text, .end = (const char *)text + length, .where = where};
+    const char *start = length ? text : ""; /* NULL may not even be added 0 to */
+    *j = (mm2_json){.start = start, .at = start, .end = start + length, .where = where};
 }
 
 char mm2_json_peek(mm2_json *j)
