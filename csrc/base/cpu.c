@@ -245,8 +245,8 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 static int permit_tiles(unsigned features, unsigned saved)
 {
     enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 }; /* of arch_prctl; as in xgetbv */
-    const unsigned need = bit_AMX_TILE | bit_AMX_INT8 | bit_AMX_BF16,
-                   states = 3u << (TILE_DATA - 1);
+    /* Compilers do not agree on names for the bits of AMX-BF16, -TILE and -INT8. */
+    const unsigned need = 1u << 22 | 1u << 24 | 1u << 25, states = 3u << (TILE_DATA - 1);
     return (features & need) == need && (saved & states) == states &&
            syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
 }

@@ -100,13 +100,8 @@ static mm2_status wrong_kind(const mm2_document *d, const char *name, const char
 static mm2_status unsupported(const mm2_document *d, const char *name, const mm2_value *found,
                               const char *expected)
 {
-    char text[64];
-    if (found->text)
-        mm2_text_clean(text, sizeof text, found->text, found->size);
-    else
-        mm2_format(text, sizeof text, "%s", mm2_value_kind(found));
-    return mm2_fail(MM2_E_UNSUPPORTED, "%s: %s is %s; this build supports %s", d->path, name, text,
-                    expected);
+    return mm2_fail(MM2_E_UNSUPPORTED, "%s: %s is %.*s; this build supports %s", d->path, name, 64,
+                    found->text ? found->text : mm2_value_kind(found), expected);
 }
 
 static mm2_status out_of_range(const mm2_document *d, const char *name, const mm2_value *number)

@@ -15,6 +15,7 @@
 #include "model/checkpoint.h"
 #include "tensor/dtype.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -415,22 +416,26 @@ static mm2_status read_shards(reader *r)
 }
 
 /* The last component of a path, for a name: "models/MiniMax-M2/" is MiniMax-M2. */
-static void directory_name(char *out, int32_t cap, const char *directory)
+static mm2_status directory_name(char *out, int32_t cap, const char *directory)
 {
     char *real = realpath(directory, NULL);
+    if (!real && errno == ENOMEM)
+        return mm2_file_fail(directory, "find its full name");
     const char *path = real ? real : directory, *last = strrchr(path, '/');
     last = last ? last + 1 : path;
     mm2_text_clean(out, cap, last, (int64_t)strlen(last));
     free(real);
+    return MM2_OK;
 }
 
 mm2_status mm2_safetensors_open(mm2_checkpoint *c, const char *directory, uint32_t flags)
 {
     reader r = {.c = c, .directory = directory, .flags = flags};
     mm2_status status = mm2_config_read(c, directory);
+    if (!status)
+        status = directory_name(c->model_name, sizeof c->model_name, directory);
     if (status)
         return status;
-    directory_name(c->model_name, sizeof c->model_name, directory);
     c->files = calloc(MM2_MAX_SHARDS, sizeof *c->files);
     if (!c->files)
         return mm2_fail(MM2_E_NOMEM, "%s: out of memory while opening it", directory);

@@ -25,7 +25,7 @@ enum { PROMPT = 150, VOCAB = 4096, IDS = 512 };
         sizeof(mm2_message), 0, role, content, NULL                                                \
     }
 
-static const char tiny[] = "../python/minimax2/m2-tiny";
+static const char tiny[] = "../python/minimax2/m2-tiny/."; /* its name must be asked for */
 static const char text[] = "Hello, w\xc3\xb6rld's \xff\xfe e\xcc\x81\xcc\xa7 \xe0\xa2\x97 ]~b]user "
                            "<think> 12345\n\n x  y WORLD's 's";
 static char folder[] = "/tmp/minimax2-faults-XXXXXX", gguf[64];
@@ -73,6 +73,11 @@ static void fail_each(const act *a)
 }
 
 /* ---- opening ---- */
+
+static void put(FILE *f, const void *data, size_t size)
+{
+    assert_int_equal(1, fwrite(data, size, 1, f));
+}
 
 static mm2_tokenizer *tokenizer;
 
@@ -304,12 +309,88 @@ static void a_session_runs_or_says_so_and_runs_then(void **state)
     fail_each(&(act){run_session, check_session});
 }
 
-/* ---- set up ---- */
+/* ---- in proportion ---- */
 
-static void put(FILE *f, const void *data, size_t size)
+enum { BOMB = 2 << 20, PER_BYTE = 8 };
+
+static char *read_file(const char *path, size_t *size)
 {
-    assert_int_equal(1, fwrite(data, size, 1, f));
+    FILE *f = fopen(path, "rb");
+    assert_non_null(f);
+    fseek(f, 0, SEEK_END);
+    *size = (size_t)ftell(f);
+    rewind(f);
+    char *data = malloc(*size + 1);
+    assert_int_equal(1, fread(data, *size, 1, f));
+    data[*size] = 0;
+    fclose(f);
+    return data;
 }
+
+/* m2-tiny's tokenizer with more text behind the first `anchor`: `piece` with a number in its place,
+ * `end`, BOMB bytes in all. */
+static void write_bomb(const char *path, const char *anchor, const char *piece, const char *end)
+{
+    char source[128];
+    size_t size;
+    snprintf(source, sizeof source, "%s/tokenizer.json", tiny);
+    char *json = read_file(source, &size), *at = strstr(json, anchor);
+    assert_non_null(at);
+    at += strlen(anchor);
+    FILE *f = fopen(path, "wb");
+    assert_non_null(f);
+    put(f, json, (size_t)(at - json));
+    for (int i = 5000; ftell(f) < BOMB; i++)
+        fprintf(f, piece, i, i);
+    fprintf(f, "%s%s", end, at);
+    fclose(f);
+    free(json);
+}
+
+static long peak_of(const char *path, mm2_status *status)
+{
+    mm2_tokenizer *t;
+    peak_begin();
+    *status = mm2_tokenizer_open(&t, path);
+    long most = peak_bytes();
+    mm2_tokenizer_release(*status ? NULL : t);
+    return most;
+}
+
+static void opening_takes_memory_in_proportion_to_the_file(void **state)
+{
+    static const struct {
+        const char *anchor, *piece, *end;
+        int opens;
+    } bombs[] = {
+        {"{", "\"a%x\":0,", "", 1},
+        {"{", "\"a%x\":{},", "", 1},
+        {"{", "\"b%x\":\"\",", "", 1},
+        {"{", "\"c%x\":[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0],", "", 1},
+        {"\"model\": {", "\"a%x\":[[],[],[],[],[],[],[]],", "", 1},
+        {"\"model\": {", "\"unk_token\":{\"%x\":[0,0,0,0,0,0]},", "", 1},
+        {"\"added_tokens\": [", "{\"id\":%d,\"content\":\"z%x\"},", "", 1},
+        {"\"vocab\": {", "\"z%x\":%d,", "", 1},
+        {"\"normalizer\": {", "\"a%x\":0,", "", 0},
+        {"\"decoder\": {", "\"a%x\":[0,0,0,0,0,0,0,0,0],", "", 0},
+        {"\"merges\": [", "\"\\u0120 \\u0120\",", "", 0},
+        {"\"added_tokens\": [", "%d,", "0],\"x\":[", 0},
+    };
+    char path[64];
+    snprintf(path, sizeof path, "%s/bomb.json", folder);
+    mm2_status status;
+    for (size_t i = 0; i < sizeof bombs / sizeof *bombs; i++) {
+        write_bomb(path, bombs[i].anchor, bombs[i].piece, bombs[i].end);
+        long most = peak_of(path, &status);
+        if (status != (bombs[i].opens ? MM2_OK : MM2_E_FORMAT))
+            fail_msg("%s: status %d: %s", bombs[i].piece, status, mm2_error());
+        if (most > (long)PER_BYTE * BOMB)
+            fail_msg("%s: %ld bytes for a file of %d", bombs[i].piece, most, BOMB);
+    }
+    unlink(path);
+}
+
+/* ---- set up ---- */
 
 static void put_number(FILE *f, uint64_t value, size_t size)
 {
@@ -400,6 +481,7 @@ int main(void)
         cmocka_unit_test(text_is_encoded_or_says_so),
         cmocka_unit_test(a_reply_grows_or_says_so_and_grows_then),
         cmocka_unit_test(a_session_runs_or_says_so_and_runs_then),
+        cmocka_unit_test(opening_takes_memory_in_proportion_to_the_file),
     };
     return cmocka_run_group_tests_name("faults", tests, set_up, tear_down);
 }

@@ -48,6 +48,7 @@ def refused(path, error, words):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 64 << 10  # KiB
     assert type(caught.value) is error, caught.value
     sentence = str(caught.value)
+    assert sentence.isprintable()
     assert words in sentence
     assert len(sentence) > 20 and "\n" not in sentence
 
@@ -457,6 +458,11 @@ SAFETENSORS_CASES = [
      "appears twice"),
     ("dtype twice", edit(('"dtype": "BF16"', '"dtype": "BF16", "dtype": "BF16"')), BAD,
      "field dtype is given twice"),
+    ("escapes for a terminal in a name",
+     text_header(r'{"\u001b[2J\u001b]0;owned\u0007":{"dtype":"F32","shape":[1],"x":1}}'), BAD,
+     r'tensor "\x1b[2J\x1b]0;owned\x07": field of the header is unknown'),
+    ("control characters in a dtype", tensor(NORM, dtype="F\x1b[31m\x9b"), OTHER,
+     r"has dtype F?[31m\xc2\x9b; this build reads"),
     ("a field more", tensor(NORM, strides=[1]), BAD, "field of the header is unknown"),
     ("dtype missing", tensor(NORM, dtype=...), BAD, "dtype is missing"),
     ("shape missing", tensor(NORM, shape=...), BAD, "shape is missing"),
@@ -679,6 +685,8 @@ CONFIG_CASES = [
      "rope_theta is 1e400: out of range"),
     ("model_type missing", config(model_type=...), BAD, "model_type is missing"),
     ("model_type llama", config(model_type="llama"), OTHER, "model_type is llama; this build"),
+    ("model_type with an escape", config(model_type="\x1b[2Jx\ny"), OTHER,
+     r"model_type is \x1b[2Jx\x0ay; this build"),
     ("model_type a number", config(model_type=2), OTHER, "model_type is 2; this build supports"),
     *[(f"{name} {shown}", config(**{name: value}), BAD, words)
       for name in INTEGERS
@@ -803,7 +811,7 @@ def opens_or_refuses(path):
             assert len(list(model)) > 0
             return 1
     except mm.Error as error:
-        assert len(str(error)) > 20
+        assert len(str(error)) > 20 and str(error).isprintable()
         return 0
 
 
