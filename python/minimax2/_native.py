@@ -153,7 +153,7 @@ def _fields(struct):
 # ---- Model ----
 
 
-def model_open(path, threads, writable, isa, precision):
+def model_open(path, threads, writable, mapped, isa, precision):
     """An opened checkpoint. threads None: all cores; isa None: the best."""
     if isa is not None and isa not in ISAS:
         raise ArgumentError(f"isa is {isa!r}, must be one of {', '.join(ISAS)}")
@@ -161,7 +161,8 @@ def model_open(path, threads, writable, isa, precision):
         raise ArgumentError(f"precision is {precision!r}, must be one of {', '.join(PRECISIONS)}")
     options = _sized("mm2_model_options")
     lib.mm2_model_options_init(options)
-    options.flags = lib.MM2_WRITABLE if writable else 0
+    options.flags = ((lib.MM2_WRITABLE if writable else 0)
+                     | (0 if mapped else lib.MM2_IN_MEMORY))
     options.threads = 0 if threads is None else integer(threads, "threads", 1)
     options.isa = ISAS[isa or "auto"]
     options.precision = PRECISIONS[precision]
@@ -180,6 +181,22 @@ def model_config(model):
 def model_info(model, key):
     """A fact as text, or None."""
     return _text(lib.mm2_model_info(model, _chars(key, "key")))
+
+
+def model_info_keys():
+    """The keys of model_info."""
+    keys = []
+    while (key := lib.mm2_model_info_key(len(keys))) != ffi.NULL:
+        keys.append(_text(key))
+    return keys
+
+
+def model_end_tokens(model):
+    """Ids that end a generation, ascending."""
+    count = check(lib.mm2_model_end_tokens(model, ffi.NULL, 0))
+    ids = ffi.new("int32_t[]", count)
+    check(lib.mm2_model_end_tokens(model, ids, count))
+    return list(ids)
 
 
 def model_path(model):

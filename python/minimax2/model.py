@@ -83,13 +83,15 @@ class Cost(NamedTuple):
         return self.int8_ops + self.bf16_ops + self.f32_ops
 
 
-def load(path=None, *, threads=None, writable=False, isa=None, precision="fast"):
+def load(path=None, *, threads=None, writable=False, mapped=True, isa=None, precision="fast"):
     """Open a checkpoint: a Model. Quick: weights are mapped, not read.
 
     path: a Hugging Face directory, a .gguf file (of a split set: any part), or a directory that
     holds one; None: m2-tiny, the small model that comes with the package. threads: None means all
     physical cores that the process may use. writable: map copy-on-write, so that weights can be
-    edited in this process; files are never touched. isa: "ref", "avx2", "avx512", "amx" or
+    edited in this process; files are never touched. mapped: False reads the weights into memory
+    instead, for network file systems and wherever a file may shrink while the model is open: then a
+    map ends the process (SIGBUS). isa: "ref", "avx2", "avx512", "amx" or
     "blas"; None means the best, or what the MM2_ISA environment variable says. precision: "fast"
     multiplies with 8-bit or bf16 activations where the weights' type allows it, "exact" always
     float32 values with float32 activations, for measurements (decoding takes up to five times as
@@ -97,8 +99,8 @@ def load(path=None, *, threads=None, writable=False, isa=None, precision="fast")
 
     Raises FileError, FormatError, UnsupportedError, OutOfMemory, ArgumentError.
     """
-    return Model(EMBEDDED if path is None else path, threads=threads, writable=writable, isa=isa,
-                 precision=precision)
+    return Model(EMBEDDED if path is None else path, threads=threads, writable=writable,
+                 mapped=mapped, isa=isa, precision=precision)
 
 
 class Model(Handle, Mapping):
@@ -115,8 +117,9 @@ class Model(Handle, Mapping):
     points = _native.POINTS
     """The names of the activations that a run can stop at, in the order of the data flow."""
 
-    def __init__(self, path, *, threads=None, writable=False, isa=None, precision="fast"):
-        super().__init__(_native.model_open(path, threads, writable, isa, precision))
+    def __init__(self, path, *, threads=None, writable=False, mapped=True, isa=None,
+                 precision="fast"):
+        super().__init__(_native.model_open(path, threads, writable, mapped, isa, precision))
         facts = _native.model_config(self._c)
         for flag in ("use_qk_norm", "use_routing_bias"):
             facts[flag] = bool(facts[flag])
@@ -151,13 +154,20 @@ class Model(Handle, Mapping):
         """Elements of all weights, without block scales."""
         return self._sizes[2]
 
-    def info(self, key):
-        """A fact as a str, or None where the files do not tell.
+    def info(self, key=None):
+        """A fact as a str, or None where the files do not tell; without a key, a dict of all.
 
         Keys: "path", "format", "architecture", "name", "license", "quantization", "isa",
         "precision", "chat_template".
         """
+        if key is None:
+            return {key: _native.model_info(self._c, key) for key in _native.model_info_keys()}
         return _native.model_info(self._c, key)
+
+    @property
+    def end_tokens(self):
+        """Ids that end a generation, ascending: what the files name, and the end of a turn."""
+        return _native.model_end_tokens(self._c)
 
     @property
     def tokenizer(self):
