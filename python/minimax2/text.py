@@ -1,7 +1,15 @@
 """Tokenizer: text to ids and back, and the family's chat format."""
 
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Literal, TypeGuard, overload
+
 from minimax2 import _native
+from minimax2._native import Owned
 from minimax2.handle import Handle
+from minimax2.options import Ids, Message
 
 
 class Tokenizer(Handle):
@@ -14,33 +22,62 @@ class Tokenizer(Handle):
     `think_close`. `vocab_size` is the highest id + 1.
     """
 
-    __slots__ = ("_owner", "_facts")
+    __slots__ = ("_facts",)
 
-    def __init__(self, path):
-        self._adopt(_native.tokenizer_open(path), None)
+    def __init__(self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None:
+        self._adopt(_native.tokenizer_open(path))
 
     @classmethod
-    def _of(cls, cdata, owner):
-        """The tokenizer inside an open model; `owner` is the model's handle."""
+    def _of(cls, owned: Owned) -> Tokenizer:
+        """The tokenizer inside an open model."""
         self = cls.__new__(cls)
-        self._adopt(cdata, owner)
+        self._adopt(owned)
         return self
 
-    def _adopt(self, cdata, owner):
-        super().__init__(cdata)
-        self._owner = owner
-        self._facts = {name: None if value < 0 else value
-                       for name, value in _native.tokenizer_facts(cdata).items()}
+    def _adopt(self, owned: Owned) -> None:
+        super().__init__(owned)
+        self._facts = _native.tokenizer_facts(owned)
 
-    vocab_size = property(lambda self: self._facts["vocab_size"], doc="The highest id + 1.")
-    bos = property(lambda self: self._facts["bos"], doc="Id of the beginning of a text, or None.")
-    eos = property(lambda self: self._facts["eos"], doc="Id that ends a turn, or None.")
-    unk = property(lambda self: self._facts["unk"], doc="Id of the unknown token, or None.")
-    pad = property(lambda self: self._facts["pad"], doc="Id that fills up batches, or None.")
-    think_open = property(lambda self: self._facts["think_open"], doc="Id of <think>, or None.")
-    think_close = property(lambda self: self._facts["think_close"], doc="Id of </think>, or None.")
+    def _id(self, name: str) -> int | None:
+        value = self._facts[name]
+        return None if value < 0 else value
 
-    def encode(self, text, special=False):
+    @property
+    def vocab_size(self) -> int:
+        """The highest id + 1."""
+        return self._facts["vocab_size"]
+
+    @property
+    def bos(self) -> int | None:
+        """Id of the beginning of a text, or None."""
+        return self._id("bos")
+
+    @property
+    def eos(self) -> int | None:
+        """Id that ends a turn, or None."""
+        return self._id("eos")
+
+    @property
+    def unk(self) -> int | None:
+        """Id of the unknown token, or None."""
+        return self._id("unk")
+
+    @property
+    def pad(self) -> int | None:
+        """Id that fills up batches, or None."""
+        return self._id("pad")
+
+    @property
+    def think_open(self) -> int | None:
+        """Id of <think>, or None."""
+        return self._id("think_open")
+
+    @property
+    def think_close(self) -> int | None:
+        """Id of </think>, or None."""
+        return self._id("think_close")
+
+    def encode(self, text: str | bytes | bytearray, special: bool = False) -> list[int]:
         """The ids of a text, str or UTF-8 bytes, as a list of ints.
 
         special: let strings such as "[e~[" or "<think>" become their control token. By default they
@@ -48,7 +85,7 @@ class Tokenizer(Handle):
         """
         return _native.tokenizer_encode(self._c, text, special)
 
-    def decode(self, ids, special=False):
+    def decode(self, ids: Ids, special: bool = False) -> str:
         """The text of these ids. Bytes that are not UTF-8 become U+FFFD.
 
         special: write special tokens out instead of leaving them out. Raises ArgumentError for ids
@@ -56,20 +93,20 @@ class Tokenizer(Handle):
         """
         return self.decode_bytes(ids, special).decode("utf-8", "replace")
 
-    def decode_bytes(self, ids, special=False):
+    def decode_bytes(self, ids: Ids, special: bool = False) -> bytes:
         """The same as bytes: a token may end in the middle of a character."""
         return _native.tokenizer_decode(self._c, ids, special)
 
-    def token(self, id):
+    def token(self, id: int) -> bytes:
         """The bytes of one token. Raises ArgumentError for an id out of range."""
         return _native.tokenizer_token(self._c, id)
 
-    def id(self, token):
+    def id(self, token: str | bytes | bytearray) -> int | None:
         """The id of the token with exactly these bytes (or str), or None."""
         return _native.tokenizer_id(
             self._c, token.encode() if isinstance(token, str) else bytes(token))
 
-    def render(self, messages, add_generation_prompt=True):
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """Messages, dicts of role, content and (assistant) thinking, as text in the chat format.
 
         For reading: to feed a model use apply_chat_template(), which keeps the format's tags and
@@ -77,7 +114,16 @@ class Tokenizer(Handle):
         """
         return _native.chat_render(self._c, messages, add_generation_prompt)
 
-    def apply_chat_template(self, messages, add_generation_prompt=True, tokenize=True):
+    @overload
+    def apply_chat_template(self, messages: Sequence[Message], add_generation_prompt: bool = True,
+                            tokenize: Literal[True] = True) -> list[int]: ...
+
+    @overload
+    def apply_chat_template(self, messages: Sequence[Message], add_generation_prompt: bool = True,
+                            *, tokenize: Literal[False]) -> str: ...
+
+    def apply_chat_template(self, messages: Sequence[Message], add_generation_prompt: bool = True,
+                            tokenize: bool = True) -> list[int] | str:
         """Messages as a list of ids, or with tokenize=False as text.
 
         Roles: "system" (first only), "user", "assistant". add_generation_prompt: end with the
@@ -87,14 +133,14 @@ class Tokenizer(Handle):
             return self.render(messages, add_generation_prompt)
         return _native.chat_encode(self._c, messages, add_generation_prompt)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.vocab_size
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<Tokenizer {self.vocab_size} tokens>"
 
 
-def is_messages(prompt):
+def is_messages(prompt: Any) -> TypeGuard[Sequence[Message]]:
     """Whether a prompt is a conversation, a list of dicts, rather than text or ids."""
     return (isinstance(prompt, (list, tuple)) and bool(prompt)
             and all(isinstance(message, dict) for message in prompt))
