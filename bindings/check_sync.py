@@ -31,7 +31,8 @@ UNUSED = {
     "lua": {},
 }
 # Functions whose comment stands elsewhere: the header's opening speaks of all _init functions.
-DOCUMENTED_AT_THE_TOP = {"mm2_model_options_init", "mm2_session_options_init"}
+DOCUMENTED_AT_THE_TOP = {"mm2_model_options_init", "mm2_session_options_init",
+                         "mm2_batch_options_init"}
 
 COMMENTS = {".lua": re.compile(r"--[^\n]*"), ".py": re.compile(r"#[^\n]*"),
             ".c": re.compile(r"/\*.*?\*/", re.DOTALL)}

@@ -5,12 +5,15 @@
  * language calls.
  *
  * The mental model, four nouns:
- *   model    an opened checkpoint: weights mapped read-only as they were downloaded, tokenizer,
- * thread pool. Immutable, reference-counted, shared by any number of threads and sessions. session
- * one timeline of tokens with its key/value (KV) cache. Feed it tokens, run it, look at the logits.
- *   batch    several sessions of one model advanced through the weights together. Same bits as
- * alone. tap      a stop at an activation. The run returns, you look at the tensor or write into
- * it, and run again.
+ *
+ *     model      an opened checkpoint: weights mapped read-only as they were downloaded, tokenizer,
+ *                thread pool. Immutable, counted, shared by any number of threads and sessions.
+ *     session    one timeline of tokens with its key/value (KV) cache. Feed it tokens, run it, look
+ *                at the logits. A fork is a second session that shares all that came before.
+ *     batch      several sessions of one model advanced through the weights together, with the same
+ *                bits as alone.
+ *     tap        a stop at an activation. The run returns, you look at the tensor or write into it,
+ *                and run again.
  *
  * The library pulls, it never pushes: there are no callbacks. mm2_session_run() works until it is
  * done, its time budget is spent or a tap is reached, and says which. Calling it again resumes
@@ -36,16 +39,19 @@
  *
  * Threads. A model and a tokenizer may be used by any number of threads at once. A session, a batch
  * or a sampler is used by one thread at a time; a second one gets MM2_E_BUSY. After fork() the
- * child may go on using everything. A call that runs a session or a batch may take 256 KB of its
- * thread's stack.
+ * child may go on using everything; what another thread of the parent was evaluating at that moment
+ * is dropped, so such a session stands at the last position that was evaluated, without logits. A
+ * call that runs a session or a batch may take 256 KB of its thread's stack.
  *
- * Same bits. At one instruction-set level, the logits of a token do not depend on thread count,
- * batch mates, chunking of the prompt, time budgets, rewinds or the calling language (numerics
- * version MM2_NUMERICS).
+ * Same bits. The logits of a token do not depend on thread count, batch mates, chunking of the
+ * prompt, time budgets, forks, rewinds, the calling language or the instruction-set level, blas
+ * excepted (numerics version MM2_NUMERICS).
  *
- * Sizes: int32_t for ids, counts and positions; int64_t for shapes and bytes. Option structs begin
- * with their `size`: call the matching _init function, then change fields; a NULL options pointer
- * means the defaults. */
+ * Sizes: int32_t for ids, counts and positions; int64_t for shapes and bytes. Structs that may grow
+ * begin with `size`: set it to sizeof of the struct before any call sees it. An options struct is
+ * then filled with its defaults by the matching _init function; a NULL options pointer means the
+ * defaults. A program that was built with an older header, whose structs are smaller, goes on
+ * working: fields it does not know keep their defaults, or are not written. */
 #ifndef MINIMAX2_H
 #define MINIMAX2_H
 
@@ -61,7 +67,7 @@ extern "C" {
  * Library */
 
 enum {
-    MM2_ABI = 2,      /* of this header; must equal mm2_abi(), that of the library */
+    MM2_ABI = 3,      /* of this header; must equal mm2_abi(), that of the library */
     MM2_NUMERICS = 3, /* changes only together with the golden hashes */
     MM2_MAX_DIMS = 4
 };
@@ -71,6 +77,7 @@ enum {
     MM2_OK = 0,             /* done; run: caught up with everything that was fed */
     MM2_MORE = 1,           /* run: out of time or interrupted; call again to go on */
     MM2_TAP = 2,            /* run: stopped at an activation; call again to go on */
+    MM2_READY = 3,          /* batch run: a member has caught up and has logits; call again to go on */
     MM2_E_ARG = -1,         /* an argument is out of range or NULL, or it is too early for this */
     MM2_E_NOMEM = -2,       /* not enough memory; the sentence says how much was needed */
     MM2_E_IO = -3,          /* a file cannot be opened, mapped or read */
@@ -186,6 +193,7 @@ void mm2_model_retain(mm2_model *m);
 void mm2_model_release(mm2_model *m); /* NULL is allowed; the last release unmaps */
 
 typedef struct mm2_config { /* names as in the family's config.json */
+    uint32_t size;          /* sizeof(mm2_config) */
     int32_t num_hidden_layers;
     int32_t hidden_size;
     int32_t num_attention_heads;
@@ -204,13 +212,20 @@ typedef struct mm2_config { /* names as in the family's config.json */
     float routed_scaling_factor;
 } mm2_config;
 
-void mm2_model_config(const mm2_model *m, mm2_config *out); /* copied */
+/* Copied. Fails with ARG (size). */
+mm2_status mm2_model_config(const mm2_model *m, mm2_config *out);
 
 /* A fact about the model as text, borrowed while it lives, or NULL where the files do not tell.
- * Keys: "path", "format"
- * ("safetensors", "gguf"), "architecture", "name", "license", "quantization" (dtypes of the
- * weights, most bytes first), "isa", "precision" ("fast", "exact"), "chat_template" (the name of the
- * recognised template). */
+ *
+ *     path             as it was opened
+ *     format           "safetensors" or "gguf"
+ *     architecture     as the files have it
+ *     name, license    likewise
+ *     quantization     dtypes of the weights, most bytes first
+ *     isa              the kernels in use: "avx512", ...
+ *     precision        "fast" or "exact"
+ *     chat_template    the name of the recognised template
+ */
 const char *mm2_model_info(const mm2_model *m, const char *key);
 int32_t mm2_model_threads(const mm2_model *m);
 int64_t mm2_model_bytes(const mm2_model *m); /* of all tensors */
@@ -232,8 +247,8 @@ mm2_status mm2_model_weight(const mm2_model *m, const char *name, int64_t first,
  * Machine: what the hardware gives, and what tokens take of it */
 
 typedef struct mm2_limits { /* of all threads together */
+    uint32_t size;          /* sizeof(mm2_limits) */
     int32_t threads;        /* that took part */
-    int32_t reserved;
     double plain_read; /* bytes per second of memory read by the level's widest loads alone */
     double best_read;  /* the same with the best of several software prefetches; >= plain_read */
     /* Operations per second, 2 a multiply-add, on random data in the first-level cache: int8
@@ -249,6 +264,8 @@ typedef struct mm2_limits { /* of all threads together */
 mm2_status mm2_model_limits(mm2_model *m, mm2_limits *out);
 
 typedef struct mm2_cost { /* what must be read and computed at least, however it is done */
+    uint32_t size;        /* sizeof(mm2_cost) */
+    uint32_t reserved;
     double weight_bytes;  /* block scales included */
     double kv_bytes;
     /* Operations, 2 a multiply-add: with integer weights; with BF16 and FP8 weights, and attention
@@ -277,12 +294,13 @@ void mm2_tokenizer_release(mm2_tokenizer *t);
 const mm2_tokenizer *mm2_model_tokenizer(const mm2_model *m);
 
 typedef struct mm2_tokenizer_info { /* ids; -1 where the files name none */
+    uint32_t size;                  /* sizeof(mm2_tokenizer_info), set by the caller */
     int32_t vocab_size;             /* highest id + 1 */
     int32_t bos, eos, unk, pad;
     int32_t think_open, think_close; /* <think>, </think> */
 } mm2_tokenizer_info;
 
-void mm2_tokenizer_facts(const mm2_tokenizer *t, mm2_tokenizer_info *out); /* copied */
+mm2_status mm2_tokenizer_describe(const mm2_tokenizer *t, mm2_tokenizer_info *out); /* copied */
 
 /* encode: strings such as "[e~[" become their token instead of plain text;
  * decode: special tokens are written out. */
@@ -307,8 +325,11 @@ int32_t mm2_tokenizer_id(const mm2_tokenizer *t, const char *bytes, int32_t len)
  * complete. */
 int32_t mm2_text_complete(const char *bytes, int32_t len);
 
-typedef struct mm2_message { /* one turn; strings are NUL-terminated UTF-8, copied */
-    const char *role;        /* "system" (first only), "user", "assistant" */
+/* One turn; strings are NUL-terminated UTF-8, copied. */
+typedef struct mm2_message {
+    uint32_t size; /* sizeof(mm2_message), the same in every element of an array */
+    uint32_t reserved;
+    const char *role; /* "system" (first only), "user", "assistant" */
     const char *content;
     const char *thinking; /* assistant: what stood between <think> and </think>; NULL if none */
 } mm2_message;
@@ -319,11 +340,89 @@ enum { MM2_GENERATION_PROMPT = 2 };
 /* Render turns in the vendor's format. Thinking is kept for assistant turns after the last user
  * turn, as the vendor's template does. _render gives the text (to read), _encode the ids (to feed):
  * in these, only the template's own tags become control tokens, whatever the messages contain. Both
- * return a length under the rule for cap. */
+ * return a length under the rule for cap. Fail with UNSUPPORTED if the checkpoint brings a chat
+ * template that is not known to render the same. */
 int32_t mm2_chat_render(const mm2_tokenizer *t, const mm2_message *messages, int32_t n,
                         int32_t flags, char *out, int32_t cap);
 int32_t mm2_chat_encode(const mm2_tokenizer *t, const mm2_message *messages, int32_t n,
                         int32_t flags, int32_t *ids, int32_t cap);
+/* The ids that further turns, of users and assistants, add to a timeline that holds a conversation,
+ * sampled replies included: `timeline` are its `length` > 0 ids, or the last ones as far back as
+ * the last turn's beginning. What is missing of that turn's end comes first: of one that ended with
+ * [e~[ a newline; of one that was cut, or ended with another token, [e~[ and the newline; of one
+ * that was cut while it was thinking, </think> before that, and so an empty answer. */
+int32_t mm2_chat_continue(const mm2_tokenizer *t, const int32_t *timeline, int32_t length,
+                          const mm2_message *messages, int32_t n, int32_t flags, int32_t *ids,
+                          int32_t cap);
+
+/* ----------------------------------------------------------------------------------------------
+ * Reply: from sampled ids to thinking and answer */
+
+typedef struct mm2_reply mm2_reply;
+
+/* mm2_reply_options.start: what stands before the first id. */
+enum {
+    MM2_START_TEXT = 0,     /* any text: all ids are answer, </think> is a text like others */
+    MM2_START_THINKING = 1, /* a chat turn's <think>, as MM2_GENERATION_PROMPT leaves it */
+    MM2_START_ANSWER = 2    /* a chat turn whose thinking is over */
+};
+
+typedef struct mm2_reply_options {
+    uint32_t size;      /* sizeof(mm2_reply_options) */
+    int32_t start;      /* MM2_START_TEXT ... */
+    int32_t max_tokens; /* ids at most, >= 0; INT32_MAX by default */
+    int32_t end_count, stop_count;
+    int32_t reserved;
+    /* The end_count ids that end the reply. NULL: the tokenizer's eos. A chat turn ends at [e~[
+     * besides, whatever stands here. */
+    const int32_t *end_tokens;
+    /* The stop_count strings before which the answer ends: before the one that is complete first,
+     * of several at once before the longest. They are not looked for in the thinking. */
+    const char *const *stop;
+    const int32_t *stop_len; /* their bytes, > 0; NULL: each ends before its NUL */
+} mm2_reply_options;
+
+void mm2_reply_options_init(mm2_reply_options *o); /* plain text, no limit, no stop strings */
+
+/* mm2_piece.end: why the reply has ended. */
+enum {
+    MM2_END_NONE = 0,     /* it goes on */
+    MM2_END_STOP = 1,     /* an end token or a stop string */
+    MM2_END_LENGTH = 2,   /* max_tokens */
+    MM2_END_CONTEXT = 3,  /* by mm2_reply_end: the session's context is full */
+    MM2_END_CANCELLED = 4 /* by mm2_reply_end */
+};
+
+/* Text is bytes, not terminated, borrowed until the next call on the reply. It ends at whole
+ * characters; bytes that can be none come through as they are. The format's newlines around the
+ * thinking are left out. */
+typedef struct mm2_piece {
+    uint32_t size;    /* sizeof(mm2_piece), set by the caller */
+    int32_t end;      /* MM2_END_NONE ... */
+    int32_t count;    /* ids so far, one that ended the reply included */
+    int32_t text_len; /* bytes of text, the answer */
+    int32_t thinking_len;
+    int32_t reserved;
+    const char *text; /* never NULL */
+    const char *thinking;
+} mm2_piece;
+
+/* Turns ids, as they are sampled, into text. The tokenizer is borrowed: it must live until the last
+ * push. NULL: ids have no text, and only end tokens and max_tokens end the reply. Options are
+ * copied; NULL: the defaults. *out is owned: mm2_reply_free. Fails with ARG, NOMEM. A reply is used
+ * by one thread at a time. */
+mm2_status mm2_reply_new(mm2_reply **out, const mm2_tokenizer *t, const mm2_reply_options *o);
+void mm2_reply_free(mm2_reply *r); /* NULL is allowed */
+/* The next id: `piece` (may be NULL) is what it adds to the text. Held back is what may become a
+ * stop string, and a character that is not complete. An id without a token adds nothing, even if it
+ * is beyond the tokenizer's vocabulary: a model's head may have more rows. Fails, and nothing is
+ * changed, with ARG (a negative id; the reply has ended), NOMEM. */
+mm2_status mm2_reply_push(mm2_reply *r, int32_t id, mm2_piece *piece);
+/* Ends the reply for a reason of the caller's, MM2_END_CONTEXT or MM2_END_CANCELLED: `piece` (may
+ * be NULL) is what was held back. A reply that has ended stays as it is. */
+mm2_status mm2_reply_end(mm2_reply *r, int32_t reason, mm2_piece *piece);
+/* Everything so far: all the pieces joined. */
+mm2_status mm2_reply_all(mm2_reply *r, mm2_piece *piece);
 
 /* ----------------------------------------------------------------------------------------------
  * Session: one timeline */
@@ -340,11 +439,19 @@ typedef struct mm2_session_options {
 
 void mm2_session_options_init(mm2_session_options *o);
 
-/* *out is owned: mm2_session_free. Retains the model. Fails with NOMEM if the whole context would
- * not fit into memory. The chunk does not change the bits. */
+/* *out is owned: mm2_session_free. Retains the model. Fails with NOMEM if the whole context and the
+ * buffers of a chunk would not fit into memory. The chunk does not change the bits. */
 mm2_status mm2_session_new(mm2_session **out, mm2_model *m, const mm2_session_options *o);
-/* NULL is allowed; fails with BUSY while another thread runs it. */
-mm2_status mm2_session_free(mm2_session *s);
+/* A second session that stands where s stands, tokens, pending ones too, and logits included; owned
+ * likewise. It shares the pages of the cache, so it takes microseconds, and memory only as one of the
+ * two goes on: the page that is written next is copied as far as it is filled. Both go on with the
+ * bits of sessions that were never forked. Taps that are on and a membership in a batch stay with s,
+ * and so do rows of a prompt that it is in the middle of: the fork evaluates its own. Fails with
+ * NOMEM, BUSY. */
+mm2_status mm2_session_fork(mm2_session **out, mm2_session *s);
+/* NULL is allowed. A batch that has the session, or a call in another thread that works on it, keeps
+ * it until the end. */
+void mm2_session_free(mm2_session *s);
 
 /* Append tokens to the timeline; they are copied, no work is done yet. n = 0 is an error, as are
  * ids outside the vocabulary. */
@@ -382,24 +489,24 @@ const char *mm2_point_name(int32_t point); /* "embed", "resid_pre", ...; NULL if
 mm2_status mm2_session_tap(mm2_session *s, int32_t point, int32_t layer, int32_t on);
 
 typedef struct mm2_event { /* what the last run call ended with */
+    uint32_t size;         /* sizeof(mm2_event) */
+    int32_t session;       /* TAP and READY in a batch: index of the session; 0 otherwise */
     int64_t done, total;   /* progress of what was fed, in units of token-layers */
     int32_t point, layer;  /* of a TAP; -1 otherwise */
     int32_t first, count;  /* TAP: rows are the positions [first, first + count) of the timeline */
-    int32_t session;       /* TAP in a batch: index of the session; 0 otherwise */
-    int32_t reserved;
-    /* TAP: a live view, borrowed until the next call on the session (the memory lives as long as
-     * the session or batch). What you write here is what the run goes on with. Expert indices must
-     * stay ascending, distinct and in range. */
+    /* TAP: a live view, to be used until the next run of the session; the memory lives as long as
+     * the model. What you write here is what the run goes on with. Expert indices must stay
+     * ascending, distinct and in range. */
     mm2_tensor tensor;
 } mm2_event;
 
 /* Work until everything fed is evaluated (OK), `budget_us` microseconds are spent (MORE; 0: no
  * limit) or a tap is reached (TAP). A budget is kept to within one unit of work, a few
  * milliseconds. `event` may be NULL if no taps are on. Fails with NOMEM, ARG (a tap left impossible
- * expert indices). Nothing to do: OK. */
+ * expert indices), BUSY. Nothing to do: OK. */
 mm2_status mm2_session_run(mm2_session *s, int32_t budget_us, mm2_event *event);
-/* From any thread: a run in progress returns MORE at its next unit of work (in a batch: at the next
- * step of a layer); without one, nothing happens. */
+/* From any thread: a run in progress, of the session or of its batch, returns MORE at its next unit
+ * of work; without one, nothing happens. */
 void mm2_session_interrupt(mm2_session *s);
 
 int32_t mm2_session_context(const mm2_session *s);  /* positions there is room for */
@@ -407,7 +514,7 @@ int32_t mm2_session_position(const mm2_session *s); /* tokens evaluated */
 int32_t mm2_session_length(const mm2_session *s);   /* tokens fed, evaluated or not */
 /* All tokens fed so far: i32 [length], read-only, borrowed while the session lives; contents change
  * with the timeline. */
-mm2_status mm2_session_tokens(const mm2_session *s, mm2_tensor *out);
+mm2_status mm2_session_tokens(mm2_session *s, mm2_tensor *out);
 /* Cut the timeline back to `length` tokens, 0..length, dropping evaluation beyond. The logits are
  * gone until the next run; feeding on gives the same bits as a session that never went further. */
 mm2_status mm2_session_rewind(mm2_session *s, int32_t length);
@@ -426,15 +533,29 @@ mm2_status mm2_session_top(mm2_session *s, int32_t n, int32_t *ids, float *logpr
 
 typedef struct mm2_batch mm2_batch;
 
+typedef struct mm2_batch_options {
+    uint32_t size; /* sizeof(mm2_batch_options) */
+    /* Tokens that go through the layers together, of all members, 1..4096; 0: 256. Members with one
+     * token pending go first; what is left is for prompts, in turns. So this is how long a member
+     * that decodes waits for others' prompts, and how well prompts use the machine. */
+    int32_t rows;
+} mm2_batch_options;
+
+void mm2_batch_options_init(mm2_batch_options *o);
+
 /* *out is owned: mm2_batch_free. Retains the model and its members. */
-mm2_status mm2_batch_new(mm2_batch **out, mm2_model *m);
-mm2_status mm2_batch_free(mm2_batch *b); /* NULL is allowed; the members go on alone */
+mm2_status mm2_batch_new(mm2_batch **out, mm2_model *m, const mm2_batch_options *o);
+/* NULL is allowed; the members go on alone, when a call in another thread that runs them is over. */
+void mm2_batch_free(mm2_batch *b);
 /* Add a session of the same model; its index stands in event.session until a removal, which moves
  * the later ones down by one. A member is run by its batch only (mm2_session_run says BUSY); feed,
  * rewind and sample it as ever. */
 mm2_status mm2_batch_add(mm2_batch *b, mm2_session *s);
 mm2_status mm2_batch_remove(mm2_batch *b, mm2_session *s);
-/* As mm2_session_run, for all members: OK when every member has caught up. */
+/* As mm2_session_run, for all members. READY: the member event->session has caught up and has its
+ * logits; each is reported once after what was fed to it. Sample it and feed it, or leave it, and
+ * call again: tokens that were fed meanwhile join the next rows. OK: every member has caught up and
+ * was reported. Cutting, adding or removing a member never drops what others have in flight. */
 mm2_status mm2_batch_run(mm2_batch *b, int32_t budget_us, mm2_event *event);
 
 /* ----------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ description = {
     detailed = [[
 Opens MiniMax-M2 checkpoints as they were downloaded (FP8 safetensors, GGUF) and runs them: text
 generation within a time budget, every activation to look at and to change, no compiled Lua glue.
-Needs LuaJIT, a C compiler, and the development files of jansson, PCRE2 and utf8proc.]],
+Needs LuaJIT, a C compiler, and the development files of PCRE2 and utf8proc.]],
     license = "MIT",
 }
 dependencies = {

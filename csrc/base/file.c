@@ -18,7 +18,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static mm2_status io_failure(const char *path, const char *doing)
+mm2_status mm2_file_fail(const char *path, const char *doing)
 {
     char text[128];
     int code = errno;
@@ -32,7 +32,7 @@ static mm2_status map_file(mm2_file *f, int fd, int writable)
 {
     struct stat facts;
     if (fstat(fd, &facts))
-        return io_failure(f->path, "read its size");
+        return mm2_file_fail(f->path, "read its size");
     if (!S_ISREG(facts.st_mode))
         return mm2_fail(MM2_E_IO, "%s: expected a regular file, found a %s", f->path,
                         S_ISDIR(facts.st_mode) ? "directory" : "special file");
@@ -43,7 +43,7 @@ static mm2_status map_file(mm2_file *f, int fd, int writable)
     void *data = mmap(NULL, (size_t)f->size, protection,
                       MAP_PRIVATE | (writable ? MAP_NORESERVE : 0), fd, 0);
     if (data == MAP_FAILED)
-        return io_failure(f->path, "map it into memory");
+        return mm2_file_fail(f->path, "map it into memory");
     f->data = data;
     return MM2_OK;
 }
@@ -55,7 +55,7 @@ mm2_status mm2_file_open(mm2_file *f, const char *path, int writable)
         return mm2_fail(MM2_E_NOMEM, "%s: out of memory while opening it", path);
     /* O_NONBLOCK: a FIFO must be refused, not waited for. */
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    mm2_status status = fd < 0 ? io_failure(path, "open it") : map_file(f, fd, writable);
+    mm2_status status = fd < 0 ? mm2_file_fail(path, "open it") : map_file(f, fd, writable);
     if (fd >= 0)
         close(fd);
     if (status)
@@ -93,8 +93,14 @@ int mm2_file_is_directory(const char *path)
     return !stat(path, &facts) && S_ISDIR(facts.st_mode);
 }
 
-int mm2_file_exists(const char *path)
+int32_t mm2_file_exists(const char *path)
 {
     struct stat facts;
-    return !stat(path, &facts) && S_ISREG(facts.st_mode);
+    if (!stat(path, &facts))
+        return 1;
+    if (errno != ENOENT)
+        return mm2_file_fail(path, "look at it");
+    if (lstat(path, &facts))
+        return errno == ENOENT ? 0 : mm2_file_fail(path, "look at it");
+    return mm2_fail(MM2_E_IO, "%s: is a link to a file that does not exist", path);
 }

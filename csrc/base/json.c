@@ -10,15 +10,16 @@
 
 #include <string.h>
 
-enum { MAX_DEPTH = 32 };
-
 static mm2_status json_fail(const mm2_json *j, const char *expected)
 {
     char found[8] = "the end";
     if (j->at < j->end)
         mm2_text_clean(found, sizeof found, j->at, 1);
-    return mm2_fail(MM2_E_FORMAT, "%s: JSON byte %lld: expected %s, found %s", j->where,
-                    (long long)(j->at - j->start), expected, found);
+    int line = 1; /* what people edit by hand has lines, and what programs write has bytes */
+    for (const char *p = j->start; p < j->at; p++)
+        line += *p == '\n';
+    return mm2_fail(MM2_E_FORMAT, "%s: line %d, JSON byte %lld: expected %s, found %s", j->where,
+                    line, (long long)(j->at - j->start), expected, found);
 }
 
 void mm2_json_begin(mm2_json *j, const char *where, const void *text, int64_t length)
@@ -198,32 +199,74 @@ mm2_status mm2_json_integer(mm2_json *j, int64_t *out)
     return MM2_OK;
 }
 
-/* A number, true, false or null, read over: its characters are not checked further. */
-static mm2_status skip_word(mm2_json *j)
+static const char *digits(const char *p, const char *end)
 {
-    const char *first = j->at;
-    while (j->at < j->end &&
-           ((*j->at >= 'a' && *j->at <= 'z') || (*j->at >= '0' && *j->at <= '9') || *j->at == '-' ||
-            *j->at == '+' || *j->at == '.' || *j->at == 'E'))
-        j->at++;
-    return j->at > first ? MM2_OK : json_fail(j, "a value");
+    while (p < end && *p >= '0' && *p <= '9')
+        p++;
+    return p;
+}
+
+/* The end of the number at p, or NULL. */
+static const char *number_end(const char *p, const char *end)
+{
+    p += p < end && *p == '-';
+    const char *first = p;
+    p = digits(p, end);
+    if (p == first || (*first == '0' && p - first > 1))
+        return NULL;
+    if (p < end && *p == '.') {
+        first = ++p;
+        p = digits(p, end);
+        if (p == first)
+            return NULL;
+    }
+    if (p < end && (*p == 'e' || *p == 'E')) {
+        p++;
+        p += p < end && (*p == '-' || *p == '+');
+        first = p;
+        p = digits(p, end);
+        if (p == first)
+            return NULL;
+    }
+    return p;
+}
+
+int32_t mm2_json_scalar(mm2_json *j, const char **text)
+{
+    static const char *const words[] = {"true", "false", "null", "NaN", "Infinity", "-Infinity"};
+    mm2_json_peek(j);
+    *text = j->at;
+    for (int i = 0; i < 6; i++) {
+        size_t length = strlen(words[i]);
+        if ((size_t)(j->end - j->at) >= length && !memcmp(j->at, words[i], length)) {
+            j->at += length;
+            return (int32_t)length;
+        }
+    }
+    const char *end = number_end(j->at, j->end);
+    if (!end || end - j->at > INT32_MAX)
+        return json_fail(j, "a value");
+    j->at = end;
+    return (int32_t)(end - *text);
 }
 
 mm2_status mm2_json_skip(mm2_json *j)
 {
-    char open[MAX_DEPTH];
-    int begun[MAX_DEPTH];
+    char open[MM2_JSON_DEPTH];
+    int begun[MM2_JSON_DEPTH];
     int depth = 0;
     do {
         char c = mm2_json_peek(j);
         mm2_status status = MM2_OK;
         if (c == '{' || c == '[') {
-            if (depth == MAX_DEPTH)
-                return json_fail(j, "less than 32 levels of nesting");
+            if (depth == MM2_JSON_DEPTH)
+                return json_fail(j, "at most 64 levels of nesting");
             open[depth] = c;
             begun[depth++] = 0;
         } else {
-            status = c == '"' ? mm2_json_string(j, NULL, 0) : skip_word(j);
+            const char *text;
+            int32_t length = c == '"' ? mm2_json_string(j, NULL, 0) : mm2_json_scalar(j, &text);
+            status = length < 0 ? length : MM2_OK;
         }
         /* Close what is complete, then stand in front of the next value. */
         while (!status && depth) {

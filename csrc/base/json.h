@@ -1,11 +1,13 @@
 /* A pull reader for JSON: no tree, no allocation, no recursion. It reads what is large: the headers
- * and the index of safetensors, which name 96,103 tensors in 24 MB for MiniMax-M2 (jansson needs
- * 0.46 s to build their trees; with this reader the whole opening takes 0.15 s), and the vocabulary
- * and merges of a tokenizer.json. Small documents go through jansson. */
+ * and the index of safetensors, which name 96,103 tensors in 24 MB for MiniMax-M2 (with this reader
+ * the whole opening takes 0.15 s), and the vocabulary and merges of a tokenizer.json. Small
+ * documents become trees (json_tree.h). */
 #ifndef MM2_JSON_H
 #define MM2_JSON_H
 
 #include "minimax2.h"
+
+enum { MM2_JSON_DEPTH = 64 }; /* containers within each other */
 
 typedef struct mm2_json {
     const char *start, *at, *end;
@@ -27,7 +29,10 @@ mm2_status mm2_json_string(mm2_json *j, char *out, int32_t cap);
 mm2_status mm2_json_key(mm2_json *j, char *out, int32_t cap);
 /* A whole number, 0..2^63-1. */
 mm2_status mm2_json_integer(mm2_json *j, int64_t *out);
-/* Reads over any value; nesting deeper than 32 fails. */
+/* The characters of a number, true, false or null, borrowed from the document, in *text; returns how
+ * many. NaN, Infinity and -Infinity are numbers, because Python writes them. */
+int32_t mm2_json_scalar(mm2_json *j, const char **text);
+/* Reads over any value; nesting deeper than MM2_JSON_DEPTH fails. */
 mm2_status mm2_json_skip(mm2_json *j);
 
 /* Foreign text for a sentence or a fact: invalid UTF-8 and control characters become '?', and what

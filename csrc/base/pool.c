@@ -8,7 +8,8 @@
  *
  * Waiting workers spin for SPIN_NS (a step of a token usually follows the last one within that),
  * giving the core away now and then in case it is oversubscribed, and then sleep on a futex. After
- * fork() the child has no workers: mm2_pool_prepare notices by the process id and starts afresh.
+ * fork() the child has no workers: mm2_pool_prepare notices by the process id and starts afresh. One
+ * thread does so; others that come meanwhile wait for it.
  * Signals stay with the host's threads. */
 #define _GNU_SOURCE
 #include "base/pool.h"
@@ -53,7 +54,7 @@ typedef struct lane {
 struct mm2_pool {
     int32_t threads, started; /* started: workers that run, without the caller */
     int32_t nodes;
-    pid_t process;
+    atomic_int process;         /* whose the workers are; its negative while it takes them over */
     pthread_mutex_t owner;      /* held by the caller that has the workers */
     atomic_uint_fast64_t state; /* generation << 32 | OPEN | workers inside */
     atomic_uint bell;           /* futex: counts generations */
@@ -200,8 +201,8 @@ static void reset(mm2_pool *p)
     atomic_store(&p->bell, 0);
     atomic_store(&p->sleepers, 0);
     atomic_store(&p->quit, 0);
-    p->process = getpid();
     p->started = 0;
+    atomic_store(&p->process, (int)getpid());
 }
 
 mm2_status mm2_pool_new(mm2_pool **out, int32_t threads)
@@ -223,7 +224,7 @@ void mm2_pool_free(mm2_pool *p)
 {
     if (!p)
         return;
-    if (p->process == getpid()) {
+    if (atomic_load(&p->process) == (int)getpid()) {
         atomic_store(&p->quit, 1);
         ring(p);
         for (int32_t i = 0; i < p->started; i++)
@@ -256,8 +257,14 @@ static void start_workers(mm2_pool *p)
 
 void mm2_pool_prepare(mm2_pool *p)
 {
-    if (p->process != getpid())
-        reset(p);
+    int mine = (int)getpid(), found = atomic_load(&p->process);
+    while (found != mine) {
+        if (found == -mine)
+            sched_yield();
+        else if (atomic_compare_exchange_strong(&p->process, &found, -mine))
+            reset(p);
+        found = atomic_load(&p->process);
+    }
 }
 
 static void run_alone(const mm2_pool *p, mm2_work work, void *context, mm2_progress *progress,

@@ -20,7 +20,7 @@ typedef struct mm2_pool mm2_pool;
 mm2_status mm2_pool_new(mm2_pool **out, int32_t threads);
 void mm2_pool_free(mm2_pool *p);
 int32_t mm2_pool_threads(const mm2_pool *p);
-/* Call once before a series of runs: after fork() it makes the pool the child's own. */
+/* Call once before a series of runs: after fork() it makes the pool the child's own. Any thread. */
 void mm2_pool_prepare(mm2_pool *p);
 
 typedef void (*mm2_work)(void *context, int32_t unit, int32_t thread); /* thread in [0, threads) */

@@ -17,12 +17,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int has_file(const char *directory, const char *name)
+/* As mm2_file_exists. */
+static int32_t has_file(const char *directory, const char *name)
 {
     char *path;
-    if (mm2_file_join(&path, directory, name, "file"))
-        return 0;
-    int exists = mm2_file_exists(path);
+    mm2_status status = mm2_file_join(&path, directory, name, "file");
+    if (status)
+        return status;
+    int32_t exists = mm2_file_exists(path);
     free(path);
     return exists;
 }
@@ -42,7 +44,7 @@ static mm2_status find_gguf(char **name, const char *directory)
     *name = NULL;
     DIR *d = opendir(directory);
     if (!d)
-        return mm2_fail(MM2_E_IO, "%s: cannot list this directory", directory);
+        return mm2_file_fail(directory, "list this directory");
     mm2_status status = MM2_OK;
     for (struct dirent *e; !status && (e = readdir(d));) {
         size_t length = strlen(e->d_name);
@@ -61,9 +63,13 @@ static mm2_status find_gguf(char **name, const char *directory)
 
 static mm2_status locate_in_directory(char **out, const char **format, const char *path)
 {
-    int has_config = has_file(path, "config.json");
-    int has_tensors =
-        has_file(path, "model.safetensors.index.json") || has_file(path, "model.safetensors");
+    int32_t has_config = has_file(path, "config.json");
+    int32_t has_tensors =
+        has_config < 0 ? has_config : has_file(path, "model.safetensors.index.json");
+    if (!has_tensors)
+        has_tensors = has_file(path, "model.safetensors");
+    if (has_tensors < 0)
+        return has_tensors;
     if (has_config && has_tensors) {
         *format = "safetensors";
         *out = strdup(path);

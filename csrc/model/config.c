@@ -90,89 +90,84 @@ mm2_status mm2_config_check(const mm2_config *config, const char *where)
 /* ---- Fields ---- */
 
 static mm2_status wrong_kind(const mm2_document *d, const char *name, const char *expected,
-                             const json_t *found)
+                             const mm2_value *found)
 {
     return mm2_fail(MM2_E_FORMAT, "%s: %s must be %s, found %s", d->path, name, expected,
-                    mm2_document_kind(found));
+                    mm2_value_kind(found));
 }
 
 /* A value that this engine does not compute with. */
-static mm2_status unsupported(const mm2_document *d, const char *name, const json_t *found,
+static mm2_status unsupported(const mm2_document *d, const char *name, const mm2_value *found,
                               const char *expected)
 {
     char text[64];
-    const char *string = json_string_value(found);
-    if (string)
-        mm2_text_clean(text, sizeof text, string, (int64_t)json_string_length(found));
-    else if (json_is_integer(found))
-        mm2_format(text, sizeof text, "%lld", (long long)json_integer_value(found));
+    if (found->text)
+        mm2_text_clean(text, sizeof text, found->text, found->size);
     else
-        mm2_format(text, sizeof text, "%s", mm2_document_kind(found));
+        mm2_format(text, sizeof text, "%s", mm2_value_kind(found));
     return mm2_fail(MM2_E_UNSUPPORTED, "%s: %s is %s; this build supports %s", d->path, name, text,
                     expected);
 }
 
+static mm2_status out_of_range(const mm2_document *d, const char *name, const mm2_value *number)
+{
+    return mm2_fail(MM2_E_FORMAT, "%s: %s is %.*s: out of range", d->path, name, 40, number->text);
+}
+
 static mm2_status need_int(const mm2_document *d, const char *name, int32_t *out)
 {
-    const json_t *value = mm2_document_field(d->root, name);
+    const mm2_value *value = mm2_value_field(d->root, name);
     if (!value)
         return mm2_fail(MM2_E_FORMAT, "%s: %s is missing", d->path, name);
-    if (!json_is_integer(value))
+    int64_t number;
+    if (!mm2_value_is_whole(value))
         return wrong_kind(d, name, "a whole number", value);
-    json_int_t number = json_integer_value(value);
-    if (number < INT32_MIN || number > INT32_MAX)
-        return mm2_fail(MM2_E_FORMAT, "%s: %s is %lld: out of range", d->path, name,
-                        (long long)number);
+    if (!mm2_value_integer(value, &number) || number < INT32_MIN || number > INT32_MAX)
+        return out_of_range(d, name, value);
     *out = (int32_t)number;
     return MM2_OK;
 }
 
 /* Leaves *out alone if the field is absent. `name` is what the sentence says. */
-static mm2_status read_number(const mm2_document *d, const json_t *object, const char *key,
+static mm2_status read_number(const mm2_document *d, const mm2_value *object, const char *key,
                               const char *name, double *out)
 {
-    const json_t *value = object ? mm2_document_field(object, key) : NULL;
-    if (value && !json_is_number(value))
+    const mm2_value *value = mm2_value_field(object, key);
+    if (value && !mm2_value_is(value, MM2_VALUE_NUMBER))
         return wrong_kind(d, name, "a number", value);
-    if (value)
-        *out = json_number_value(value);
-    return MM2_OK;
+    return value && !mm2_value_number(value, out) ? out_of_range(d, name, value) : MM2_OK;
 }
 
 static mm2_status read_flag(const mm2_document *d, const char *name, int32_t *out)
 {
-    const json_t *value = mm2_document_field(d->root, name);
-    if (value && !json_is_boolean(value))
-        return wrong_kind(d, name, "true or false", value);
-    if (value)
-        *out = json_is_true(value);
-    return MM2_OK;
+    const mm2_value *value = mm2_value_field(d->root, name);
+    return value && !mm2_value_flag(value, out) ? wrong_kind(d, name, "true or false", value)
+                                                : MM2_OK;
 }
 
 /* A field that, if it is there, must be this string. */
 static mm2_status expect_string(const mm2_document *d, const char *name, const char *expected)
 {
-    const json_t *value = mm2_document_field(d->root, name);
-    if (!value || (json_is_string(value) && !strcmp(json_string_value(value), expected)))
-        return MM2_OK;
-    return unsupported(d, name, value, expected);
+    const mm2_value *value = mm2_value_field(d->root, name);
+    return !value || mm2_value_says(value, expected) ? MM2_OK
+                                                     : unsupported(d, name, value, expected);
 }
 
 /* ---- config.json ---- */
 
 static mm2_status read_rope(const mm2_document *d, mm2_config *c)
 {
-    const json_t *rope = mm2_document_field(d->root, "rope_parameters");
-    const json_t *scaling = mm2_document_field(d->root, "rope_scaling");
-    const json_t *both[] = {rope, scaling};
+    const mm2_value *rope = mm2_value_field(d->root, "rope_parameters");
+    const mm2_value *scaling = mm2_value_field(d->root, "rope_scaling");
+    const mm2_value *both[] = {rope, scaling};
     for (int i = 0; i < 2; i++) {
         const char *name = i ? "rope_scaling" : "rope_parameters";
-        if (both[i] && !json_is_object(both[i]))
+        if (both[i] && !mm2_value_is(both[i], MM2_VALUE_OBJECT))
             return wrong_kind(d, name, "an object", both[i]);
-        const json_t *type = both[i] ? mm2_document_field(both[i], "rope_type") : NULL;
-        if (both[i] && !type)
-            type = mm2_document_field(both[i], "type");
-        if (type && (!json_is_string(type) || strcmp(json_string_value(type), "default")))
+        const mm2_value *type = mm2_value_field(both[i], "rope_type");
+        if (!type)
+            type = mm2_value_field(both[i], "type");
+        if (type && !mm2_value_says(type, "default"))
             return unsupported(d, i ? "rope_scaling.rope_type" : "rope_parameters.rope_type", type,
                                "default");
     }
@@ -196,7 +191,7 @@ static mm2_status read_rope(const mm2_document *d, mm2_config *c)
     /* transformers truncates too; without either field it rotates the whole head. */
     int32_t rotary = isnan(factor) ? c->head_dim : (int32_t)(c->head_dim * factor);
     c->rotary_dim = rotary;
-    if (!mm2_document_field(d->root, "rotary_dim"))
+    if (!mm2_value_field(d->root, "rotary_dim"))
         return MM2_OK;
     status = need_int(d, "rotary_dim", &c->rotary_dim);
     if (!status && !isnan(factor) && c->rotary_dim != rotary)
@@ -209,7 +204,7 @@ static mm2_status read_rope(const mm2_document *d, mm2_config *c)
 /* Everything that must be as this engine computes it. */
 static mm2_status check_family(const mm2_document *d)
 {
-    const json_t *type = mm2_document_field(d->root, "model_type");
+    const mm2_value *type = mm2_value_field(d->root, "model_type");
     if (!type)
         return mm2_fail(MM2_E_FORMAT, "%s: model_type is missing", d->path);
     mm2_status status = expect_string(d, "model_type", "minimax_m2");
@@ -222,43 +217,41 @@ static mm2_status check_family(const mm2_document *d)
     if (status)
         return status;
 
-    const json_t *kinds = mm2_document_field(d->root, "attn_type_list");
-    if (kinds && !json_is_array(kinds))
+    int64_t number;
+    const mm2_value *kinds = mm2_value_field(d->root, "attn_type_list");
+    if (kinds && !mm2_value_is(kinds, MM2_VALUE_ARRAY))
         return wrong_kind(d, "attn_type_list", "an array", kinds);
-    for (size_t i = 0; i < json_array_size(kinds); i++) {
-        const json_t *kind = json_array_get(kinds, i);
-        if (!json_is_integer(kind) || json_integer_value(kind) != 1)
+    for (const mm2_value *kind = NULL; (kind = mm2_value_next(kinds, kind));)
+        if (!mm2_value_integer(kind, &number) || number != 1)
             return unsupported(d, "an item of attn_type_list", kind, "1 (full attention)");
-    }
-    const json_t *shared = mm2_document_field(d->root, "shared_intermediate_size");
-    if (shared && (!json_is_integer(shared) || json_integer_value(shared)))
+    const mm2_value *shared = mm2_value_field(d->root, "shared_intermediate_size");
+    if (shared && (!mm2_value_integer(shared, &number) || number))
         return unsupported(d, "shared_intermediate_size", shared, "0 (no shared expert)");
     int32_t tied = 0;
     status = read_flag(d, "tie_word_embeddings", &tied);
     if (!status && tied)
         status = unsupported(d, "tie_word_embeddings",
-                             mm2_document_field(d->root, "tie_word_embeddings"), "false");
+                             mm2_value_field(d->root, "tie_word_embeddings"), "false");
     return status;
 }
 
 static mm2_status check_quantization(const mm2_document *d)
 {
-    const json_t *q = mm2_document_field(d->root, "quantization_config");
+    const mm2_value *q = mm2_value_field(d->root, "quantization_config");
     if (!q)
         return MM2_OK;
-    if (!json_is_object(q))
+    if (!mm2_value_is(q, MM2_VALUE_OBJECT))
         return wrong_kind(d, "quantization_config", "an object", q);
-    const json_t *method = mm2_document_field(q, "quant_method"),
-                 *block = mm2_document_field(q, "weight_block_size");
+    const mm2_value *method = mm2_value_field(q, "quant_method"),
+                    *block = mm2_value_field(q, "weight_block_size");
     if (!method)
         return mm2_fail(MM2_E_FORMAT, "%s: quantization_config.quant_method is missing", d->path);
-    if (!json_is_string(method) || strcmp(json_string_value(method), "fp8"))
+    if (!mm2_value_says(method, "fp8"))
         return unsupported(d, "quantization_config.quant_method", method,
                            "fp8 here; other quantisations come as GGUF");
-    int is_128 = json_is_array(block) && json_array_size(block) == 2;
-    for (size_t i = 0; is_128 && i < 2; i++)
-        is_128 = json_integer_value(json_array_get(block, i)) == 128;
-    if (!is_128)
+    int64_t rows, columns;
+    if (mm2_value_count(block) != 2 || !mm2_value_integer(mm2_value_item(block, 0), &rows) ||
+        !mm2_value_integer(mm2_value_item(block, 1), &columns) || rows != 128 || columns != 128)
         return mm2_fail(MM2_E_UNSUPPORTED,
                         "%s: quantization_config.weight_block_size is not [128, 128], the only one "
                         "this build supports",
@@ -292,18 +285,16 @@ static mm2_status read_config(mm2_checkpoint *c, const mm2_document *d)
     k->rms_norm_eps = (float)eps;
     k->routed_scaling_factor = (float)scaling;
     status = mm2_config_check(k, d->path);
-    if (!status && mm2_document_field(d->root, "attn_type_list") &&
-        json_array_size(mm2_document_field(d->root, "attn_type_list")) !=
-            (size_t)k->num_hidden_layers)
-        status = mm2_fail(
-            MM2_E_FORMAT, "%s: attn_type_list has %d items, expected num_hidden_layers (%d)",
-            d->path, (int)json_array_size(mm2_document_field(d->root, "attn_type_list")),
-            k->num_hidden_layers);
+    const mm2_value *kinds = mm2_value_field(d->root, "attn_type_list");
+    if (!status && kinds && mm2_value_count(kinds) != (uint32_t)k->num_hidden_layers)
+        status = mm2_fail(MM2_E_FORMAT,
+                          "%s: attn_type_list has %u items, expected num_hidden_layers (%d)",
+                          d->path, mm2_value_count(kinds), k->num_hidden_layers);
     if (!status)
         status = check_quantization(d);
     if (!status)
         mm2_format(c->architecture, sizeof c->architecture, "%s",
-                   json_string_value(mm2_document_field(d->root, "model_type")));
+                   mm2_value_text(mm2_value_field(d->root, "model_type")));
     return status;
 }
 
@@ -312,13 +303,13 @@ static mm2_status read_config(mm2_checkpoint *c, const mm2_document *d)
 /* An id, or the first of a list of ids. Leaves *out alone if the field is absent. */
 static mm2_status read_id(const mm2_document *d, const char *name, int32_t *out)
 {
-    const json_t *value = mm2_document_field(d->root, name);
-    if (json_is_array(value))
-        value = json_array_get(value, 0);
+    const mm2_value *value = mm2_value_field(d->root, name);
+    if (mm2_value_is(value, MM2_VALUE_ARRAY))
+        value = mm2_value_item(value, 0);
     if (!value)
         return MM2_OK;
-    json_int_t id = json_is_integer(value) ? json_integer_value(value) : -1;
-    if (id < 0 || id >= 1 << 20)
+    int64_t id;
+    if (!mm2_value_integer(value, &id) || id < 0 || id >= 1 << 20)
         return mm2_fail(MM2_E_FORMAT, "%s: %s must be a token id or a list of them", d->path, name);
     *out = (int32_t)id;
     return MM2_OK;
@@ -386,7 +377,8 @@ static void front_matter(char *out, int32_t cap, const char *text, const char *e
     }
 }
 
-/* The model card says the licence; a missing or unreadable card says nothing. */
+/* The model card says the licence; a missing or unreadable card says nothing, because nothing depends
+ * on it. */
 static mm2_status read_license(mm2_checkpoint *c, const char *directory)
 {
     char *path;
@@ -394,7 +386,9 @@ static mm2_status read_license(mm2_checkpoint *c, const char *directory)
     mm2_status status = mm2_file_join(&path, directory, "README.md", "file");
     if (status)
         return status;
-    if (mm2_file_exists(path) && !mm2_file_open(&f, path, 0)) {
+    int32_t exists = mm2_file_exists(path);
+    status = exists > 0 ? mm2_file_open(&f, path, 0) : exists;
+    if (exists > 0 && !status) {
         const char *text = (const char *)f.data, *end = text + (f.size < 65536 ? f.size : 65536);
         front_matter(c->license, sizeof c->license, text, end, "license");
         if (!c->license[0] || !strcmp(c->license, "other")) {
@@ -406,7 +400,7 @@ static mm2_status read_license(mm2_checkpoint *c, const char *directory)
         mm2_file_close(&f);
     }
     free(path);
-    return MM2_OK;
+    return status == MM2_E_NOMEM ? status : MM2_OK;
 }
 
 mm2_status mm2_config_read(mm2_checkpoint *c, const char *directory)

@@ -7,6 +7,7 @@
 #include "model/experts.h"
 #include "model/model.h"
 
+#include "base/guard.h"
 #include "base/status.h"
 
 #include <math.h>
@@ -73,11 +74,11 @@ static void add_attention(mm2_cost *cost, const mm2_config *c, int32_t tokens, i
 }
 
 mm2_status mm2_model_cost(const mm2_model *m, int32_t tokens, int32_t depth, int32_t kv_dtype,
-                          mm2_cost *layers, mm2_cost *rest)
+                          mm2_cost *of_layers, mm2_cost *of_rest)
 {
-    if (!m || !layers || !rest)
-        return mm2_fail(MM2_E_ARG, "mm2_model_cost: %s",
-                        m ? "no place for the result" : "no model");
+    MM2_NEED(m, "model");
+    MM2_NEED(of_layers, "layers");
+    MM2_NEED(of_rest, "rest");
     const mm2_config *c = &m->checkpoint.config;
     const mm2_weights *w = &m->weights;
     if (tokens < 1 || depth < 0 || tokens > c->max_position_embeddings ||
@@ -89,11 +90,12 @@ mm2_status mm2_model_cost(const mm2_model *m, int32_t tokens, int32_t depth, int
     if (kv_dtype != MM2_BF16 && kv_dtype != MM2_F32)
         return mm2_fail(MM2_E_ARG, "mm2_model_cost: kv_dtype is %d, expected MM2_BF16 or MM2_F32",
                         kv_dtype);
-    *layers = *rest = (mm2_cost){0};
+    mm2_cost layers = {.size = sizeof layers}, rest = {.size = sizeof rest};
     for (int32_t i = 0; i < c->num_hidden_layers; i++)
-        add_layer(layers, m, i, tokens);
-    add_attention(layers, c, tokens, depth, kv_dtype);
-    rest->weight_bytes = (double)w->embed.row_bytes * tokens + bytes_of(&w->final_norm);
-    add_matrix(rest, m, &w->head, 1, 1);
-    return MM2_OK;
+        add_layer(&layers, m, i, tokens);
+    add_attention(&layers, c, tokens, depth, kv_dtype);
+    rest.weight_bytes = (double)w->embed.row_bytes * tokens + bytes_of(&w->final_norm);
+    add_matrix(&rest, m, &w->head, 1, 1);
+    mm2_status status = mm2_struct_write(of_layers, &layers, "mm2_cost of layers");
+    return status ? status : mm2_struct_write(of_rest, &rest, "mm2_cost of the rest");
 }

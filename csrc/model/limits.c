@@ -13,6 +13,7 @@
 #include "model/model.h"
 
 #include "base/cpu.h"
+#include "base/guard.h"
 #include "base/rng.h"
 #include "base/status.h"
 #include "tensor/dtype.h"
@@ -216,10 +217,9 @@ static double peak_of(const mm2_model *m, int kind)
 
 mm2_status mm2_model_limits(mm2_model *m, mm2_limits *out)
 {
-    if (!m || !out)
-        return mm2_fail(MM2_E_ARG, "mm2_model_limits: %s",
-                        m ? "no place for the result" : "no model");
-    mm2_limits found = {.threads = mm2_pool_threads(m->pool)};
+    MM2_NEED(m, "model");
+    MM2_NEED(out, "out");
+    mm2_limits found = {.size = sizeof found, .threads = mm2_pool_threads(m->pool)};
     uint32_t mode = mm2_float_mode_enter();
     mm2_pool_prepare(m->pool);
     mm2_status status = limits_of_memory(m, &found);
@@ -227,7 +227,7 @@ mm2_status mm2_model_limits(mm2_model *m, mm2_limits *out)
         found.int8_ops = peak_of(m, MM2_PEAK_INT8);
         found.bf16_ops = peak_of(m, MM2_PEAK_BF16);
         found.f32_ops = peak_of(m, MM2_PEAK_F32);
-        *out = found;
+        status = mm2_struct_write(out, &found, "mm2_limits");
     }
     mm2_float_mode_leave(mode);
     return status;

@@ -9,6 +9,7 @@
 #include "model/model.h"
 
 #include "base/cpu.h"
+#include "base/guard.h"
 #include "base/status.h"
 #include "tensor/dtype.h"
 
@@ -17,8 +18,8 @@
 
 void mm2_model_options_init(mm2_model_options *o)
 {
-    if (o)
-        *o = (mm2_model_options){.size = sizeof *o};
+    mm2_model_options defaults = {.size = sizeof defaults};
+    mm2_struct_init(o, &defaults);
 }
 
 static int is_scale(const char *name)
@@ -56,10 +57,12 @@ static void count_weights(mm2_model *m)
 
 static mm2_status check_vocabulary(const mm2_model *m)
 {
-    mm2_tokenizer_info facts;
+    mm2_tokenizer_info facts = {.size = sizeof facts};
     if (!m->tokenizer)
         return MM2_OK;
-    mm2_tokenizer_facts(m->tokenizer, &facts);
+    mm2_status status = mm2_tokenizer_describe(m->tokenizer, &facts);
+    if (status)
+        return status;
     if (facts.vocab_size <= m->checkpoint.config.vocab_size)
         return MM2_OK;
     return mm2_fail(MM2_E_FORMAT,
@@ -91,6 +94,8 @@ static mm2_status fill(mm2_model *m, const char *path, const mm2_model_options *
 
 static void destroy(mm2_model *m)
 {
+    if (m->passes.free)
+        m->passes.free(&m->passes);
     mm2_pool_free(m->pool);
     mm2_tokenizer_release(m->tokenizer);
     free(m->no_tokenizer);
@@ -99,23 +104,18 @@ static void destroy(mm2_model *m)
     free(m);
 }
 
-mm2_status mm2_model_open(mm2_model **out, const char *path, const mm2_model_options *o)
+mm2_status mm2_model_open(mm2_model **out, const char *path, const mm2_model_options *options)
 {
-    mm2_model_options defaults;
+    mm2_model_options own = {.size = sizeof own};
+    const mm2_model_options *o = &own;
     if (out)
         *out = NULL;
     if (!out || !path || !*path)
         return mm2_fail(MM2_E_ARG, "mm2_model_open: %s",
                         out ? "the path is empty" : "no place for the result");
-    if (!o) {
-        mm2_model_options_init(&defaults);
-        o = &defaults;
-    }
-    if (o->size != sizeof *o)
-        return mm2_fail(MM2_E_ARG,
-                        "mm2_model_open: options.size is %u, expected %u: call "
-                        "mm2_model_options_init first",
-                        o->size, (unsigned)sizeof *o);
+    mm2_status status = options ? mm2_struct_read(&own, options, "mm2_model_options") : MM2_OK;
+    if (status)
+        return status;
     if (o->flags & ~(uint32_t)MM2_WRITABLE)
         return mm2_fail(MM2_E_ARG, "mm2_model_open: options.flags %u has unknown bits", o->flags);
     if (o->threads < 0 || o->threads > 1024)
@@ -131,7 +131,7 @@ mm2_status mm2_model_open(mm2_model **out, const char *path, const mm2_model_opt
     if (!m)
         return mm2_fail(MM2_E_NOMEM, "%s: out of memory while opening it", path);
     atomic_init(&m->references, 1);
-    mm2_status status = fill(m, path, o);
+    status = fill(m, path, o);
     if (status)
         destroy(m);
     else
@@ -151,10 +151,13 @@ void mm2_model_release(mm2_model *m)
         destroy(m);
 }
 
-void mm2_model_config(const mm2_model *m, mm2_config *out)
+mm2_status mm2_model_config(const mm2_model *m, mm2_config *out)
 {
-    if (m && out)
-        *out = m->checkpoint.config;
+    MM2_NEED(m, "model");
+    MM2_NEED(out, "out");
+    mm2_config config = m->checkpoint.config;
+    config.size = sizeof config;
+    return mm2_struct_write(out, &config, "mm2_config");
 }
 
 const char *mm2_model_info(const mm2_model *m, const char *key)

@@ -7,6 +7,16 @@
 #include "model/weights.h"
 #include "text/tokenizer.h"
 
+struct mm2_pass;
+
+/* The forward passes that run/ has made for the model: kept here because their memory must live as
+ * long as it does. */
+typedef struct mm2_passes {
+    atomic_int busy;             /* the id of the process whose thread looks at the lists, or 0 */
+    struct mm2_pass *idle, *all; /* those that nobody has; every one */
+    void (*free)(struct mm2_passes *passes); /* frees them all; NULL if there are none */
+} mm2_passes;
+
 struct mm2_model {
     atomic_int references;
     mm2_checkpoint checkpoint;
@@ -16,6 +26,7 @@ struct mm2_model {
     const mm2_kernels *kernels;
     int32_t precision; /* MM2_PRECISION_* */
     mm2_pool *pool;
+    mm2_passes passes;
     int64_t bytes, parameters;
     char quantization[128]; /* dtypes of the weights, most bytes first */
 };

@@ -440,7 +440,7 @@ mm2_status mm2_safetensors_open(mm2_checkpoint *c, const char *directory, uint32
         return status;
     r.indexed = mm2_file_exists(index);
     if (r.indexed) {
-        status = read_index(&r, index);
+        status = r.indexed < 0 ? r.indexed : read_index(&r, index);
     } else {
         char *path;
         status = mm2_file_join(&path, directory, "model.safetensors", "file");

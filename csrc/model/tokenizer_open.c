@@ -22,49 +22,47 @@ enum { TEMPLATE_BYTES = 1 << 20, PRE = 64 };
 
 /* The id of a token that tokenizer_config.json names as text, or as an object with the text in it;
  * -1 if it does not. */
-static int32_t named_id(const mm2_tokenizer *t, const json_t *config, const char *key)
+static int32_t named_id(const mm2_tokenizer *t, const mm2_value *config, const char *key)
 {
-    const json_t *value = mm2_document_field(config, key);
-    if (json_is_object(value))
-        value = mm2_document_field(value, "content");
-    if (!json_is_string(value) || json_string_length(value) > INT32_MAX)
-        return -1;
-    return mm2_tokenizer_id(t, json_string_value(value), (int32_t)json_string_length(value));
+    const mm2_value *value = mm2_value_field(config, key);
+    if (mm2_value_is(value, MM2_VALUE_OBJECT))
+        value = mm2_value_field(value, "content");
+    const char *text = mm2_value_text(value);
+    return text ? mm2_tokenizer_id(t, text, (int32_t)value->size) : -1;
 }
 
 /* chat_template: a string, or a list of named ones of which "default" counts. */
-static const json_t *named_template(const json_t *config)
+static const mm2_value *named_template(const mm2_value *config)
 {
-    const json_t *value = mm2_document_field(config, "chat_template");
-    for (size_t i = 0; i < json_array_size(value); i++) {
-        const json_t *item = json_array_get(value, i);
-        const char *name = json_string_value(mm2_document_field(item, "name"));
-        if (name && !strcmp(name, "default"))
-            return mm2_document_field(item, "template");
-    }
+    const mm2_value *value = mm2_value_field(config, "chat_template");
+    for (const mm2_value *item = NULL; (item = mm2_value_next(value, item));)
+        if (mm2_value_says(mm2_value_field(item, "name"), "default"))
+            return mm2_value_field(item, "template");
     return value;
 }
 
-static mm2_status set_template(mm2_tokenizer *t, const char *directory, const json_t *config)
+static mm2_status set_template(mm2_tokenizer *t, const char *directory, const mm2_value *config)
 {
     char *path;
     mm2_status status = mm2_file_join(&path, directory, "chat_template.jinja", "file");
     if (status)
         return status;
-    if (mm2_file_exists(path)) {
+    int32_t exists = mm2_file_exists(path);
+    if (exists > 0) {
         mm2_file f;
         status = mm2_file_open(&f, path, 0);
         if (!status && f.size > TEMPLATE_BYTES)
             status = mm2_fail(MM2_E_FORMAT, "%s: has %lld bytes, expected at most %d", path,
                               (long long)f.size, TEMPLATE_BYTES);
         if (!status && f.size)
-            status = mm2_tokenizer_set_template(t, (const char *)f.data, f.size);
+            status = mm2_tokenizer_set_template(t, (const char *)f.data, f.size, path);
         mm2_file_close(&f);
+    } else if (exists < 0) {
+        status = exists;
     } else {
-        const json_t *text = named_template(config);
-        if (json_is_string(text))
-            status = mm2_tokenizer_set_template(t, json_string_value(text),
-                                                (int64_t)json_string_length(text));
+        const mm2_value *text = named_template(config);
+        if (mm2_value_is(text, MM2_VALUE_STRING))
+            status = mm2_tokenizer_set_template(t, text->text, text->size, directory);
     }
     free(path);
     return status;
@@ -218,7 +216,7 @@ static mm2_status from_arrays(mm2_tokenizer **out, const mm2_gguf *g, const stri
     if (status)
         return status;
     found = mm2_gguf_string(g, "tokenizer.chat_template", &text, &length);
-    status = found > 0 ? mm2_tokenizer_set_template(*out, text, length) : found;
+    status = found > 0 ? mm2_tokenizer_set_template(*out, text, length, g->file->path) : found;
     if (status) {
         mm2_tokenizer_release(*out);
         *out = NULL;
@@ -266,8 +264,9 @@ mm2_status mm2_tokenizer_beside(mm2_tokenizer **out, const mm2_checkpoint *c)
         status = mm2_file_join(&path, c->path, "tokenizer.json", "file");
         if (status)
             return status;
-        if (mm2_file_exists(path))
-            status = open_json(out, path, c->path, c->bos, c->eos);
+        int32_t exists = mm2_file_exists(path);
+        if (exists)
+            status = exists < 0 ? exists : open_json(out, path, c->path, c->bos, c->eos);
         else
             mm2_fail(MM2_E_UNSUPPORTED, "%s: no such file, so this model has no tokenizer", path);
         free(path);
@@ -309,17 +308,17 @@ static mm2_status open_directory(mm2_tokenizer **out, const char *directory)
     mm2_status status = mm2_file_join(&path, directory, "tokenizer.json", "file");
     if (status)
         return status;
-    if (mm2_file_exists(path)) {
+    int32_t exists = mm2_file_exists(path);
+    if (exists > 0)
         status = open_in_directory(out, path, directory);
-        free(path);
-        return status;
-    }
     free(path);
+    if (exists)
+        return exists < 0 ? exists : status;
     status = mm2_checkpoint_locate(&path, &format, directory);
-    if (status || strcmp(format, "gguf"))
+    if (status == MM2_E_FORMAT || (!status && strcmp(format, "gguf")))
         status = mm2_fail(MM2_E_FORMAT, "%s: holds neither tokenizer.json nor one GGUF checkpoint",
                           directory);
-    else
+    else if (!status)
         status = open_gguf(out, path);
     free(path);
     return status;

@@ -266,6 +266,16 @@ static mm2_status bind_stacked_experts(const binder *b, mm2_layer *layer, const 
     return status;
 }
 
+/* What is asked of all experts together. */
+static void sum_up_experts(const binder *b, mm2_layer *layer)
+{
+    for (int32_t e = 0; e < b->k->num_local_experts; e++) {
+        const mm2_expert *x = &layer->experts[e];
+        layer->gate_up_dtypes |= UINT64_C(1) << x->gate.dtype | UINT64_C(1) << x->up.dtype;
+        layer->down_dtypes |= UINT64_C(1) << x->down.dtype;
+    }
+}
+
 static mm2_status bind_experts(const binder *b, mm2_layer *layer, int32_t l)
 {
     char gate[NAME], up[NAME], down[NAME], fused[NAME];
@@ -344,6 +354,8 @@ mm2_status mm2_weights_bind(mm2_weights *w, const mm2_checkpoint *c)
             status = bind_router(&b, layer, l);
         if (!status)
             status = bind_experts(&b, layer, l);
+        if (!status)
+            sum_up_experts(&b, layer);
     }
     if (status)
         mm2_weights_free(w);

@@ -13,6 +13,7 @@
 enum { MM2_ATTENTION_GQA = 0 };
 enum { MM2_FEED_FORWARD_MOE = 0 };
 enum { MM2_SCALE_BLOCK = 128 }; /* rows and columns that share one FP8 scale */
+_Static_assert(MM2_DTYPE_COUNT <= 64, "sets of dtypes are 64 bits");
 
 typedef struct mm2_expert { /* down * (silu(gate x) * (up x)) */
     mm2_weight gate, up, down;
@@ -26,6 +27,9 @@ typedef struct mm2_layer {
     mm2_weight mlp_norm, router; /* router [num_local_experts][hidden_size] */
     mm2_weight routing_bias;     /* n_out 1; data NULL if there is none */
     mm2_expert *experts;         /* [num_local_experts]: read by model/experts.h only */
+    /* Types among all experts, a bit for each MM2_ dtype: of gate and up, and of down. Experts of one
+     * layer may differ in them. */
+    uint64_t gate_up_dtypes, down_dtypes;
 } mm2_layer;
 
 typedef struct mm2_weights {

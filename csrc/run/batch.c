@@ -1,43 +1,71 @@
-/* A batch: a list of sessions of one model and the pass that takes rows from all of them. Its pass
- * is made anew when members outgrow it; that drops only a chunk in flight, which is evaluated again
- * to the same bits. */
+/* A batch: a list of sessions of one model and the schedule that takes rows from all of them.
+ *
+ * A member is kept by the batch and may not run alone. Its busy flag is held while the batch changes
+ * anything about it. A batch is kept by its handle and by a call that works on it; the last one lets
+ * the members go. */
 #include "base/status.h"
 #include "run/session.h"
 
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { BATCH_ROWS = 1024, MAX_MEMBERS = 4096 };
+enum { DEFAULT_ROWS = 256, MAX_ROWS = 4096, MAX_MEMBERS = 4096 };
 
-static mm2_status enter(mm2_batch *b)
+struct mm2_batch {
+    atomic_int references;
+    mm2_busy busy;
+    mm2_model *model;
+    mm2_schedule schedule;
+    int32_t rows; /* of a pass */
+    mm2_session **members;
+    mm2_timeline **timelines; /* the members', in the same order */
+    int32_t count, limit;
+};
+
+void mm2_batch_options_init(mm2_batch_options *o)
 {
-    if (atomic_exchange(&b->busy, 1))
-        return mm2_fail(MM2_E_BUSY,
-                        "the batch is in use by another thread; use one thread at a time");
-    return MM2_OK;
+    mm2_batch_options defaults = {.size = sizeof defaults, .rows = DEFAULT_ROWS};
+    mm2_struct_init(o, &defaults);
 }
 
-mm2_status mm2_batch_new(mm2_batch **out, mm2_model *m)
+mm2_status mm2_batch_new(mm2_batch **out, mm2_model *m, const mm2_batch_options *options)
 {
-    if (!out || !m)
-        return mm2_fail(MM2_E_ARG, "mm2_batch_new: %s must not be NULL", out ? "model" : "out");
-    *out = calloc(1, sizeof **out);
-    if (!*out)
+    MM2_NEED(out, "out");
+    *out = NULL;
+    MM2_NEED(m, "model");
+    mm2_batch_options o = {.size = sizeof o};
+    mm2_batch_options_init(&o);
+    mm2_status status = options ? mm2_struct_read(&o, options, "batch options") : MM2_OK;
+    if (status)
+        return status;
+    if (!o.rows)
+        o.rows = DEFAULT_ROWS;
+    if (o.rows < 1 || o.rows > MAX_ROWS)
+        return mm2_fail(MM2_E_ARG, "rows of a batch must be 1..%d tokens, got %d", MAX_ROWS,
+                        o.rows);
+    mm2_batch *b = calloc(1, sizeof *b);
+    if (!b)
         return mm2_fail(MM2_E_NOMEM, "out of memory for a batch");
+    atomic_init(&b->references, 1);
     mm2_model_retain(m);
-    (*out)->model = m;
+    b->model = m;
+    b->rows = o.rows;
+    *out = b;
     return MM2_OK;
 }
+
+/* ---- Members ---- */
 
 /* Takes the busy flag of every member, or of none. */
 static mm2_status enter_members(mm2_batch *b)
 {
     for (int32_t i = 0; i < b->count; i++) {
-        if (!atomic_exchange(&b->members[i]->busy, 1))
+        if (!mm2_session_enter(b->members[i]))
             continue;
-        for (int32_t j = 0; j < i; j++)
-            atomic_store(&b->members[j]->busy, 0);
-        return mm2_fail(MM2_E_BUSY, "session %d of the batch is in use by another thread", i);
+        while (i--)
+            mm2_session_leave(b->members[i]);
+        return mm2_fail(MM2_E_BUSY, "a session of the batch is in use by another thread");
     }
     return MM2_OK;
 }
@@ -45,141 +73,165 @@ static mm2_status enter_members(mm2_batch *b)
 static void leave_members(mm2_batch *b)
 {
     for (int32_t i = 0; i < b->count; i++)
-        atomic_store(&b->members[i]->busy, 0);
+        mm2_session_leave(b->members[i]);
 }
 
-/* The member at `index` goes its own way; its busy flag is held. */
+/* The member at `index` goes its own way; its busy flag is held, and the batch's reference becomes
+ * the caller's. */
 static void let_go(mm2_batch *b, int32_t index)
 {
     mm2_session *s = b->members[index];
-    if (s->flight)
-        mm2_forward_abort(s->flight);
+    size_t behind = (size_t)(--b->count - index);
+    mm2_pass_drop(s->timeline.pass, &s->timeline);
+    s->timeline.ready = 0;
     s->batch = NULL;
-    memmove(b->members + index, b->members + index + 1,
-            (size_t)(--b->count - index) * sizeof *b->members);
-    mm2_session_release(s);
+    memmove(b->members + index, b->members + index + 1, behind * sizeof *b->members);
+    memmove(b->timelines + index, b->timelines + index + 1, behind * sizeof *b->timelines);
+    mm2_schedule_tidy(&b->schedule);
 }
 
-mm2_status mm2_batch_free(mm2_batch *b)
+static void release(mm2_batch *b)
 {
-    if (!b)
-        return MM2_OK;
-    mm2_status status = enter(b);
-    if (status)
-        return status;
-    status = enter_members(b);
-    if (status) {
-        atomic_store(&b->busy, 0);
-        return status;
-    }
-    leave_members(b);
-    mm2_forward_free(b->forward);
-    b->forward = NULL;
-    while (b->count)
+    if (atomic_fetch_sub(&b->references, 1) != 1)
+        return;
+    while (b->count) {
+        mm2_session *s = b->members[b->count - 1];
+        while (mm2_session_enter(s)) /* another thread feeds or samples it: moments */
+            sched_yield();
         let_go(b, b->count - 1);
+        mm2_session_leave(s);
+        mm2_session_release(s);
+    }
+    mm2_schedule_drop(&b->schedule);
     mm2_model_release(b->model);
     free(b->members);
+    free(b->timelines);
     free(b);
+}
+
+static mm2_status enter(mm2_batch *b)
+{
+    int torn;
+    mm2_status status = mm2_busy_enter(&b->busy, "batch", &torn);
+    if (status)
+        return status;
+    atomic_fetch_add(&b->references, 1);
+    if (torn)
+        mm2_schedule_drop(&b->schedule);
+    return MM2_OK;
+}
+
+static void leave(mm2_batch *b)
+{
+    mm2_busy_leave(&b->busy);
+    release(b);
+}
+
+void mm2_batch_free(mm2_batch *b)
+{
+    if (b)
+        release(b);
+}
+
+static mm2_status make_room(mm2_batch *b)
+{
+    int32_t limit = b->limit ? b->limit * 2 : 8;
+    if (b->count < b->limit)
+        return MM2_OK;
+    mm2_session **members = realloc(b->members, (size_t)limit * sizeof *members);
+    if (members)
+        b->members = members;
+    mm2_timeline **timelines = realloc(b->timelines, (size_t)limit * sizeof *timelines);
+    if (timelines)
+        b->timelines = timelines;
+    if (!members || !timelines)
+        return mm2_fail(MM2_E_NOMEM, "out of memory for a batch of %d sessions", limit);
+    b->limit = limit;
     return MM2_OK;
 }
 
 static mm2_status add(mm2_batch *b, mm2_session *s)
 {
-    if (s->model != b->model)
+    if (s->timeline.model != b->model)
         return mm2_fail(MM2_E_ARG, "the session belongs to another model than the batch");
     if (s->batch)
         return mm2_fail(MM2_E_ARG, "the session is already a member of %s batch",
                         s->batch == b ? "this" : "another");
     if (b->count == MAX_MEMBERS)
         return mm2_fail(MM2_E_FULL, "a batch holds at most %d sessions", MAX_MEMBERS);
-    if (b->count == b->limit) {
-        int32_t limit = b->limit ? b->limit * 2 : 8;
-        mm2_session **members = realloc(b->members, (size_t)limit * sizeof *members);
-        if (!members)
-            return mm2_fail(MM2_E_NOMEM, "out of memory for a batch of %d sessions", limit);
-        b->members = members;
-        b->limit = limit;
-    }
-    if (s->flight)
-        mm2_forward_abort(s->flight);
+    mm2_status status = make_room(b);
+    if (status)
+        return status;
+    mm2_schedule_drop(&s->schedule);
     atomic_fetch_add(&s->references, 1);
     s->batch = b;
+    b->timelines[b->count] = &s->timeline;
     b->members[b->count++] = s;
     return MM2_OK;
 }
 
 mm2_status mm2_batch_add(mm2_batch *b, mm2_session *s)
 {
-    if (!b || !s)
-        return mm2_fail(MM2_E_ARG, "mm2_batch_add: %s must not be NULL", b ? "session" : "batch");
+    MM2_NEED(b, "batch");
+    MM2_NEED(s, "session");
     mm2_status status = enter(b);
     if (status)
         return status;
-    if (atomic_exchange(&s->busy, 1)) {
-        status = mm2_fail(MM2_E_BUSY, "the session is in use by another thread");
-    } else {
+    status = mm2_session_enter(s);
+    if (!status) {
         status = add(b, s);
-        atomic_store(&s->busy, 0);
+        mm2_session_leave(s);
     }
-    atomic_store(&b->busy, 0);
+    leave(b);
     return status;
 }
 
-mm2_status mm2_batch_remove(mm2_batch *b, mm2_session *s)
+static mm2_status remove_member(mm2_batch *b, mm2_session *s)
 {
-    if (!b || !s)
-        return mm2_fail(MM2_E_ARG, "mm2_batch_remove: %s must not be NULL",
-                        b ? "session" : "batch");
-    mm2_status status = enter(b);
-    if (status)
-        return status;
     int32_t index = 0;
     while (index < b->count && b->members[index] != s)
         index++;
     if (index == b->count)
-        status = mm2_fail(MM2_E_ARG, "the session is not a member of this batch");
-    else if (atomic_exchange(&s->busy, 1))
-        status = mm2_fail(MM2_E_BUSY, "the session is in use by another thread");
-    else {
-        atomic_store(&s->busy, 0); /* before the last reference may go */
-        let_go(b, index);
-    }
-    atomic_store(&b->busy, 0);
-    return status;
-}
-
-static mm2_status ensure_pass(mm2_batch *b)
-{
-    if (b->forward && b->forward->span_limit >= b->count)
-        return MM2_OK;
-    int32_t spans = b->limit, rows = spans > BATCH_ROWS ? spans : BATCH_ROWS;
-    mm2_forward *f;
-    mm2_status status = mm2_forward_new(&f, b->model, rows, spans);
+        return mm2_fail(MM2_E_ARG, "the session is not a member of this batch");
+    mm2_status status = mm2_session_enter(s);
     if (status)
         return status;
-    if (b->forward)
-        mm2_forward_abort(b->forward);
-    f->outgrown = b->forward;
-    b->forward = f;
+    let_go(b, index);
+    mm2_session_leave(s);
+    mm2_session_release(s);
     return MM2_OK;
+}
+
+mm2_status mm2_batch_remove(mm2_batch *b, mm2_session *s)
+{
+    MM2_NEED(b, "batch");
+    MM2_NEED(s, "session");
+    mm2_status status = enter(b);
+    if (status)
+        return status;
+    status = remove_member(b, s);
+    leave(b);
+    return status;
 }
 
 mm2_status mm2_batch_run(mm2_batch *b, int32_t budget_us, mm2_event *event)
 {
-    if (!b)
-        return mm2_fail(MM2_E_ARG, "mm2_batch_run: batch must not be NULL");
+    MM2_NEED(b, "batch");
     if (budget_us < 0)
         return mm2_fail(MM2_E_ARG, "budget_us must not be negative, got %d", budget_us);
-    mm2_status status = enter(b);
+    mm2_event e = {.size = sizeof e, .point = -1, .layer = -1};
+    mm2_status status = event ? mm2_struct_write(event, &e, "event") : MM2_OK;
+    if (!status)
+        status = enter(b);
     if (status)
         return status;
     status = enter_members(b);
     if (!status) {
-        status = ensure_pass(b);
-        if (!status)
-            status = mm2_forward_run(b->forward, b->members, b->count, budget_us, event);
+        status = mm2_schedule_run(&b->schedule, b->timelines, b->count, b->rows, 1, budget_us, &e);
         leave_members(b);
     }
-    atomic_store(&b->busy, 0);
+    leave(b);
+    if (event)
+        mm2_struct_write(event, &e, "event");
     return status;
 }

@@ -19,6 +19,7 @@
  * All memory is allocated by mm2_sampler_new, except the bias list. `count` is all zero between
  * steps. */
 #include "run/sampler.h"
+#include "base/guard.h"
 #include "base/pool.h"
 #include "base/rng.h"
 #include "base/status.h"
@@ -43,7 +44,7 @@ typedef struct list {
 struct mm2_sampler {
     mm2_model *model;
     mm2_sampling options;
-    atomic_flag busy;
+    mm2_busy busy;
     int32_t vocab;
     float *logits;         /* [vocab]: the copy that the first steps change */
     candidate *candidates; /* [vocab] */
@@ -506,11 +507,6 @@ static int32_t choose(mm2_sampler *p, const float *logits, const int32_t *histor
 
 mm2_status mm2_sampler_check(const mm2_sampling *o)
 {
-    if (o->size != sizeof *o)
-        return mm2_fail(MM2_E_ARG,
-                        "mm2_sampling.size is %u, this library's is %u: "
-                        "call mm2_sampling_init before changing fields",
-                        o->size, (unsigned)sizeof *o);
     const struct {
         const char *name, *range;
         double value;
@@ -545,12 +541,10 @@ mm2_status mm2_sampler_check(const mm2_sampling *o)
     return MM2_OK;
 }
 
-void mm2_sampling_init(mm2_sampling *o, const mm2_model *m)
+static mm2_sampling defaults_of(const mm2_model *m)
 {
-    if (!o)
-        return;
-    *o = (mm2_sampling){
-        .size = sizeof *o,
+    return (mm2_sampling){
+        .size = sizeof(mm2_sampling),
         .top_k = m ? m->checkpoint.hints.top_k : 40,
         .temperature = m ? m->checkpoint.hints.temperature : 1.0f,
         .top_p = m ? m->checkpoint.hints.top_p : 0.95f,
@@ -563,15 +557,22 @@ void mm2_sampling_init(mm2_sampling *o, const mm2_model *m)
     };
 }
 
-mm2_status mm2_sampler_new(mm2_sampler **out, mm2_model *m, const mm2_sampling *o)
+void mm2_sampling_init(mm2_sampling *o, const mm2_model *m)
 {
-    if (!out || !m)
-        return mm2_fail(MM2_E_ARG, "mm2_sampler_new: %s is NULL", out ? "the model" : "out");
+    mm2_sampling defaults = defaults_of(m);
+    mm2_struct_init(o, &defaults);
+}
+
+mm2_status mm2_sampler_new(mm2_sampler **out, mm2_model *m, const mm2_sampling *options)
+{
+    MM2_NEED(out, "out");
     *out = NULL;
-    mm2_sampling defaults;
-    mm2_sampling_init(&defaults, m);
-    o = o ? o : &defaults;
-    mm2_status status = mm2_sampler_check(o);
+    MM2_NEED(m, "model");
+    mm2_sampling own = defaults_of(m);
+    const mm2_sampling *o = &own;
+    mm2_status status = options ? mm2_struct_read(&own, options, "mm2_sampling") : MM2_OK;
+    if (!status)
+        status = mm2_sampler_check(o);
     if (status)
         return status;
     mm2_sampler *p = calloc(1, sizeof *p);
@@ -580,7 +581,6 @@ mm2_status mm2_sampler_new(mm2_sampler **out, mm2_model *m, const mm2_sampling *
     mm2_model_retain(m);
     p->model = m;
     p->options = *o;
-    atomic_flag_clear(&p->busy);
     p->vocab = m->checkpoint.config.vocab_size;
     size_t vocab = (size_t)p->vocab;
     p->logits = calloc(vocab, sizeof *p->logits);
@@ -624,9 +624,11 @@ int32_t mm2_sampler_vocab(const mm2_sampler *p)
 
 static mm2_status enter(mm2_sampler *p)
 {
-    if (atomic_flag_test_and_set(&p->busy))
-        return mm2_fail(MM2_E_BUSY, "the sampler is in use by another thread: give each its own");
-    return MM2_OK;
+    int torn;
+    mm2_status status = mm2_busy_enter(&p->busy, "sampler", &torn);
+    if (torn) /* counts are zero between two draws */
+        memset(p->count, 0, (size_t)p->vocab * sizeof *p->count);
+    return status;
 }
 
 /* Checks the arguments of both lists of ids. */
@@ -672,7 +674,7 @@ mm2_status mm2_sampler_bias(mm2_sampler *p, const int32_t *ids, const float *val
     p->bias_ids = new_ids;
     p->bias_values = new_values;
     p->bias_count = n;
-    atomic_flag_clear(&p->busy);
+    mm2_busy_leave(&p->busy);
     return MM2_OK;
 }
 
@@ -686,7 +688,7 @@ mm2_status mm2_sampler_breakers(mm2_sampler *p, const int32_t *ids, int32_t n)
     memset(p->breakers, 0, ((size_t)p->vocab + 31) / 32 * sizeof *p->breakers);
     for (int32_t i = 0; i < n; i++)
         p->breakers[ids[i] / 32] |= (uint32_t)1 << ids[i] % 32;
-    atomic_flag_clear(&p->busy);
+    mm2_busy_leave(&p->busy);
     return MM2_OK;
 }
 
@@ -705,7 +707,7 @@ int32_t mm2_sampler_choose(mm2_sampler *p, const float *logits, const int32_t *h
     uint32_t mode = mm2_float_mode_enter(); /* the same bits under any host */
     int32_t id = choose(p, logits, history, n, position, mask);
     mm2_float_mode_leave(mode);
-    atomic_flag_clear(&p->busy);
+    mm2_busy_leave(&p->busy);
     return id;
 }
 

@@ -5,7 +5,7 @@
 
 #include "minimax2.h"
 
-/* ARG, with a sentence that names the field, if one is out of range or `size` is wrong. */
+/* ARG, with a sentence that names the field, if one is out of range. */
 mm2_status mm2_sampler_check(const mm2_sampling *o);
 
 /* How many logits the sampler expects: the vocabulary size of its model. */

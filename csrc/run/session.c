@@ -1,13 +1,14 @@
-/* Sessions and batches: argument checks, the busy flag, and the timeline's bookkeeping around the
- * forward pass.
+/* The public functions of a session: argument checks and the busy flag around its timeline.
  *
  * Every public call on a session takes its busy flag for the time of the call, so that a second
- * thread meets BUSY instead of a race. A batch takes its own flag and those of all members.
- * References: a session is kept by its handle and by the batch it is in; it keeps the model. */
+ * thread meets BUSY instead of a race, and a reference, so that a handle that is freed meanwhile
+ * takes the session with it only when the call is over. A batch takes its own flag and those of all
+ * members. A session keeps its model. */
 #include "run/session.h"
 
 #include "base/cpu.h"
 #include "base/status.h"
+#include "run/points.h"
 #include "run/sampler.h"
 
 #include <stdlib.h>
@@ -15,59 +16,47 @@
 
 enum { DEFAULT_CONTEXT = 8192, DEFAULT_CHUNK = 1024, MAX_CHUNK = 4096 };
 
-static mm2_status enter(atomic_int *busy, const char *what)
-{
-    if (atomic_exchange(busy, 1))
-        return mm2_fail(MM2_E_BUSY,
-                        "the %s is in use by another thread; use one thread at a time, or one %s "
-                        "for each thread",
-                        what, what);
-    return MM2_OK;
-}
-
-static void leave(atomic_int *busy)
-{
-    atomic_store(busy, 0);
-}
-
-static mm2_status null_argument(const char *function, const char *argument)
-{
-    return mm2_fail(MM2_E_ARG, "%s: %s must not be NULL", function, argument);
-}
-
 /* ---- Life ---- */
 
 void mm2_session_options_init(mm2_session_options *o)
 {
-    if (o)
-        *o = (mm2_session_options){.size = sizeof *o, .kv_dtype = MM2_BF16};
+    mm2_session_options defaults = {.size = sizeof defaults, .kv_dtype = MM2_BF16};
+    mm2_struct_init(o, &defaults);
 }
 
-static void session_destroy(mm2_session *s)
+mm2_status mm2_session_enter(mm2_session *s)
 {
-    mm2_forward_free(s->own);
-    mm2_kv_free(&s->kv);
-    free(s->tokens);
-    free(s->logits);
-    free(s->taps);
-    mm2_model_release(s->model);
-    free(s);
+    int torn;
+    mm2_status status = mm2_busy_enter(&s->busy, "session", &torn);
+    if (status)
+        return status;
+    atomic_fetch_add(&s->references, 1);
+    if (torn) {
+        mm2_pass_drop(s->timeline.pass, &s->timeline);
+        mm2_schedule_tidy(&s->schedule);
+        s->timeline.logits_of = -1;
+    }
+    return MM2_OK;
+}
+
+void mm2_session_leave(mm2_session *s)
+{
+    mm2_busy_leave(&s->busy);
+    mm2_session_release(s);
 }
 
 void mm2_session_release(mm2_session *s)
 {
-    if (atomic_fetch_sub(&s->references, 1) == 1)
-        session_destroy(s);
+    if (atomic_fetch_sub(&s->references, 1) != 1)
+        return;
+    mm2_schedule_drop(&s->schedule);
+    mm2_timeline_free(&s->timeline);
+    free(s);
 }
 
 /* Fills in defaults and checks ranges. */
 static mm2_status settle_options(mm2_session_options *o, const mm2_config *g)
 {
-    if (o->size != sizeof *o)
-        return mm2_fail(
-            MM2_E_ARG,
-            "session options: size is %u, expected %u; call mm2_session_options_init first",
-            o->size, (unsigned)sizeof *o);
     if (!o->context)
         o->context = g->max_position_embeddings < DEFAULT_CONTEXT ? g->max_position_embeddings
                                                                   : DEFAULT_CONTEXT;
@@ -88,346 +77,279 @@ static mm2_status settle_options(mm2_session_options *o, const mm2_config *g)
     return MM2_OK;
 }
 
-static mm2_status check_memory(const mm2_config *g, const mm2_session_options *o)
+/* The cache of the whole context, and the buffers of one chunk. */
+static mm2_status check_memory(mm2_model *m, const mm2_session_options *o)
 {
-    int64_t bytes = mm2_kv_bytes(g, o->kv_dtype, o->context), available = mm2_memory_available();
-    if (bytes >= 0 && bytes <= available)
+    int32_t chunk = o->chunk < o->context ? o->chunk : o->context;
+    int64_t cache = mm2_timeline_bytes(m, o->kv_dtype, o->context);
+    int64_t buffers = mm2_pass_bytes(m, chunk), available = mm2_memory_available();
+    if (cache >= 0 && cache <= available && buffers <= available - cache)
         return MM2_OK;
-    int64_t one_page = mm2_kv_bytes(g, o->kv_dtype, 1);
-    int64_t fits = one_page > 0 ? available / one_page * MM2_PAGE : 0;
-    return mm2_fail(
-        MM2_E_NOMEM,
-        "a context of %d positions needs %lld MiB of KV cache in %s, %lld MiB are available; "
-        "a context of %lld would fit%s",
-        o->context, (long long)(bytes >> 20), mm2_dtype_name(o->kv_dtype),
-        (long long)(available >> 20), (long long)fits,
-        o->kv_dtype == MM2_F32 ? ", and bf16 takes half" : "");
+    int64_t page = mm2_timeline_bytes(m, o->kv_dtype, 1), left = available - buffers;
+    return mm2_fail(MM2_E_NOMEM,
+                    "a context of %d positions needs %lld MiB of KV cache in %s, and a chunk of %d "
+                    "tokens %lld MiB; %lld MiB are available; a context of %lld would fit%s",
+                    o->context, (long long)(cache >> 20), mm2_dtype_name(o->kv_dtype), chunk,
+                    (long long)(buffers >> 20), (long long)(available >> 20),
+                    page > 0 && left > 0 ? (long long)(left / page * MM2_PAGE) : 0,
+                    o->kv_dtype == MM2_F32 ? ", and bf16 takes half" : "");
+}
+
+static mm2_session *allocate(void)
+{
+    mm2_session *s = calloc(1, sizeof *s);
+    if (s)
+        atomic_init(&s->references, 1);
+    else
+        mm2_fail(MM2_E_NOMEM, "out of memory for a session");
+    return s;
 }
 
 mm2_status mm2_session_new(mm2_session **out, mm2_model *m, const mm2_session_options *options)
 {
-    if (!out || !m)
-        return null_argument("mm2_session_new", out ? "model" : "out");
+    MM2_NEED(out, "out");
     *out = NULL;
-    const mm2_config *g = &m->checkpoint.config;
-    mm2_session_options o;
+    MM2_NEED(m, "model");
+    mm2_session_options o = {.size = sizeof o};
     mm2_session_options_init(&o);
-    if (options)
-        o = *options;
-    mm2_status status = settle_options(&o, g);
+    mm2_status status = options ? mm2_struct_read(&o, options, "session options") : MM2_OK;
     if (!status)
-        status = check_memory(g, &o);
+        status = settle_options(&o, &m->checkpoint.config);
+    if (!status)
+        status = check_memory(m, &o);
     if (status)
         return status;
-    mm2_session *s = calloc(1, sizeof *s);
+    mm2_session *s = allocate();
     if (!s)
-        return mm2_fail(MM2_E_NOMEM, "out of memory for a session");
-    atomic_init(&s->references, 1);
-    mm2_model_retain(m);
-    s->model = m;
-    s->context = o.context;
-    s->logits_of = -1;
-    s->tokens = calloc((size_t)o.context, sizeof *s->tokens);
-    s->taps = calloc((size_t)MM2_POINT_COUNT, (size_t)g->num_hidden_layers);
-    if (posix_memalign((void **)&s->logits, 64, ((size_t)g->vocab_size * 4 + 63) / 64 * 64))
-        s->logits = NULL;
-    status = s->tokens && s->taps && s->logits
-                 ? mm2_kv_init(&s->kv, g, o.kv_dtype, o.context)
-                 : mm2_fail(MM2_E_NOMEM, "out of memory for a session");
-    if (!status)
-        status = mm2_forward_new(&s->own, m, o.chunk, 1);
+        return MM2_E_NOMEM;
+    status = mm2_timeline_init(&s->timeline, m, &o);
     if (status) {
-        session_destroy(s);
+        free(s);
         return status;
     }
     *out = s;
     return MM2_OK;
 }
 
-mm2_status mm2_session_free(mm2_session *s)
+mm2_status mm2_session_fork(mm2_session **out, mm2_session *s)
 {
-    if (!s)
-        return MM2_OK;
-    mm2_status status = enter(&s->busy, "session");
+    MM2_NEED(out, "out");
+    *out = NULL;
+    MM2_NEED(s, "session");
+    mm2_status status = mm2_session_enter(s);
     if (status)
         return status;
-    leave(&s->busy); /* a batch may go on with it */
-    mm2_session_release(s);
+    mm2_session *fork = allocate();
+    status = fork ? mm2_timeline_fork(&fork->timeline, &s->timeline) : MM2_E_NOMEM;
+    mm2_session_leave(s);
+    if (status) {
+        free(fork);
+        return status;
+    }
+    *out = fork;
     return MM2_OK;
+}
+
+void mm2_session_free(mm2_session *s)
+{
+    if (s)
+        mm2_session_release(s);
 }
 
 /* ---- The timeline ---- */
 
-static mm2_status check_ids(const mm2_session *s, const int32_t *ids, int32_t n)
-{
-    int32_t vocab = s->model->checkpoint.config.vocab_size;
-    for (int32_t i = 0; i < n; i++)
-        if (ids[i] < 0 || ids[i] >= vocab)
-            return mm2_fail(MM2_E_ARG, "token id %d at index %d is outside the vocabulary 0..%d",
-                            ids[i], i, vocab - 1);
-    return MM2_OK;
-}
-
-static mm2_status feed(mm2_session *s, const int32_t *ids, int32_t n)
-{
-    if (n > s->context - s->length)
-        return mm2_fail(MM2_E_FULL,
-                        "%d tokens do not fit: the context has %d positions and %d are taken; make "
-                        "the session with "
-                        "a larger context, or rewind it",
-                        n, s->context, s->length);
-    mm2_status status = check_ids(s, ids, n);
-    if (status)
-        return status;
-    if (s->position == s->length)
-        s->progress_base = s->position;
-    memcpy(s->tokens + s->length, ids, (size_t)n * sizeof *ids);
-    s->length += n;
-    return MM2_OK;
-}
-
 mm2_status mm2_session_feed(mm2_session *s, const int32_t *ids, int32_t n)
 {
-    if (!s || !ids)
-        return null_argument("mm2_session_feed", s ? "ids" : "session");
+    MM2_NEED(s, "session");
+    MM2_NEED(ids, "ids");
     if (n < 1)
         return mm2_fail(MM2_E_ARG, "nothing to feed: %d tokens; a prompt needs at least one", n);
-    mm2_status status = enter(&s->busy, "session");
+    mm2_status status = mm2_session_enter(s);
     if (status)
         return status;
-    status = feed(s, ids, n);
-    leave(&s->busy);
+    status = mm2_timeline_feed(&s->timeline, ids, n);
+    mm2_session_leave(s);
     return status;
 }
 
 mm2_status mm2_session_run(mm2_session *s, int32_t budget_us, mm2_event *event)
 {
-    if (!s)
-        return null_argument("mm2_session_run", "session");
+    MM2_NEED(s, "session");
     if (budget_us < 0)
         return mm2_fail(MM2_E_ARG, "budget_us must not be negative, got %d", budget_us);
-    mm2_status status = enter(&s->busy, "session");
+    mm2_event e = {.size = sizeof e, .point = -1, .layer = -1};
+    mm2_status status = event ? mm2_struct_write(event, &e, "event") : MM2_OK;
+    if (!status)
+        status = mm2_session_enter(s);
     if (status)
         return status;
+    mm2_timeline *t = &s->timeline;
     if (s->batch)
         status = mm2_fail(
             MM2_E_BUSY,
             "the session is a member of a batch; run the batch, or remove the session from it");
     else
-        status = mm2_forward_run(s->own, &s, 1, budget_us, event);
-    leave(&s->busy);
+        status = mm2_schedule_run(&s->schedule, &t, 1, t->chunk, 0, budget_us, &e);
+    mm2_session_leave(s);
+    if (event)
+        mm2_struct_write(event, &e, "event");
     return status;
 }
 
 void mm2_session_interrupt(mm2_session *s)
 {
     if (s)
-        atomic_store(&s->stop, 1);
+        mm2_timeline_interrupt(&s->timeline);
 }
 
 int32_t mm2_session_context(const mm2_session *s)
 {
-    return s ? s->context : 0;
+    return s ? s->timeline.context : 0;
 }
 
 int32_t mm2_session_position(const mm2_session *s)
 {
-    return s ? s->position : 0;
+    return s ? s->timeline.position : 0;
 }
 
 int32_t mm2_session_length(const mm2_session *s)
 {
-    return s ? s->length : 0;
+    return s ? s->timeline.length : 0;
 }
 
-mm2_status mm2_session_tokens(const mm2_session *s, mm2_tensor *out)
+static mm2_tensor vector_view(void *data, int64_t n, int32_t dtype)
 {
-    if (!s || !out)
-        return null_argument("mm2_session_tokens", s ? "out" : "session");
-    *out = (mm2_tensor){.data = s->tokens,
-                        .shape = {s->length},
-                        .strides = {1},
-                        .nbytes = (int64_t)s->length * 4,
-                        .ndim = 1,
-                        .dtype = MM2_I32,
-                        .flags = MM2_READ_ONLY};
-    return MM2_OK;
+    return (mm2_tensor){
+        .data = data, .shape = {n}, .strides = {1}, .nbytes = n * 4, .ndim = 1, .dtype = dtype};
 }
 
-static mm2_status rewind_to(mm2_session *s, int32_t length)
+mm2_status mm2_session_tokens(mm2_session *s, mm2_tensor *out)
 {
-    if (length < 0 || length > s->length)
-        return mm2_fail(MM2_E_ARG, "cannot rewind to %d tokens: the timeline has %d", length,
-                        s->length);
-    if (length == s->length)
-        return MM2_OK;
-    if (s->flight)
-        mm2_forward_abort(
-            s->flight); /* the other rows of a batch are evaluated again, to the same bits */
-    s->length = length;
-    if (s->position > length)
-        s->position = length;
-    s->progress_base = s->position;
-    s->logits_of = -1;
-    mm2_kv_truncate(&s->kv, s->position);
-    return MM2_OK;
+    MM2_NEED(s, "session");
+    MM2_NEED(out, "out");
+    mm2_status status = mm2_session_enter(s);
+    if (status)
+        return status;
+    status = mm2_timeline_see_tokens(&s->timeline);
+    if (!status) {
+        *out = vector_view(s->timeline.tokens->data, s->timeline.length, MM2_I32);
+        out->flags = MM2_READ_ONLY;
+    }
+    mm2_session_leave(s);
+    return status;
 }
 
 mm2_status mm2_session_rewind(mm2_session *s, int32_t length)
 {
-    if (!s)
-        return null_argument("mm2_session_rewind", "session");
-    mm2_status status = enter(&s->busy, "session");
+    MM2_NEED(s, "session");
+    mm2_status status = mm2_session_enter(s);
     if (status)
         return status;
-    status = rewind_to(s, length);
-    leave(&s->busy);
+    status = mm2_timeline_rewind(&s->timeline, length);
+    mm2_schedule_tidy(&s->schedule);
+    mm2_session_leave(s);
     return status;
-}
-
-/* ---- Taps ---- */
-
-static const char *const point_names[MM2_POINT_COUNT] = {"embed",
-                                                         "resid_pre",
-                                                         "attn_norm",
-                                                         "q",
-                                                         "k",
-                                                         "v",
-                                                         "z",
-                                                         "attn_out",
-                                                         "resid_mid",
-                                                         "mlp_norm",
-                                                         "router_logits",
-                                                         "expert_indices",
-                                                         "expert_weights",
-                                                         "mlp_out",
-                                                         "resid_post",
-                                                         "final_norm",
-                                                         "logits"};
-
-const char *mm2_point_name(int32_t point)
-{
-    return point < 0 || point >= MM2_POINT_COUNT ? NULL : point_names[point];
-}
-
-/* The only layer at which a point exists, or -1 for all. */
-static int32_t layer_of_point(const mm2_session *s, int32_t point)
-{
-    return point == MM2_POINT_EMBED                                     ? 0
-           : point == MM2_POINT_FINAL_NORM || point == MM2_POINT_LOGITS ? s->kv.layers - 1
-                                                                        : -1;
-}
-
-static mm2_status set_tap(mm2_session *s, int32_t point, int32_t layer, int32_t on)
-{
-    int32_t layers = s->kv.layers, only = layer_of_point(s, point);
-    if (point < 0 || point >= MM2_POINT_COUNT)
-        return mm2_fail(MM2_E_ARG, "tap point must be 0..%d, got %d", MM2_POINT_COUNT - 1, point);
-    if (layer < -1 || layer >= layers)
-        return mm2_fail(MM2_E_ARG, "tap layer must be 0..%d, or -1 for all, got %d", layers - 1,
-                        layer);
-    if (only >= 0 && layer >= 0 && layer != only)
-        return mm2_fail(MM2_E_ARG, "the point %s exists at layer %d only, got layer %d",
-                        point_names[point], only, layer);
-    for (int32_t l = 0; l < layers; l++)
-        if ((layer < 0 || l == layer) && (only < 0 || l == only))
-            s->taps[point * layers + l] = on != 0;
-    return MM2_OK;
 }
 
 mm2_status mm2_session_tap(mm2_session *s, int32_t point, int32_t layer, int32_t on)
 {
-    if (!s)
-        return null_argument("mm2_session_tap", "session");
-    mm2_status status = enter(&s->busy, "session");
+    MM2_NEED(s, "session");
+    mm2_status status = mm2_session_enter(s);
     if (status)
         return status;
-    status = set_tap(s, point, layer, on);
-    leave(&s->busy);
+    status = mm2_points_tap(&s->timeline, point, layer, on);
+    mm2_session_leave(s);
     return status;
 }
 
 /* ---- Logits ---- */
 
-static mm2_status need_logits(const mm2_session *s)
+static mm2_status need_logits(const mm2_timeline *t)
 {
-    if (s->position < s->length)
+    if (t->position < t->length)
         return mm2_fail(MM2_E_ARG,
                         "no logits yet: %d of %d tokens are evaluated; run the session first",
-                        s->position, s->length);
-    if (s->logits_of < 0)
+                        t->position, t->length);
+    if (t->logits_of < 0)
         return mm2_fail(
             MM2_E_ARG,
-            s->length ? "no logits: the timeline was cut back; feed a token and run the session"
+            t->length ? "no logits: the timeline was cut back; feed a token and run the session"
                       : "no logits: nothing was fed; feed a prompt and run the session");
     return MM2_OK;
 }
 
-mm2_status mm2_session_logits(mm2_session *s, mm2_tensor *out)
+/* The busy flag taken, logits at hand; or an error, and the flag is free. */
+static mm2_status enter_with_logits(mm2_session *s)
 {
-    if (!s || !out)
-        return null_argument("mm2_session_logits", s ? "out" : "session");
-    mm2_status status = enter(&s->busy, "session");
+    mm2_status status = mm2_session_enter(s);
     if (status)
         return status;
-    status = need_logits(s);
-    if (!status) {
-        int64_t vocab = s->model->checkpoint.config.vocab_size;
-        *out = (mm2_tensor){.data = s->logits,
-                            .shape = {vocab},
-                            .strides = {1},
-                            .nbytes = vocab * 4,
-                            .ndim = 1,
-                            .dtype = MM2_F32};
-    }
-    leave(&s->busy);
+    status = need_logits(&s->timeline);
+    if (status)
+        mm2_session_leave(s);
+    return status;
+}
+
+static int32_t vocab_of(const mm2_session *s)
+{
+    return s->timeline.model->checkpoint.config.vocab_size;
+}
+
+mm2_status mm2_session_logits(mm2_session *s, mm2_tensor *out)
+{
+    MM2_NEED(s, "session");
+    MM2_NEED(out, "out");
+    mm2_status status = enter_with_logits(s);
+    if (status)
+        return status;
+    status = mm2_timeline_see_logits(&s->timeline);
+    if (!status)
+        *out = vector_view(mm2_timeline_logits(&s->timeline), vocab_of(s), MM2_F32);
+    mm2_session_leave(s);
     return status;
 }
 
 mm2_status mm2_session_logprobs(mm2_session *s, const int32_t *ids, int32_t n, float *out)
 {
-    if (!s || !ids || !out)
-        return null_argument("mm2_session_logprobs", !s ? "session" : !ids ? "ids" : "out");
-    mm2_status status = enter(&s->busy, "session");
+    MM2_NEED(s, "session");
+    MM2_NEED(ids, "ids");
+    MM2_NEED(out, "out");
+    mm2_status status = enter_with_logits(s);
     if (status)
         return status;
-    status = need_logits(s);
-    if (!status)
-        status = mm2_logprobs_of(s->logits, s->model->checkpoint.config.vocab_size, ids, n, out);
-    leave(&s->busy);
+    status = mm2_logprobs_of(mm2_timeline_logits(&s->timeline), vocab_of(s), ids, n, out);
+    mm2_session_leave(s);
     return status;
 }
 
 mm2_status mm2_session_top(mm2_session *s, int32_t n, int32_t *ids, float *logprobs)
 {
-    if (!s || !ids || !logprobs)
-        return null_argument("mm2_session_top", !s ? "session" : !ids ? "ids" : "logprobs");
-    mm2_status status = enter(&s->busy, "session");
+    MM2_NEED(s, "session");
+    MM2_NEED(ids, "ids");
+    MM2_NEED(logprobs, "logprobs");
+    mm2_status status = enter_with_logits(s);
     if (status)
         return status;
-    status = need_logits(s);
-    if (!status)
-        status =
-            mm2_logprobs_top(s->logits, s->model->checkpoint.config.vocab_size, n, ids, logprobs);
-    leave(&s->busy);
+    status = mm2_logprobs_top(mm2_timeline_logits(&s->timeline), vocab_of(s), n, ids, logprobs);
+    mm2_session_leave(s);
     return status;
 }
 
 int32_t mm2_sampler_next(mm2_sampler *p, mm2_session *s, const uint32_t *mask)
 {
-    if (!p || !s)
-        return null_argument("mm2_sampler_next", p ? "session" : "sampler");
-    mm2_status status = enter(&s->busy, "session");
+    MM2_NEED(p, "sampler");
+    MM2_NEED(s, "session");
+    mm2_status status = enter_with_logits(s);
     if (status)
         return status;
-    int32_t vocab = s->model->checkpoint.config.vocab_size;
-    status = need_logits(s);
-    if (!status && mm2_sampler_vocab(p) != vocab)
+    const mm2_timeline *t = &s->timeline;
+    if (mm2_sampler_vocab(p) != vocab_of(s))
         status = mm2_fail(
             MM2_E_ARG, "the sampler was made for a vocabulary of %d tokens, the session's has %d",
-            mm2_sampler_vocab(p), vocab);
-    if (!status)
-        status = mm2_sampler_choose(p, s->logits, s->tokens, s->length, s->length, mask);
-    leave(&s->busy);
+            mm2_sampler_vocab(p), vocab_of(s));
+    else
+        status = mm2_sampler_choose(p, mm2_timeline_logits(t), mm2_timeline_tokens(t), t->length,
+                                    t->length, mask);
+    mm2_session_leave(s);
     return status;
 }

@@ -1,6 +1,8 @@
 /* The tokens are sorted, so those that share a prefix are neighbours. Matching at one place keeps
  * the range of tokens that agree with the text so far and narrows it by one byte a step; a token as
- * long as the step is a match, and a later one is longer. Most places end at the first byte.
+ * long as the step is a match, and a later one is longer. Most places end at the first byte. Tokens
+ * that begin like the text at every place but end otherwise would cost their length times the
+ * text's, so steps are counted.
  *
  * Immutable after mm2_added_init. */
 #include "text/added.h"
@@ -66,12 +68,16 @@ static int32_t lower_bound(const mm2_added *a, int32_t low, int32_t high, int64_
     return low;
 }
 
-/* The longest token at the beginning of the text, or NULL. */
-static const mm2_added_token *match(const mm2_added *a, const char *text, int64_t length)
+/* The longest token at the beginning of the text, or NULL; or NULL because no steps are left. */
+static const mm2_added_token *match(const mm2_added *a, const char *text, int64_t length,
+                                    int64_t *steps)
 {
     const mm2_added_token *best = NULL;
     int32_t low = a->first[(uint8_t)text[0]], high = a->first[(uint8_t)text[0] + 1];
     for (int64_t depth = 1; low < high; depth++) {
+        *steps -= 1 + 32 - __builtin_clz((unsigned)(high - low)); /* of halving */
+        if (*steps < 0)
+            return NULL;
         if (a->tokens[low].length == depth)
             best = &a->tokens[low++];
         if (depth == length)
@@ -83,22 +89,28 @@ static const mm2_added_token *match(const mm2_added *a, const char *text, int64_
     return best;
 }
 
-int32_t mm2_added_find(const mm2_added *a, const char *text, int64_t length, int64_t from,
-                       int64_t *at, int64_t *token_length)
+mm2_status mm2_added_find(const mm2_added *a, const char *text, int64_t length, int64_t from,
+                          int64_t *steps, mm2_added_place *out)
 {
+    *out = (mm2_added_place){-1, length, 0};
     for (int64_t i = from; a->count && i < length; i++) {
-        const mm2_added_token *token = match(a, text + i, length - i);
+        const mm2_added_token *token = match(a, text + i, length - i, steps);
+        if (*steps < 0)
+            return mm2_fail(MM2_E_UNSUPPORTED,
+                            "the tokenizer's added tokens are too costly to find in this text at "
+                            "byte %lld; encode it in smaller parts",
+                            (long long)i);
         if (token) {
-            *at = i;
-            *token_length = token->length;
-            return token->id;
+            *out = (mm2_added_place){token->id, i, token->length};
+            break;
         }
     }
-    return -1;
+    return MM2_OK;
 }
 
 int32_t mm2_added_id(const mm2_added *a, const char *bytes, int64_t length)
 {
-    const mm2_added_token *token = a->count && length > 0 ? match(a, bytes, length) : NULL;
+    int64_t steps = INT64_MAX;
+    const mm2_added_token *token = a->count && length > 0 ? match(a, bytes, length, &steps) : NULL;
     return token && token->length == length ? token->id : -1;
 }

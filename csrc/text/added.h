@@ -14,10 +14,15 @@ typedef struct mm2_added {
 mm2_status mm2_added_init(mm2_added *a, const mm2_bpe *b, const int32_t *ids, int32_t n);
 void mm2_added_free(mm2_added *a);
 
-/* The id of the longest token at the leftmost place at or behind `from`, its place in *at and its
- * length in *token_length; -1 if there is none. */
-int32_t mm2_added_find(const mm2_added *a, const char *text, int64_t length, int64_t from,
-                       int64_t *at, int64_t *token_length);
+typedef struct mm2_added_place {
+    int32_t id; /* -1: none */
+    int64_t at, length;
+} mm2_added_place;
+
+/* The longest token at the leftmost place at or behind `from`; behind the text if there is none.
+ * Takes what it costs from *steps; UNSUPPORTED if that is not enough. */
+mm2_status mm2_added_find(const mm2_added *a, const char *text, int64_t length, int64_t from,
+                          int64_t *steps, mm2_added_place *out);
 /* The id of the token that is exactly these bytes, or -1. */
 int32_t mm2_added_id(const mm2_added *a, const char *bytes, int64_t length);
 

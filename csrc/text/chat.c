@@ -1,7 +1,5 @@
-/* The family's chat format, written by hand. A checkpoint brings it as a Jinja program; a program
- * out of a downloaded file is not run here, it is recognised by the literals that every version of
- * it contains, and the one thing that differs between versions, the default system prompt, is read
- * out of its text.
+/* The family's chat format, written by hand. A checkpoint brings it as a Jinja program, which
+ * template.c recognises or does not; what is not recognised is not rendered.
  *
  *     ]~!b[]~b]system\n{system}[e~[\n
  *     ]~b]user\n{content}[e~[\n
@@ -13,10 +11,15 @@
  * one stretch that cannot contain any. So what a user types never becomes a tag.
  *
  * Where the vendor's template is silent about a mistake (an unknown role, a later system message, a
- * content of None), this refuses with a sentence: a turn that vanishes is found much later. */
+ * content of None), this refuses with a sentence: a turn that vanishes is found much later.
+ *
+ * A conversation goes on behind what was sampled, which stays as it is. Only the end of the last
+ * turn is made up for, where it is missing. */
+#include "base/guard.h"
 #include "base/status.h"
 #include "base/utf8.h"
 #include "text/parts.h"
+#include "text/template.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -24,105 +27,44 @@
 static const char default_system[] =
     "You are a helpful assistant. Your name is MiniMax-M2 and is built by MiniMax.";
 
-enum { MAX_SYSTEM = 4096 }; /* bytes of a default system prompt in a template */
-
-/* ----------------------------------------------------------------------------------------------
- * Recognising the template */
-
-typedef struct text_view {
-    const char *begin;
-    int64_t length;
-} text_view;
-
-/* Index of the first (or last) place of a string in a text, or -1. */
-static int64_t find(text_view in, const char *what, int64_t from)
+/* Where an unknown template stands, and its fingerprint, for sentences. */
+static mm2_status name_unknown(char **out, const char *where, uint64_t fingerprint)
 {
-    int64_t n = (int64_t)strlen(what);
-    for (int64_t i = from; i + n <= in.length; i++) {
-        const char *hit = memchr(in.begin + i, what[0], (size_t)(in.length - i - n + 1));
-        if (!hit)
-            return -1;
-        i = hit - in.begin;
-        if (!memcmp(hit, what, (size_t)n))
-            return i;
+    enum { EXTRA = 64 };
+    int cap = (int)strnlen(where, INT32_MAX - EXTRA) + EXTRA;
+    *out = malloc((size_t)cap);
+    if (!*out)
+        return mm2_fail(MM2_E_NOMEM, "no memory for a path of %d bytes", cap);
+    mm2_format(*out, cap, "%s (fingerprint %llu)", where, (unsigned long long)fingerprint);
+    return MM2_OK;
+}
+
+mm2_status mm2_tokenizer_set_template(mm2_tokenizer *t, const char *text, int64_t length,
+                                      const char *where)
+{
+    mm2_template found = {.splits = 1};
+    char *unknown = NULL;
+    if (text)
+        mm2_template_read(&found, text, length);
+    mm2_status status =
+        text && !found.known ? name_unknown(&unknown, where, found.fingerprint) : MM2_OK;
+    if (status)
+        return status;
+    const char *system = found.known ? found.system : default_system;
+    size_t n = found.known ? (size_t)found.system_length : strlen(default_system);
+    char *copy = malloc(n + 1);
+    if (!copy) {
+        free(unknown);
+        return mm2_fail(MM2_E_NOMEM, "no memory for a system prompt of %d bytes", (int)n);
     }
-    return -1;
-}
-
-static int64_t find_last(text_view in, const char *what)
-{
-    int64_t last = -1;
-    for (int64_t at = find(in, what, 0); at >= 0; at = find(in, what, at + 1))
-        last = at;
-    return last;
-}
-
-/* Reads a Jinja string literal whose opening quote is at `at`. Returns its length in out, or -1. */
-static int read_literal(char out[MAX_SYSTEM], text_view in, int64_t at)
-{
-    char quote = in.begin[at];
-    int n = 0;
-    for (int64_t i = at + 1; i < in.length && n < MAX_SYSTEM; i++) {
-        char c = in.begin[i];
-        if (c == quote)
-            return mm2_utf8_valid(out, n) == n ? n : -1;
-        if (c == '\\') {
-            if (++i == in.length)
-                return -1;
-            c = in.begin[i];
-            if (c == 'n')
-                c = '\n';
-            else if (c == 't')
-                c = '\t';
-            else if (c != '\\' && c != '"' && c != '\'')
-                return -1;
-        }
-        if (!c)
-            return -1;
-        out[n++] = c;
-    }
-    return -1;
-}
-
-/* The literal in `model_identity = "..."`. Returns its length in out, or -1 if there is none. */
-static int find_system(char out[MAX_SYSTEM], text_view in)
-{
-    static const char name[] = "model_identity";
-    for (int64_t at = find(in, name, 0); at >= 0; at = find(in, name, at + 1)) {
-        int64_t i = at + (int64_t)strlen(name);
-        while (i < in.length && in.begin[i] == ' ')
-            i++;
-        if (i == in.length || in.begin[i] != '=')
-            continue;
-        for (i++; i < in.length && in.begin[i] == ' ';)
-            i++;
-        if (i < in.length && (in.begin[i] == '"' || in.begin[i] == '\''))
-            return read_literal(out, in, i);
-    }
-    return -1;
-}
-
-mm2_status mm2_tokenizer_set_template(mm2_tokenizer *t, const char *text, int64_t length)
-{
-    static const char *const literals[] = {"]~!b[",  "]~b]system", "]~b]user",
-                                           "]~b]ai", "[e~[",       "<think>"};
-    text_view in = {text, text ? length : 0};
-    char found[MAX_SYSTEM];
-    int known = text != NULL;
-    for (size_t i = 0; i < sizeof literals / sizeof *literals && known; i++)
-        known = find(in, literals[i], 0) >= 0;
-    int n = known ? find_system(found, in) : -1;
-    const char *system = n < 0 ? default_system : found;
-    n = n < 0 ? (int)strlen(default_system) : n;
-    char *copy = malloc((size_t)n + 1);
-    if (!copy)
-        return mm2_fail(MM2_E_NOMEM, "no memory for a system prompt of %d bytes", n);
-    memcpy(copy, system, (size_t)n);
+    memcpy(copy, system, n);
     copy[n] = 0;
     free(t->system);
+    free(t->unknown_template);
     t->system = copy;
-    t->template_name = known ? "minimax-m2" : NULL;
-    t->template_foreign = text && !known;
+    t->unknown_template = unknown;
+    t->template_name = found.known ? "minimax-m2" : NULL;
+    t->keeps_tags = !found.splits;
     return MM2_OK;
 }
 
@@ -134,6 +76,51 @@ const char *mm2_tokenizer_template(const mm2_tokenizer *t)
 const char *mm2_tokenizer_system(const mm2_tokenizer *t)
 {
     return t->system;
+}
+
+/* ----------------------------------------------------------------------------------------------
+ * Messages */
+
+/* Message i. The array may come from a program that was built with an older header. */
+static mm2_message message_at(const mm2_message *messages, int32_t i)
+{
+    uint32_t size = messages->size;
+    mm2_message m = {0};
+    memcpy(&m, (const char *)messages + (size_t)size * (size_t)i,
+           size < sizeof m ? size : sizeof m);
+    return m;
+}
+
+static int is_role(mm2_message m, const char *role)
+{
+    return !strcmp(m.role, role);
+}
+
+static mm2_status check_messages(const mm2_message *messages, int32_t n, int goes_on)
+{
+    mm2_message first = {.size = sizeof first};
+    mm2_status status = mm2_struct_read(&first, messages, "message 0");
+    for (int32_t i = 0; i < n && !status; i++) {
+        mm2_message m = message_at(messages, i);
+        if (m.size != messages->size)
+            return mm2_fail(MM2_E_ARG, "message %d has size %u, but message 0 has %u", i, m.size,
+                            messages->size);
+        if (!m.role || !m.content)
+            return mm2_fail(MM2_E_ARG, "message %d has no %s", i, m.role ? "content" : "role");
+        if (!is_role(m, "system") && !is_role(m, "user") && !is_role(m, "assistant"))
+            return mm2_fail(MM2_E_ARG,
+                            "message %d has the role \"%.*s\", expected \"system\", \"user\" or "
+                            "\"assistant\"",
+                            i, 40, m.role);
+        if (is_role(m, "system") && (i || goes_on))
+            return mm2_fail(MM2_E_ARG,
+                            "message %d is a system message; only the first message of a "
+                            "conversation can be one",
+                            i);
+        if (m.thinking && !is_role(m, "assistant"))
+            return mm2_fail(MM2_E_ARG, "message %d has thinking, which only an assistant has", i);
+    }
+    return status;
 }
 
 /* ----------------------------------------------------------------------------------------------
@@ -203,6 +190,11 @@ static mm2_status close_turn(page *p)
     return status ? status : put_text(p, "\n");
 }
 
+typedef struct text_view {
+    const char *begin;
+    int64_t length;
+} text_view;
+
 static mm2_status put_thinking(page *p, text_view thinking)
 {
     mm2_status status = put_tag(p, MM2_TAG_THINK_OPEN);
@@ -228,6 +220,29 @@ static text_view strip_newlines(text_view v)
     return v;
 }
 
+/* Index of the first (or last) place of a string in a text, or -1. */
+static int64_t find(text_view in, const char *what, int64_t from)
+{
+    int64_t n = (int64_t)strlen(what);
+    for (int64_t i = from; i + n <= in.length; i++) {
+        const char *hit = memchr(in.begin + i, what[0], (size_t)(in.length - i - n + 1));
+        if (!hit)
+            return -1;
+        i = hit - in.begin;
+        if (!memcmp(hit, what, (size_t)n))
+            return i;
+    }
+    return -1;
+}
+
+static int64_t find_last(text_view in, const char *what)
+{
+    int64_t last = -1;
+    for (int64_t at = find(in, what, 0); at >= 0; at = find(in, what, at + 1))
+        last = at;
+    return last;
+}
+
 /* Takes thinking out of a content that still holds it between <think> and </think>, as the vendor's
  * template does: the thinking ends at the first </think>, the answer begins after the last. */
 static void split_thinking(text_view *thinking, text_view *content)
@@ -247,12 +262,12 @@ static void split_thinking(text_view *thinking, text_view *content)
         strip_newlines((text_view){content->begin + last + close, content->length - last - close});
 }
 
-static mm2_status put_assistant(page *p, const mm2_message *m, int keep_thinking)
+static mm2_status put_assistant(page *p, mm2_message m, int keep_thinking)
 {
-    text_view content = {m->content, (int64_t)strlen(m->content)}, thinking = {"", 0};
-    if (m->thinking)
-        thinking = (text_view){m->thinking, (int64_t)strlen(m->thinking)};
-    else
+    text_view content = {m.content, (int64_t)strlen(m.content)}, thinking = {"", 0};
+    if (m.thinking)
+        thinking = (text_view){m.thinking, (int64_t)strlen(m.thinking)};
+    else if (!p->t->keeps_tags)
         split_thinking(&thinking, &content);
     mm2_status status = open_turn(p, "ai");
     if (!status && keep_thinking && thinking.length)
@@ -270,44 +285,20 @@ static mm2_status put_turn(page *p, const char *role, const char *content)
     return status ? status : close_turn(p);
 }
 
-static int is_role(const mm2_message *m, const char *role)
+/* The turns, of users and assistants, and the generation prompt. */
+static mm2_status put_turns(page *p, const mm2_message *messages, int32_t first, int32_t n,
+                            int32_t flags)
 {
-    return !strcmp(m->role, role);
-}
-
-static mm2_status check(const mm2_message *messages, int32_t n)
-{
-    for (int32_t i = 0; i < n; i++) {
-        const mm2_message *m = &messages[i];
-        if (!m->role || !m->content)
-            return mm2_fail(MM2_E_ARG, "message %d has no %s", i, m->role ? "content" : "role");
-        if (!is_role(m, "system") && !is_role(m, "user") && !is_role(m, "assistant"))
-            return mm2_fail(MM2_E_ARG,
-                            "message %d has the role \"%.*s\", expected \"system\", \"user\" or "
-                            "\"assistant\"",
-                            i, 40, m->role);
-        if (i && is_role(m, "system"))
-            return mm2_fail(MM2_E_ARG,
-                            "message %d is a system message; only the first message can be one", i);
-        if (m->thinking && !is_role(m, "assistant"))
-            return mm2_fail(MM2_E_ARG, "message %d has thinking, which only an assistant has", i);
-    }
-    return MM2_OK;
-}
-
-static mm2_status lay_out(page *p, const mm2_message *messages, int32_t n, int32_t flags)
-{
-    int32_t first = is_role(&messages[0], "system"), last_user = -1;
-    const char *system = first && *messages[0].content ? messages[0].content : p->t->system;
-    mm2_status status = put_tag(p, MM2_TAG_BEGIN);
+    mm2_status status = MM2_OK;
+    int32_t last_user = -1;
     for (int32_t i = first; i < n; i++)
-        if (is_role(&messages[i], "user"))
+        if (is_role(message_at(messages, i), "user"))
             last_user = i;
-    if (!status)
-        status = put_turn(p, "system", system);
-    for (int32_t i = first; i < n && !status; i++)
-        status = is_role(&messages[i], "user") ? put_turn(p, "user", messages[i].content)
-                                               : put_assistant(p, &messages[i], i > last_user);
+    for (int32_t i = first; i < n && !status; i++) {
+        mm2_message m = message_at(messages, i);
+        status = is_role(m, "user") ? put_turn(p, "user", m.content)
+                                    : put_assistant(p, m, i > last_user);
+    }
     if (status || !(flags & MM2_GENERATION_PROMPT))
         return status;
     if (!(status = open_turn(p, "ai")) && !(status = put_tag(p, MM2_TAG_THINK_OPEN)))
@@ -315,8 +306,45 @@ static mm2_status lay_out(page *p, const mm2_message *messages, int32_t n, int32
     return status;
 }
 
+static mm2_status put_conversation(page *p, const mm2_message *messages, int32_t n, int32_t flags)
+{
+    mm2_message m = message_at(messages, 0);
+    int32_t first = is_role(m, "system");
+    mm2_status status = put_tag(p, MM2_TAG_BEGIN);
+    if (!status)
+        status = put_turn(p, "system", first && *m.content ? m.content : p->t->system);
+    return status ? status : put_turns(p, messages, first, n, flags);
+}
+
+/* Ends the last turn of a timeline, as far as that is missing. Inside thinking, the answer is then
+ * empty. */
+static mm2_status put_end(page *p, const int32_t *ids, int32_t n)
+{
+    const int32_t *tags = p->t->tags;
+    int32_t end = tags[MM2_TAG_END], newline = p->t->bpe.byte_ids['\n'];
+    int thinking = 0;
+    if (ids[n - 1] == end)
+        return put_text(p, "\n");
+    if (n > 1 && ids[n - 2] == end && ids[n - 1] == newline)
+        return MM2_OK;
+    /* Of the tags behind the last role, the first </think> counts, as for a reply. */
+    for (int32_t i = n - 1; i >= 0 && ids[i] != tags[MM2_TAG_ROLE]; i--)
+        if (ids[i] == tags[MM2_TAG_THINK_CLOSE])
+            thinking = -1;
+        else if (ids[i] == tags[MM2_TAG_THINK_OPEN] && !thinking)
+            thinking = 1;
+    mm2_status status = MM2_OK;
+    if (thinking > 0 && !(status = put_text(p, "\n")) &&
+        !(status = put_tag(p, MM2_TAG_THINK_CLOSE)))
+        status = put_text(p, "\n\n");
+    return status ? status : close_turn(p);
+}
+
+/* ----------------------------------------------------------------------------------------------
+ * Public functions */
+
 static mm2_status check_call(const char *verb, const mm2_tokenizer *t, const mm2_message *messages,
-                             int32_t n, int32_t flags, const void *out, int32_t cap)
+                             int32_t n, int32_t flags, const void *out, int32_t cap, int goes_on)
 {
     if (!t || !messages || n < 1 || (!out && cap) || cap < 0)
         return mm2_fail(MM2_E_ARG,
@@ -326,13 +354,35 @@ static mm2_status check_call(const char *verb, const mm2_tokenizer *t, const mm2
     if (flags & ~MM2_GENERATION_PROMPT)
         return mm2_fail(MM2_E_ARG, "%s: unknown flags %d, expected 0 or MM2_GENERATION_PROMPT",
                         verb, flags);
-    if (t->template_foreign)
+    if (t->unknown_template)
         return mm2_fail(MM2_E_UNSUPPORTED,
-                        "%s: the checkpoint's chat template is not MiniMax-M2's; write the prompt "
-                        "yourself and encode it with MM2_SPECIAL",
-                        verb);
-    mm2_status status = check(messages, n);
+                        "%s: the chat template of %s is none of the known ones of MiniMax-M2 and "
+                        "may want another format; write the prompt yourself and encode it with "
+                        "MM2_SPECIAL",
+                        verb, t->unknown_template);
+    mm2_status status = check_messages(messages, n, goes_on);
     return status ? mm2_fail_in(status, verb) : MM2_OK;
+}
+
+static mm2_status check_tags(const char *verb, const mm2_tokenizer *t)
+{
+    for (int i = 0; i < MM2_TAG_COUNT; i++)
+        if (t->tags[i] < 0)
+            return mm2_fail(MM2_E_UNSUPPORTED, "%s: the vocabulary has no \"%s\" token", verb,
+                            mm2_tag_text[i]);
+    return MM2_OK;
+}
+
+/* What a call returns, after its turns were laid out as ids. */
+static int32_t finish(page *p, mm2_status status, const char *verb)
+{
+    if (!status)
+        status = flush(p);
+    if (!status && p->ids->count > INT32_MAX)
+        status = mm2_fail(MM2_E_ARG, "%s: %lld ids, at most %d can be counted", verb,
+                          (long long)p->ids->count, INT32_MAX);
+    free(p->text);
+    return status ? status : (int32_t)p->ids->count;
 }
 
 int32_t mm2_chat_render(const mm2_tokenizer *t, const mm2_message *messages, int32_t n,
@@ -341,10 +391,10 @@ int32_t mm2_chat_render(const mm2_tokenizer *t, const mm2_message *messages, int
     page p = {.t = t};
     char *repaired = NULL;
     int64_t length = 0;
-    mm2_status status = check_call("chat_render", t, messages, n, flags, out, cap);
+    mm2_status status = check_call("chat_render", t, messages, n, flags, out, cap, 0);
     if (status)
         return status;
-    status = lay_out(&p, messages, n, flags);
+    status = put_conversation(&p, messages, n, flags);
     if (!status)
         status = mm2_utf8_repair(&repaired, &length, p.text, p.length);
     if (!status && length > INT32_MAX)
@@ -362,19 +412,32 @@ int32_t mm2_chat_encode(const mm2_tokenizer *t, const mm2_message *messages, int
 {
     mm2_ids out = {ids, cap, 0};
     page p = {.t = t, .ids = &out};
-    mm2_status status = check_call("chat_encode", t, messages, n, flags, ids, cap);
+    mm2_status status = check_call("chat_encode", t, messages, n, flags, ids, cap, 0);
+    if (!status)
+        status = check_tags("chat_encode", t);
     if (status)
         return status;
-    for (int i = 0; i < MM2_TAG_COUNT; i++)
-        if (t->tags[i] < 0)
-            return mm2_fail(MM2_E_UNSUPPORTED, "chat_encode: the vocabulary has no \"%s\" token",
-                            mm2_tag_text[i]);
-    status = lay_out(&p, messages, n, flags);
+    return finish(&p, put_conversation(&p, messages, n, flags), "chat_encode");
+}
+
+int32_t mm2_chat_continue(const mm2_tokenizer *t, const int32_t *timeline, int32_t length,
+                          const mm2_message *messages, int32_t n, int32_t flags, int32_t *ids,
+                          int32_t cap)
+{
+    mm2_ids out = {ids, cap, 0};
+    page p = {.t = t, .ids = &out};
+    mm2_status status = check_call("chat_continue", t, messages, n, flags, ids, cap, 1);
     if (!status)
-        status = flush(&p);
-    if (!status && out.count > INT32_MAX)
-        status = mm2_fail(MM2_E_ARG, "chat_encode: %lld ids, at most %d can be counted",
-                          (long long)out.count, INT32_MAX);
-    free(p.text);
-    return status ? status : (int32_t)out.count;
+        status = check_tags("chat_continue", t);
+    if (!status && (!timeline || length < 1))
+        status = mm2_fail(MM2_E_ARG,
+                          "chat_continue: needs the timeline's ids, at least 1 (given %d); a "
+                          "conversation begins with chat_encode",
+                          length);
+    if (status)
+        return status;
+    status = put_end(&p, timeline, length);
+    if (!status)
+        status = put_turns(&p, messages, 0, n, flags);
+    return finish(&p, status, "chat_continue");
 }

@@ -27,7 +27,8 @@ struct mm2_tokenizer {
     int32_t tags[MM2_TAG_COUNT]; /* -1: the vocabulary has no such token */
     char *system;                /* default system prompt */
     const char *template_name;   /* NULL: not recognised, or none given */
-    int template_foreign;        /* a template was given and not recognised */
+    char *unknown_template;      /* where one stands that was not recognised; or NULL */
+    int keeps_tags;              /* the template leaves thinking in a content that holds its tags */
 };
 
 /* Called when bpe, split and nfc are set: sorts out the added tokens (`normalized`: one flag for

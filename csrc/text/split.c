@@ -3,8 +3,14 @@
  * classes, general categories, groups, alternation, greedy and lazy repetition, lookahead. That
  * leaves out recursion, back references and verbs. \s is spelled \p{White_Space}, because PCRE2's
  * own \s still counts U+180E as a space. Then PCRE2 runs it without JIT, under limits: memory for
- * backtracking, and steps in proportion to the text. A pattern that needs more ends in an error
- * value; the family's needs at most three steps a byte for one match.
+ * backtracking, and for all matches in a text together steps in proportion to its length. A pattern
+ * that needs more ends in an error value.
+ *
+ * Steps are counted in callouts before every item of the pattern: one for each, and one for each
+ * byte that the matcher has gone since. PCRE2's own limit counts backtracking only, and of one match
+ * only: a look ahead to the end of the text costs nothing there, at every byte. The family's pattern
+ * needs no callouts, which take half its time again: whatever it looks at without success is part of
+ * the next match, so that some twenty steps a byte are enough.
  *
  * Compiled once, never written again; what a match needs lives in the walk. */
 #define PCRE2_CODE_UNIT_WIDTH 8
@@ -18,11 +24,11 @@
 #include <string.h>
 
 enum {
-    MAX_PATTERN = 4096,  /* bytes */
-    HEAP_LIMIT = 16384,  /* KiB of backtracking memory */
-    DEPTH_LIMIT = 10000, /* backtracking points at once */
-    BASE_STEPS = 100000, /* of one match, and beside them */
-    STEPS_PER_BYTE = 8
+    MAX_PATTERN = 4096,   /* bytes */
+    HEAP_LIMIT = 16384,   /* KiB of backtracking memory */
+    DEPTH_LIMIT = 10000,  /* backtracking points at once */
+    MATCH_LIMIT = 100000, /* PCRE2's count for one match, and beside it */
+    MATCH_LIMIT_PER_BYTE = 8
 };
 
 const char mm2_split_family[] =
@@ -34,7 +40,7 @@ const char mm2_split_family[] =
 
 struct mm2_split {
     pcre2_code *code;
-    int keep_gaps;
+    int keep_gaps, counts_steps;
 };
 
 typedef struct translation {
@@ -132,6 +138,11 @@ static mm2_status translate(char *out, int64_t *out_length, const char *pattern,
     return MM2_OK;
 }
 
+static mm2_status no_memory(void)
+{
+    return mm2_fail(MM2_E_NOMEM, "no memory for the split pattern");
+}
+
 mm2_status mm2_split_new(mm2_split **out, const char *pattern, int64_t length, int keep_gaps)
 {
     *out = NULL;
@@ -142,17 +153,23 @@ mm2_status mm2_split_new(mm2_split **out, const char *pattern, int64_t length, i
     mm2_split *s = calloc(1, sizeof *s);
     mm2_status status = MM2_OK;
     if (!translated || !s)
-        status = mm2_fail(MM2_E_NOMEM, "no memory for the split pattern");
-    if (!status)
+        status = no_memory();
+    if (!status) {
+        s->counts_steps = length != sizeof mm2_split_family - 1 ||
+                          memcmp(pattern, mm2_split_family, sizeof mm2_split_family - 1) != 0;
         status = translate(translated, &length, pattern, length);
+    }
     if (!status) {
         int error;
         PCRE2_SIZE offset;
         s->keep_gaps = keep_gaps;
-        s->code =
-            pcre2_compile((PCRE2_SPTR)translated, (PCRE2_SIZE)length,
-                          PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C, &error, &offset, NULL);
-        if (!s->code) {
+        uint32_t counting = s->counts_steps ? PCRE2_AUTO_CALLOUT | PCRE2_NO_START_OPTIMIZE : 0;
+        s->code = pcre2_compile((PCRE2_SPTR)translated, (PCRE2_SIZE)length,
+                                PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C | counting, &error,
+                                &offset, NULL);
+        if (!s->code && error == PCRE2_ERROR_HEAP_FAILED) {
+            status = no_memory();
+        } else if (!s->code) {
             PCRE2_UCHAR why[128] = "unknown error";
             pcre2_get_error_message(error, why, sizeof why);
             status = mm2_fail(MM2_E_FORMAT, "the split pattern does not compile: %s, at byte %d",
@@ -175,9 +192,19 @@ void mm2_split_free(mm2_split *s)
     free(s);
 }
 
-mm2_status mm2_pieces_begin(mm2_pieces *w, const mm2_split *s, const char *text, int64_t length)
+static int count_steps(pcre2_callout_block *block, void *walk)
 {
-    *w = (mm2_pieces){.split = s, .text = text, .length = length};
+    mm2_pieces *w = walk;
+    int64_t at = (int64_t)block->current_position;
+    *w->steps -= 1 + (at > w->seen ? at - w->seen : w->seen - at);
+    w->seen = at;
+    return *w->steps < 0 ? PCRE2_ERROR_CALLOUT : 0;
+}
+
+mm2_status mm2_pieces_begin(mm2_pieces *w, const mm2_split *s, const char *text, int64_t length,
+                            int64_t *steps)
+{
+    *w = (mm2_pieces){.split = s, .text = text, .length = length, .steps = steps};
     mm2_status status = mm2_shadow(&w->shadow, text, length);
     if (status)
         return status;
@@ -187,8 +214,11 @@ mm2_status mm2_pieces_begin(mm2_pieces *w, const mm2_split *s, const char *text,
         return mm2_fail(MM2_E_NOMEM, "no memory to split a text");
     pcre2_set_heap_limit(w->context, HEAP_LIMIT);
     pcre2_set_depth_limit(w->context, DEPTH_LIMIT);
-    int64_t steps = length > INT32_MAX / STEPS_PER_BYTE ? INT32_MAX : length * STEPS_PER_BYTE;
-    pcre2_set_match_limit(w->context, (uint32_t)steps + BASE_STEPS);
+    int64_t limit =
+        length < INT32_MAX / MATCH_LIMIT_PER_BYTE ? length * MATCH_LIMIT_PER_BYTE : INT32_MAX;
+    pcre2_set_match_limit(w->context, (uint32_t)limit + MATCH_LIMIT);
+    if (s->counts_steps)
+        pcre2_set_callout(w->context, count_steps, w);
     return MM2_OK;
 }
 
@@ -205,8 +235,9 @@ static mm2_status too_costly(int code, int64_t at)
 {
     if (code == PCRE2_ERROR_NOMEMORY)
         return mm2_fail(MM2_E_NOMEM, "no memory to split a text");
-    PCRE2_UCHAR why[128] = "unknown error";
-    pcre2_get_error_message(code, why, sizeof why);
+    PCRE2_UCHAR why[128] = "too many steps";
+    if (code != PCRE2_ERROR_CALLOUT)
+        pcre2_get_error_message(code, why, sizeof why);
     return mm2_fail(MM2_E_UNSUPPORTED,
                     "the tokenizer's split pattern is too costly for this text at byte %lld (%s); "
                     "encode it in smaller parts",

@@ -22,10 +22,13 @@ typedef struct mm2_pieces { /* a walk over one text */
     int64_t from, to;   /* the match that was found behind `at` */
     char *shadow;       /* what the pattern sees instead of the text; NULL: the text */
     void *match, *context;
+    int64_t *steps, seen; /* left; where the matcher was last */
 } mm2_pieces;
 
-/* `text`: valid UTF-8. Call mm2_pieces_end whatever happens. */
-mm2_status mm2_pieces_begin(mm2_pieces *w, const mm2_split *s, const char *text, int64_t length);
+/* `text`: valid UTF-8. The walk takes from *steps, borrowed until it ends, what it costs; no more
+ * than that is done. `w` must not move. Call mm2_pieces_end whatever happens. */
+mm2_status mm2_pieces_begin(mm2_pieces *w, const mm2_split *s, const char *text, int64_t length,
+                            int64_t *steps);
 /* 1 and the next piece; 0 at the end; or a negative status if the pattern is too costly on this
  * text. */
 int mm2_pieces_next(mm2_pieces *w, const char **piece, int64_t *length);

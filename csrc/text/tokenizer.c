@@ -5,6 +5,7 @@
  *
  * A tokenizer is written by its reader (tokenizer_json.c, tokenizer_gguf.c) and by the two setters
  * before anybody else sees it; then it is only read, by any number of threads. */
+#include "base/guard.h"
 #include "base/status.h"
 #include "base/utf8.h"
 #include "text/nfc.h"
@@ -13,7 +14,19 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_TEXT = 1 << 26 }; /* bytes that one call encodes: bounds what a word may cost */
+enum {
+    MAX_TEXT = 1 << 26,   /* bytes that one call encodes: bounds what a word may cost */
+    STEPS_PER_BYTE = 32,  /* of matching the pattern and added tokens, for the whole text */
+    BASE_STEPS = 1000000, /* and beside them */
+};
+
+typedef struct job { /* of one call */
+    const mm2_tokenizer *t;
+    mm2_bpe_work work;
+    int64_t steps; /* left */
+    int special;
+    mm2_ids *out;
+} job;
 
 const char *const mm2_tag_text[MM2_TAG_COUNT] = {"]~!b[", "]~b]", "[e~[", "<think>", "</think>"};
 
@@ -34,6 +47,7 @@ mm2_status mm2_tokenizer_finish(mm2_tokenizer *t, const uint8_t *normalized)
     free(ids);
     for (int i = 0; i < MM2_TAG_COUNT; i++)
         t->tags[i] = mm2_tokenizer_id(t, mm2_tag_text[i], (int32_t)strlen(mm2_tag_text[i]));
+    t->facts.size = sizeof t->facts;
     t->facts.vocab_size = b->size;
     t->facts.bos = t->tags[MM2_TAG_BEGIN];
     t->facts.eos = t->tags[MM2_TAG_END];
@@ -53,6 +67,7 @@ void mm2_tokenizer_release(mm2_tokenizer *t)
     mm2_added_free(&t->raw);
     mm2_added_free(&t->normalized);
     free(t->system);
+    free(t->unknown_template);
     free(t);
 }
 
@@ -72,65 +87,53 @@ mm2_status mm2_tokenizer_set_ids(mm2_tokenizer *t, int32_t bos, int32_t eos, int
     return MM2_OK;
 }
 
-void mm2_tokenizer_facts(const mm2_tokenizer *t, mm2_tokenizer_info *out)
+mm2_status mm2_tokenizer_describe(const mm2_tokenizer *t, mm2_tokenizer_info *out)
 {
-    if (t && out)
-        *out = t->facts;
+    MM2_NEED(t, "the tokenizer");
+    MM2_NEED(out, "the place for the result");
+    return mm2_struct_write(out, &t->facts, "tokenizer info");
 }
 
 /* Splits and merges a stretch that holds no added token any more. */
-static mm2_status append_words(const mm2_tokenizer *t, mm2_bpe_work *work, const char *text,
-                               int64_t length, mm2_ids *out)
+static mm2_status append_words(job *j, const char *text, int64_t length)
 {
     mm2_pieces walk;
     const char *piece;
     int64_t n;
     if (!length)
         return MM2_OK;
-    int status = mm2_pieces_begin(&walk, t->split, text, length);
+    int status = mm2_pieces_begin(&walk, j->t->split, text, length, &j->steps);
     while (!status && (status = mm2_pieces_next(&walk, &piece, &n)) > 0)
-        status = mm2_bpe_encode(&t->bpe, work, piece, n, out);
+        status = mm2_bpe_encode(&j->t->bpe, &j->work, piece, n, j->out);
     mm2_pieces_end(&walk);
     return status;
 }
 
-/* Cuts the tokens of `added` (NULL: none) out of a text; what is between them goes through
- * `between`. */
-typedef mm2_status (*stretch)(const mm2_tokenizer *t, mm2_bpe_work *work, const char *text,
-                              int64_t length, int special, mm2_ids *out);
-
-static mm2_status cut(const mm2_tokenizer *t, mm2_bpe_work *work, const mm2_added *added,
-                      stretch between, const char *text, int64_t length, int special, mm2_ids *out)
+/* Cuts the tokens of `added` out of a text; what is between them goes through `between`. */
+static mm2_status cut(job *j, const mm2_added *added,
+                      mm2_status (*between)(job *j, const char *text, int64_t length),
+                      const char *text, int64_t length)
 {
     mm2_status status = MM2_OK;
-    for (int64_t from = 0, at, n; !status && from < length; from = at + n) {
-        int32_t id = special ? mm2_added_find(added, text, length, from, &at, &n) : -1;
-        if (id < 0) {
-            at = length;
-            n = 0;
-        }
-        status = between(t, work, text + from, at - from, special, out);
-        if (!status && id >= 0)
-            mm2_ids_push(out, id);
+    for (int64_t from = 0; !status && from < length;) {
+        mm2_added_place found = {-1, length, 0};
+        if (j->special)
+            status = mm2_added_find(added, text, length, from, &j->steps, &found);
+        if (!status)
+            status = between(j, text + from, found.at - from);
+        if (!status && found.id >= 0)
+            mm2_ids_push(j->out, found.id);
+        from = found.at + found.length;
     }
     return status;
 }
 
-static mm2_status append_plain(const mm2_tokenizer *t, mm2_bpe_work *work, const char *text,
-                               int64_t length, int special, mm2_ids *out)
-{
-    (void)special;
-    return append_words(t, work, text, length, out);
-}
-
-static mm2_status append_normalized(const mm2_tokenizer *t, mm2_bpe_work *work, const char *text,
-                                    int64_t length, int special, mm2_ids *out)
+static mm2_status append_normalized(job *j, const char *text, int64_t length)
 {
     char *composed = NULL;
-    mm2_status status = t->nfc ? mm2_nfc(&composed, &length, text, length) : MM2_OK;
+    mm2_status status = j->t->nfc ? mm2_nfc(&composed, &length, text, length) : MM2_OK;
     if (!status)
-        status = cut(t, work, &t->normalized, append_plain, composed ? composed : text, length,
-                     special, out);
+        status = cut(j, &j->t->normalized, append_words, composed ? composed : text, length);
     free(composed);
     return status;
 }
@@ -138,17 +141,17 @@ static mm2_status append_normalized(const mm2_tokenizer *t, mm2_bpe_work *work, 
 mm2_status mm2_tokenizer_append(const mm2_tokenizer *t, const char *text, int64_t length,
                                 int special, mm2_ids *out)
 {
-    mm2_bpe_work work = {0};
+    job j = {.t = t, .special = special, .out = out};
     char *repaired;
     if (length > MAX_TEXT)
         return mm2_fail(MM2_E_ARG, "a text of %lld bytes, at most %d can be encoded at once",
                         (long long)length, (int)MAX_TEXT);
     mm2_status status = mm2_utf8_repair(&repaired, &length, text, length);
+    j.steps = length * STEPS_PER_BYTE + BASE_STEPS;
     if (!status)
-        status = cut(t, &work, &t->raw, append_normalized, repaired ? repaired : text, length,
-                     special, out);
+        status = cut(&j, &t->raw, append_normalized, repaired ? repaired : text, length);
     free(repaired);
-    mm2_bpe_work_free(&work);
+    mm2_bpe_work_free(&j.work);
     return status;
 }
 

@@ -31,10 +31,11 @@ mm2_status mm2_tokenizer_from_vocabulary(mm2_tokenizer **out, const mm2_vocabula
  * FORMAT, and nothing is changed, if one is not an id of the vocabulary. */
 mm2_status mm2_tokenizer_set_ids(mm2_tokenizer *t, int32_t bos, int32_t eos, int32_t unk,
                                  int32_t pad);
-/* Recognises the vendor's chat template in the text of a chat_template.jinja (NULL: none) and keeps
- * its default system prompt. Never executed. An unknown template is no failure here: the chat
- * functions then say UNSUPPORTED. Fails with NOMEM only. */
-mm2_status mm2_tokenizer_set_template(mm2_tokenizer *t, const char *text, int64_t length);
+/* Recognises the text of a chat template (NULL: none) and keeps its default system prompt. Never
+ * executed. `where` names it in sentences: a path, or a field of a file. An unknown template is no
+ * failure here: the chat functions then say UNSUPPORTED. Fails with NOMEM only. */
+mm2_status mm2_tokenizer_set_template(mm2_tokenizer *t, const char *text, int64_t length,
+                                      const char *where);
 /* "minimax-m2", or NULL if none was given or it was not recognised. Static. */
 const char *mm2_tokenizer_template(const mm2_tokenizer *t);
 /* Default system prompt; borrowed until the template is set again. */

@@ -79,7 +79,7 @@ mm2_status mm2_tokenizer_from_vocabulary(mm2_tokenizer **out, const mm2_vocabula
         return mm2_fail(MM2_E_NOMEM, "no memory for a tokenizer");
     mm2_status status = build(t, v);
     if (!status)
-        status = mm2_tokenizer_set_template(t, NULL, 0);
+        status = mm2_tokenizer_set_template(t, NULL, 0, NULL);
     if (status) {
         mm2_tokenizer_release(t);
         return mm2_fail_in(status, where);

@@ -4,15 +4,13 @@
  * compute is refused by name, never ignored. Not looked at because ids do not depend on them:
  * truncation, padding, the post-processor (it adds tokens of its own; here the caller does that).
  *
- * 99 % of the document are two members, 200,000 words with their ids and as many merges. They are cut
- * out and read by the pull reader, because jansson's tree of them would cost five times as long and
- * 60 MB; the rest goes to jansson, and its tree is gone when the function returns. Both refuse NUL
- * characters and invalid UTF-8, bound their depth, and jansson refuses duplicate keys. */
-#include "base/json.h"
+ * 99 % of the document are two members, 200,000 words with their ids and as many merges. They are
+ * cut out and read by the pull reader; the rest becomes a tree, gone when the function returns.
+ */
+#include "base/json_tree.h"
 #include "base/status.h"
 #include "text/parts.h"
 
-#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -29,25 +27,21 @@ typedef struct span { /* of a member, brackets included; begin NULL: not found *
 typedef struct reader {
     mm2_tokenizer *t;
     const char *json;
-    json_t *root, *model;
+    mm2_json_tree tree; /* of all but vocab and merges */
+    const mm2_value *root, *model;
     span vocab, merges;
     uint8_t *normalized; /* [MM2_MAX_VOCABULARY]: an added token to be found after normalisation */
 } reader;
 
-static int is_null(const json_t *value)
+static const char *type_of(const mm2_value *object)
 {
-    return !value || json_is_null(value);
-}
-
-static const char *type_of(const json_t *object)
-{
-    const char *type = json_string_value(json_object_get(object, "type"));
+    const char *type = mm2_value_text(mm2_value_field(object, "type"));
     return type ? type : "without a type";
 }
 
-static int has_type(const json_t *object, const char *type)
+static int has_type(const mm2_value *object, const char *type)
 {
-    return json_is_object(object) && !strcmp(type_of(object), type);
+    return mm2_value_says(mm2_value_field(object, "type"), type);
 }
 
 static mm2_status unsupported(const char *what, const char *found, const char *want)
@@ -56,17 +50,17 @@ static mm2_status unsupported(const char *what, const char *found, const char *w
 }
 
 /* object[key], 0 or 1; `absent` if there is none. */
-static mm2_status get_flag(const json_t *object, const char *key, int absent, int *value)
+static mm2_status get_flag(const mm2_value *object, const char *key, int absent, int *value)
 {
-    const json_t *found = json_object_get(object, key);
-    *value = found ? json_is_true(found) : absent;
-    if (found && !json_is_boolean(found))
+    const mm2_value *found = mm2_value_field(object, key);
+    *value = absent;
+    if (found && !mm2_value_flag(found, value))
         return mm2_fail(MM2_E_FORMAT, "\"%s\" is not true or false", key);
     return MM2_OK;
 }
 
 /* object[key] must be this flag. */
-static mm2_status require_flag(const json_t *object, const char *key, int absent, int want)
+static mm2_status require_flag(const mm2_value *object, const char *key, int absent, int want)
 {
     int value;
     mm2_status status = get_flag(object, key, absent, &value);
@@ -77,44 +71,43 @@ static mm2_status require_flag(const json_t *object, const char *key, int absent
 
 static mm2_status read_normalizer(reader *r)
 {
-    const json_t *normalizer = json_object_get(r->root, "normalizer"), *list;
-    if (is_null(normalizer))
+    const mm2_value *normalizer = mm2_value_field(r->root, "normalizer"), *list;
+    if (!normalizer)
         return MM2_OK;
-    list = has_type(normalizer, "Sequence") ? json_object_get(normalizer, "normalizers") : NULL;
-    if (list && json_is_array(list) && json_array_size(list) == 0)
+    list = has_type(normalizer, "Sequence") ? mm2_value_field(normalizer, "normalizers") : NULL;
+    if (mm2_value_is(list, MM2_VALUE_ARRAY) && !mm2_value_count(list))
         return MM2_OK;
-    if (list && json_array_size(list) == 1)
-        normalizer = json_array_get(list, 0);
+    if (mm2_value_count(list) == 1)
+        normalizer = mm2_value_item(list, 0);
     if (!has_type(normalizer, "NFC"))
         return unsupported("the normalizer", type_of(normalizer), "NFC or none");
     r->t->nfc = 1;
     return MM2_OK;
 }
 
-static mm2_status read_split(reader *r, const json_t *split)
+static mm2_status read_split(reader *r, const mm2_value *split)
 {
-    const json_t *pattern = json_object_get(json_object_get(split, "pattern"), "Regex");
-    const char *behavior = json_string_value(json_object_get(split, "behavior"));
+    const mm2_value *pattern = mm2_value_field(mm2_value_field(split, "pattern"), "Regex");
+    const char *behavior = mm2_value_text(mm2_value_field(split, "behavior"));
     int invert, isolated = behavior && !strcmp(behavior, "Isolated");
     mm2_status status = get_flag(split, "invert", 0, &invert);
     if (status)
         return status;
-    if (!json_is_string(pattern))
+    if (!mm2_value_is(pattern, MM2_VALUE_STRING))
         return unsupported("the Split pattern", "no regular expression", "\"Regex\"");
     /* With `invert` the gaps count as matches, so that Removed drops the gaps. */
     if (!isolated && !(behavior && !strcmp(behavior, "Removed") && invert))
         return unsupported("the behavior of Split", behavior ? behavior : "absent",
                            "Isolated, or Removed with invert");
-    return mm2_split_new(&r->t->split, json_string_value(pattern),
-                         (int64_t)json_string_length(pattern), isolated);
+    return mm2_split_new(&r->t->split, pattern->text, pattern->size, isolated);
 }
 
 static mm2_status read_pre_tokenizer(reader *r)
 {
-    const json_t *pre = json_object_get(r->root, "pre_tokenizer");
-    const json_t *list = json_object_get(pre, "pretokenizers");
-    const json_t *split = json_array_get(list, 0), *bytes = json_array_get(list, 1);
-    if (!has_type(pre, "Sequence") || json_array_size(list) != 2 || !has_type(split, "Split") ||
+    const mm2_value *pre = mm2_value_field(r->root, "pre_tokenizer");
+    const mm2_value *list = mm2_value_field(pre, "pretokenizers");
+    const mm2_value *split = mm2_value_item(list, 0), *bytes = mm2_value_item(list, 1);
+    if (!has_type(pre, "Sequence") || mm2_value_count(list) != 2 || !has_type(split, "Split") ||
         !has_type(bytes, "ByteLevel"))
         return unsupported("the pre_tokenizer", type_of(pre), "a Sequence of Split and ByteLevel");
     mm2_status status = require_flag(bytes, "add_prefix_space", 1, 0);
@@ -127,29 +120,30 @@ static mm2_status read_settings(reader *r)
 {
     static const char *const empty[] = {"dropout", "continuing_subword_prefix",
                                         "end_of_word_suffix"};
-    const json_t *decoder = json_object_get(r->root, "decoder");
-    r->model = json_object_get(r->root, "model");
+    const mm2_value *decoder = mm2_value_field(r->root, "decoder");
+    r->model = mm2_value_field(r->root, "model");
     if (!has_type(r->model, "BPE"))
         return unsupported("the model", type_of(r->model), "BPE");
     if (!has_type(decoder, "ByteLevel"))
         return unsupported("the decoder", type_of(decoder), "ByteLevel");
     for (int i = 0; i < 3; i++) {
-        const json_t *value = json_object_get(r->model, empty[i]);
-        const char *text = json_string_value(value);
-        if (!is_null(value) && !(text && !*text))
+        const mm2_value *value = mm2_value_field(r->model, empty[i]);
+        if (value && !mm2_value_says(value, ""))
             return unsupported(empty[i], "set", "null");
     }
     return require_flag(r->model, "ignore_merges", 0, 0);
 }
 
-static mm2_status read_added_token(reader *r, const json_t *token)
+static mm2_status read_added_token(reader *r, const mm2_value *token)
 {
     static const char *const off[] = {"single_word", "lstrip", "rstrip"};
-    const json_t *id = json_object_get(token, "id"), *content = json_object_get(token, "content");
-    const char *text = json_string_value(content);
+    const mm2_value *id = mm2_value_field(token, "id"),
+                    *content = mm2_value_field(token, "content");
+    const char *text = mm2_value_text(content);
+    int64_t number;
     int special, normalized;
     mm2_status status = MM2_OK;
-    if (!json_is_integer(id) || !text)
+    if (!mm2_value_integer(id, &number) || !text)
         return mm2_fail(MM2_E_FORMAT, "it has no integer id and no content");
     for (int i = 0; i < 3 && !status; i++)
         status = require_flag(token, off[i], 0, 0);
@@ -161,26 +155,26 @@ static mm2_status read_added_token(reader *r, const json_t *token)
         if ((unsigned char)*p >= 0x80)
             status = unsupported("its content", "normalized and not ASCII", "ASCII");
     if (!status)
-        status = mm2_bpe_add_raw(&r->t->bpe, json_integer_value(id), text,
-                                 (int64_t)json_string_length(content),
+        status = mm2_bpe_add_raw(&r->t->bpe, number, text, content->size,
                                  MM2_TOKEN_ADDED | (special ? MM2_TOKEN_SPECIAL : 0));
     if (!status)
-        r->normalized[json_integer_value(id)] = (uint8_t)normalized;
+        r->normalized[number] = (uint8_t)normalized;
     return status;
 }
 
 static mm2_status read_added_tokens(reader *r)
 {
-    const json_t *list = json_object_get(r->root, "added_tokens");
-    int64_t capacity = r->vocab.end - r->vocab.begin, count = (int64_t)json_array_size(list);
-    if (!is_null(list) && !json_is_array(list))
+    const mm2_value *list = mm2_value_field(r->root, "added_tokens");
+    int64_t capacity = r->vocab.end - r->vocab.begin, i = 0;
+    if (list && !mm2_value_is(list, MM2_VALUE_ARRAY))
         return mm2_fail(MM2_E_FORMAT, "\"added_tokens\" is not a list");
-    for (int64_t i = 0; i < count; i++)
-        capacity += (int64_t)json_string_length(
-            json_object_get(json_array_get(list, (size_t)i), "content"));
+    for (const mm2_value *token = NULL; (token = mm2_value_next(list, token));) {
+        const mm2_value *content = mm2_value_field(token, "content");
+        capacity += mm2_value_text(content) ? content->size : 0;
+    }
     mm2_status status = mm2_bpe_init(&r->t->bpe, capacity);
-    for (int64_t i = 0; i < count && !status; i++) {
-        status = read_added_token(r, json_array_get(list, (size_t)i));
+    for (const mm2_value *token = NULL; !status && (token = mm2_value_next(list, token)); i++) {
+        status = read_added_token(r, token);
         if (status)
             return mm2_fail(status, "added_tokens[%lld]: %s", (long long)i, mm2_status_text());
     }
@@ -329,20 +323,17 @@ static mm2_status parse(reader *r, int64_t length)
 {
     char *rest;
     int64_t rest_length = 0;
-    json_error_t error;
     mm2_status status = locate(r, length);
     if (!status)
         status = cut(r, length, &rest, &rest_length);
     if (status)
         return status;
-    r->root = json_loadb(rest, (size_t)rest_length, JSON_REJECT_DUPLICATES, &error);
+    mm2_json j;
+    mm2_json_begin(&j, "the document", rest, rest_length);
+    status = mm2_json_tree_read(&r->tree, &j);
+    r->root = r->tree.values;
     free(rest);
-    if (!r->root && json_error_code(&error) == json_error_out_of_memory)
-        return mm2_fail(MM2_E_NOMEM, "no memory for a JSON tree of %lld bytes",
-                        (long long)rest_length);
-    if (!r->root)
-        return mm2_fail(MM2_E_FORMAT, "damaged JSON: %s", error.text);
-    return MM2_OK;
+    return status;
 }
 
 static mm2_status build(reader *r, int64_t length)
@@ -369,7 +360,7 @@ static mm2_status build(reader *r, int64_t length)
         status = check_added(&r->t->bpe);
     if (!status)
         status = mm2_tokenizer_finish(r->t, r->normalized);
-    return status ? status : mm2_tokenizer_set_template(r->t, NULL, 0);
+    return status ? status : mm2_tokenizer_set_template(r->t, NULL, 0, NULL);
 }
 
 mm2_status mm2_tokenizer_from_json(mm2_tokenizer **out, const char *json, int64_t length,
@@ -383,7 +374,7 @@ mm2_status mm2_tokenizer_from_json(mm2_tokenizer **out, const char *json, int64_
     r.normalized = calloc(MM2_MAX_VOCABULARY, 1);
     mm2_status status = r.t && r.normalized ? build(&r, length)
                                             : mm2_fail(MM2_E_NOMEM, "no memory for a tokenizer");
-    json_decref(r.root);
+    mm2_json_tree_free(&r.tree);
     free(r.normalized);
     if (status) {
         mm2_tokenizer_release(r.t);

@@ -14,13 +14,13 @@ Batch.__index = Batch
 --- See model:batch.
 function Batch.new(model, sessions)
     local out = ffi.new "mm2_batch *[1]"
-    if lib.mm2_batch_new(out, model:live()) < 0 then
+    if lib.mm2_batch_new(out, model:live(), nil) < 0 then
         return nil, native.message()
     end
     local self = setmetatable({
         ptr = native.wrap(out, "mm2_batch_free"),
         open = ffi.new("int32_t[1]", 1),
-        event = ffi.new "mm2_event",
+        event = native.sized "mm2_event",
         model = model,
         sessions = {}, -- members, in the library's order
     }, Batch)
@@ -57,7 +57,10 @@ end
 
 --- As session:run, for all members; a tap tells its session.
 function Batch:run(ms)
-    local status = check(lib.mm2_batch_run(live(self), args.budget(ms), self.event))
+    local status
+    repeat
+        status = check(lib.mm2_batch_run(live(self), args.budget(ms), self.event))
+    until status ~= lib.MM2_READY
     if status == lib.MM2_TAP then
         return false, trace.tap(self.event, self, self.sessions[self.event.session + 1])
     end

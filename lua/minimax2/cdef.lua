@@ -1,7 +1,7 @@
 -- Generated from csrc/minimax2.h by bindings/gen_cdef.py. Do not edit.
 return [[
 enum {
-    MM2_ABI = 2,
+    MM2_ABI = 3,
     MM2_NUMERICS = 3,
     MM2_MAX_DIMS = 4,
 };
@@ -10,6 +10,7 @@ enum {
     MM2_OK = 0,
     MM2_MORE = 1,
     MM2_TAP = 2,
+    MM2_READY = 3,
     MM2_E_ARG = -1,
     MM2_E_NOMEM = -2,
     MM2_E_IO = -3,
@@ -87,6 +88,7 @@ mm2_status mm2_model_open(mm2_model **out, const char *path, const mm2_model_opt
 void mm2_model_retain(mm2_model *m);
 void mm2_model_release(mm2_model *m);
 typedef struct mm2_config {
+    uint32_t size;
     int32_t num_hidden_layers;
     int32_t hidden_size;
     int32_t num_attention_heads;
@@ -104,7 +106,7 @@ typedef struct mm2_config {
     float rms_norm_eps;
     float routed_scaling_factor;
 } mm2_config;
-void mm2_model_config(const mm2_model *m, mm2_config *out);
+mm2_status mm2_model_config(const mm2_model *m, mm2_config *out);
 const char *mm2_model_info(const mm2_model *m, const char *key);
 int32_t mm2_model_threads(const mm2_model *m);
 int64_t mm2_model_bytes(const mm2_model *m);
@@ -114,14 +116,16 @@ const char *mm2_model_tensor_name(const mm2_model *m, int32_t index);
 mm2_status mm2_model_tensor(const mm2_model *m, const char *name, mm2_tensor *out);
 mm2_status mm2_model_weight(const mm2_model *m, const char *name, int64_t first, int64_t count, float *out, int64_t n);
 typedef struct mm2_limits {
+    uint32_t size;
     int32_t threads;
-    int32_t reserved;
     double plain_read;
     double best_read;
     double int8_ops, bf16_ops, f32_ops;
 } mm2_limits;
 mm2_status mm2_model_limits(mm2_model *m, mm2_limits *out);
 typedef struct mm2_cost {
+    uint32_t size;
+    uint32_t reserved;
     double weight_bytes;
     double kv_bytes;
     double int8_ops, bf16_ops, f32_ops;
@@ -131,11 +135,12 @@ mm2_status mm2_tokenizer_open(mm2_tokenizer **out, const char *path);
 void mm2_tokenizer_release(mm2_tokenizer *t);
 const mm2_tokenizer *mm2_model_tokenizer(const mm2_model *m);
 typedef struct mm2_tokenizer_info {
+    uint32_t size;
     int32_t vocab_size;
     int32_t bos, eos, unk, pad;
     int32_t think_open, think_close;
 } mm2_tokenizer_info;
-void mm2_tokenizer_facts(const mm2_tokenizer *t, mm2_tokenizer_info *out);
+mm2_status mm2_tokenizer_describe(const mm2_tokenizer *t, mm2_tokenizer_info *out);
 enum {
     MM2_SPECIAL = 1,
 };
@@ -145,6 +150,8 @@ const char *mm2_tokenizer_token(const mm2_tokenizer *t, int32_t id, int32_t *len
 int32_t mm2_tokenizer_id(const mm2_tokenizer *t, const char *bytes, int32_t len);
 int32_t mm2_text_complete(const char *bytes, int32_t len);
 typedef struct mm2_message {
+    uint32_t size;
+    uint32_t reserved;
     const char *role;
     const char *content;
     const char *thinking;
@@ -154,6 +161,46 @@ enum {
 };
 int32_t mm2_chat_render(const mm2_tokenizer *t, const mm2_message *messages, int32_t n, int32_t flags, char *out, int32_t cap);
 int32_t mm2_chat_encode(const mm2_tokenizer *t, const mm2_message *messages, int32_t n, int32_t flags, int32_t *ids, int32_t cap);
+int32_t mm2_chat_continue(const mm2_tokenizer *t, const int32_t *timeline, int32_t length, const mm2_message *messages, int32_t n, int32_t flags, int32_t *ids, int32_t cap);
+typedef struct mm2_reply mm2_reply;
+enum {
+    MM2_START_TEXT = 0,
+    MM2_START_THINKING = 1,
+    MM2_START_ANSWER = 2,
+};
+typedef struct mm2_reply_options {
+    uint32_t size;
+    int32_t start;
+    int32_t max_tokens;
+    int32_t end_count, stop_count;
+    int32_t reserved;
+    const int32_t *end_tokens;
+    const char *const *stop;
+    const int32_t *stop_len;
+} mm2_reply_options;
+void mm2_reply_options_init(mm2_reply_options *o);
+enum {
+    MM2_END_NONE = 0,
+    MM2_END_STOP = 1,
+    MM2_END_LENGTH = 2,
+    MM2_END_CONTEXT = 3,
+    MM2_END_CANCELLED = 4,
+};
+typedef struct mm2_piece {
+    uint32_t size;
+    int32_t end;
+    int32_t count;
+    int32_t text_len;
+    int32_t thinking_len;
+    int32_t reserved;
+    const char *text;
+    const char *thinking;
+} mm2_piece;
+mm2_status mm2_reply_new(mm2_reply **out, const mm2_tokenizer *t, const mm2_reply_options *o);
+void mm2_reply_free(mm2_reply *r);
+mm2_status mm2_reply_push(mm2_reply *r, int32_t id, mm2_piece *piece);
+mm2_status mm2_reply_end(mm2_reply *r, int32_t reason, mm2_piece *piece);
+mm2_status mm2_reply_all(mm2_reply *r, mm2_piece *piece);
 typedef struct mm2_session mm2_session;
 typedef struct mm2_session_options {
     uint32_t size;
@@ -163,7 +210,8 @@ typedef struct mm2_session_options {
 } mm2_session_options;
 void mm2_session_options_init(mm2_session_options *o);
 mm2_status mm2_session_new(mm2_session **out, mm2_model *m, const mm2_session_options *o);
-mm2_status mm2_session_free(mm2_session *s);
+mm2_status mm2_session_fork(mm2_session **out, mm2_session *s);
+void mm2_session_free(mm2_session *s);
 mm2_status mm2_session_feed(mm2_session *s, const int32_t *ids, int32_t n);
 enum {
     MM2_POINT_EMBED = 0,
@@ -188,11 +236,11 @@ enum {
 const char *mm2_point_name(int32_t point);
 mm2_status mm2_session_tap(mm2_session *s, int32_t point, int32_t layer, int32_t on);
 typedef struct mm2_event {
+    uint32_t size;
+    int32_t session;
     int64_t done, total;
     int32_t point, layer;
     int32_t first, count;
-    int32_t session;
-    int32_t reserved;
     mm2_tensor tensor;
 } mm2_event;
 mm2_status mm2_session_run(mm2_session *s, int32_t budget_us, mm2_event *event);
@@ -200,14 +248,19 @@ void mm2_session_interrupt(mm2_session *s);
 int32_t mm2_session_context(const mm2_session *s);
 int32_t mm2_session_position(const mm2_session *s);
 int32_t mm2_session_length(const mm2_session *s);
-mm2_status mm2_session_tokens(const mm2_session *s, mm2_tensor *out);
+mm2_status mm2_session_tokens(mm2_session *s, mm2_tensor *out);
 mm2_status mm2_session_rewind(mm2_session *s, int32_t length);
 mm2_status mm2_session_logits(mm2_session *s, mm2_tensor *out);
 mm2_status mm2_session_logprobs(mm2_session *s, const int32_t *ids, int32_t n, float *out);
 mm2_status mm2_session_top(mm2_session *s, int32_t n, int32_t *ids, float *logprobs);
 typedef struct mm2_batch mm2_batch;
-mm2_status mm2_batch_new(mm2_batch **out, mm2_model *m);
-mm2_status mm2_batch_free(mm2_batch *b);
+typedef struct mm2_batch_options {
+    uint32_t size;
+    int32_t rows;
+} mm2_batch_options;
+void mm2_batch_options_init(mm2_batch_options *o);
+mm2_status mm2_batch_new(mm2_batch **out, mm2_model *m, const mm2_batch_options *o);
+void mm2_batch_free(mm2_batch *b);
 mm2_status mm2_batch_add(mm2_batch *b, mm2_session *s);
 mm2_status mm2_batch_remove(mm2_batch *b, mm2_session *s);
 mm2_status mm2_batch_run(mm2_batch *b, int32_t budget_us, mm2_event *event);

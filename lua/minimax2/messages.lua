@@ -29,6 +29,7 @@ function messages.array(turns)
             raise(("%s must be a table { role=, content= }, not %s"):format(where, args.show(turn)))
         end
         args.known(turn, where, known)
+        array[i - 1].size = ffi.sizeof "mm2_message"
         for name in pairs(known) do
             if turn[name] ~= nil then -- what must not be missing, the library says
                 array[i - 1][name] = args.text(turn[name], where .. ": " .. name)

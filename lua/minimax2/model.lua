@@ -62,7 +62,7 @@ local function fields(raw, names)
 end
 
 local function config(ptr)
-    local raw = ffi.new "mm2_config"
+    local raw = native.sized "mm2_config"
     lib.mm2_model_config(ptr, raw)
     local out = fields(raw, config_fields)
     out.use_qk_norm = raw.use_qk_norm ~= 0
@@ -79,7 +79,7 @@ end
 --- See mm.load.
 function Model.load(path, options)
     options = args.known(options, "mm.load", known)
-    local o = ffi.new "mm2_model_options"
+    local o = native.sized "mm2_model_options"
     lib.mm2_model_options_init(o)
     if options.threads ~= nil then
         o.threads = args.int(options.threads, "mm.load: threads")
@@ -292,7 +292,7 @@ end
 --- plain_read and best_read (bytes per second of memory, without and with prefetch), int8_ops, bf16_ops
 --- and f32_ops (operations per second, 2 a multiply-add). Meaningless while the model runs elsewhere.
 function Model:limits()
-    local raw = ffi.new "mm2_limits"
+    local raw = native.sized "mm2_limits"
     check(lib.mm2_model_limits(self:live(), raw))
     return fields(raw, limit_fields)
 end
@@ -303,7 +303,7 @@ end
 function Model:cost(tokens, depth, kv_dtype)
     tokens = tokens == nil and 1 or args.int(tokens, "model:cost: tokens")
     depth = depth == nil and 0 or args.int(depth, "model:cost: depth")
-    local layers, rest = ffi.new "mm2_cost", ffi.new "mm2_cost"
+    local layers, rest = native.sized "mm2_cost", native.sized "mm2_cost"
     check(lib.mm2_model_cost(self:live(), tokens, depth, args.kv_dtype(kv_dtype, "model:cost"), layers,
         rest))
     return fields(layers, cost_fields), fields(rest, cost_fields)

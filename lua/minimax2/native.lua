@@ -81,6 +81,13 @@ function native.check(status)
     return status
 end
 
+--- A struct that begins with its size, zero but for that.
+function native.sized(name)
+    local struct = ffi.new(name)
+    struct.size = ffi.sizeof(name)
+    return struct
+end
+
 --- An owned object, from the out-parameter that received it. `release` names the library's
 --- function that the collector will call; it is looked up through `lib`, which keeps it mapped.
 function native.wrap(out, release)

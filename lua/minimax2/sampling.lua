@@ -42,7 +42,7 @@ end
 --- See mm.sampler. Options are known to be spelled right.
 function Sampler.new(model, options, where)
     options = options or {}
-    local o = ffi.new "mm2_sampling"
+    local o = native.sized "mm2_sampling"
     local ptr = model:live()
     lib.mm2_sampling_init(o, ptr)
     local seed = options.seed == nil and fresh_seed() or options.seed

@@ -39,7 +39,7 @@ local known = { context = true, kv_dtype = true, chunk = true }
 --- See model:session.
 function Session.new(model, options, where)
     options = args.known(options, where, known)
-    local o = ffi.new "mm2_session_options"
+    local o = native.sized "mm2_session_options"
     lib.mm2_session_options_init(o)
     if options.context ~= nil then
         o.context = args.int(options.context, where .. ": context")
@@ -55,7 +55,7 @@ function Session.new(model, options, where)
     return setmetatable({
         ptr = native.wrap(out, "mm2_session_free"),
         open = ffi.new("int32_t[1]", 1),
-        event = ffi.new "mm2_event",
+        event = native.sized "mm2_event",
         model = model,
         taps = {}, -- [point * layers + layer] = true: those that the script switched on
     }, metatable)

@@ -19,7 +19,8 @@ local char_array = ffi.typeof "char[?]"
 local function new(ptr, open, owner)
     local self = setmetatable({ ptr = ptr, open = open, owner = owner }, Tokenizer)
     local facts = ffi.new "mm2_tokenizer_info"
-    lib.mm2_tokenizer_facts(ptr, facts)
+    facts.size = ffi.sizeof(facts)
+    check(lib.mm2_tokenizer_describe(ptr, facts))
     self.vocab_size = facts.vocab_size
     for _, name in ipairs { "bos", "eos", "unk", "pad", "think_open", "think_close" } do
         self[name] = facts[name] >= 0 and facts[name] or nil

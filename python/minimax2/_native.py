@@ -47,6 +47,11 @@ def _text(chars: Any) -> str | None:
     return None if chars == ffi.NULL else _string(chars)
 
 
+def _sized(name: str) -> Any:
+    """A struct that begins with its size, zero but for that."""
+    return ffi.new(f"{name} *", {"size": ffi.sizeof(name)})
+
+
 def check(status: int) -> int:
     """A status or count of the library; a negative one is raised with its sentence."""
     if status < 0:
@@ -196,10 +201,10 @@ def _kv_dtype(name: Any, model: Owned) -> int:
     return choice(name, "kv_dtype", {word: DTYPES[word] for word in ("bf16", "f32")})
 
 
-def _fields(struct: Any, leave: Sequence[str] = ()) -> dict[str, Any]:
-    """The fields of a C struct as a dict."""
+def _fields(struct: Any) -> dict[str, Any]:
+    """The fields of a C struct as a dict, its size left out."""
     return {name: getattr(struct, name) for name, _ in ffi.typeof(struct).item.fields
-            if name not in leave}
+            if name not in ("size", "reserved")}
 
 
 # ---- Model ----
@@ -207,7 +212,7 @@ def _fields(struct: Any, leave: Sequence[str] = ()) -> dict[str, Any]:
 
 def model_open(path: Any, threads: Any, writable: Any, isa: Any, precision: Any) -> Owned:
     """An opened checkpoint. threads None: all cores; isa None: the best."""
-    options = ffi.new("mm2_model_options *")
+    options = _sized("mm2_model_options")
     lib.mm2_model_options_init(options)
     options.flags = lib.MM2_WRITABLE if writable else 0
     options.threads = 0 if threads is None else integer(threads, "threads", 1)
@@ -220,8 +225,8 @@ def model_open(path: Any, threads: Any, writable: Any, isa: Any, precision: Any)
 
 def model_config(model: Owned) -> dict[str, Any]:
     """The fields of mm2_config as a dict."""
-    config = ffi.new("mm2_config *")
-    lib.mm2_model_config(model.pointer, config)
+    config = _sized("mm2_config")
+    check(lib.mm2_model_config(model.pointer, config))
     return _fields(config)
 
 
@@ -273,15 +278,15 @@ def model_weight(model: Owned, name: Any, first: Any, count: Any) -> Tensor:
 
 def model_limits(model: Owned) -> dict[str, Any]:
     """The fields of mm2_limits as a dict, measured now."""
-    limits = ffi.new("mm2_limits *")
+    limits = _sized("mm2_limits")
     check(lib.mm2_model_limits(model.pointer, limits))
-    return _fields(limits, ("reserved",))
+    return _fields(limits)
 
 
 def model_cost(model: Owned, tokens: Any, depth: Any,
                kv_dtype: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The fields of mm2_cost as dicts, of all layers and of the rest."""
-    layers, rest = ffi.new("mm2_cost *"), ffi.new("mm2_cost *")
+    layers, rest = _sized("mm2_cost"), _sized("mm2_cost")
     check(lib.mm2_model_cost(model.pointer, integer(tokens, "tokens"), integer(depth, "depth"),
                              _kv_dtype(kv_dtype, model), layers, rest))
     return _fields(layers), _fields(rest)
@@ -307,8 +312,8 @@ def model_tokenizer(model: Owned) -> Owned:
 
 def tokenizer_facts(tokenizer: Owned) -> dict[str, int]:
     """The fields of mm2_tokenizer_info as a dict."""
-    facts = ffi.new("mm2_tokenizer_info *")
-    lib.mm2_tokenizer_facts(tokenizer.pointer, facts)
+    facts = _sized("mm2_tokenizer_info")
+    check(lib.mm2_tokenizer_describe(tokenizer.pointer, facts))
     return _fields(facts)
 
 
@@ -362,6 +367,7 @@ def _messages(messages: Any) -> tuple[Any, int, list[Any]]:
     keep: list[Any] = []
     array = ffi.new("mm2_message[]", len(messages))
     for turn, message in zip(array, messages):
+        turn.size = ffi.sizeof(turn)
         unknown = set(message) - {"role", "content", "thinking"}
         if unknown or "role" not in message:
             raise ArgumentError("a message is a dict of role, content and, for the assistant, "
@@ -397,13 +403,20 @@ def chat_encode(tokenizer: Owned, messages: Any, generation_prompt: bool) -> lis
 
 def session_new(model: Owned, context: Any, kv_dtype: Any, chunk: Any) -> Owned:
     """A timeline; zeros mean the library's defaults."""
-    options = ffi.new("mm2_session_options *")
+    options = _sized("mm2_session_options")
     lib.mm2_session_options_init(options)
     options.context = 0 if context is None else integer(context, "context", 1)
     options.chunk = 0 if chunk is None else integer(chunk, "chunk", 1)
     options.kv_dtype = _kv_dtype(kv_dtype, model)
     out = ffi.new("mm2_session **")
     check(lib.mm2_session_new(out, model.pointer, options))
+    return _owned("session", out)
+
+
+def session_fork(session: Owned) -> Owned:
+    """A second timeline that shares what the first has evaluated."""
+    out = ffi.new("mm2_session **")
+    check(lib.mm2_session_fork(out, session.pointer))
     return _owned("session", out)
 
 
@@ -419,20 +432,21 @@ def session_tap(session: Owned, point: int, layer: int, on: bool) -> None:
 
 def new_event() -> Any:
     """Room for what a run ends with."""
-    return ffi.new("mm2_event *")
+    return _sized("mm2_event")
 
 
 def _run(step: Callable[[Any, int, Any], int], handle: Owned, event: Any,
          seconds: float | None) -> bool:
     """Runs in slices: True when caught up or at a tap, False when `seconds` are over."""
+    unfinished = (lib.MM2_MORE, lib.MM2_READY)
     if seconds is None:
-        while check(step(handle.pointer, SLICE, event)) == lib.MM2_MORE:
+        while check(step(handle.pointer, SLICE, event)) in unfinished:
             pass
         return True
     deadline = time.monotonic() + seconds
     while True:
         left = (deadline - time.monotonic()) * 1e6
-        if check(step(handle.pointer, int(max(1, min(SLICE, left))), event)) != lib.MM2_MORE:
+        if check(step(handle.pointer, int(max(1, min(SLICE, left))), event)) not in unfinished:
             return True
         if time.monotonic() >= deadline:
             return False
@@ -519,10 +533,14 @@ def session_top(session: Owned, n: Any, vocab_size: int) -> list[tuple[int, floa
 # ---- Batch ----
 
 
-def batch_new(model: Owned) -> Owned:
-    """An empty batch."""
+def batch_new(model: Owned, rows: Any = None) -> Owned:
+    """An empty batch; rows: tokens of all members that go through the layers together."""
+    options = _sized("mm2_batch_options")
+    lib.mm2_batch_options_init(options)
+    if rows is not None:
+        options.rows = integer(rows, "rows", 1)
     out = ffi.new("mm2_batch **")
-    check(lib.mm2_batch_new(out, model.pointer))
+    check(lib.mm2_batch_new(out, model.pointer, options))
     return _owned("batch", out)
 
 
@@ -546,7 +564,7 @@ _WHOLE = {name: _RANGES[cname] for name, cname in _SAMPLING.items() if cname in 
 
 def sampling(model: Owned, changes: Mapping[str, Any]) -> Any:
     """The model's sampling defaults with changes, as an mm2_sampling."""
-    out = ffi.new("mm2_sampling *")
+    out = _sized("mm2_sampling")
     lib.mm2_sampling_init(out, model.pointer)
     for name, value in changes.items():
         if name in _WHOLE:

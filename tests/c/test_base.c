@@ -8,10 +8,14 @@
 #include <cmocka.h>
 
 #include "base/file.h"
+#include "base/json_tree.h"
 #include "base/pool.h"
 #include "base/status.h"
 #include "base/strmap.h"
 
+#include <limits.h>
+#include <malloc.h>
+#include <math.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
@@ -118,6 +122,16 @@ static void a_file_is_mapped_and_odd_ones_are_refused(void **state)
     assert_non_null(strstr(mm2_error(), path));
     assert_int_equal(0, mkfifo(path, 0600));
     assert_int_equal(MM2_E_IO, mm2_file_open(&file, path, 0));
+    assert_int_equal(1, mm2_file_exists(path));
+    unlink(path);
+    assert_int_equal(0, mm2_file_exists(path));
+    assert_int_equal(0, symlink("nowhere", path));
+    assert_int_equal(MM2_E_IO, mm2_file_exists(path));
+    assert_non_null(strstr(mm2_error(), "is a link to a file that does not exist"));
+    unlink(path);
+    assert_int_equal(0, symlink("data", path));
+    assert_int_equal(MM2_E_IO, mm2_file_exists(path));
+    assert_non_null(strstr(mm2_error(), "Too many levels of symbolic links"));
     unlink(path);
     rmdir(dir);
     const char *bad[] = {"../x", "/etc/passwd", "a/b", "", ".", ".."};
@@ -126,6 +140,229 @@ static void a_file_is_mapped_and_odd_ones_are_refused(void **state)
     assert_int_equal(MM2_OK, mm2_file_join(&joined, "d", "x.gguf", "shard"));
     assert_string_equal("d/x.gguf", joined);
     free(joined);
+}
+
+/* ---- JSON ---- */
+
+static mm2_status read_tree(mm2_json_tree *t, const char *text)
+{
+    mm2_json j;
+    mm2_json_begin(&j, "x.json", text, (int64_t)strlen(text));
+    mm2_status status = mm2_json_tree_read(t, &j);
+    return status ? status : mm2_json_end(&j);
+}
+
+static void a_tree_is_looked_up_by_name_and_by_place(void **state)
+{
+    mm2_json_tree t;
+    int32_t flag = -1;
+    int64_t number;
+    assert_int_equal(read_tree(&t, " {\"a\": [1, [2, {\"a\": 3}], \"x\\u00e9\\n\", []],\n"
+                                   "\"none\": null, \"yes\": true, \"no\": false, \"\": {}, "
+                                   "\"deep\": {\"a\": {\"b\": \"found\"}}} "),
+                     MM2_OK);
+    const mm2_value *root = t.values, *list = mm2_value_field(root, "a");
+    assert_string_equal(mm2_value_kind(root), "an object");
+    assert_int_equal(mm2_value_count(list), 4);
+    assert_int_equal(mm2_value_count(root), 0);
+    assert_string_equal(mm2_value_text(mm2_value_item(list, 2)), "x\xc3\xa9\n");
+    assert_int_equal(mm2_value_item(list, 2)->size, 4);
+    assert_true(mm2_value_integer(mm2_value_field(mm2_value_item(mm2_value_item(list, 1), 1), "a"),
+                                  &number));
+    assert_int_equal(number, 3);
+    assert_string_equal(mm2_value_kind(mm2_value_item(list, 3)), "an array");
+    assert_null(mm2_value_item(list, 4));
+    assert_null(mm2_value_next(mm2_value_item(list, 3), NULL));
+    int items = 0;
+    for (const mm2_value *item = NULL; (item = mm2_value_next(list, item));)
+        items++;
+    assert_int_equal(items, 4);
+    assert_null(mm2_value_field(root, "none"));
+    assert_null(mm2_value_field(root, "b"));
+    assert_null(mm2_value_field(list, "a"));
+    assert_null(mm2_value_field(NULL, "a"));
+    assert_null(mm2_value_text(mm2_value_item(list, 0)));
+    assert_string_equal(mm2_value_kind(NULL), "nothing");
+    assert_true(mm2_value_flag(mm2_value_field(root, "yes"), &flag) && flag == 1);
+    assert_true(mm2_value_flag(mm2_value_field(root, "no"), &flag) && flag == 0);
+    assert_false(mm2_value_flag(list, &flag));
+    const mm2_value *deep = mm2_value_field(mm2_value_field(root, "deep"), "a");
+    assert_true(mm2_value_says(mm2_value_field(deep, "b"), "found"));
+    assert_false(mm2_value_says(mm2_value_field(deep, "b"), "foun"));
+    mm2_json_tree_free(&t);
+    mm2_json_tree_free(&t);
+}
+
+static void check_double(const char *text)
+{
+    mm2_json_tree t;
+    double value = -1;
+    assert_int_equal(read_tree(&t, text), MM2_OK);
+    assert_true(mm2_value_number(t.values, &value));
+    double expected = strtod(text, NULL), next = nextafter(expected, INFINITY) - expected;
+    int is_exact =
+        strlen(text) < 16 && (!expected || (fabs(expected) > 1e-7 && fabs(expected) < 1e22));
+    if (fabs(value - expected) > next || (is_exact && value != expected)) {
+        print_message("%s: %.17g\n", text, value);
+        fail();
+    }
+    mm2_json_tree_free(&t);
+}
+
+static void numbers_are_text_until_they_are_asked_for(void **state)
+{
+    static const char *const numbers[] = {"0",
+                                          "-0",
+                                          "-0.0",
+                                          "1",
+                                          "-1",
+                                          "1e-06",
+                                          "1E+22",
+                                          "0.95",
+                                          "5000000.0",
+                                          "1e-5",
+                                          "123456.789",
+                                          "0.30000000000000004",
+                                          "9007199254740993",
+                                          "18446744073709551615",
+                                          "1e300",
+                                          "1e-300",
+                                          "2.2250738585072014e-308",
+                                          "1.7976931348623157e308",
+                                          "5e-324",
+                                          "1e-400",
+                                          "0e99999999999",
+                                          "100000000000000000000000000000000000000000",
+                                          "0.00000000000000000000000000000000000001",
+                                          "1000000000000000019884624838656",
+                                          "123456789012345678901234567890e-29"};
+    static const char *const whole[] = {"0", "-0", "9223372036854775807", "-9223372036854775808"};
+    static const char *const no_whole[] = {"1.0",
+                                           "1e3",
+                                           "9223372036854775808",
+                                           "NaN",
+                                           "-Infinity",
+                                           "-9223372036854775809",
+                                           "1000000000000000019884624838656"};
+    static const char *const no_double[] = {"1e309", "-1e309",   "1e99999999999999999999",
+                                            "NaN",   "Infinity", "-Infinity",
+                                            "\"1\"", "[1]",      "null"};
+    mm2_json_tree t;
+    double value;
+    int64_t number;
+    char text[64];
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        check_double(numbers[i]);
+    for (int i = 0; i < 20000; i++) {
+        snprintf(text, sizeof text, "%.*g", 1 + i % 17, ldexp(rand() * 1e-3 + 1, i % 600 - 300));
+        check_double(text);
+    }
+    for (size_t i = 0; i < sizeof whole / sizeof *whole; i++) {
+        assert_int_equal(read_tree(&t, whole[i]), MM2_OK);
+        assert_true(mm2_value_integer(t.values, &number));
+        assert_int_equal(number, strtoll(whole[i], NULL, 10));
+        mm2_json_tree_free(&t);
+    }
+    for (size_t i = 0; i < sizeof no_whole / sizeof *no_whole; i++) {
+        assert_int_equal(read_tree(&t, no_whole[i]), MM2_OK);
+        assert_false(mm2_value_integer(t.values, &number));
+        mm2_json_tree_free(&t);
+    }
+    for (size_t i = 0; i < sizeof no_double / sizeof *no_double; i++) {
+        assert_int_equal(read_tree(&t, no_double[i]), MM2_OK);
+        assert_false(mm2_value_number(t.values, &value));
+        mm2_json_tree_free(&t);
+    }
+}
+
+static void a_tree_refuses_what_is_not_json(void **state)
+{
+    static const struct {
+        const char *text, *words;
+    } cases[] = {
+        {"", "line 1, JSON byte 0: expected a value, found the end"},
+        {"{\n\"a\": 1,\n}", "line 3, JSON byte 10: expected a string, found }"},
+        {"[1,]", "expected a value, found ]"},
+        {"{\"a\": [{\"b\": 1, \"c\": 2, \"b\": 3}]}", "the key \"b\" appears twice in one object"},
+        {"{\"a\": 1, \"\\u0061\": 1}", "the key \"a\" appears twice in one object"},
+        {"[tru]", "a value"},
+        {"[nul]", "a value"},
+        {"[+1]", "a value"},
+        {"[01]", "a value"},
+        {"[-]", "a value"},
+        {"[.5]", "a value"},
+        {"[1.]", "a value"},
+        {"[1e]", "a value"},
+        {"[1e+]", "a value"},
+        {"[-01]", "a value"},
+        {"[nan]", "a value"},
+        {"[1 2]", "a comma or ]"},
+        {"[0x10]", "a comma or ]"},
+        {"[truefalse]", "a comma or ]"},
+        {"\"\\x\"", "an escape"},
+        {"{1: 2}", "a string"},
+        {"{\"a\" 2}", "a colon"},
+        {"[1}", "a comma or ]"},
+        {"{} {}", "nothing more"},
+        {"[\"a", "a closing quote"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        mm2_json_tree t;
+        assert_int_equal(read_tree(&t, cases[i].text), MM2_E_FORMAT);
+        if (!strstr(mm2_status_text(), cases[i].words))
+            fail_msg("%s: %s", cases[i].text, mm2_status_text());
+        assert_ptr_equal(strstr(mm2_status_text(), "x.json: "), mm2_status_text());
+        mm2_json_tree_free(&t);
+    }
+}
+
+enum { BOMB = 300000 };
+
+static void *read_deep_tree(void *text)
+{
+    mm2_json_tree t;
+    for (int depth = 64; depth <= BOMB; depth += BOMB - 64) {
+        memset(text, '[', (size_t)depth);
+        memset((char *)text + depth, ']', (size_t)depth);
+        ((char *)text)[2 * depth] = 0;
+        assert_int_equal(read_tree(&t, text), depth == 64 ? MM2_OK : MM2_E_FORMAT);
+        mm2_json_tree_free(&t);
+    }
+    return NULL;
+}
+
+static void a_tree_is_small_beside_its_text_and_deep_ones_need_no_stack(void **state)
+{
+    char *text = malloc(4 * BOMB);
+    mm2_json_tree t;
+    pthread_attr_t small;
+    pthread_t thread;
+    pthread_attr_init(&small);
+    pthread_attr_setstacksize(&small, PTHREAD_STACK_MIN < 65536 ? 65536 : PTHREAD_STACK_MIN);
+    assert_int_equal(pthread_create(&thread, &small, read_deep_tree, text), 0);
+    pthread_join(thread, NULL);
+    pthread_attr_destroy(&small);
+
+    strcpy(text, "[0");
+    for (int i = 2; i < BOMB; i += 2)
+        memcpy(text + i, ",0", 3);
+    strcat(text, "]");
+    assert_int_equal(read_tree(&t, text), MM2_OK);
+    assert_int_equal(mm2_value_count(t.values), BOMB / 2);
+    assert_in_range(malloc_usable_size(t.values), 0, 8 * BOMB + 5000);
+    assert_in_range(malloc_usable_size(t.texts), 0, BOMB + 5000);
+    mm2_json_tree_free(&t);
+
+    char *end = text + sprintf(text, "{\"k\":0");
+    for (int i = 0; i < BOMB / 12; i++)
+        end += sprintf(end, ",\"%d\":0", i * 7919 % (BOMB / 12)); /* all different */
+    strcpy(end, "}");
+    assert_int_equal(read_tree(&t, text), MM2_OK);
+    assert_non_null(mm2_value_field(t.values, "24999"));
+    mm2_json_tree_free(&t);
+    strcpy(end, ",\"17\":0}");
+    assert_int_equal(read_tree(&t, text), MM2_E_FORMAT);
+    free(text);
 }
 
 /* ---- pool ---- */
@@ -350,6 +587,10 @@ int main(void)
         cmocka_unit_test(a_sentence_belongs_to_its_thread),
         cmocka_unit_test(a_map_finds_what_was_added_and_refuses_duplicates),
         cmocka_unit_test(a_file_is_mapped_and_odd_ones_are_refused),
+        cmocka_unit_test(a_tree_is_looked_up_by_name_and_by_place),
+        cmocka_unit_test(numbers_are_text_until_they_are_asked_for),
+        cmocka_unit_test(a_tree_refuses_what_is_not_json),
+        cmocka_unit_test(a_tree_is_small_beside_its_text_and_deep_ones_need_no_stack),
         cmocka_unit_test(every_unit_is_run_once),
         cmocka_unit_test(units_done_are_a_prefix_of_each_node),
         cmocka_unit_test(callers_may_share_a_pool),

@@ -147,13 +147,13 @@ static void any_value_is_skipped_to_a_depth(void **state)
         mm2_json j = begin(bad[i]);
         assert_int_equal(MM2_E_FORMAT, mm2_json_skip(&j));
     }
-    char deep[128];
-    for (int depth = 32; depth <= 33; depth++) {
+    char deep[2 * MM2_JSON_DEPTH + 3];
+    for (int depth = MM2_JSON_DEPTH; depth <= MM2_JSON_DEPTH + 1; depth++) {
         memset(deep, '[', (size_t)depth);
         memset(deep + depth, ']', (size_t)depth);
         deep[2 * depth] = 0;
         mm2_json j = begin(deep);
-        assert_int_equal(depth == 32 ? MM2_OK : MM2_E_FORMAT, mm2_json_skip(&j));
+        assert_int_equal(depth == MM2_JSON_DEPTH ? MM2_OK : MM2_E_FORMAT, mm2_json_skip(&j));
     }
 }
 

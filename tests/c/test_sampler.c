@@ -32,7 +32,7 @@ static int setup(void **state)
 
 static mm2_sampling off(void)
 {
-    mm2_sampling o;
+    mm2_sampling o = {.size = sizeof o};
     mm2_sampling_init(&o, NULL);
     o.top_k = 0;
     o.top_p = 1;
@@ -108,7 +108,7 @@ static void generator_gives_published_values(void **state)
 static void defaults_come_from_the_checkpoint(void **state)
 {
     (void)state;
-    mm2_sampling o;
+    mm2_sampling o = {.size = sizeof o};
     memset(&o, 0xff, sizeof o);
     mm2_sampling_init(&o, NULL);
     assert_int_equal(o.size, sizeof o);
@@ -124,7 +124,7 @@ static void defaults_come_from_the_checkpoint(void **state)
 static void every_field_has_its_range(void **state)
 {
     (void)state;
-    mm2_sampling o;
+    mm2_sampling o = {.size = sizeof o};
 #define BAD(field, value)                                                                          \
     o = off();                                                                                     \
     o.field = value;                                                                               \
@@ -457,7 +457,7 @@ static void infinities_and_nan(void **state)
 {
     (void)state;
     static float x[VOCAB], before[VOCAB];
-    mm2_sampling o;
+    mm2_sampling o = {.size = sizeof o};
     mm2_sampling_init(&o, NULL);
     o.repetition_penalty = 1.2f;
     mm2_sampler *p = make(o);

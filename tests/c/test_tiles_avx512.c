@@ -248,7 +248,7 @@ static void test_pass(void **state)
 {
     (void)state;
     enum { PROMPT = 75 };
-    mm2_model_options options;
+    mm2_model_options options = {.size = sizeof options};
     mm2_model *m;
     int32_t ids[PROMPT];
     float *expected = NULL;

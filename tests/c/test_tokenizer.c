@@ -257,9 +257,9 @@ static void tokens_and_ids(void **state)
 {
     (void)state;
     mm2_tokenizer *t = make(&(parts){0});
-    mm2_tokenizer_info facts;
+    mm2_tokenizer_info facts = {.size = sizeof facts};
     int32_t length;
-    mm2_tokenizer_facts(t, &facts);
+    assert_int_equal(mm2_tokenizer_describe(t, &facts), MM2_OK);
     assert_int_equal(facts.vocab_size, 303);
     assert_int_equal(facts.eos, 300);
     assert_int_equal(facts.think_open, 301);
@@ -275,12 +275,12 @@ static void tokens_and_ids(void **state)
     assert_int_equal(mm2_tokenizer_id(t, "<think", 6), -1);
     assert_int_equal(mm2_tokenizer_id(t, "", 0), -1);
     assert_int_equal(mm2_tokenizer_set_ids(t, 'B', -1, 2, 3), MM2_OK);
-    mm2_tokenizer_facts(t, &facts);
+    assert_int_equal(mm2_tokenizer_describe(t, &facts), MM2_OK);
     assert_int_equal(facts.bos, 'B');
     assert_int_equal(facts.eos, 300);
     assert_int_equal(facts.pad, 3);
     assert_int_equal(mm2_tokenizer_set_ids(t, 5, 303, 2, 3), MM2_E_FORMAT);
-    mm2_tokenizer_facts(t, &facts);
+    assert_int_equal(mm2_tokenizer_describe(t, &facts), MM2_OK);
     assert_int_equal(facts.bos, 'B');
     mm2_tokenizer_release(t);
     mm2_tokenizer_release(NULL);
@@ -356,14 +356,15 @@ static void splits_as_the_family_does(void **state)
          "a"}, /* U+0897: a mark since Unicode 16 */
     };
     mm2_split *s;
+    int64_t steps = MILLION;
     assert_int_equal(mm2_split_new(&s, mm2_split_family, (int64_t)strlen(mm2_split_family), 1), 0);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         mm2_pieces walk;
         char joined[256] = "";
         const char *piece;
         int64_t n;
-        assert_int_equal(mm2_pieces_begin(&walk, s, cases[i].text, (int64_t)strlen(cases[i].text)),
-                         0);
+        assert_int_equal(
+            mm2_pieces_begin(&walk, s, cases[i].text, (int64_t)strlen(cases[i].text), &steps), 0);
         while (mm2_pieces_next(&walk, &piece, &n) > 0) {
             if (*joined)
                 strcat(joined, "|");
@@ -408,7 +409,7 @@ static void t1_ids(void **state)
         {",\"ab\":18446744073709551616", "below 2^63"},
         {",\"ab\":256.0", "whole number"},
         {",\"ab\":1e3", "whole number"},
-        {",\"ab\":007", "whole number"},
+        {",\"ab\":007", "a value"},
         {",\"ab\":\"256\"", "whole number"},
         {",\"ab\":null", "whole number"},
         {",\"ab\":256,\"ab\":257", "the same"},
@@ -619,6 +620,143 @@ static void t6_patterns(void **state)
     mm2_tokenizer_release(t);
 }
 
+static char *repeat(const char *piece, int64_t length)
+{
+    char *out = malloc((size_t)length + 1);
+    int64_t size = (int64_t)strlen(piece);
+    for (int64_t i = 0; i < length; i++)
+        out[i] = piece[i % size];
+    out[length] = 0;
+    return out;
+}
+
+/* Encoding fails as too costly before it has come far. */
+static void expect_costly(const mm2_tokenizer *t, const char *text, int64_t length, int64_t far)
+{
+    assert_int_equal(mm2_tokenizer_encode(t, text, (int32_t)length, MM2_SPECIAL, NULL, 0),
+                     MM2_E_UNSUPPORTED);
+    const char *at = strstr(mm2_status_text(), "at byte ");
+    assert_non_null(strstr(mm2_status_text(), "too costly"));
+    assert_non_null(at);
+    assert_in_range(atoll(at + 8), 0, far);
+}
+
+/* A pattern that looks ahead to the end of the text at every byte is quadratic: the steps of all
+ * matches count together, and those of all stretches between added tokens. */
+static void t16_quadratic_patterns(void **state)
+{
+    (void)state;
+    enum { LONG = 200000, SHORT = 400 };
+    static const char *const patterns[] = {"a(?![^b]*b)", "a(?=[^b]*|c)", "a(?!a*b)"};
+    char split[512];
+    int32_t ids[LONG];
+    for (size_t i = 0; i < sizeof patterns / sizeof *patterns; i++) {
+        snprintf(split, sizeof split, FAMILY_SPLIT, patterns[i]);
+        mm2_tokenizer *t = make(&(parts){
+            .split = split, .added = "[{\"id\":300,\"content\":\"<x>\",\"special\":true}]"});
+        char *text = repeat("a", LONG);
+        expect_costly(t, text, LONG, LONG / 2);
+        assert_int_equal(mm2_tokenizer_encode(t, text, 1000, 0, ids, LONG), 1000);
+        for (int stretch = 0; (stretch + 1) * (SHORT + 3) < LONG; stretch++)
+            memcpy(text + stretch * (SHORT + 3) + SHORT, "<x>", 3);
+        assert_int_equal(mm2_tokenizer_encode(t, text, LONG, MM2_SPECIAL, ids, LONG),
+                         MM2_E_UNSUPPORTED);
+        free(text);
+        mm2_tokenizer_release(t);
+    }
+}
+
+/* The family's pattern costs few steps a byte whatever the text: it is not counted, and a spelling of
+ * it that is counted gives the same ids. */
+static void t17_the_familys_pattern_is_linear(void **state)
+{
+    (void)state;
+    enum { LONG = 300000, IDS = 3 * LONG };
+    static const char *const pieces[] = {"a",
+                                         "A",
+                                         " ",
+                                         "\n",
+                                         "!",
+                                         "/",
+                                         "7",
+                                         "a ",
+                                         " a",
+                                         "A a",
+                                         "aA",
+                                         "A\xcc\x81",
+                                         "\xcc\x81",
+                                         "  \n",
+                                         "\n ",
+                                         "'s",
+                                         "'S'",
+                                         "!a",
+                                         "\xe4\xb8\x80",
+                                         "\xe4\xb8\x80"
+                                         "A",
+                                         "A\xe4\xb8\x80",
+                                         " !",
+                                         "!/\n",
+                                         "7 ",
+                                         "7a",
+                                         "7!"};
+    char escaped[1024], spelled[1200], *to = escaped;
+    for (const char *p = mm2_split_family; *p; *to++ = *p++)
+        if (*p == '\\')
+            *to++ = '\\';
+    *to = 0;
+    snprintf(spelled, sizeof spelled, FAMILY_SPLIT, "");
+    char *hole = strstr(spelled, "\"Regex\":\"") + 9;
+    memmove(hole + strlen(escaped) + 4, hole, strlen(hole) + 1);
+    memcpy(hole, "(?:", 3);
+    memcpy(hole + 3, escaped, strlen(escaped));
+    hole[3 + strlen(escaped)] = ')';
+    mm2_tokenizer *counted = make(&(parts){.split = spelled}), *plain = make(&(parts){0});
+    int32_t *one = malloc(IDS * sizeof *one), *two = malloc(IDS * sizeof *two);
+    for (size_t i = 0; i < sizeof pieces / sizeof *pieces; i++) {
+        char *text = repeat(pieces[i], LONG);
+        text[LONG - 1] = 'a';
+        text[LONG - 2] = text[LONG - 3] = ' '; /* no broken character */
+        int32_t n = mm2_tokenizer_encode(counted, text, LONG, 0, one, IDS);
+        assert_in_range(n, 1, IDS);
+        assert_int_equal(mm2_tokenizer_encode(plain, text, LONG, 0, two, IDS), n);
+        assert_memory_equal(one, two, (size_t)n * sizeof *one);
+        free(text);
+    }
+    free(one);
+    free(two);
+    mm2_tokenizer_release(counted);
+    mm2_tokenizer_release(plain);
+}
+
+/* Added tokens that go on like the text for long and then do not. */
+static void t18_added_tokens_with_long_beginnings(void **state)
+{
+    (void)state;
+    enum { LONG = 300000, TOKENS = 500 };
+    char *list = NULL;
+    size_t size;
+    FILE *f = open_memstream(&list, &size);
+    for (int i = 0; i < TOKENS; i++) {
+        char *run = repeat("a", 500 + i);
+        fprintf(f, "%s{\"id\":%d,\"content\":\"%sz\",\"special\":true}", i ? "," : "[", 300 + i,
+                run);
+        free(run);
+    }
+    fputc(']', f);
+    fclose(f);
+    mm2_tokenizer *t = make(&(parts){.added = list});
+    char *text = repeat("a", LONG);
+    int32_t ids[2];
+    expect_costly(t, text, LONG, LONG / 2);
+    assert_in_range(mm2_tokenizer_encode(t, text, LONG, 0, NULL, 0), 1, LONG);
+    text[509] = 'z';
+    assert_int_equal(mm2_tokenizer_encode(t, text, 510, MM2_SPECIAL, ids, 2), 1);
+    assert_int_equal(ids[0], 309);
+    free(text);
+    free(list);
+    mm2_tokenizer_release(t);
+}
+
 static void t7_nesting(void **state)
 {
     (void)state;
@@ -660,8 +798,8 @@ static void t8_unknown_components(void **state)
     refuse(&(parts){.settings = "\"dropout\":0.1,"}, MM2_E_UNSUPPORTED, "dropout");
     refuse(&(parts){.settings = "\"end_of_word_suffix\":\"</w>\","}, MM2_E_UNSUPPORTED,
            "end_of_word_suffix");
-    refuse(&(parts){.settings = "\"type\":\"BPE\","}, MM2_E_FORMAT, "duplicate");
-    refuse(&(parts){.settings = "\"vocab\":{},"}, MM2_E_FORMAT, "duplicate");
+    refuse(&(parts){.settings = "\"type\":\"BPE\","}, MM2_E_FORMAT, "\"type\" appears twice");
+    refuse(&(parts){.settings = "\"vocab\":{},"}, MM2_E_FORMAT, "\"vocab\" appears twice");
     refuse_text("{\"model\":{\"type\":\"Unigram\"}}", 28, MM2_E_UNSUPPORTED, "Unigram");
     refuse_text("{}", 2, MM2_E_UNSUPPORTED, "model");
     refuse_text("[]", 2, MM2_E_FORMAT, "expected an object");
@@ -895,10 +1033,10 @@ static void gguf_vocabulary(void **state)
     (void)state;
     static gguf g;
     mm2_tokenizer *t;
-    mm2_tokenizer_info facts;
+    mm2_tokenizer_info facts = {.size = sizeof facts};
     fill(&g);
     assert_int_equal(mm2_tokenizer_from_vocabulary(&t, &g.v, "m.gguf"), MM2_OK);
-    mm2_tokenizer_facts(t, &facts);
+    assert_int_equal(mm2_tokenizer_describe(t, &facts), MM2_OK);
     assert_int_equal(facts.vocab_size, GGUF_TOKENS);
     assert_int_equal(facts.eos, 257);
     assert_int_equal(facts.think_open, 258);
@@ -973,6 +1111,9 @@ int main(void)
         cmocka_unit_test(t13_incomplete_characters),
         cmocka_unit_test(t14_empty_and_too_long),
         cmocka_unit_test(gguf_vocabulary),
+        cmocka_unit_test(t16_quadratic_patterns),
+        cmocka_unit_test(t17_the_familys_pattern_is_linear),
+        cmocka_unit_test(t18_added_tokens_with_long_beginnings),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

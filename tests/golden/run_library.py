@@ -23,24 +23,24 @@ def checked(ffi, lib, status):
 
 
 def logits(ffi, lib, directory, ids, precision):
-    options = ffi.new("mm2_model_options *")
+    options = ffi.new("mm2_model_options *", {"size": ffi.sizeof("mm2_model_options")})
     lib.mm2_model_options_init(options)
     options.isa, options.threads = lib.MM2_ISA_REF, 2
     options.precision = getattr(lib, f"MM2_PRECISION_{precision.upper()}")
     model, session = ffi.new("mm2_model **"), ffi.new("mm2_session **")
     checked(ffi, lib, lib.mm2_model_open(model, directory.encode(), options))
-    options = ffi.new("mm2_session_options *")
+    options = ffi.new("mm2_session_options *", {"size": ffi.sizeof("mm2_session_options")})
     lib.mm2_session_options_init(options)
     options.context, options.kv_dtype, options.chunk = len(ids), lib.MM2_F32, 64
     checked(ffi, lib, lib.mm2_session_new(session, model[0], options))
     checked(ffi, lib, lib.mm2_session_tap(session[0], lib.MM2_POINT_LOGITS, -1, 1))
     checked(ffi, lib, lib.mm2_session_feed(session[0], ids, len(ids)))
-    event, rows = ffi.new("mm2_event *"), []
+    event, rows = ffi.new("mm2_event *", {"size": ffi.sizeof("mm2_event")}), []
     while checked(ffi, lib, lib.mm2_session_run(session[0], 0, event)) != lib.MM2_OK:
         view = event.tensor
         floats = np.frombuffer(ffi.buffer(view.data, view.nbytes), np.float32)
         rows.append(floats.reshape(view.shape[0], view.shape[1]).copy())
-    checked(ffi, lib, lib.mm2_session_free(session[0]))
+    lib.mm2_session_free(session[0])
     lib.mm2_model_release(model[0])
     return np.concatenate(rows)
 

@@ -5,6 +5,7 @@ the sentence must have. The sweeps at the end break a header at every byte and e
 """
 
 import json
+import math
 import os
 import resource
 import shutil
@@ -598,7 +599,7 @@ INDEX_CASES = [
     ("empty weight_map", lambda index: {"weight_map": {}}, BAD, "weight_map is missing or empty"),
     ("weight_map a list", lambda index: {"weight_map": []}, BAD, "expected an object, found ["),
     ("array", lambda index: [], BAD, "expected an object, found ["),
-    ("deep metadata", lambda index: '{"metadata":' + "[" * 100_000, BAD, "32 levels"),
+    ("deep metadata", lambda index: '{"metadata":' + "[" * 100_000, BAD, "64 levels"),
     ("weight_map twice", lambda index: json.dumps(index)[:-1] + ', "weight_map": {}}', BAD,
      "twice"),
     ("name twice", lambda index: json.dumps(index).replace(
@@ -661,15 +662,21 @@ FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 CONFIG_CASES = [
     ("empty", write("config.json", ""), BAD, "config.json: the file is empty"),
     ("BOM", lambda path: write("config.json", b"\xef\xbb\xbf" + (
-        path / "config.json").read_bytes())(path), BAD, "not JSON"),
-    ("comments", write("config.json", "{} // no"), BAD, "not JSON"),
-    ("NaN", write("config.json", '{"rope_theta": NaN}'), BAD, "not JSON"),
+        path / "config.json").read_bytes())(path), BAD, "byte 0: expected a value"),
+    ("comments", write("config.json", "{} // no"), BAD, "expected nothing more, found /"),
+    ("NaN", config(rope_theta=math.nan), BAD, "rope_theta is NaN: out of range"),
+    ("Infinity", config(rope_theta=math.inf), BAD, "rope_theta is Infinity: out of range"),
     ("array", write("config.json", "[]"), BAD, "expected an object, found an array"),
-    ("keys twice", write("config.json", '{"a": 1, "a": 1}'), BAD, "duplicate"),
+    ("keys twice", write("config.json", '{"a": 1, "a": 1}'), BAD, '"a" appears twice'),
     ("2 MB", write("config.json", " " * 2_000_000 + "{}"), BAD, "expected at most 1048576"),
-    ("deep", write("config.json", '{"a":' + "[" * 100_000), BAD, "not JSON"),
-    ("not UTF-8", write("config.json", b'{"a": "\xff"}'), BAD, "not JSON"),
-    ("1e400", write("config.json", '{"rope_theta": 1e400}'), BAD, "not JSON"),
+    ("deep", write("config.json", '{"a":' + "[" * 100_000), BAD, "at most 64 levels"),
+    ("not UTF-8", write("config.json", b'{"a": "\xff"}'), BAD,
+     "line 1, JSON byte 7: expected a character"),
+    ("line 3", write("config.json", '{\n"a": 1,\n"b" 2}'), BAD,
+     "line 3, JSON byte 14: expected a colon"),
+    ("1e400", lambda path: write("config.json", (path / "config.json").read_text().replace(
+        '"rope_theta": ', '"rope_theta": 1e400, "x": '))(path), BAD,
+     "rope_theta is 1e400: out of range"),
     ("model_type missing", config(model_type=...), BAD, "model_type is missing"),
     ("model_type llama", config(model_type="llama"), OTHER, "model_type is llama; this build"),
     ("model_type a number", config(model_type=2), OTHER, "model_type is 2; this build supports"),
@@ -742,6 +749,41 @@ def test_config(base, tmp_path, apply, error, words):
     path = shutil.copytree(base / "fp8", tmp_path / "bad")
     apply(path)
     refused(path, error, words)
+
+
+def test_any_number_may_stand_in_a_field_that_nobody_reads(tmp_path):
+    path = shutil.copytree(os.path.dirname(mm.__file__) + "/m2-tiny", tmp_path / "odd")
+    plain = mm.Tokenizer(path)
+    for name in "config.json", "generation_config.json", "tokenizer.json":
+        change_json(path / name, some_limit=10**30, other=[-10**400, {"x": math.nan}])
+    (path / "tokenizer_config.json").write_text(
+        '{"eos_token": "[e~[", "model_max_length": 1000000000000000019884624838656, "x": 1e999}')
+    with mm.load(path) as model:
+        assert model.tokenizer.encode("Hello") == mm.Tokenizer(path).encode("Hello") \
+            == plain.encode("Hello")
+
+
+HOW = {
+    "a link to nothing": (lambda file: file.symlink_to("../blobs/gone"), "link to a file that does"),
+    "a folder": (lambda file: file.mkdir(), "expected a regular file, found a directory"),
+    "a link to itself": (lambda file: file.symlink_to(file.name), "Too many levels of symbolic"),
+    "a link to a folder": (lambda file: file.symlink_to("."), "expected a regular file, found a"),
+}
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("name", [
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+    "chat_template.jinja", "model.safetensors.index.json"])
+def test_a_file_that_is_there_and_cannot_be_read_is_not_absent(tmp_path, name, how):
+    path = shutil.copytree(os.path.dirname(mm.__file__) + "/m2-tiny", tmp_path / "odd")
+    make, words = HOW[how]
+    (path / name).unlink(missing_ok=True)
+    make(path / name)
+    refused(path, mm.FileError, words)
+    if "model" not in name and name != "config.json":
+        with pytest.raises(mm.FileError, match=name):
+            mm.Tokenizer(path)
 
 
 def test_code_is_never_run(base, tmp_path):

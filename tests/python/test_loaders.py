@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import struct
@@ -50,8 +51,8 @@ def raw(tensor):
     return bytes(memoryview(tensor).cast("B"))
 
 
-def logits(path):
-    with mm.load(path, threads=1) as model:
+def logits(path, **options):
+    with mm.load(path, threads=1, **options) as model:
         return raw(model(PROMPT))
 
 
@@ -214,6 +215,70 @@ def test_fused_gguf_experts_are_the_same_model(made, tmp_path, format):
     path = tmp_path / "fused.gguf"
     path.write_bytes(whole.build())
     assert logits(path) == logits(made(format, "gguf"))
+
+
+def to_bf16(values):
+    """(bytes of the rounded values, the rounded values as float32)"""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    codes = ((bits + 0x7fff + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+    return codes.tobytes(), (codes.astype(np.uint32) << 16).view(np.float32)
+
+
+def close(a, b):
+    """Equal but for the rounding of activations."""
+    a, b = np.frombuffer(a, np.float32), np.frombuffer(b, np.float32)
+    return np.abs(a - b).max() < 0.02 * np.abs(b).max()
+
+
+@pytest.mark.parametrize("where", ["0.w1", "0.w2", "3.w3", "7.w2", "all w2", "odd"])
+def test_experts_of_a_layer_may_differ_in_type(made, tmp_path, where):
+    """Safetensors: some experts in BF16 among others in F32."""
+    source = safetensors.numpy.load_file(made("f32", "safetensors") / "model.safetensors")
+    chosen = {"all w2": r"\.w2\.", "odd": r"experts\.[1357]\."}.get(
+        where, r"experts\." + re.escape(where))
+    files = {name: ({}, b"") for name in ("mixed", "decoded")}
+    for name, values in source.items():
+        is_bf16 = ".experts." in name and re.search(chosen, name)
+        codes, rounded = to_bf16(values)
+        plain = ("F32", (rounded if is_bf16 else values).tobytes())
+        for file, (dtype, content) in {"mixed": ("BF16", codes) if is_bf16 else plain,
+                                       "decoded": plain}.items():
+            header, data = files[file]
+            header[name] = {"dtype": dtype, "shape": list(values.shape),
+                            "data_offsets": [len(data), len(data) + len(content)]}
+            files[file] = header, data + content
+    for file, (header, data) in files.items():
+        (tmp_path / file).mkdir()
+        shutil.copy(made("f32", "safetensors") / "config.json", tmp_path / file)
+        write_safetensors(tmp_path / file / "model.safetensors", header, data)
+    exact = logits(tmp_path / "decoded", precision="exact")
+    assert logits(tmp_path / "mixed", precision="exact") == exact
+    assert close(logits(tmp_path / "mixed"), exact)
+
+
+@pytest.mark.parametrize("types", [("q4_k", "q6_k", "q8_0"), ("f32", "q4_0", "bf16"),
+                                   ("q8_0", "f16", "q5_k"), ("bf16", "q8_0", "f32")])
+def test_matrices_of_experts_may_differ_in_type(made, tmp_path, types):
+    """GGUF: gate, up and down of a layer in three types."""
+    whole = Gguf.parse(made("f32", "gguf").read_bytes())
+    decoded = Gguf.parse(made("f32", "gguf").read_bytes())
+    data = bytearray(decoded.data)
+    for part, type in zip(("gate", "up", "down"), types):
+        name = f"blk.0.ffn_{part}_exps.weight"
+        other = Gguf.parse(made(type, "gguf").read_bytes())
+        info, target = other.info(name), whole.info(name)
+        with mm.load(made(type, "gguf")) as model:
+            values = raw(model.weight(name))
+        target.type, target.offset = info.type, len(whole.data)
+        whole.data += other.data[info.offset:info.offset + other.sizes()[info.name]]
+        at = decoded.info(name).offset
+        data[at:at + len(values)] = values
+    decoded.data = bytes(data)
+    (tmp_path / "mixed.gguf").write_bytes(whole.build())
+    (tmp_path / "decoded.gguf").write_bytes(decoded.build())
+    exact = logits(tmp_path / "decoded.gguf", precision="exact")
+    assert logits(tmp_path / "mixed.gguf", precision="exact") == exact
+    assert close(logits(tmp_path / "mixed.gguf"), exact)
 
 
 def test_without_qk_norm_and_bias(copy, made, tmp_path):

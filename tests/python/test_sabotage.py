@@ -48,15 +48,15 @@ MUTATIONS = [
              "if (bias->data) {",
              "if (0) {"),
     Mutation("routing bias in the weights", "run/moe.c",
-             "f->model->kernels->axpy(choice, 1, scores, experts);",
-             "f->model->kernels->axpy(choice, 1, scores, experts);"
+             "p->model->kernels->axpy(choice, 1, scores, experts);",
+             "p->model->kernels->axpy(choice, 1, scores, experts);"
              " memcpy(scores, choice, experts * 4);"),
     Mutation("weights not renormalised", "run/moe.c",
              "scores[chosen[i]] / sum *",
              "scores[chosen[i]] *"),
     Mutation("softmax for sigmoid", "run/moe.c",
-             "f->model->kernels->sigmoid(scores, f->router + (int64_t)unit * experts, experts);",
-             "const float *x = f->router + (int64_t)unit * experts; float all = 0;"
+             "p->model->kernels->sigmoid(scores, b->router + (int64_t)unit * experts, experts);",
+             "const float *x = b->router + (int64_t)unit * experts; float all = 0;"
              " for (int e = 0; e < experts; e++) all += mm2_exp(x[e]);"
              " for (int e = 0; e < experts; e++) scores[e] = mm2_exp(x[e]) / all;"),
     Mutation("ties to the higher expert", "run/moe.c",
@@ -64,28 +64,28 @@ MUTATIONS = [
              "choice[e] >= choice[chosen[at - 1]]"),
     # Experts
     Mutation("gate and up swapped", "run/moe.c",
-             "multiply_expert(f, &expert->gate, e, k, s->a, first, count, thread);\n"
-             "    multiply_expert(f, &expert->up, e, k, s->b, first, count, thread);",
-             "multiply_expert(f, &expert->gate, e, k, s->b, first, count, thread);\n"
-             "    multiply_expert(f, &expert->up, e, k, s->a, first, count, thread);"),
+             "multiply_expert(p, &expert->gate, e, k, s->a, first, count, thread);\n"
+             "    multiply_expert(p, &expert->up, e, k, s->b, first, count, thread);",
+             "multiply_expert(p, &expert->gate, e, k, s->b, first, count, thread);\n"
+             "    multiply_expert(p, &expert->up, e, k, s->a, first, count, thread);"),
     Mutation("experts off by one", "model/experts.h",
              "&w->layers[layer].experts[expert]",
              "&w->layers[layer].experts[expert ? expert - 1 : 0]"),
     Mutation("expert weights in the order of another row", "run/moe.c",
-             "f->expert_weights[slots[r]]",
-             "f->expert_weights[slots[0]]"),
+             "b->expert_weights[slots[r]]",
+             "b->expert_weights[slots[0]]"),
     Mutation("ReLU for SiLU", "kernels/ref.c",
              "gate[i] / (1 + mm2_exp(-gate[i])) * up[i]",
              "(gate[i] > 0 ? gate[i] : 0) * up[i]"),
     # Norms
-    Mutation("q norm per head", "run/attention.c",
-             "mm2_forward_norm(f, thread, &layer->q_norm, q, q, layer->q.n_out);",
-             "int32_t n = mm2_forward_config(f)->head_dim;"
+    Mutation("q norm per head", "run/gqa.c",
+             "mm2_pass_norm(p, thread, &layer->q_norm, q, q, layer->q.n_out);",
+             "int32_t n = mm2_pass_config(p)->head_dim;"
              " for (int32_t at = 0; at < layer->q.n_out; at += n) {"
              " mm2_weight w = layer->q_norm;"
              " w.data = (const char *)w.data + at * (w.row_bytes / w.n_in);"
-             " mm2_forward_norm(f, thread, &w, q + at, q + at, n); }"),
-    Mutation("q and k not normed", "run/attention.c",
+             " mm2_pass_norm(p, thread, &w, q + at, q + at, n); }"),
+    Mutation("q and k not normed", "run/gqa.c",
              "if (!layer->q_norm.data)",
              "if (1)"),
     Mutation("norm weights with one added", "kernels/ref.c",
@@ -108,28 +108,28 @@ MUTATIONS = [
              "float a = x[2 * i], b = x[2 * i + 1];\n"
              "        x[2 * i] = fmaf(a, cosine[i], -(b * sine[i]));\n"
              "        x[2 * i + 1] = fmaf(a, sine[i], b * cosine[i]);"),
-    Mutation("rotated the other way for keys", "run/attention.c",
-             "f->model->kernels->rope(k + head * n, cosine, sine, half);",
-             "f->model->kernels->rope(k + head * n, sine, cosine, half);"),
+    Mutation("rotated the other way for keys", "run/gqa.c",
+             "p->model->kernels->rope(k + head * n, cosine, sine, half);",
+             "p->model->kernels->rope(k + head * n, sine, cosine, half);"),
     Mutation("theta of another model", "model/config.c",
              "c->rope_theta = (float)theta;",
              "c->rope_theta = 1e6f;"),
-    Mutation("positions start again in every chunk", "run/forward.c",
-             "f->row_position[unit]);\n}",
-             "f->row_position[unit] - span->first);\n}"),
+    Mutation("positions start again in every chunk", "run/gqa.c",
+             "half, p->row_position[unit]);",
+             "half, p->row_position[unit] - p->spans[p->row_span[unit]].first);"),
     # Attention
-    Mutation("mask lets the next token in", "run/attention.c",
-             "int32_t here = f->row_position[row] + 1 - page",
-             "int32_t here = f->row_position[row] + 1 + (f->row_position[row] % 64 < 63) - page"),
-    Mutation("mask hides the token itself", "run/attention.c",
-             "int32_t here = f->row_position[row] + 1 - page",
-             "int32_t here = f->row_position[row] + !f->row_position[row] - page"),
-    Mutation("scores scaled by the wrong width", "run/attention.c",
+    Mutation("mask lets the next token in", "run/gqa.c",
+             "int32_t here = p->row_position[row] + 1 - page",
+             "int32_t here = p->row_position[row] + 1 + (p->row_position[row] % 64 < 63) - page"),
+    Mutation("mask hides the token itself", "run/gqa.c",
+             "int32_t here = p->row_position[row] + 1 - page",
+             "int32_t here = p->row_position[row] + !p->row_position[row] - page"),
+    Mutation("scores scaled by the wrong width", "run/gqa.c",
              "1 / sqrtf((float)g->head_dim)",
              "1 / sqrtf((float)g->rotary_dim)"),
-    Mutation("every head reads the first KV head", "run/attention.c",
-             "mm2_kv_keys(kv, f->layer, head, page)",
-             "mm2_kv_keys(kv, f->layer, 0, page)"),
+    Mutation("every head reads the first KV head", "run/gqa.c",
+             "keys(t, p->layer, head, page)",
+             "keys(t, p->layer, 0, page)"),
     Mutation("earlier chunks forgotten", "kernels/ref.c",
              "o[d] = fmaf(attend_sum(dtype, p, other, n), b, o[d] * a);",
              "o[d] = attend_sum(dtype, p, other, n) * b;"),
@@ -149,16 +149,16 @@ MUTATIONS = [
     Mutation("odd activations taken for even ones", "kernels/ref.c",
              "mm2_bf16_f32(x[k])",
              "mm2_bf16_f32(x[k - odd])"),
-    Mutation("bf16 activations of the row before", "run/forward.c",
+    Mutation("bf16 activations of the row before", "run/product.c",
              "in->pointers[kind][r] = base + r * stride;",
              "in->pointers[kind][r] = base + (kind == MM2_ACT_BF16 && r ? r - 1 : r) * stride;"),
     # Stream
-    Mutation("blocks replace the stream", "run/forward.c",
-             "f->model->kernels->axpy(f->x + at, 1, f->out + at, n);",
-             "memcpy(f->x + at, f->out + at, n * 4);"),
-    Mutation("logits of the row behind", "run/forward.c",
-             "f->h + (int64_t)(span->row + span->rows - span->logits_rows) * n,",
-             "f->h + (int64_t)(span->row) * n + (span->rows > 1 ? n : 0),"),
+    Mutation("blocks replace the stream", "run/pass.c",
+             "p->model->kernels->axpy(p->x + at, 1, p->out + at, n);",
+             "memcpy(p->x + at, p->out + at, n * 4);"),
+    Mutation("logits of the row behind", "run/ends.c",
+             "p->h + (int64_t)(span->row + span->rows - span->logits_rows) * n,",
+             "p->h + (int64_t)(span->row) * n + (span->rows > 1 ? n : 0),"),
 ]
 # fmt: on
 

@@ -1,0 +1,377 @@
+/* A reply: sampled ids go in, thinking and answer come out, until something ends it.
+ *
+ * Two texts grow, the thinking and the answer. Each is kept whole, with a mark up to which it may be
+ * seen; a piece is what lies between two marks. Behind the mark waits what is not decided yet: the
+ * first bytes of a character, what may become a stop string (answer), newlines that may be the
+ * format's last ones (thinking).
+ *
+ * Stop strings are found byte by byte (Knuth, Morris, Pratt), each in time proportional to the
+ * text. So it does not matter how tokens cut the text: the string that is complete first ends it.
+ *
+ * A push that fails changes nothing: what can fail is done first. The texts belong to the reply,
+ * the tokenizer does not. */
+#include "base/guard.h"
+#include "base/status.h"
+#include "text/parts.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct growing {
+    char *bytes;
+    int64_t length, capacity;
+    int64_t shown; /* may be seen */
+} growing;
+
+typedef struct stop_string {
+    char *bytes;
+    int32_t *border; /* [i]: length of the longest beginning that ends bytes[0, i], not all of it */
+    int32_t length;
+    int32_t matched; /* of its bytes, at the end of the answer */
+} stop_string;
+
+struct mm2_reply {
+    const mm2_tokenizer *t;
+    mm2_busy busy;
+    int torn; /* a call was cut off by fork(): the buffers may be anywhere */
+    int chat; /* newlines at the beginning of the answer are the format's */
+    int in_thinking;
+    int32_t end, count, max_tokens;
+    growing thinking, answer;
+    int64_t last; /* behind the last byte of the thinking that is not a newline */
+    int32_t *ends;
+    int32_t end_count;
+    stop_string *stops;
+    int32_t stop_count;
+};
+
+/* ---- Making ---- */
+
+void mm2_reply_options_init(mm2_reply_options *o)
+{
+    if (o)
+        *o = (mm2_reply_options){.size = sizeof *o, .max_tokens = INT32_MAX};
+}
+
+static mm2_status copy_ends(mm2_reply *r, const mm2_reply_options *o)
+{
+    int32_t own = r->t ? r->t->facts.eos : -1, n = o->end_tokens ? o->end_count : own >= 0;
+    int32_t tag = r->t && r->chat ? r->t->tags[MM2_TAG_END] : -1;
+    r->ends = malloc(((size_t)n + 1) * sizeof *r->ends);
+    if (!r->ends)
+        return mm2_fail(MM2_E_NOMEM, "reply_new: no memory for %d end tokens", n);
+    for (int32_t i = 0; i < n; i++) {
+        r->ends[i] = o->end_tokens ? o->end_tokens[i] : own;
+        if (r->ends[i] < 0)
+            return mm2_fail(MM2_E_ARG, "reply_new: end token %d is %d, expected an id", i,
+                            r->ends[i]);
+    }
+    if (tag >= 0)
+        r->ends[n++] = tag;
+    r->end_count = n;
+    return MM2_OK;
+}
+
+static mm2_status copy_stop(stop_string *s, const char *bytes, int64_t length, int32_t index)
+{
+    if (length < 1 || length > INT32_MAX)
+        return mm2_fail(MM2_E_ARG, "reply_new: stop string %d has %lld bytes, expected 1 to %d",
+                        index, (long long)length, INT32_MAX);
+    s->length = (int32_t)length;
+    s->bytes = malloc((size_t)length);
+    s->border = malloc((size_t)length * sizeof *s->border);
+    if (!s->bytes || !s->border)
+        return mm2_fail(MM2_E_NOMEM, "reply_new: no memory for a stop string of %lld bytes",
+                        (long long)length);
+    memcpy(s->bytes, bytes, (size_t)length);
+    s->border[0] = 0;
+    for (int32_t i = 1, n = 0; i < s->length; i++) {
+        while (n && s->bytes[i] != s->bytes[n])
+            n = s->border[n - 1];
+        n += s->bytes[i] == s->bytes[n];
+        s->border[i] = n;
+    }
+    return MM2_OK;
+}
+
+static mm2_status copy_stops(mm2_reply *r, const mm2_reply_options *o)
+{
+    mm2_status status = MM2_OK;
+    r->stops = calloc((size_t)o->stop_count + 1, sizeof *r->stops);
+    if (!r->stops)
+        return mm2_fail(MM2_E_NOMEM, "reply_new: no memory for %d stop strings", o->stop_count);
+    for (int32_t i = 0; i < o->stop_count && !status; i++) {
+        if (!o->stop[i])
+            return mm2_fail(MM2_E_ARG, "reply_new: stop string %d is NULL", i);
+        r->stop_count = i + 1;
+        status = copy_stop(&r->stops[i], o->stop[i],
+                           o->stop_len ? o->stop_len[i] : (int64_t)strlen(o->stop[i]), i);
+    }
+    return status;
+}
+
+static mm2_status check_options(const mm2_reply_options *o)
+{
+    if (o->start < MM2_START_TEXT || o->start > MM2_START_ANSWER)
+        return mm2_fail(MM2_E_ARG, "reply_new: start is %d, expected %d to %d", o->start,
+                        MM2_START_TEXT, MM2_START_ANSWER);
+    if (o->max_tokens < 0)
+        return mm2_fail(MM2_E_ARG, "reply_new: max_tokens is %d, expected 0 or more",
+                        o->max_tokens);
+    if (o->end_count < 0 || (!o->end_tokens && o->end_count))
+        return mm2_fail(MM2_E_ARG, "reply_new: end_count is %d %s", o->end_count,
+                        o->end_tokens ? ", expected 0 or more" : "without end_tokens");
+    if (o->stop_count < 0 || (!o->stop && o->stop_count))
+        return mm2_fail(MM2_E_ARG, "reply_new: stop_count is %d %s", o->stop_count,
+                        o->stop ? ", expected 0 or more" : "without stop");
+    return MM2_OK;
+}
+
+mm2_status mm2_reply_new(mm2_reply **out, const mm2_tokenizer *t, const mm2_reply_options *given)
+{
+    mm2_reply_options o;
+    mm2_reply_options_init(&o);
+    MM2_NEED(out, "the place for the result");
+    *out = NULL;
+    mm2_status status = given ? mm2_struct_read(&o, given, "reply options") : MM2_OK;
+    if (!status)
+        status = check_options(&o);
+    if (status)
+        return status;
+    mm2_reply *r = calloc(1, sizeof *r);
+    if (!r)
+        return mm2_fail(MM2_E_NOMEM, "reply_new: no memory for a reply");
+    r->t = t;
+    r->chat = o.start != MM2_START_TEXT;
+    r->in_thinking = o.start == MM2_START_THINKING;
+    r->max_tokens = o.max_tokens;
+    r->end = o.max_tokens ? MM2_END_NONE : MM2_END_LENGTH;
+    status = copy_ends(r, &o);
+    if (!status)
+        status = copy_stops(r, &o);
+    if (status) {
+        mm2_reply_free(r);
+        return status;
+    }
+    *out = r;
+    return MM2_OK;
+}
+
+void mm2_reply_free(mm2_reply *r)
+{
+    if (!r)
+        return;
+    for (int32_t i = 0; i < r->stop_count; i++) {
+        free(r->stops[i].bytes);
+        free(r->stops[i].border);
+    }
+    free(r->stops);
+    free(r->ends);
+    if (!r->torn) {
+        free(r->thinking.bytes);
+        free(r->answer.bytes);
+    }
+    free(r);
+}
+
+/* ---- Growing ---- */
+
+/* Room for n more bytes. */
+static mm2_status reserve(growing *g, int64_t n)
+{
+    int64_t needed = g->length + n;
+    if (needed <= g->capacity)
+        return MM2_OK;
+    if (needed > INT32_MAX)
+        return mm2_fail(MM2_E_ARG, "reply_push: the text has %lld bytes, at most %d can be counted",
+                        (long long)needed, INT32_MAX);
+    int64_t capacity = needed + needed / 2 + 256;
+    char *bytes = realloc(g->bytes, (size_t)capacity);
+    if (!bytes)
+        return mm2_fail(MM2_E_NOMEM, "reply_push: no memory for a text of %lld bytes",
+                        (long long)needed);
+    g->bytes = bytes;
+    g->capacity = capacity;
+    return MM2_OK;
+}
+
+/* Where the text ends that holds no beginning of a character, among the first n bytes. */
+static int64_t complete(const growing *g, int64_t n)
+{
+    return n ? mm2_text_complete(g->bytes, (int32_t)n) : 0;
+}
+
+static void think(mm2_reply *r, const char *bytes, int64_t n)
+{
+    growing *g = &r->thinking;
+    for (int64_t i = 0; i < n; i++) {
+        if (bytes[i] == '\n' && !g->length)
+            continue;
+        g->bytes[g->length++] = bytes[i];
+        if (bytes[i] != '\n')
+            r->last = g->length;
+    }
+    int64_t whole = complete(g, g->length);
+    g->shown = whole < r->last ? whole : r->last;
+}
+
+/* One byte more for all stop strings. Returns the length of the longest that is complete, or 0. */
+static int32_t match(mm2_reply *r, char byte)
+{
+    int32_t found = 0;
+    for (int32_t i = 0; i < r->stop_count; i++) {
+        stop_string *s = &r->stops[i];
+        while (s->matched && s->bytes[s->matched] != byte)
+            s->matched = s->border[s->matched - 1];
+        s->matched += s->bytes[s->matched] == byte;
+        if (s->matched == s->length && s->length > found)
+            found = s->length;
+    }
+    return found;
+}
+
+static void finish(mm2_reply *r, int32_t reason)
+{
+    r->thinking.shown = r->last;
+    r->answer.shown = r->answer.length;
+    r->end = reason;
+}
+
+static void answer(mm2_reply *r, const char *bytes, int64_t n)
+{
+    growing *g = &r->answer;
+    int32_t held = 0;
+    for (int64_t i = 0; i < n; i++) {
+        if (bytes[i] == '\n' && !g->length && r->chat)
+            continue;
+        g->bytes[g->length++] = bytes[i];
+        int32_t stop = match(r, bytes[i]);
+        if (stop) {
+            g->length -= stop;
+            finish(r, MM2_END_STOP);
+            return;
+        }
+    }
+    for (int32_t i = 0; i < r->stop_count; i++)
+        held = r->stops[i].matched > held ? r->stops[i].matched : held;
+    g->shown = complete(g, g->length - held);
+}
+
+/* ---- Public functions ---- */
+
+static mm2_status enter(mm2_reply *r)
+{
+    int torn;
+    mm2_status status = mm2_busy_enter(&r->busy, "reply", &torn);
+    if (status)
+        return status;
+    r->torn |= torn;
+    if (!r->torn)
+        return MM2_OK;
+    mm2_busy_leave(&r->busy);
+    return mm2_fail(MM2_E_ARG, "this process was forked while another thread used the reply; make "
+                               "a new one and push its ids again");
+}
+
+/* Fills the piece with what is seen behind these marks. */
+static mm2_status report(const mm2_reply *r, mm2_piece *piece, int64_t text, int64_t thinking)
+{
+    mm2_piece p = {.size = sizeof p,
+                   .end = r->end,
+                   .count = r->count,
+                   .text_len = (int32_t)(r->answer.shown - text),
+                   .thinking_len = (int32_t)(r->thinking.shown - thinking),
+                   .text = r->answer.bytes ? r->answer.bytes + text : "",
+                   .thinking = r->thinking.bytes ? r->thinking.bytes + thinking : ""};
+    return piece ? mm2_struct_write(piece, &p, "piece") : MM2_OK;
+}
+
+static int ends_at(const mm2_reply *r, int32_t id)
+{
+    for (int32_t i = 0; i < r->end_count; i++)
+        if (r->ends[i] == id)
+            return 1;
+    return 0;
+}
+
+/* What decoding writes for an id: nothing for special tokens and ids that have none. */
+static int64_t token_bytes(const mm2_tokenizer *t, int32_t id, const char **bytes)
+{
+    *bytes = "";
+    if (!t || id >= t->bpe.size || (t->bpe.kind[id] & MM2_TOKEN_SPECIAL) || !t->bpe.length[id])
+        return 0;
+    *bytes = t->bpe.bytes + t->bpe.start[id];
+    return t->bpe.length[id];
+}
+
+static mm2_status push(mm2_reply *r, int32_t id, mm2_piece *piece)
+{
+    const char *bytes;
+    int64_t text = r->answer.shown, thinking = r->thinking.shown;
+    if (id < 0)
+        return mm2_fail(MM2_E_ARG, "reply_push: id %d, expected 0 or more", id);
+    if (r->end)
+        return mm2_fail(MM2_E_ARG, "reply_push: the reply has ended");
+    mm2_status status = report(r, piece, text, thinking); /* the piece can be filled */
+    int64_t n = token_bytes(r->t, id, &bytes);
+    if (!status)
+        status = reserve(r->in_thinking ? &r->thinking : &r->answer, n);
+    if (status)
+        return status;
+    r->count++;
+    if (ends_at(r, id)) {
+        finish(r, MM2_END_STOP);
+    } else if (r->in_thinking && r->t && id == r->t->facts.think_close) {
+        r->thinking.shown = r->last;
+        r->in_thinking = 0;
+    } else if (n && r->in_thinking) {
+        think(r, bytes, n);
+    } else if (n) {
+        answer(r, bytes, n);
+    }
+    if (!r->end && r->count == r->max_tokens)
+        finish(r, MM2_END_LENGTH);
+    return report(r, piece, text, thinking);
+}
+
+mm2_status mm2_reply_push(mm2_reply *r, int32_t id, mm2_piece *piece)
+{
+    MM2_NEED(r, "the reply");
+    mm2_status status = enter(r);
+    if (status)
+        return status;
+    status = push(r, id, piece);
+    mm2_busy_leave(&r->busy);
+    return status;
+}
+
+mm2_status mm2_reply_end(mm2_reply *r, int32_t reason, mm2_piece *piece)
+{
+    MM2_NEED(r, "the reply");
+    if (reason != MM2_END_CONTEXT && reason != MM2_END_CANCELLED)
+        return mm2_fail(MM2_E_ARG, "reply_end: reason is %d, expected %d or %d", reason,
+                        MM2_END_CONTEXT, MM2_END_CANCELLED);
+    mm2_status status = enter(r);
+    if (status)
+        return status;
+    int64_t text = r->answer.shown, thinking = r->thinking.shown;
+    status = report(r, piece, text, thinking);
+    if (!status && !r->end)
+        finish(r, reason);
+    if (!status)
+        status = report(r, piece, text, thinking);
+    mm2_busy_leave(&r->busy);
+    return status;
+}
+
+mm2_status mm2_reply_all(mm2_reply *r, mm2_piece *piece)
+{
+    MM2_NEED(r, "the reply");
+    MM2_NEED(piece, "the piece");
+    mm2_status status = enter(r);
+    if (status)
+        return status;
+    status = report(r, piece, 0, 0);
+    mm2_busy_leave(&r->busy);
+    return status;
+}

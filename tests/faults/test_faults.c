@@ -1,0 +1,339 @@
+/* What happens when memory runs out: each request for memory that an act makes fails once, and then
+ * all from it on. The act must end with NOMEM and a sentence, or do what it does without the
+ * failure; nothing may leak, and afterwards everything works as before. */
+#define _GNU_SOURCE
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "inject.h"
+#include "minimax2.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { PROMPT = 150, VOCAB = 4096, IDS = 512 };
+
+static const char tiny[] = "../python/minimax2/m2-tiny";
+static const char text[] = "Hello, w\xc3\xb6rld's \xff\xfe e\xcc\x81\xcc\xa7 \xe0\xa2\x97 ]~b]user "
+                           "<think> 12345\n\n x  y WORLD's 's";
+static char folder[] = "/tmp/minimax2-faults-XXXXXX", gguf[64];
+static mm2_model_options options;
+static mm2_model *model;
+static int32_t prompt[PROMPT];
+static float expected[VOCAB];
+
+typedef struct act {
+    mm2_status (*run)(void); /* under injection: makes what `check` looks at and frees */
+    void (*check)(mm2_status status, uint64_t *digest);
+} act;
+
+static void mix(uint64_t *digest, const void *data, size_t size)
+{
+    for (size_t i = 0; i < size; i++)
+        *digest = (*digest ^ ((const uint8_t *)data)[i]) * 0x100000001b3ULL;
+}
+
+static void fail_each(const act *a)
+{
+    uint64_t want = 0, digest = 0;
+    a->check(a->run(), &want); /* once without: what is made once and kept is there */
+    for (int lasting = 0; lasting < 2; lasting++) {
+        long k = 1, failed = 1;
+        for (; failed; k++) {
+            long blocks = blocks_in_use(), maps = maps_in_use();
+            inject(k, lasting);
+            mm2_status status = a->run();
+            failed = inject_end();
+            if (status && (status != MM2_E_NOMEM || !*mm2_error()))
+                fail_msg("request %ld: status %d, \"%s\"", k, status, mm2_error());
+            assert_true(failed || !status);
+            digest = 0;
+            a->check(status, &digest);
+            if (!status && digest != want)
+                fail_msg("request %ld: OK, but something else than without the failure", k);
+            if (blocks_in_use() != blocks || maps_in_use() != maps)
+                fail_msg("request %ld: status %d (%s): %ld blocks and %ld maps leaked", k, status,
+                         mm2_error(), blocks_in_use() - blocks, maps_in_use() - maps);
+        }
+        print_message("%ld requests, %s\n", k - 2, lasting ? "all from one on" : "one of them");
+        assert_true(k > 2);
+    }
+}
+
+/* ---- opening ---- */
+
+static mm2_tokenizer *tokenizer;
+
+static void mix_tokenizer(uint64_t *digest, const mm2_tokenizer *t)
+{
+    int32_t ids[IDS], length;
+    char out[1024];
+    const mm2_message messages[] = {{"user", "hi", NULL}, {"assistant", "<think>x</think>y", NULL}};
+    mm2_tokenizer_info facts;
+    for (int32_t flags = 0; flags <= MM2_SPECIAL; flags += MM2_SPECIAL) {
+        int32_t n = mm2_tokenizer_encode(t, text, sizeof text - 1, flags, ids, IDS);
+        assert_in_range(n, 10, IDS);
+        mix(digest, ids, (size_t)n * sizeof *ids);
+    }
+    int32_t n = mm2_chat_render(t, messages, 2, 0, out, sizeof out);
+    mix(digest, out, n > 0 ? (size_t)n : 0);
+    mm2_tokenizer_facts(t, &facts);
+    mix(digest, &facts, sizeof facts);
+    for (int32_t id = 0; id < facts.vocab_size; id++) {
+        const char *bytes = mm2_tokenizer_token(t, id, &length);
+        mix(digest, bytes, (size_t)length);
+    }
+}
+
+static mm2_model *opened;
+
+static mm2_status open_model(void)
+{
+    opened = (mm2_model *)1;
+    return mm2_model_open(&opened, tiny, &options);
+}
+
+static void check_model(mm2_status status, uint64_t *digest)
+{
+    mm2_config config;
+    mm2_sampling sampling;
+    static const char *const keys[] = {"format", "architecture", "name", "license", "quantization"};
+    if (status) {
+        assert_null(opened);
+        return;
+    }
+    memset(&config, 0, sizeof config);
+    mm2_model_config(opened, &config);
+    mix(digest, &config, sizeof config);
+    memset(&sampling, 0, sizeof sampling);
+    mm2_sampling_init(&sampling, opened);
+    mix(digest, &sampling.temperature, sizeof sampling.temperature);
+    for (int i = 0; i < 5; i++) {
+        const char *value = mm2_model_info(opened, keys[i]);
+        mix(digest, value ? value : "-", value ? strlen(value) : 1);
+    }
+    assert_non_null(mm2_model_tokenizer(opened));
+    mix_tokenizer(digest, mm2_model_tokenizer(opened));
+    mm2_model_release(opened);
+}
+
+static void check_tokenizer(mm2_status status, uint64_t *digest)
+{
+    if (status) {
+        assert_null(tokenizer);
+        return;
+    }
+    mix_tokenizer(digest, tokenizer);
+    mm2_tokenizer_release(tokenizer);
+}
+
+static mm2_status open_tokenizer(void)
+{
+    tokenizer = (mm2_tokenizer *)1;
+    return mm2_tokenizer_open(&tokenizer, tiny);
+}
+
+static mm2_status open_gguf_tokenizer(void)
+{
+    tokenizer = (mm2_tokenizer *)1;
+    return mm2_tokenizer_open(&tokenizer, gguf);
+}
+
+static mm2_status open_folder_tokenizer(void)
+{
+    tokenizer = (mm2_tokenizer *)1;
+    return mm2_tokenizer_open(&tokenizer, folder);
+}
+
+static void a_model_opens_or_says_that_memory_ran_out(void **state)
+{
+    fail_each(&(act){open_model, check_model});
+}
+
+static void a_tokenizer_opens_or_says_so(void **state)
+{
+    fail_each(&(act){open_tokenizer, check_tokenizer});
+    fail_each(&(act){open_gguf_tokenizer, check_tokenizer});
+    fail_each(&(act){open_folder_tokenizer, check_tokenizer});
+}
+
+/* ---- text ---- */
+
+static int32_t ids[4][IDS], counts[4];
+
+static mm2_status encode(void)
+{
+    const mm2_message messages[] = {{"system", "be nice", NULL},
+                                    {"user", "hi \xff", NULL},
+                                    {"assistant", "<think>x</think>y", NULL},
+                                    {"user", "z", NULL}};
+    const mm2_tokenizer *t = mm2_model_tokenizer(model);
+    for (int32_t i = 0; i < 3; i++) {
+        counts[i] =
+            i < 2 ? mm2_tokenizer_encode(t, text, sizeof text - 1, i ? MM2_SPECIAL : 0, ids[i], IDS)
+                  : mm2_chat_encode(t, messages, 4, 0, ids[i], IDS);
+        if (counts[i] < 0)
+            return counts[i];
+    }
+    return MM2_OK;
+}
+
+static void check_ids(mm2_status status, uint64_t *digest)
+{
+    for (int i = 0; !status && i < 3; i++)
+        mix(digest, ids[i], (size_t)counts[i] * sizeof **ids);
+}
+
+static void text_is_encoded_or_says_so(void **state)
+{
+    fail_each(&(act){encode, check_ids});
+}
+
+/* ---- running ---- */
+
+static mm2_session *session;
+
+static mm2_status run_session(void)
+{
+    mm2_session_options o;
+    mm2_session_options_init(&o);
+    o.context = PROMPT + 10;
+    session = (mm2_session *)1;
+    mm2_status status = mm2_session_new(&session, model, &o);
+    if (status)
+        return status;
+    status = mm2_session_feed(session, prompt, PROMPT);
+    return status ? status : mm2_session_run(session, 0, NULL);
+}
+
+static void assert_expected(mm2_session *s)
+{
+    mm2_tensor t;
+    assert_int_equal(MM2_OK, mm2_session_logits(s, &t));
+    assert_memory_equal(expected, t.data, sizeof expected);
+}
+
+/* A failed feed has fed nothing, and a failed run can be run again. */
+static void check_session(mm2_status status, uint64_t *digest)
+{
+    if (!session) {
+        assert_int_equal(MM2_E_NOMEM, status);
+        return;
+    }
+    if (status && !mm2_session_length(session))
+        assert_int_equal(MM2_OK, mm2_session_feed(session, prompt, PROMPT));
+    assert_int_equal(PROMPT, mm2_session_length(session));
+    assert_int_equal(MM2_OK, mm2_session_run(session, 0, NULL));
+    assert_expected(session);
+    assert_int_equal(MM2_OK, mm2_session_free(session));
+}
+
+static void a_session_runs_or_says_so_and_runs_then(void **state)
+{
+    fail_each(&(act){run_session, check_session});
+}
+
+/* ---- set up ---- */
+
+static void put(FILE *f, const void *data, size_t size)
+{
+    assert_int_equal(1, fwrite(data, size, 1, f));
+}
+
+static void put_number(FILE *f, uint64_t value, size_t size)
+{
+    put(f, &value, size);
+}
+
+static void put_text(FILE *f, const char *s)
+{
+    put_number(f, strlen(s), 8);
+    if (*s)
+        put(f, s, strlen(s));
+}
+
+static void put_pair(FILE *f, const char *key, const char *value)
+{
+    put_text(f, key);
+    put_number(f, 8, 4); /* a string */
+    put_text(f, value);
+}
+
+/* A file of metadata only: the 256 bytes, one merge. */
+static void write_gguf(const char *path)
+{
+    FILE *f = fopen(path, "wb");
+    assert_non_null(f);
+    put(f, "GGUF", 4);
+    put_number(f, 3, 4);
+    put_number(f, 0, 8);
+    put_number(f, 5, 8);
+    put_pair(f, "general.architecture", "minimax-m2");
+    put_pair(f, "tokenizer.ggml.model", "gpt2");
+    put_pair(f, "tokenizer.ggml.pre", "minimax-m2");
+    put_text(f, "tokenizer.ggml.tokens");
+    put_number(f, 9, 4);
+    put_number(f, 8, 4);
+    put_number(f, 257, 8);
+    for (int i = 0, other = 0x100; i < 256; i++) {
+        int plain = (i > 0x20 && i < 0x7f) || (i > 0xa0 && i != 0xad);
+        int code = plain ? i : other++;
+        char token[3] = {(char)code};
+        if (code >= 0x80) {
+            token[0] = (char)(0xc0 | code >> 6);
+            token[1] = (char)(0x80 | (code & 0x3f));
+        }
+        put_text(f, token);
+    }
+    put_text(f, "ab");
+    put_text(f, "tokenizer.ggml.merges");
+    put_number(f, 9, 4);
+    put_number(f, 8, 4);
+    put_number(f, 1, 8);
+    put_text(f, "a b");
+    fclose(f);
+}
+
+static int set_up(void **state)
+{
+    mm2_model_options_init(&options);
+    options.threads = 2;
+    if (mm2_model_open(&model, tiny, &options) || !mkdtemp(folder))
+        return -1;
+    snprintf(gguf, sizeof gguf, "%s/t.gguf", folder);
+    write_gguf(gguf);
+    for (int32_t i = 0; i < PROMPT; i++)
+        prompt[i] = (37 * i + 11) % 4000;
+    mm2_status status = run_session();
+    if (status)
+        return status;
+    mm2_tensor t;
+    mm2_session_logits(session, &t);
+    memcpy(expected, t.data, sizeof expected);
+    return mm2_session_free(session);
+}
+
+static int tear_down(void **state)
+{
+    mm2_model_release(model);
+    unlink(gguf);
+    return rmdir(folder);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_model_opens_or_says_that_memory_ran_out),
+        cmocka_unit_test(a_tokenizer_opens_or_says_so),
+        cmocka_unit_test(text_is_encoded_or_says_so),
+        cmocka_unit_test(a_session_runs_or_says_so_and_runs_then),
+    };
+    return cmocka_run_group_tests_name("faults", tests, set_up, tear_down);
+}
