@@ -10,7 +10,7 @@ import operator
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from minimax2 import errors
 from minimax2._cffi import ffi, lib
@@ -69,7 +69,7 @@ class Owned:
 
     def __init__(self, pointer: Any, keep: object) -> None:
         self.pointer = pointer
-        self._keep = keep  # a capsule that releases it, or the Owned that it is a part of
+        self._keep = keep  # a capsule that releases it, or the Owned that it needs
 
 
 def _owned(kind: str, out: Any) -> Owned:
@@ -357,11 +357,6 @@ def tokenizer_id(tokenizer: Owned, chars: bytes) -> int | None:
     return None if token < 0 else int(token)
 
 
-def text_complete(chars: bytes) -> int:
-    """How many of these bytes can be shown without splitting a character."""
-    return int(lib.mm2_text_complete(chars, len(chars)))
-
-
 def _messages(messages: Any) -> tuple[Any, int, list[Any]]:
     """An mm2_message array, its length, and the strings it points to."""
     keep: list[Any] = []
@@ -396,6 +391,85 @@ def chat_encode(tokenizer: Owned, messages: Any, generation_prompt: bool) -> lis
     out, n = _filled("int32_t[]", 1024, lambda out, cap: lib.mm2_chat_encode(
         tokenizer.pointer, array, count, flags, out, cap))
     return list(out[0:n])
+
+
+def chat_continue(tokenizer: Owned, timeline: Sequence[int], messages: Any) -> list[int]:
+    """The ids that messages and the opening of a reply add to a conversation's timeline."""
+    array, count, _keep = _messages(messages)
+    before = ffi.new("int32_t[]", timeline)
+    out, n = _filled("int32_t[]", 1024, lambda out, cap: lib.mm2_chat_continue(
+        tokenizer.pointer, before, len(timeline), array, count, lib.MM2_GENERATION_PROMPT, out,
+        cap))
+    return list(out[0:n])
+
+
+# ---- Reply ----
+
+START_TEXT, START_THINKING, START_ANSWER = (
+    int(lib.MM2_START_TEXT), int(lib.MM2_START_THINKING), int(lib.MM2_START_ANSWER))
+END_NONE, END_STOP, END_LENGTH, END_CONTEXT, END_CANCELLED = (
+    int(lib.MM2_END_NONE), int(lib.MM2_END_STOP), int(lib.MM2_END_LENGTH),
+    int(lib.MM2_END_CONTEXT), int(lib.MM2_END_CANCELLED))
+
+
+class Piece(NamedTuple):
+    """What mm2_piece says."""
+
+    end: int
+    count: int  # type: ignore[assignment]  # a tuple's method, which nobody needs here
+    text: str
+    thinking: str
+
+
+def reply_new(tokenizer: Owned | None, start: int, max_tokens: int,
+              stop: Sequence[bytes]) -> Owned:
+    """A reply; keeps its tokenizer, None for ids without text."""
+    options = _sized("mm2_reply_options")
+    lib.mm2_reply_options_init(options)
+    options.start, options.max_tokens = start, max_tokens
+    strings = [ffi.new("char[]", string) for string in stop]
+    array, lengths = ffi.new("char *[]", strings), ffi.new("int32_t[]", [*map(len, stop)])
+    options.stop, options.stop_len, options.stop_count = array, lengths, len(strings)
+    out = ffi.new("mm2_reply **")
+    check(lib.mm2_reply_new(out, ffi.NULL if tokenizer is None else tokenizer.pointer, options))
+    reply = _owned("reply", out)
+    return reply if tokenizer is None else Owned(reply.pointer, (reply, tokenizer))
+
+
+def _piece(piece: Any) -> Piece:
+    def chars(at: Any, length: int) -> str:
+        return bytes(ffi.buffer(at, length)).decode("utf-8", "replace")
+
+    return Piece(piece.end, piece.count, chars(piece.text, piece.text_len),
+                 chars(piece.thinking, piece.thinking_len))
+
+
+def reply_push(reply: Owned, token: int) -> Piece:
+    """What the next id adds."""
+    piece = _sized("mm2_piece")
+    check(lib.mm2_reply_push(reply.pointer, token, piece))
+    return _piece(piece)
+
+
+def reply_end(reply: Owned, reason: int) -> Piece:
+    """End it: what was held back."""
+    piece = _sized("mm2_piece")
+    check(lib.mm2_reply_end(reply.pointer, reason, piece))
+    return _piece(piece)
+
+
+def reply_stands(reply: Owned) -> tuple[int, int]:
+    """(end, count) so far."""
+    piece = _sized("mm2_piece")
+    check(lib.mm2_reply_all(reply.pointer, piece))
+    return piece.end, piece.count
+
+
+def reply_all(reply: Owned) -> Piece:
+    """Everything so far."""
+    piece = _sized("mm2_piece")
+    check(lib.mm2_reply_all(reply.pointer, piece))
+    return _piece(piece)
 
 
 # ---- Session ----

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, Self, Unpack, overload
 
+from minimax2 import _native
 from minimax2.generation import Generation
 from minimax2.options import (GenerateOptions, KvDtype, Message, ModelGenerateOptions, check_names,
                               spelled_out)
 from minimax2.session import Session
-from minimax2.stream import Request, Stream, without_thinking
+from minimax2.stream import Request, Stream
 
 if TYPE_CHECKING:
     from minimax2.model import Model
@@ -68,12 +69,8 @@ class Chat:
         """
         message: Message = {"role": "user", "content": text}
         wanted: GenerateOptions = {**self._options, **options}
-        ids = self._continuation(message)
-        if wanted.get("thinking") is False:
-            ids = without_thinking(self.model.tokenizer, ids)
-        else:
-            wanted["thinking"] = True
-        made = Stream(self.session, Request(self.model, ids, **wanted))
+        request = Request(self.model, self._continuation(message), chat=True, **wanted)
+        made = Stream(self.session, request)
         self._messages, self._stream = [*self.messages, message], made
         return made if stream else made.result()
 
@@ -82,16 +79,7 @@ class Chat:
         tokenizer, session = self.model.tokenizer, self.session
         if not session.length:
             return tokenizer.apply_chat_template([*self._messages, message])
-        # Render the turn behind a known one and cut that one off: what the format puts between two
-        # turns stays.
-        before: list[Message] = [{"role": "user", "content": "."}]
-        head = tokenizer.apply_chat_template(before, add_generation_prompt=False)
-        both = tokenizer.apply_chat_template([*before, message])
-        assert tokenizer.eos is not None  # a tokenizer with the family's template has one
-        end = len(head) - 1 - head[::-1].index(tokenizer.eos)
-        if session.tokens[-1] == tokenizer.eos:
-            end += 1
-        return both[end:]
+        return _native.chat_continue(tokenizer._c, session.tokens, [message])
 
     def close(self) -> None:
         """Close the session."""

@@ -21,15 +21,18 @@ if TYPE_CHECKING:
     from minimax2.session import Session
 
 _SLICE = 0.05  # seconds between two looks at cancel()
+_REASONS = {_native.END_NONE: None, _native.END_STOP: "stop", _native.END_LENGTH: "length",
+            _native.END_CONTEXT: "context", _native.END_CANCELLED: "cancelled"}
 
 
 class Request:
     """The options of one generation, all of them checked, and the ids of its prompt.
 
-    Made before anything is fed: what it refuses has changed nothing.
+    Made before anything is fed: what it refuses has changed nothing. chat: the prompt's ids open a
+    turn of the chat format.
     """
 
-    def __init__(self, model: Model, prompt: Prompt | None,
+    def __init__(self, model: Model, prompt: Prompt | None, chat: bool = False,
                  **options: Unpack[GenerateOptions]) -> None:
         check_names(options, GenerateOptions)
         given: dict[str, Any] = {**DEFAULTS, **options}
@@ -47,10 +50,18 @@ class Request:
         hooks, thinking = given.pop("hooks", None), given.pop("thinking", None)
         self.hooks = None if hooks is None else trace.Hooks(model, hooks)
         self.ids = None if prompt is None else model.ids(prompt)
-        self.thinking = is_messages(prompt) if thinking is None else bool(thinking)
-        if self.ids is not None and is_messages(prompt) and not self.thinking:
+        self.answers = chat or is_messages(prompt)  # in the chat format
+        self.thinking = self.answers if thinking is None else bool(thinking)
+        if self.ids is not None and self.answers and not self.thinking:
             self.ids = without_thinking(model.tokenizer, self.ids)
         self.sampler = Sampler(model, **given)
+
+    @property
+    def start(self) -> int:
+        """What stands before the first token, a number of the library."""
+        if self.thinking:
+            return _native.START_THINKING
+        return _native.START_ANSWER if self.answers else _native.START_TEXT
 
 
 def without_thinking(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
@@ -76,41 +87,43 @@ class Stream(Iterator[str], AsyncIterator[str]):
 
     def __init__(self, session: Session, request: Request) -> None:
         session._check_free()
+        tokenizer = session.model.tokenizer_or_none
+        self._reply = _native.reply_new(
+            None if tokenizer is None else tokenizer._c, request.start,
+            min(request.max_new_tokens, 2**31 - 1), [stop.encode() for stop in request.stop])
+        self._so_far = _native.reply_all(self._reply)
         if request.ids is not None:
             session.feed(request.ids)
         self.session = session
         self.tokens: list[int] = []
-        self.finish_reason: str | None = None
         self.seed = request.sampler.seed
         self._request = request
-        self._tokenizer = session.model.tokenizer_or_none
         self._logprobs: list[TokenLogprob] | None = [] if request.top_logprobs else None
         self._cancelled = False
-        self._bytes = b""  # of a character that is not complete yet
-        self._thinking = "" if request.thinking else None
-        self._in_thinking = request.thinking
-        self._answer = ""  # decoded so far; _shown of its characters may be seen, _taken were
-        self._shown = self._taken = 0
+        self._taken = 0  # characters of the text that were given out
         self._start = session.length
         self._prompt_tokens = self._start - session.pos
         self._prompt_seconds = self._seconds = 0.0
-        if request.max_new_tokens == 0:
-            self._finish("length")
 
     @property
     def text(self) -> str:
         """All pieces so far."""
-        return self._answer[:self._shown]
+        return self._so_far.text
 
     @property
     def thinking(self) -> str | None:
         """What was written before </think> in a chat turn, so far; None outside chats."""
-        return None if self._thinking is None else self._thinking.strip("\n")
+        return self._so_far.thinking if self._request.start == _native.START_THINKING else None
+
+    @property
+    def finish_reason(self) -> str | None:
+        """"stop", "length", "context" or "cancelled"; None until then."""
+        return _REASONS[self._so_far.end]
 
     @property
     def done(self) -> bool:
         """Whether the generation has ended."""
-        return self.finish_reason is not None
+        return self._so_far.end != _native.END_NONE
 
     def cancel(self) -> None:
         """End the generation; may be called from any thread."""
@@ -129,24 +142,25 @@ class Stream(Iterator[str], AsyncIterator[str]):
 
     def result(self) -> Generation:
         """Run to the end: the Generation."""
-        while self.finish_reason is None:
+        while not self.done:
             self._step(_SLICE)
         return Generation(
             text=self.text, thinking=self.thinking, tokens=list(self.tokens),
-            finish_reason=self.finish_reason, seed=self.seed, logprobs=self._logprobs,
+            finish_reason=self.finish_reason or "", seed=self.seed, logprobs=self._logprobs,
             timing=Timing(self._prompt_tokens, self._prompt_seconds, len(self.tokens),
                           self._seconds))
 
     def _take(self) -> str:
         """What may be seen and was not given out yet: an interrupted call loses nothing."""
-        start, self._taken = self._taken, self._shown
-        return self._answer[start:self._taken]
+        text, start = self.text, self._taken
+        self._taken = len(text)
+        return text[start:]
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> str:
-        while not self.done and self._shown == self._taken:
+        while not self.done and len(self.text) == self._taken:
             self._step(_SLICE)
         piece = self._take()
         if not piece:
@@ -172,7 +186,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
     def _step(self, seconds: float) -> None:
         self._catch_up()
         if self._cancelled:
-            self._finish("cancelled")
+            self._end(_native.END_CANCELLED)
         if self.done:
             return
         first, start = not self.tokens, time.perf_counter()
@@ -194,7 +208,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
     def _sample(self) -> None:
         session = self.session
         if session.length >= session.context:
-            self._finish("context")
+            self._end(_native.END_CONTEXT)
             return
         mask = self._request.mask
         if callable(mask):
@@ -219,69 +233,26 @@ class Stream(Iterator[str], AsyncIterator[str]):
             memoryview(logits).cast("B")[:] = memoryview(own).cast("B")
 
     def _catch_up(self) -> None:
-        """Read what the timeline has more than we: an interrupt may have come between."""
-        timeline = memoryview(_native.session_tokens(self.session._c))
-        for token in timeline[self._start + len(self.tokens):].tolist():
-            before = (self._bytes, self._thinking, self._in_thinking, self._answer, self._shown,
-                      self.finish_reason)
-            try:
-                self._read(token)
-                if not self.done and len(self.tokens) + 1 >= self._request.max_new_tokens:
-                    self._finish("length")
-            except BaseException:  # half-read is not read: the token comes again
-                (self._bytes, self._thinking, self._in_thinking, self._answer, self._shown,
-                 self.finish_reason) = before
-                raise
-            self.tokens.append(token)
+        """Read what the timeline has more than we: an interrupt may have come between any two
+        lines of this, so nothing is believed that the reply and the timeline do not say."""
+        if (self._so_far.end, self._so_far.count) != _native.reply_stands(self._reply):
+            self._so_far = _native.reply_all(self._reply)
+        timeline = memoryview(_native.session_tokens(self.session._c))[self._start:]
+        while not self.done and self._so_far.count < len(timeline):
+            self._add(_native.reply_push(self._reply, timeline[self._so_far.count]))
+        self.tokens += timeline[len(self.tokens):self._so_far.count].tolist()
+
+    def _add(self, piece: _native.Piece) -> None:
+        before = self._so_far
+        self._so_far = _native.Piece(piece.end, piece.count, before.text + piece.text,
+                                     before.thinking + piece.thinking)
+
+    def _end(self, reason: int) -> None:
+        self._add(_native.reply_end(self._reply, reason))
 
     def _edit(self, logits: Tensor) -> None:
         if self._request.logits_processor(self.session.tokens, logits.numpy()) is not None:
             raise TypeError("a logits_processor edits the logits in place and returns None")
-
-    def _read(self, token: int) -> None:
-        tokenizer = self._tokenizer
-        if tokenizer is None:
-            return
-        if token == tokenizer.eos:
-            self._finish("stop")
-        elif self._in_thinking and token == tokenizer.think_close:
-            self._write(self._rest())
-            self._in_thinking = False
-        else:
-            self._bytes += tokenizer.decode_bytes([token])
-            complete = _native.text_complete(self._bytes)
-            text, self._bytes = self._bytes[:complete], self._bytes[complete:]
-            self._write(text.decode("utf-8", "replace"))
-
-    def _rest(self) -> str:
-        text, self._bytes = self._bytes.decode("utf-8", "replace"), b""
-        return text
-
-    def _write(self, text: str, last: bool = False) -> None:
-        """Take decoded text, look for stop strings, and show what can no longer become one."""
-        if self._in_thinking:
-            self._thinking = (self._thinking or "") + text
-            return
-        if self._thinking is not None and not self._answer:
-            text = text.lstrip("\n")  # the format's blank lines between thinking and answer
-        self._answer += text
-        found = [self._answer.find(stop, self._shown) for stop in self._request.stop]
-        if max(found, default=-1) >= 0:
-            self._answer = self._answer[:min(at for at in found if at >= 0)]
-            self._shown = len(self._answer)
-            self.finish_reason = "stop"
-            return
-        held = 0
-        for stop in () if last else self._request.stop:
-            for n in range(min(len(stop) - 1, len(self._answer) - self._shown), held, -1):
-                if self._answer.endswith(stop[:n]):
-                    held = n
-                    break
-        self._shown = len(self._answer) - held
-
-    def _finish(self, reason: str) -> None:
-        self._write(self._rest(), last=True)
-        self.finish_reason = self.finish_reason or reason
 
     def __repr__(self) -> str:
         state = self.finish_reason or "under way"
