@@ -11,6 +11,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
+VERSION = re.search(r'return "([\d.]+)";', Path("csrc", "api.c").read_text())[1]
 LIBRARY = Path("build", "release", "libminimax2.so")
 
 
@@ -46,6 +47,7 @@ if packages := missing():
              f"apt-get install {' '.join(packages)}")
 
 setup(
+    version=VERSION,
     cffi_modules=["bindings/cffi_build.py:ffibuilder"],
     ext_modules=[
         Extension(

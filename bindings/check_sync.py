@@ -5,6 +5,8 @@
 Prints one sentence for each violation and exits 1 if there is any. Checked:
   - the library exports the functions of csrc/minimax2.h, all of them and nothing else;
   - every function has a comment in the header, is in both bindings' cdef, and is used by both;
+  - every field of the header's structs is used by both;
+  - the version stands in csrc/api.c, and nowhere else another one;
   - only one module of each binding touches the library;
   - the library imports nothing that ends, interrupts or writes into its host;
   - csrc obeys the layer law, and its file names are unique.
@@ -30,6 +32,16 @@ UNUSED = {
     "python": {"mm2_model_retain": "Python counts references to the one handle itself"},
     "lua": {},
 }
+# Structs that a binding takes whole, by asking for their fields' names.
+WHOLE = {
+    "python": {"mm2_config", "mm2_limits", "mm2_cost", "mm2_tokenizer_info", "mm2_sampling"},
+    "lua": set(),
+}
+# Fields that a binding has no use for, and why.
+UNUSED_FIELDS = {
+    "python": {"mm2_event.session": "its batches do not stop at taps"},
+    "lua": {},
+}
 # Functions whose comment stands elsewhere: the header's opening speaks of all _init functions.
 DOCUMENTED_AT_THE_TOP = {"mm2_model_options_init", "mm2_session_options_init",
                          "mm2_batch_options_init"}
@@ -50,6 +62,17 @@ BANNED = re.compile(
 def functions():
     """The names of the header's functions, in its order."""
     return re.findall(r"\b(mm2_\w+)\(", gen_cdef.cdef(HEADER))
+
+
+def structs():
+    """The header's structs: name -> names of the fields that bindings must know. `size` comes first
+    in those that may grow and is set by their _init function; `reserved` is nobody's."""
+    found = {}
+    for body, name in re.findall(r"struct \w+ \{([^}]*)\} (\w+);", gen_cdef.cdef(HEADER)):
+        fields = re.findall(r"(\w+)(?:\[\d+\])?[,;]", body)
+        found[name] = [field for field in fields
+                       if field != "size" and not field.startswith("reserved")]
+    return found
 
 
 def symbols(library, which):
@@ -91,8 +114,34 @@ def check_comments(names):
             yield f"minimax2.h has no comment on {name}"
 
 
+def check_fields(language, texts):
+    """Each field is used in a file that names its struct. texts: (whole, code) of the files."""
+    for struct, fields in structs().items():
+        code = "\n".join(code for whole, code in texts if re.search(rf"\b{struct}\b", whole))
+        for field in fields:
+            name = f"{struct}.{field}"
+            used = re.search(rf"[.>]{field}\b|['\"]{field}['\"]|\b{field}\s*=", code)
+            if used and name in UNUSED_FIELDS[language]:
+                yield f"check_sync.py excuses {language} from {name} without need"
+            elif not used and name not in UNUSED_FIELDS[language] and struct not in WHOLE[language]:
+                yield f"the {language} binding does not use {name}"
+
+
+def check_version():
+    """csrc/api.c has it; setup.py reads it there."""
+    version = re.search(r'return "(\d+\.\d+\.\d+)";', (ROOT / "csrc" / "api.c").read_text())
+    if not version:
+        yield "csrc/api.c has no version"
+        return
+    for other in re.findall(r'"(\d+\.\d+\.\d+)"', HEADER.read_text()):
+        if other != version[1]:
+            yield f"minimax2.h speaks of version {other}, csrc/api.c is {version[1]}"
+    if re.search(r"^version\b", (ROOT / "pyproject.toml").read_text(), re.MULTILINE):
+        yield "pyproject.toml has a version of its own; setup.py takes that of csrc/api.c"
+
+
 def check_bindings(names):
-    """The cdefs are fresh; each function is used; one module alone touches the library."""
+    """The cdefs are fresh; functions and fields are used; one module alone touches the library."""
     lua = sorted((ROOT / "lua" / "minimax2").glob("*.lua"))
     python = sorted((ROOT / "python" / "minimax2").glob("*.py"))
     glue = sorted((ROOT / "bindings").glob("*.c"))
@@ -106,10 +155,10 @@ def check_bindings(names):
         "python": [path for path in python + glue if path.name != "_cffi.c"],
     }
     for language, paths in sources.items():
-        used = set()
-        for path in paths:
-            code = COMMENTS[path.suffix].sub("", path.read_text())
-            used.update(re.findall(r"\bmm2_\w+", code))
+        texts = [(path.read_text(), COMMENTS[path.suffix].sub("", path.read_text()))
+                 for path in paths]
+        used = {name for _, code in texts for name in re.findall(r"\bmm2_\w+", code)}
+        yield from check_fields(language, texts)
         for name in names:
             if name not in used and name not in UNUSED[language]:
                 yield f"the {language} binding does not use {name}"
@@ -162,7 +211,8 @@ def check_sources():
 def main(arguments):
     library = Path(arguments[0]) if arguments else ROOT / "build" / "release" / "libminimax2.so"
     names = functions()
-    violations = [*check_library(library, names), *check_comments(names), *check_bindings(names)]
+    violations = [*check_library(library, names), *check_comments(names), *check_bindings(names),
+                  *check_version()]
     for sentence, is_warning in check_sources():
         if is_warning:
             print("warning:", sentence)

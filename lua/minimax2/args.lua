@@ -2,6 +2,7 @@
 
 local ffi = require "ffi"
 local native = require "minimax2.native"
+local handle = require "minimax2.handle"
 local Tensor = require "minimax2.tensor"
 
 local raise = native.raise
@@ -28,6 +29,19 @@ end
 function args.int(value, what)
     if not is_int32(value) then
         raise(("%s must be an integer of 32 bits, not %s"):format(what, show(value)))
+    end
+    return value
+end
+
+--- An integer 0..most (nil: no limit), or the default for nil.
+function args.count(value, default, most, what)
+    if value == nil then
+        return default
+    end
+    if args.int(value, what) < 0 then
+        raise(("%s must not be negative, got %d"):format(what, value))
+    elseif most and value > most then
+        raise(("%s must be 0..%d, not %d"):format(what, most, value))
     end
     return value
 end
@@ -103,14 +117,15 @@ function args.budget(ms)
 end
 
 --- Token ids as an int32_t array and their count, from a table, an i32 tensor, an int32_t array, or
---- an int32_t pointer with its count.
-function args.ids(value, n)
+--- an int32_t pointer with its count. where: what the sentences begin with, nil for nothing.
+function args.ids(value, n, where)
+    where = where and where .. ": " or ""
     if type(value) == "table" then
         local count = #value
         local ids = int32_array(count)
         for i = 1, count do
             if not is_int32(value[i]) then
-                raise(("token %d of %d must be an integer of 32 bits, not %s"):format(i, count,
+                raise(("%stoken %d of %d must be an integer of 32 bits, not %s"):format(where, i, count,
                     show(value[i])))
             end
             ids[i - 1] = value[i]
@@ -130,17 +145,18 @@ function args.ids(value, n)
         if room then
             n = n == nil and room or args.int(n, "the number of tokens")
             if n < 0 or n > room then
-                raise(("the number of tokens is %d, the array holds %d"):format(n, room))
+                raise(("%sthe number of tokens is %d, the array holds %d"):format(where, n, room))
             end
             return value, n
         end
     end
-    raise(("token ids must be a table, an i32 tensor or an int32_t array, not %s"):format(show(value)))
+    raise(("%stoken ids must be a table, an i32 tensor or an int32_t array, not %s"):format(where,
+        show(value)))
 end
 
 --- The C object of an open session.
 function args.session(value, what)
-    if type(value) ~= "table" or not value.is_session then
+    if handle.kind(value) ~= "session" then
         raise(("%s needs a session, not %s"):format(what, show(value)))
     end
     return value:live()
@@ -154,16 +170,17 @@ function args.is_mask(value)
 end
 
 --- A vocabulary mask made by mm.mask, or nil; it must have a bit for each of `vocab_size` tokens.
-function args.mask(mask, vocab_size)
+function args.mask(mask, vocab_size, where)
     if mask == nil then
         return nil
     end
     if not args.is_mask(mask) then
-        raise(("a mask comes from mm.mask, not %s"):format(show(mask)))
+        raise(("%s: mask must come from mm.mask, not be %s"):format(where, show(mask)))
     end
     local words = ffi.sizeof(mask) / 4
     if words < math.ceil(vocab_size / 32) then
-        raise(("the mask has %d bits, the vocabulary %d tokens"):format(words * 32, vocab_size))
+        raise(("%s: the mask has %d bits, the vocabulary %d tokens"):format(where, words * 32,
+            vocab_size))
     end
     return mask
 end

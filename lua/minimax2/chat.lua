@@ -18,15 +18,19 @@ local known = { system = true, context = true }
 --- See model:chat.
 function Chat.new(model, options)
     options = args.known(options, "model:chat", known, Stream.known, Sampler.known)
-    local session, message = Session.new(model, { context = options.context }, "model:chat")
-    if not session then
-        return nil, message
+    if options.system ~= nil then
+        args.text(options.system, "model:chat: system")
     end
     local defaults = {}
     for name, value in pairs(options) do
         if not known[name] then
             defaults[name] = value
         end
+    end
+    Stream.plan(model, defaults, "model:chat") -- refuses now what each turn would
+    local session, message = Session.new(model, { context = options.context }, "model:chat")
+    if not session then
+        return nil, message
     end
     return setmetatable({
         session = session,
@@ -39,29 +43,31 @@ end
 local function close_turn(self)
     local last = self.last
     if last then
+        last:cancel()
         self.last = nil
         table.insert(self.messages,
             { role = "assistant", content = last:text(), thinking = last:thinking() })
     end
 end
 
--- The ids that the newest message adds to the timeline. Rendered behind a stand-in for the turns before
--- and cut off there: what the format puts between two turns stays.
-local function new_ids(self)
+-- The ids that a message adds to the timeline. Rendered behind a stand-in for the turns before and cut
+-- off there, at the tag that ends a turn: what the format puts between two turns stays.
+local function new_ids(self, message)
     local session, tokenizer = self.session, self.session.model.tokenizer
-    local turns = self.messages
     local length = session.length
     if length == 0 then
+        local turns = { unpack(self.messages) }
+        turns[#turns + 1] = message
         return tokenizer:template(turns)
     end
     local before = { role = "user", content = "." }
     local head = tokenizer:template({ before }, { generation_prompt = false })
-    local both = tokenizer:template { before, turns[#turns] }
+    local both = tokenizer:template { before, message }
     local cut = #head
-    while head[cut] ~= tokenizer.eos do
+    while cut > 0 and head[cut] ~= tokenizer.turn_end do
         cut = cut - 1
     end
-    if session:tokens()[length - 1] ~= tokenizer.eos then
+    if session:tokens()[length - 1] ~= tokenizer.turn_end then
         cut = cut - 1 -- the last turn was cut short: close it first
     end
     local ids = {}
@@ -71,35 +77,38 @@ local function new_ids(self)
     return ids
 end
 
---- Says something: the answer as a stream. A turn that was cut short is closed where it stopped.
-function Chat:stream(text, options)
+-- Starts a turn. Nothing is changed before everything is checked and fed.
+local function start(self, text, options, where)
+    local session = self.session
+    session:live()
+    if not session.model.tokenizer then
+        native.raise(session.model.no_tokenizer)
+    end
     local all = {}
     for name, value in pairs(self.defaults) do
         all[name] = value
     end
-    for name, value in pairs(args.known(options, "chat:stream", Stream.known, Sampler.known)) do
+    for name, value in pairs(args.known(options, where, Stream.known, Sampler.known)) do
         all[name] = value
     end
-    self.session:live()
-    if not self.session.model.tokenizer then
-        native.raise(self.session.model.no_tokenizer)
-    end
+    local message = { role = "user", content = args.text(text, where .. ": the text") }
+    local plan = Stream.plan(session.model, all, where)
+    session:feed(new_ids(self, message))
     close_turn(self)
-    table.insert(self.messages, { role = "user", content = text })
-    local ok, message = pcall(function()
-        self.session:feed(new_ids(self))
-    end)
-    if not ok then
-        table.remove(self.messages)
-        error(message, 0)
-    end
-    self.last = Stream.new(self.session, all, "chat:stream", true)
+    table.insert(self.messages, message)
+    self.last = Stream.new(session, plan, true)
     return self.last
+end
+
+--- Says something: the answer as a stream. An answer that was not pulled to its end is closed where it
+--- stopped.
+function Chat:stream(text, options)
+    return start(self, text, options, "chat:stream")
 end
 
 --- The same, to the end: text, info.
 function Chat:send(text, options)
-    local answer, info = self:stream(text, options):finish()
+    local answer, info = start(self, text, options, "chat:send"):finish()
     close_turn(self)
     return answer, info
 end

@@ -8,9 +8,14 @@
 --- What can fail for reasons outside the script (a missing file, too little memory) returns nil and a
 --- sentence; misuse raises an error at the line that did it.
 
+if not pcall(require, "ffi") then
+    error("minimax2 needs LuaJIT with its FFI, and this is plain " .. _VERSION .. ": run it with luajit", 0)
+end
+
 local bit = require "bit"
 local ffi = require "ffi"
 local native = require "minimax2.native"
+local handle = require "minimax2.handle"
 local args = require "minimax2.args"
 local Model = require "minimax2.model"
 local Sampler = require "minimax2.sampling"
@@ -72,7 +77,7 @@ function mm.cpu()
 end
 
 local function need_model(model, where)
-    if getmetatable(model) == nil or not model.prompt_ids then
+    if handle.kind(model) ~= "model" then
         raise(("%s needs a model, not %s"):format(where, args.show(model)))
     end
     return model

@@ -1,10 +1,12 @@
 --- Model: an opened checkpoint; immutable, to be shared by any number of sessions.
 ---
 --- Fields: tokenizer (nil if the checkpoint has none), config (a table, names as in config.json),
---- threads, nbytes (of all tensors), parameters.
+--- threads, nbytes (of all tensors), parameters, closed. close() ends its views and its tokenizer;
+--- sessions, batches and samplers go on, and the files stay mapped until they are closed too.
 
 local ffi = require "ffi"
 local native = require "minimax2.native"
+local handle = require "minimax2.handle"
 local args = require "minimax2.args"
 local messages = require "minimax2.messages"
 local Batch = require "minimax2.batch"
@@ -18,25 +20,7 @@ local trace = require "minimax2.trace"
 
 local lib, raise, check = native.lib, native.raise, native.check
 
-local Model = {}
-local properties = {}
-
-local metatable = {
-    __index = function(self, key)
-        local property = properties[key]
-        if property then
-            return property(self)
-        end
-        return Model[key]
-    end,
-    __tostring = function(self)
-        if self.open[0] == 0 then
-            return "minimax2 model (closed)"
-        end
-        return ("minimax2 model: %s, %.2f B parameters, %s"):format(self:info "path",
-            self.parameters / 1e9, self:info "quantization")
-    end,
-}
+local Model, properties = handle.class("model", "mm2_model", "mm2_model_release")
 
 local isa_levels = { auto = lib.MM2_ISA_AUTO, ref = lib.MM2_ISA_REF, avx2 = lib.MM2_ISA_AVX2,
     avx512 = lib.MM2_ISA_AVX512, amx = lib.MM2_ISA_AMX, blas = lib.MM2_ISA_BLAS }
@@ -70,10 +54,13 @@ local function config(ptr)
     return out
 end
 
-local function new(out)
-    local ptr = native.wrap(out, "mm2_model_release")
-    return setmetatable({ ptr = ptr, open = ffi.new("int32_t[1]", 1), config = config(ptr) },
-        metatable)
+local function new(object)
+    return Model.hold(object, { config = config(object) })
+end
+
+function Model:describe()
+    return ("%s, %.2f B parameters, %s"):format(self:info "path", self.parameters / 1e9,
+        self:info "quantization")
 end
 
 --- See mm.load.
@@ -99,7 +86,7 @@ function Model.load(path, options)
     if lib.mm2_model_open(out, args.text(path, "the path"), o) < 0 then
         return nil, native.message()
     end
-    return new(out)
+    return new(out[0])
 end
 
 --- See mm.attach.
@@ -107,23 +94,15 @@ function Model.attach(address)
     if type(address) ~= "number" or address < 1 then
         raise(("an address is a number from model:address(), not %s"):format(args.show(address)))
     end
-    local out = ffi.new("mm2_model *[1]", ffi.cast("mm2_model *", ffi.cast("intptr_t", address)))
-    lib.mm2_model_retain(out[0])
-    return new(out)
+    local object = ffi.cast("mm2_model *", ffi.cast("intptr_t", address))
+    lib.mm2_model_retain(object)
+    return new(object)
 end
 
 --- A number that another Lua state of this process (a LÖVE or luv thread) can give to mm.attach, while
 --- this model is open.
 function Model:address()
     return tonumber(ffi.cast("intptr_t", self:live()))
-end
-
---- The C object; raises once the model is closed.
-function Model:live()
-    if self.open[0] == 0 then
-        raise("the model is closed")
-    end
-    return self.ptr
 end
 
 --- A fact as text, or nil: "path", "format", "architecture", "name", "license", "quantization",
@@ -232,8 +211,8 @@ local function session_for(self, prompt, more)
 end
 
 local function start_stream(self, prompt, options, where)
-    local _, more = Stream.options(options, where)
-    return Stream.new(session_for(self, prompt, more), options, where, messages.is(prompt), true)
+    local plan = Stream.plan(self, options, where)
+    return Stream.new(session_for(self, prompt, plan.most), plan, messages.is(prompt), true)
 end
 
 --- A stream that goes on with a prompt; see stream.lua for the options.
@@ -307,15 +286,6 @@ function Model:cost(tokens, depth, kv_dtype)
     check(lib.mm2_model_cost(self:live(), tokens, depth, args.kv_dtype(kv_dtype, "model:cost"), layers,
         rest))
     return fields(layers, cost_fields), fields(rest, cost_fields)
-end
-
---- Lets the model go; again is allowed. Its views and its tokenizer end; sessions, batches and samplers
---- go on, and the files stay mapped until they are closed too.
-function Model:close()
-    if self.open[0] == 1 then
-        native.release(self.ptr, "mm2_model_release")
-        self.open[0] = 0
-    end
 end
 
 -- Made when first asked for.

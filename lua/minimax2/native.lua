@@ -1,5 +1,5 @@
---- The only file that touches the C library: finds it, loads it once, checks its ABI, ties its
---- objects to Lua's collector and turns its statuses into Lua errors.
+--- The only file that touches the C library: finds it, loads it once, checks its ABI and turns its
+--- statuses into Lua errors.
 
 local ffi = require "ffi"
 
@@ -81,28 +81,28 @@ function native.check(status)
     return status
 end
 
+-- Where the library's sentences count the elements of a list, from 0.
+local counted = { "^(chat_%l+: message )(%d+)", "( at index )(%d+)", "( ids%[)(%d+)", "^(history%[)(%d+)" }
+
+--- The same for calls that were given lists: their sentences count as Lua does, from 1.
+function native.check_list(status)
+    if status < 0 then
+        local message = native.message()
+        for _, pattern in ipairs(counted) do
+            message = message:gsub(pattern, function(before, index)
+                return before .. index + 1
+            end, 1)
+        end
+        native.raise(message)
+    end
+    return status
+end
+
 --- A struct that begins with its size, zero but for that.
 function native.sized(name)
     local struct = ffi.new(name)
     struct.size = ffi.sizeof(name)
     return struct
-end
-
---- An owned object, from the out-parameter that received it. `release` names the library's
---- function that the collector will call; it is looked up through `lib`, which keeps it mapped.
-function native.wrap(out, release)
-    return ffi.gc(out[0], function(pointer)
-        lib[release](pointer)
-    end)
-end
-
---- The same, for an explicit close: now, and not again. Raises if the library refuses.
-function native.release(pointer, release)
-    local status = lib[release](pointer)
-    if status and status < 0 then
-        native.raise(native.message())
-    end
-    ffi.gc(pointer, nil)
 end
 
 --- A NUL-terminated string as a Lua string, NULL as nil.

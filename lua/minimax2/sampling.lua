@@ -6,13 +6,13 @@
 
 local ffi = require "ffi"
 local native = require "minimax2.native"
+local handle = require "minimax2.handle"
 local args = require "minimax2.args"
 local Tensor = require "minimax2.tensor"
 
-local lib, raise, check = native.lib, native.raise, native.check
+local lib, raise, check, check_list = native.lib, native.raise, native.check, native.check_list
 
-local Sampler = {}
-Sampler.__index = Sampler
+local Sampler = handle.class("sampler", "mm2_sampler", "mm2_sampler_free")
 
 local fields = {
     seed = args.seed, top_k = args.int, temperature = args.number, top_p = args.number,
@@ -56,12 +56,11 @@ function Sampler.new(model, options, where)
     if lib.mm2_sampler_new(out, ptr, o) < 0 then
         return nil, native.message()
     end
-    local self = setmetatable({
-        ptr = native.wrap(out, "mm2_sampler_free"),
+    local self = Sampler.hold(out[0], {
         model = model,
         vocab_size = model.config.vocab_size,
         seed = seed,
-    }, Sampler)
+    })
     if options.bias ~= nil then
         self:bias(options.bias)
     end
@@ -71,16 +70,9 @@ function Sampler.new(model, options, where)
     return self
 end
 
-local function live(self)
-    if not self.ptr then
-        raise("the sampler is closed")
-    end
-    return self.ptr
-end
-
 --- Replaces the bias: { [id] = value }.
 function Sampler:bias(values)
-    local ptr = live(self)
+    local ptr = self:live()
     if type(values) ~= "table" then
         raise(("bias must be a table { [id] = value }, not %s"):format(args.show(values)))
     end
@@ -94,26 +86,26 @@ function Sampler:bias(values)
     for i, id in ipairs(list) do
         added[i - 1] = args.number(values[id], ("the bias of token %d"):format(id))
     end
-    check(lib.mm2_sampler_bias(ptr, ids, added, count))
+    check_list(lib.mm2_sampler_bias(ptr, ids, added, count))
 end
 
 --- Replaces the tokens that end a DRY repetition.
 function Sampler:breakers(ids, n)
-    local array, count = args.ids(ids, n)
-    check(lib.mm2_sampler_breakers(live(self), array, count))
+    local array, count = args.ids(ids, n, "breakers")
+    check_list(lib.mm2_sampler_breakers(self:live(), array, count))
 end
 
 --- The token that follows the session's last one. mask: nil, or one made by mm.mask. Does not feed
 --- it.
 function Sampler:next(session, mask)
-    local ptr, of = live(self), args.session(session, "sampler:next")
-    return check(lib.mm2_sampler_next(ptr, of, args.mask(mask, self.vocab_size)))
+    local ptr, of = self:live(), args.session(session, "sampler:next")
+    return check(lib.mm2_sampler_next(ptr, of, args.mask(mask, self.vocab_size, "sampler:next")))
 end
 
 --- The same on any logits: an f32 tensor of vocab_size elements. history: the token ids before, or
 --- nil; their number is the position of the draw.
 function Sampler:pick(logits, history, mask)
-    local ptr = live(self)
+    local ptr = self:live()
     if not Tensor.is(logits) or logits.dtype ~= "f32" or #logits ~= self.vocab_size then
         raise(("sampler:pick needs an f32 tensor of %d logits, not %s"):format(self.vocab_size,
             tostring(logits)))
@@ -122,16 +114,8 @@ function Sampler:pick(logits, history, mask)
         logits = logits:copy()
     end
     local ids, count = args.ids(history or {})
-    return (check(lib.mm2_sampler_pick(ptr, logits:ptr(), ids, count,
-        args.mask(mask, self.vocab_size))))
-end
-
---- Frees the sampler; again is allowed.
-function Sampler:close()
-    if self.ptr then
-        native.release(self.ptr, "mm2_sampler_free")
-        self.ptr = nil
-    end
+    return (check_list(lib.mm2_sampler_pick(ptr, logits:ptr(), ids, count,
+        args.mask(mask, self.vocab_size, "sampler:pick"))))
 end
 
 return Sampler

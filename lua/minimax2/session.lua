@@ -6,6 +6,7 @@
 
 local ffi = require "ffi"
 local native = require "minimax2.native"
+local handle = require "minimax2.handle"
 local args = require "minimax2.args"
 local messages = require "minimax2.messages"
 local Tensor = require "minimax2.tensor"
@@ -13,26 +14,9 @@ local trace = require "minimax2.trace"
 local Sampler = require "minimax2.sampling"
 local Stream = require "minimax2.stream"
 
-local lib, raise, check = native.lib, native.raise, native.check
+local lib, raise, check, check_list = native.lib, native.raise, native.check, native.check_list
 
-local Session = { is_session = true }
-local properties = {}
-
-local metatable = {
-    __index = function(self, key)
-        local property = properties[key]
-        if property then
-            return property(self)
-        end
-        return Session[key]
-    end,
-    __tostring = function(self)
-        if self.open[0] == 0 then
-            return "minimax2 session (closed)"
-        end
-        return ("minimax2 session: %d of %d positions"):format(self.length, self.context)
-    end,
-}
+local Session, properties = handle.class("session", "mm2_session", "mm2_session_free")
 
 local known = { context = true, kv_dtype = true, chunk = true }
 
@@ -52,43 +36,33 @@ function Session.new(model, options, where)
     if lib.mm2_session_new(out, model:live(), o) < 0 then
         return nil, native.message()
     end
-    return setmetatable({
-        ptr = native.wrap(out, "mm2_session_free"),
-        open = ffi.new("int32_t[1]", 1),
+    return Session.hold(out[0], {
         event = native.sized "mm2_event",
         model = model,
         taps = {}, -- [point * layers + layer] = true: those that the script switched on
-    }, metatable)
+    })
 end
 
---- The C object; raises once the session is closed.
-function Session:live()
-    if self.open[0] == 0 then
-        raise("the session is closed")
-    end
-    return self.ptr
-end
-
--- The same for calls that move the timeline; they end a trace that was left before its end.
-local function moving(self)
-    local ptr = self:live()
-    trace.stop(self)
-    return ptr
+function Session:describe()
+    return ("%d of %d positions"):format(self.length, self.context)
 end
 
 --- Appends a prompt (a string, token ids or a table of messages) to the timeline. No work is done
 --- yet. Returns the session.
 function Session:feed(prompt, n)
-    local ptr = moving(self)
+    local ptr = self:live()
     local ids, count = self.model:prompt_ids(prompt, n)
-    check(lib.mm2_session_feed(ptr, ids, count))
+    check_list(lib.mm2_session_feed(ptr, ids, count))
+    trace.stop(self) -- calls that move the timeline end a trace that was left before its end
     return self
 end
 
 --- Evaluates what was fed, for at most `ms` milliseconds if given. Returns true when all is done;
 --- false when time is up; false and the tap when stopped at one.
 function Session:run(ms)
-    local status = check(lib.mm2_session_run(moving(self), args.budget(ms), self.event))
+    local ptr, budget_us = self:live(), args.budget(ms)
+    trace.stop(self)
+    local status = check(lib.mm2_session_run(ptr, budget_us, self.event))
     if status == lib.MM2_TAP then
         return false, trace.tap(self.event, self, self)
     end
@@ -126,7 +100,7 @@ function Session:trace(prompt, points, layers)
     if prompt ~= nil then
         self:feed(prompt)
     end
-    moving(self)
+    trace.stop(self)
     return trace.iterate(self, switches)
 end
 
@@ -149,12 +123,13 @@ local function start_stream(self, prompt, options, where)
     if options == nil and type(prompt) == "table" and prompt[1] == nil then
         prompt, options = nil, prompt
     end
-    moving(self)
-    Stream.options(options, where)
+    self:live()
+    local plan = Stream.plan(self.model, options, where)
     if prompt ~= nil then
         self:feed(prompt)
     end
-    return Stream.new(self, options, where, messages.is(prompt))
+    trace.stop(self)
+    return Stream.new(self, plan, messages.is(prompt))
 end
 
 --- session:stream([prompt][, options]): goes on with the prompt, or where the timeline ends; a stream
@@ -177,14 +152,15 @@ end
 
 --- Cuts the timeline back to its first `length` tokens.
 function Session:rewind(length)
-    check(lib.mm2_session_rewind(moving(self), args.int(length, "the length")))
+    check(lib.mm2_session_rewind(self:live(), args.int(length, "the length")))
+    trace.stop(self)
 end
 
 --- Makes the timeline equal to `ids`: keeps the common beginning, feeds the rest. Returns how many
 --- tokens were kept. At least the last one is fed again if anything was cut, for its logits. What cannot
 --- be fed is refused before anything is cut.
 function Session:sync(prompt, n)
-    local ptr = moving(self)
+    local ptr = self:live()
     local ids, count = self.model:prompt_ids(prompt, n)
     local room, vocab = self.context, self.model.config.vocab_size
     if count > room then
@@ -196,6 +172,7 @@ function Session:sync(prompt, n)
                 vocab - 1))
         end
     end
+    trace.stop(self)
     local old, length = self:tokens(), self.length
     local common = 0
     while common < length and common < count and old[common] == ids[common] do
@@ -206,7 +183,7 @@ function Session:sync(prompt, n)
         check(lib.mm2_session_rewind(ptr, common))
     end
     if common < count then
-        check(lib.mm2_session_feed(ptr, ids + common, count - common))
+        check_list(lib.mm2_session_feed(ptr, ids + common, count - common))
     end
     return common
 end
@@ -223,7 +200,7 @@ function Session:logprobs(ids, n)
     local ptr = self:live()
     local array, count = args.ids(ids, n)
     local out = ffi.new("float[?]", count)
-    check(lib.mm2_session_logprobs(ptr, array, count, out))
+    check_list(lib.mm2_session_logprobs(ptr, array, count, out))
     local list = {}
     for i = 1, count do
         list[i] = out[i - 1]
@@ -245,14 +222,6 @@ function Session:top(n)
         tokens[i], logprobs[i] = ids[i - 1], out[i - 1]
     end
     return tokens, logprobs
-end
-
---- Frees the session; again is allowed. Its views end.
-function Session:close()
-    if self.open[0] == 1 then
-        native.release(self.ptr, "mm2_session_free")
-        self.open[0] = 0
-    end
 end
 
 function properties.pos(self)

@@ -20,7 +20,6 @@
 --- Fields: session, seed, finish_reason: nil while it goes on, then "stop" (end token or stop string),
 --- "length" (max_new_tokens), "context" (it is full) or "cancelled".
 
-local ffi = require "ffi"
 local native = require "minimax2.native"
 local args = require "minimax2.args"
 local trace = require "minimax2.trace"
@@ -43,61 +42,60 @@ Stream.known = {
 
 local function stop_list(stop, where)
     local list = type(stop) == "table" and stop or { stop }
-    for _, text in ipairs(list) do
-        if type(text) ~= "string" or text == "" then
-            raise(("%s: stop must be strings that are not empty, not %s"):format(where, args.show(text)))
+    for key, text in pairs(list) do
+        if type(key) ~= "number" or type(text) ~= "string" or text == "" then
+            raise(("%s: stop must be a string or a list of strings, none of them empty, not %s"):format(
+                where, args.show(type(key) == "number" and text or stop)))
         end
     end
     return list
 end
 
-local function count_option(value, default, what)
-    if value == nil then
-        return default
-    end
-    if args.int(value, what) < 0 then
-        raise(("%s must not be negative, got %d"):format(what, value))
-    end
-    return value
-end
-
---- The options and max_new_tokens, checked before anything is done.
-function Stream.options(options, where)
+--- The options of a stream, all of them checked, and what is made of them: a table for Stream.new. It
+--- comes before anything is fed, so that a refused call leaves everything as it was.
+function Stream.plan(model, options, where)
     options = args.known(options, where, Stream.known, Sampler.known)
-    return options, count_option(options.max_new_tokens, DEFAULT_TOKENS, where .. ": max_new_tokens")
+    local mask, processor, hooks = options.mask, options.logits_processor, options.hooks
+    if type(mask) ~= "function" then
+        args.mask(mask, model.config.vocab_size, where)
+    end
+    if processor ~= nil and type(processor) ~= "function" then
+        raise(("%s: logits_processor must be a function(tokens, logits), not %s"):format(where,
+            args.show(processor)))
+    end
+    local plan = {
+        most = args.count(options.max_new_tokens, DEFAULT_TOKENS, nil, where .. ": max_new_tokens"),
+        stops = stop_list(options.stop, where),
+        mask = mask,
+        processor = processor,
+        top = args.count(options.top_logprobs, 0, model.config.vocab_size, where .. ": top_logprobs"),
+        hooks = hooks,
+        switches = hooks ~= nil and trace.hook_switches(model, hooks) or nil,
+        yields = options.yield,
+    }
+    local sampler, message = Sampler.new(model, options, where)
+    if not sampler then
+        raise(("%s: %s"):format(where, message))
+    end
+    plan.sampler, plan.seed = sampler, sampler.seed
+    return plan
 end
 
---- A stream that goes on with `session`. thinking: the text begins inside a <think> block. owned:
---- close the session at the end.
-function Stream.new(session, given, where, thinking, owned)
-    local options, most = Stream.options(given, where)
-    local sampler, message = Sampler.new(session.model, options, where)
-    if not sampler then
-        raise(message)
-    end
-    local top = count_option(options.top_logprobs, 0, where .. ": top_logprobs")
-    local self = setmetatable({
-        session = session,
-        owned = owned,
-        sampler = sampler,
-        seed = sampler.seed,
-        tokenizer = session.model.tokenizer,
-        most = most,
-        stops = stop_list(options.stop, where),
-        mask = options.mask,
-        processor = options.logits_processor,
-        top = top,
-        logprobs = top > 0 and {} or nil,
-        hooks = options.hooks,
-        yields = options.yield,
-        ids = {},
-        pieces = {},
-        held = "", -- bytes that may still become part of a character or of a stop string
-        thought = thinking and "" or nil,
-        in_thought = thinking,
-    }, Stream)
-    if self.hooks then
-        self.traced = trace.start(session, trace.hook_switches(session.model, self.hooks))
+--- A stream that goes on with `session`, by a plan, which becomes the stream. thinking: the text begins
+--- inside a <think> block. owned: close the session at the end.
+function Stream.new(session, plan, thinking, owned)
+    local self = setmetatable(plan, Stream)
+    self.session = session
+    self.owned = owned
+    self.tokenizer = session.model.tokenizer
+    self.logprobs = self.top > 0 and {} or nil
+    self.ids = {}
+    self.pieces = {}
+    self.held = "" -- bytes that may still become part of a character or of a stop string
+    self.thought = thinking and "" or nil
+    self.in_thought = thinking
+    if self.switches then
+        self.traced = trace.start(session, self.switches)
     end
     return self
 end
@@ -116,13 +114,11 @@ end
 local function finish(self, reason)
     self.finish_reason = reason
     local session = self.session
-    if session.open[0] == 1 then
-        if self.traced and session.traced == self.traced then
-            trace.stop(session)
-        end
-        if self.owned then
-            session:close()
-        end
+    if self.traced and session.traced == self.traced then
+        trace.stop(session)
+    end
+    if self.owned then
+        session:close()
     end
     return show(self, #self.held)
 end
@@ -152,8 +148,10 @@ local function read(self, id)
     if not tokenizer then
         return nil
     end
-    if id == tokenizer.eos then
+    if id == tokenizer.eos or id == tokenizer.turn_end then
         return finish(self, "stop")
+    elseif id >= tokenizer.vocab_size then
+        return nil -- a padding row of the head: it writes nothing
     end
     if self.in_thought and id == tokenizer.think_close then
         self.in_thought = false
@@ -179,11 +177,11 @@ end
 -- Evaluates what is pending, within a budget; true when all is done.
 local function evaluate(self, budget_us)
     local session = self.session
-    local ptr = session:live()
-    if self.traced and session.traced ~= self.traced then
-        raise("the hooks of this stream were ended by another call on its session")
-    end
     while true do
+        local ptr = session:live() -- a hook may have closed it
+        if self.traced and session.traced ~= self.traced then
+            raise("the hooks of this stream were ended by another call on its session")
+        end
         local status = check(lib.mm2_session_run(ptr, budget_us, session.event))
         if status ~= lib.MM2_TAP then
             return status == lib.MM2_OK
@@ -205,23 +203,21 @@ local function keep_logprobs(self, id)
     table.insert(self.logprobs, { id = id, logprob = self.session:logprobs({ id })[1], top = top })
 end
 
--- Chooses the next token.
+-- Chooses the next token. What a processor edits is a copy: the session's logits stay the model's.
 local function choose(self)
     local session, mask = self.session, self.mask
     if type(mask) == "function" then
         mask = mask(self.ids)
     end
-    local logits, own
+    local id
     if self.processor then
-        logits = session:logits()
-        own = logits:copy()
-        self.processor(session:tokens(), logits)
+        local logits, tokens = session:logits():copy(), session:tokens()
+        self.processor(tokens, logits)
+        id = self.sampler:pick(logits, tokens, mask)
+    else
+        id = self.sampler:next(session, mask)
     end
-    local id = self.sampler:next(session, mask)
     if self.logprobs then
-        if own then
-            ffi.copy(logits:ptr(), own:ptr(), own.nbytes)
-        end
         keep_logprobs(self, id)
     end
     return id
@@ -241,7 +237,7 @@ local function advance(self, budget_us)
         return finish(self, "context"), true
     end
     local id = choose(self)
-    check(lib.mm2_session_feed(session.ptr, args.ids({ id }), 1))
+    check(lib.mm2_session_feed(session:live(), args.ids({ id }), 1))
     table.insert(self.ids, id)
     local piece = read(self, id)
     if #self.ids == self.most and not self.finish_reason then

@@ -65,7 +65,7 @@ end
 
 --- A view on `raw` (an mm2_tensor, copied) whose memory belongs to `owner`.
 function Tensor.view(raw, owner)
-    return make(raw, owner, owner.open)
+    return make(raw, owner, owner.cell.open)
 end
 
 --- A tensor of zeros that owns its memory. `shape`: sizes, outermost first.

@@ -1,30 +1,31 @@
 --- Tokenizer: text to token ids and back. `model.tokenizer`, or mm.tokenizer(path) for one alone.
 ---
 --- Fields: vocab_size (highest id + 1) and the ids bos, eos, unk, pad, think_open, think_close, nil
---- where the files name none. Lua strings are bytes: invalid UTF-8 may go in and come out.
+--- where the files name none; turn_end, the tag that ends a turn of the chat format. Lua strings are
+--- bytes: invalid UTF-8 may go in and come out.
 
 local ffi = require "ffi"
 local native = require "minimax2.native"
+local handle = require "minimax2.handle"
 local args = require "minimax2.args"
 local messages = require "minimax2.messages"
 
-local lib, raise, check = native.lib, native.raise, native.check
+local lib, raise, check_list = native.lib, native.raise, native.check_list
 
-local Tokenizer = {}
-Tokenizer.__index = Tokenizer
+local Tokenizer, properties = handle.class("tokenizer", "mm2_tokenizer", "mm2_tokenizer_release")
 
 local int32_array = ffi.typeof "int32_t[?]"
 local char_array = ffi.typeof "char[?]"
 
-local function new(ptr, open, owner)
-    local self = setmetatable({ ptr = ptr, open = open, owner = owner }, Tokenizer)
-    local facts = ffi.new "mm2_tokenizer_info"
-    facts.size = ffi.sizeof(facts)
-    check(lib.mm2_tokenizer_describe(ptr, facts))
+local function with_facts(self)
+    local ptr = self:live()
+    local facts = native.sized "mm2_tokenizer_info"
+    native.check(lib.mm2_tokenizer_describe(ptr, facts))
     self.vocab_size = facts.vocab_size
     for _, name in ipairs { "bos", "eos", "unk", "pad", "think_open", "think_close" } do
         self[name] = facts[name] >= 0 and facts[name] or nil
     end
+    self.turn_end = self:id "[e~["
     return self
 end
 
@@ -34,32 +35,42 @@ function Tokenizer.load(path)
     if lib.mm2_tokenizer_open(out, args.text(path, "the path")) < 0 then
         return nil, native.message()
     end
-    return new(native.wrap(out, "mm2_tokenizer_release"), ffi.new("int32_t[1]", 1))
+    return with_facts(Tokenizer.hold(out[0], {}))
 end
 
 --- The model's own; it keeps the model alive. nil and a sentence if there is none.
 function Tokenizer.of(model)
-    local ptr = lib.mm2_model_tokenizer(model:live())
-    if ptr == nil then
+    if lib.mm2_model_tokenizer(model:live()) == nil then
         return nil, native.message()
     end
-    return new(ptr, model.open, model)
+    return with_facts(Tokenizer.hold(nil, { model = model }))
 end
 
-local function live(self)
-    if self.open[0] == 0 then
-        raise(self.owner and "the tokenizer's model is closed" or "the tokenizer is closed")
+local own = { live = Tokenizer.live, close = Tokenizer.close }
+
+-- A model's tokenizer lives and ends with the model.
+function Tokenizer:live()
+    return self.model and lib.mm2_model_tokenizer(self.model:live()) or own.live(self)
+end
+
+--- Frees a tokenizer opened by mm.tokenizer; again is allowed. A model's own ends with its model.
+function Tokenizer:close()
+    if not self.model then
+        own.close(self)
     end
-    return self.ptr
+end
+
+function properties:closed()
+    return (self.model or self).cell.open[0] == 0
 end
 
 -- Calls fill(array, capacity) with a guess, and again if that was too small; array, length.
 local function collect(array_type, guess, fill)
     local array = array_type(guess)
-    local length = check(fill(array, guess))
+    local length = check_list(fill(array, guess))
     if length > guess then
         array = array_type(length)
-        length = check(fill(array, length))
+        length = check_list(fill(array, length))
     end
     return array, length
 end
@@ -75,7 +86,7 @@ end
 --- Token ids of a text as an int32_t array, and their number. Options: special = true turns strings
 --- such as "<think>" into their token; without it they are plain text.
 function Tokenizer:encode(text, options)
-    local ptr = live(self)
+    local ptr = self:live()
     if type(text) ~= "string" then
         raise(("the text must be a string, not %s"):format(args.show(text)))
     end
@@ -101,7 +112,7 @@ end
 --- Text of token ids (a table, a tensor, or an array and its count). Options: special = true writes
 --- special tokens out; without it they are left out.
 function Tokenizer:decode(ids, n, options)
-    local ptr = live(self)
+    local ptr = self:live()
     if type(n) == "table" then
         n, options = nil, n
     end
@@ -115,7 +126,7 @@ end
 --- The bytes of one token; nil and a sentence if there is no such id.
 function Tokenizer:token(id)
     local length = ffi.new "int32_t[1]"
-    local bytes = lib.mm2_tokenizer_token(live(self), args.int(id, "the id"), length)
+    local bytes = lib.mm2_tokenizer_token(self:live(), args.int(id, "the id"), length)
     if bytes == nil then
         return nil, native.message()
     end
@@ -124,7 +135,7 @@ end
 
 --- The id whose bytes are exactly these, or nil.
 function Tokenizer:id(bytes)
-    local ptr = live(self)
+    local ptr = self:live()
     if type(bytes) ~= "string" then
         raise(("the token must be a string, not %s"):format(args.show(bytes)))
     end
@@ -147,7 +158,7 @@ end
 --- Messages { {role=, content=, thinking=}, ... } in the vendor's chat format, as text to read.
 --- Options: generation_prompt = false leaves out the opening of the assistant's turn.
 function Tokenizer:render(turns, options)
-    local ptr = live(self)
+    local ptr = self:live()
     local flags = chat_flags(options, "tokenizer:render")
     local array, count = messages.array(turns)
     return ffi.string(collect(char_array, text_length(turns), function(out, room)
@@ -158,7 +169,7 @@ end
 --- The same as token ids to feed: an int32_t array and its length. Only the template's own tags become
 --- control tokens, whatever the messages hold.
 function Tokenizer:encode_chat(turns, options)
-    local ptr = live(self)
+    local ptr = self:live()
     local flags = chat_flags(options, "tokenizer:template")
     local array, count = messages.array(turns)
     return collect(int32_array, text_length(turns), function(ids, room)
@@ -174,14 +185,6 @@ end
 --- How many of these bytes can be shown without splitting a UTF-8 character.
 function Tokenizer.complete(bytes)
     return lib.mm2_text_complete(bytes, #bytes)
-end
-
---- Frees a tokenizer opened by mm.tokenizer; again is allowed. A model's own ends with its model.
-function Tokenizer:close()
-    if not self.owner and self.open[0] == 1 then
-        native.release(self.ptr, "mm2_tokenizer_release")
-        self.open[0] = 0
-    end
 end
 
 return Tokenizer

@@ -34,7 +34,7 @@ function trace.point(name)
     return point
 end
 
---- The tap that `event` tells of. The tensor is live: borrowed until the next call on the session.
+--- The tap that `event`, an mm2_event, tells of. The tensor is live: borrowed until the next call on the session.
 function trace.tap(event, owner, session)
     return {
         point = trace.points[event.point + 1],
@@ -78,7 +78,8 @@ function trace.hook_switches(model, hooks)
     end
     local switches = {}
     for i, hook in ipairs(hooks) do
-        if type(hook) ~= "table" or type(hook[#hook]) ~= "function" or #hook < 2 or #hook > 3 then
+        if type(hook) ~= "table" or type(hook[1]) ~= "string" or type(hook[#hook]) ~= "function"
+            or #hook < 2 or #hook > 3 then
             raise(("hook %d must be { point, function } or { point, layer, function }"):format(i))
         end
         local layer = #hook == 3 and hook[2] or nil
@@ -99,10 +100,11 @@ end
 
 --- Switches a session's taps on until trace.stop, or until the next call that runs it otherwise.
 function trace.start(session, switches)
+    local ptr = session:live()
     local traced = { switches = switches }
     session.traced = traced
     for _, switch in ipairs(switches) do
-        if lib.mm2_session_tap(session.ptr, switch[1], switch[2], 1) < 0 then
+        if lib.mm2_session_tap(ptr, switch[1], switch[2], 1) < 0 then
             local message = native.message()
             trace.stop(session)
             raise(message)
@@ -114,14 +116,15 @@ end
 --- Back to the taps that the script itself has on.
 function trace.stop(session)
     local traced = session.traced
-    if traced then
-        session.traced = nil
+    session.traced = nil
+    if traced and not session.closed then
+        local ptr = session:live()
         for _, switch in ipairs(traced.switches) do
-            lib.mm2_session_tap(session.ptr, switch[1], switch[2], 0)
+            lib.mm2_session_tap(ptr, switch[1], switch[2], 0)
         end
         local layers = session.model.config.num_hidden_layers
         for key in pairs(session.taps) do
-            lib.mm2_session_tap(session.ptr, math.floor(key / layers), key % layers, 1)
+            lib.mm2_session_tap(ptr, math.floor(key / layers), key % layers, 1)
         end
     end
 end
@@ -134,12 +137,13 @@ function trace.iterate(session, switches, finish)
         if traced.done then
             return nil
         end
+        local ptr = session:live() -- it may have been closed since
         if session.traced ~= traced then
             raise("this trace was ended by another call on its session")
         end
         local status
         repeat
-            status = native.check(lib.mm2_session_run(session.ptr, trace.SLICE_US, session.event))
+            status = native.check(lib.mm2_session_run(ptr, trace.SLICE_US, session.event))
         until status ~= lib.MM2_MORE
         if status == lib.MM2_TAP then
             return trace.tap(session.event, session, session)

@@ -41,7 +41,7 @@ describe("misuse", function()
             assert.matches("token 2 of 3 must be an integer", failure(session.feed, session, { 1, id, 2 }))
         end
         for _, id in ipairs { -1, vocab, 2 ^ 31 - 1, -2 ^ 31 } do
-            assert.matches("outside the vocabulary", failure(session.feed, session, { 1, id }))
+            assert.matches("at index 2 is outside the vocabulary", failure(session.feed, session, { 1, id }))
         end
         for _, prompt in ipairs { 5, true, print, ffi.new("float[3]"), ffi.new("int64_t[3]"), 3LL } do
             assert.matches("token ids must be", failure(session.feed, session, prompt))
@@ -101,7 +101,7 @@ describe("misuse", function()
         assert.equal("the model is closed", failure(own.tensor, own, "x"))
         assert.equal("the model is closed", failure(own.generate, own, "x"))
         assert.equal("the model is closed", failure(function() return own.threads end))
-        assert.equal("the tokenizer's model is closed", failure(tokenizer.ids, tokenizer, "x"))
+        assert.equal("the model is closed", failure(tokenizer.ids, tokenizer, "x"))
         assert.equal("this tensor belongs to something that is closed", failure(function()
             return weight[0]
         end))
@@ -153,7 +153,8 @@ describe("misuse", function()
         assert.is_string(failure(model.sampler, model, { bias = { [1] = 0 / 0 } }))
         assert.is_string(failure(model.sampler, model, { breakers = { -1 } }))
         assert.matches("max_new_tokens", failure(model.generate, model, "x", { max_new_tokens = -1 }))
-        assert.matches("stop must be strings", failure(model.generate, model, "x", { stop = "" }))
+        assert.matches("stop must be a string or a list of strings",
+            failure(model.generate, model, "x", { stop = "" }))
         local sampler = assert(model:sampler())
         assert.matches("needs a session", failure(sampler.next, sampler, model))
         assert.matches("f32 tensor of", failure(sampler.pick, sampler, { 1, 2 }))
@@ -163,15 +164,80 @@ describe("misuse", function()
     it("A2, A3: masks of another size or type", function()
         local small = mm.mask(vocab - 32)
         assert.matches("the vocabulary", failure(model.generate, model, "x", { mask = small }))
-        assert.matches("comes from mm.mask", failure(model.generate, model, "x", { mask = { 1 } }))
-        assert.matches("comes from mm.mask",
-            failure(model.generate, model, "x", { mask = ffi.new("int32_t[?]", vocab) }))
+        for _, mask in ipairs { { 1 }, ffi.new("int32_t[?]", vocab) } do
+            assert.matches("mask must come from mm.mask",
+                failure(model.generate, model, "x", { mask = mask }))
+        end
         local mask = mm.mask(64)
         assert.matches("outside of the mask's 0..63", failure(mm.allow, mask, 64), 1, true)
         assert.matches("outside", failure(mm.forbid, mask, -1))
         assert.matches("integer", failure(mm.allow, mask, 0.5))
         assert.matches("needs a mask", failure(mm.allow, {}, 1))
         assert.matches("at least one", failure(mm.mask, 0))
+    end)
+
+    it("A2: options are refused, by name, before anything is fed", function()
+        local session, chat = assert(model:session()), assert(model:chat { system = "Be kind." })
+        session:feed({ 1, 2, 3 }):run()
+        local logits = session:logits():bytes()
+        for name, values in pairs {
+            max_new_tokens = { -1, 1.5, "7" }, top_logprobs = { -1, vocab + 1, true },
+            stop = { "", 5, false, { "x", "" }, { text = "x" } },
+            mask = { 5, {}, mm.mask(vocab - 32) }, logits_processor = { 5, {} },
+            hooks = { 5, { print }, { { { "q" }, print } }, { { "q", 99, print } } },
+            temperature = { -1, "hot", 0 / 0 }, top_k = { -1, 1.5 }, top_p = { 1.5 },
+            seed = { -1, 0.5 }, bias = { 5, { x = 1 }, { [vocab] = 1 }, { [1] = 0 / 0 } },
+            breakers = { 5, { -1 }, { vocab } }, repetition_penalty = { 0 }, max_tokens = { 5 },
+        } do
+            for i, value in ipairs(values) do
+                local options, where = { [name] = value }, name .. " " .. i
+                local word = name == "hooks" and "[hl][oa][oy][ke]" or name
+                assert.matches(word, failure(session.generate, session, { 4, 5 }, options), where)
+                assert.matches(word, failure(session.stream, session, { 4, 5 }, options), where)
+                assert.matches(word, failure(chat.send, chat, "Hi", options), where)
+                assert.matches(word, failure(chat.stream, chat, "Hi", options), where)
+                assert.matches(word, failure(model.generate, model, "Hi", options), where)
+                assert.matches(word, failure(model.chat, model, options), where)
+            end
+        end
+        for _, text in ipairs { 5, "a\0b", {} } do
+            assert.matches("the text", failure(chat.send, chat, text))
+        end
+        assert.matches("the text", failure(chat.send, chat))
+        assert.equal(3, session.length)
+        assert.equal(logits, session:logits():bytes())
+        assert.same({ { role = "system", content = "Be kind." } }, chat.messages)
+        assert.equal(0, chat.session.length)
+        assert.matches("max_new_tokens", failure(model.generate, model, "x", { max_tokens = 5 }))
+        assert.matches("unknown option 'nonsense'", failure(model.chat, model, { nonsense = 1 }))
+        assert.matches("system must be a string", failure(model.chat, model, { system = 5 }))
+    end)
+
+    it("A2: a refused call does not end a trace", function()
+        local session = assert(model:session())
+        local taps = session:trace({ 1, 2 }, "resid_post")
+        assert.equal(0, taps().layer)
+        for _, call in ipairs {
+            function() session:feed { -1 } end, function() session:feed {} end,
+            function() session:run(-1) end, function() session:rewind(5) end,
+            function() session:sync { -1 } end, function() session:generate({ 3 }, { stop = 5 }) end,
+            function() session:trace({ 1 }, "no point") end,
+        } do
+            failure(call)
+        end
+        assert.equal(1, taps().layer)
+        session:feed { 3 }
+        assert.matches("ended by another call", failure(taps))
+    end)
+
+    it("A2: a chat that is full, or cannot render, stays as it was", function()
+        local chat = assert(model:chat { context = 80, max_new_tokens = 3 })
+        chat:send "Hi"
+        local turns, length = #chat.messages, chat.session.length
+        assert.matches("context", failure(chat.send, chat, ("word "):rep(100)))
+        assert.equal(turns, #chat.messages)
+        assert.equal(length, chat.session.length)
+        chat:close()
     end)
 
     it("A19, A20: sizes of models and sessions", function()
@@ -226,8 +292,10 @@ describe("misuse", function()
         end
         assert.matches("role", ask { { role = "robot", content = "x" } })
         assert.matches("role must be a string", ask { { role = 5, content = "x" } })
-        assert.is_string(ask { { role = "user" } })
-        assert.is_string(ask { { content = "x" } })
+        assert.matches("message 1 has no content", ask { { role = "user" } })
+        assert.matches("message 2 has no role", ask { { role = "user", content = "x" }, { content = "x" } })
+        assert.matches("message 2 has the role \"robot\"",
+            ask { { role = "user", content = "x" }, { role = "robot", content = "message 1 at index 1" } })
         assert.matches("message 2 must be a table", ask { { role = "user", content = "x" }, "y" })
         assert.matches("unknown option 'text'", ask { { role = "user", text = "x" } })
         assert.matches("NUL", ask { { role = "user", content = "a\0b" } })

@@ -28,6 +28,15 @@ describe("the module", function()
         ]])
     end)
 
+    it("says that it needs LuaJIT", function()
+        assert.equal("minimax2 needs LuaJIT with its FFI, and this is plain Lua 5.1: run it with luajit 0",
+            support.script [[
+                package.preload.ffi, package.loaded.ffi = nil, nil
+                package.cpath = ""
+                io.write(select(2, pcall(require, "minimax2")))
+            ]])
+    end)
+
     it("refuses a library of another ABI", function()
         local output = support.script [[
             package.loaded["minimax2.cdef"] = require("minimax2.cdef"):gsub("MM2_ABI = %d+", "MM2_ABI = 99")

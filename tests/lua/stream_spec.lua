@@ -213,6 +213,47 @@ describe("a stream", function()
         assert.is_true(session:run()) -- the taps are off again
     end)
 
+    it("goes on over ids that have no token, which write nothing", function()
+        assert.is_true(tokenizer.vocab_size < model.config.vocab_size)
+        local padding = model.config.vocab_size - 1
+        local ids = tokenizer:ids "on and on"
+        table.insert(ids, 2, padding)
+        local text, info = model:generate(support.prompt, greedy(#ids, { logits_processor = script(ids) }))
+        assert.equal("on and on", text)
+        assert.same(ids, info.tokens)
+        local session = assert(model:session())
+        text, info = session:generate(support.prompt, greedy(3, { bias = { [padding] = 1e9 } }))
+        assert.equal("", text)
+        assert.same({ padding, padding, padding }, info.tokens)
+        text = session:generate(greedy(5)) -- and for ever after
+        assert.is_true(#text > 0)
+    end)
+
+    it("leaves the logits as they were when a draw is refused", function()
+        local session = assert(model:session())
+        session:feed(support.prompt):run()
+        local before, length = session:logits():bytes(), session.length
+        local function spoil(_, logits)
+            logits[3] = 0 / 0
+        end
+        local function fail(_, logits)
+            logits[3] = 1
+            error "no"
+        end
+        for _, options in ipairs {
+            { logits_processor = spoil }, { logits_processor = fail },
+            { mask = require("minimax2").mask(model.config.vocab_size) },
+            { mask = function() error "no" end }, { mask = function() return {} end },
+        } do
+            local stream = session:stream(nil, greedy(5, options))
+            for _ = 1, 2 do
+                support.failure(stream.poll, stream)
+            end
+            assert.equal(before, session:logits():bytes())
+            assert.equal(length, session.length)
+        end
+    end)
+
     it("can be cancelled, and generates nothing when told so", function()
         local stream = model:stream(support.prompt, greedy(50))
         stream:poll()
@@ -263,5 +304,41 @@ describe("a chat", function()
             end)())
         chat:close()
         assert.matches("closed", support.failure(chat.send, chat, "x"))
+    end)
+
+    it("ends a turn at the format's tag, whatever end token the files name", function()
+        local tag = tokenizer:id "[e~["
+        for _, eos in ipairs { "[0, " .. tag .. "]", "2" } do
+            local folder = support.edited_model("generation_config.json", '"eos_token_id": %d+',
+                '"eos_token_id": ' .. eos)
+            local other = assert(require("minimax2").load(folder))
+            local chat = assert(other:chat { max_new_tokens = 5 })
+            local _, info = chat:send("hello", { bias = { [tag] = 1e9 } })
+            assert.same({ { tag }, "stop" }, { info.tokens, info.finish_reason })
+            chat:send("hello", { seed = 1 })
+            chat:send("hello", { seed = 1 })
+            local ends = 0
+            local ids = chat.session:tokens()
+            for i = 0, #ids - 1 do
+                ends = ends + (ids[i] == tag and 1 or 0)
+            end
+            assert.equal(6, ends) -- of the system's turn, three questions and two answers
+            chat:close()
+            other:close()
+            support.remove(folder)
+        end
+    end)
+
+    it("is ended by the next turn", function()
+        local chat = assert(model:chat { temperature = 0, max_new_tokens = 30 })
+        local first = chat:stream "Hello!"
+        first:poll()
+        first:poll()
+        local second = chat:stream "And you?"
+        assert.equal("cancelled", first.finish_reason)
+        assert.same({ nil, true }, { first:poll() })
+        assert.equal(first:text(), chat.messages[2].content)
+        second:finish()
+        chat:close()
     end)
 end)

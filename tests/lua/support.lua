@@ -38,14 +38,36 @@ function support.failure(fn, ...)
     return (message:gsub("^[^:]+:%d+: ", ""))
 end
 
+-- A copy of the small model in which `old`, in one of its JSON files, is `new`. Returns its folder,
+-- for support.remove.
+function support.edited_model(name, old, new)
+    local folder = os.tmpname()
+    assert(os.remove(folder))
+    assert(os.execute(("cp -r '%s' '%s' && chmod -R u+w '%s'"):format(support.model:info "path", folder,
+        folder)) == 0)
+    local file = assert(io.open(folder .. "/" .. name))
+    local text, count = file:read("*a"):gsub(old, new)
+    file:close()
+    assert(count == 1, "the file has no " .. old)
+    file = assert(io.open(folder .. "/" .. name, "w"))
+    file:write(text)
+    file:close()
+    return folder
+end
+
+function support.remove(folder)
+    assert(folder:match "^/tmp/")
+    os.execute(("rm -r '%s'"):format(folder))
+end
+
 -- What a script prints in a LuaJIT of its own, and its exit status: "output 0". (Inside busted some
--- of the FFI is patched.)
+-- of the FFI is patched.) Memory that is freed is overwritten there, so that nobody reads it unnoticed.
 function support.script(text)
     local name = os.tmpname()
     local file = assert(io.open(name, "w"))
     file:write('package.path = "lua/?.lua;lua/?/init.lua;" .. package.path\n', text)
     file:close()
-    local pipe = assert(io.popen("luajit " .. name .. " 2>&1; echo \" $?\""))
+    local pipe = assert(io.popen("MALLOC_PERTURB_=165 luajit " .. name .. " 2>&1; echo \" $?\""))
     local output = pipe:read "*a"
     pipe:close()
     os.remove(name)

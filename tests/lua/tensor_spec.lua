@@ -107,7 +107,7 @@ describe("a tensor", function()
         local raw = ffi.new("mm2_tensor", memory._raw) -- the transpose
         raw.shape[0], raw.shape[1] = 4, 3
         raw.strides[0], raw.strides[1] = 1, 4
-        local transposed = Tensor.view(raw, { open = ffi.new("int32_t[1]", 1), memory = memory })
+        local transposed = Tensor.view(raw, { cell = { open = ffi.new("int32_t[1]", 1) }, memory = memory })
         assert.equal(9, transposed:get(1, 2))
         assert.equal(4, transposed[1])
         assert.equal(5, transposed:copy()[4])

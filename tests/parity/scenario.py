@@ -4,6 +4,7 @@
 """
 
 import math
+import re
 import struct
 import sys
 
@@ -205,13 +206,17 @@ say(hash_of(a.logits), hash_of(b.logits))
 say("# errors")
 
 
+# The index of a list's element in a sentence. Lua counts from 1.
+INDEX = re.compile(r"(?<=: message )\d+|(?<= at index )\d+|(?<= ids\[)\d+|(?<=^history\[)\d+")
+
+
 def fails(call):
     try:
         call()
     except KeyError as error:  # of a mapping; the library's sentence is behind it
         say("error:", error.__context__)
     except mm.Error as error:
-        say("error:", error)
+        say("error:", INDEX.sub(lambda index: str(int(index[0]) + 1), str(error)))
     else:
         say("error: missing")
 

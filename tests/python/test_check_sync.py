@@ -44,6 +44,7 @@ def tree(tmp_path, names):
     for folder in ("csrc", "bindings", "lua/minimax2", "python/minimax2"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns(
             "m2-tiny", "*.so", "__pycache__", "_cffi.c"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
     build(tmp_path, names)
     return tmp_path
 
@@ -147,6 +148,41 @@ def test_excuses_without_need(tree):
     violation(tree,
               "check_sync.py excuses lua from mm2_session_run without need",
               "check_sync.py excuses lua from mm2_gone without need")
+
+
+def test_fields_that_a_binding_does_not_use(tree):
+    edit(tree / "csrc/minimax2.h", "    int32_t threads;        /* that took part */",
+         "    int32_t threads;        /* that took part */\n    double nodes[4], sockets;")
+    edit(tree / "csrc/minimax2.h", "    int32_t context;  /* pos",
+         "    int32_t pages;\n    int32_t context;  /* pos")
+    violation(tree,
+              "the lua binding does not use mm2_limits.nodes",
+              "the lua binding does not use mm2_limits.sockets",
+              "the lua binding does not use mm2_session_options.pages",
+              "the python binding does not use mm2_session_options.pages")
+
+
+def test_a_field_of_another_struct_is_not_enough(tree):
+    edit(tree / "csrc/minimax2.h", "    double kv_bytes;", "    double kv_bytes;\n    int32_t chunk;")
+    violation(tree, "the lua binding does not use mm2_cost.chunk")
+
+
+def test_fields_in_comments_do_not_count(tree):
+    edit(tree / "lua/minimax2/model.lua", '"threads", "plain_read",', '"threads", -- "plain_read"\n')
+    violation(tree, "the lua binding does not use mm2_limits.plain_read")
+
+
+def test_excuses_of_fields_without_need(tree):
+    edit(tree / "bindings/check_sync.py", '    "lua": {},\n}\n# Functions whose',
+         '    "lua": {"mm2_event.layer": "x"},\n}\n# Functions whose')
+    violation(tree, "check_sync.py excuses lua from mm2_event.layer without need")
+
+
+def test_versions(tree):
+    edit(tree / "csrc/api.c", '"0.1.0"', '"0.2.0"')
+    edit(tree / "pyproject.toml", 'dynamic = ["version"]', 'version = "0.1.0"')
+    violation(tree, "minimax2.h speaks of version 0.1.0, csrc/api.c is 0.2.0",
+              "pyproject.toml has a version of its own; setup.py takes that of csrc/api.c")
 
 
 def test_one_module_alone_touches_the_library(tree):
