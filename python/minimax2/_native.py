@@ -509,31 +509,30 @@ def new_event() -> Any:
     return _sized("mm2_event")
 
 
-def _run(step: Callable[[Any, int, Any], int], handle: Owned, event: Any,
-         seconds: float | None) -> bool:
-    """Runs in slices: True when caught up or at a tap, False when `seconds` are over."""
-    unfinished = (lib.MM2_MORE, lib.MM2_READY)
-    if seconds is None:
-        while check(step(handle.pointer, SLICE, event)) in unfinished:
-            pass
-        return True
-    deadline = time.monotonic() + seconds
-    while True:
-        left = (deadline - time.monotonic()) * 1e6
-        if check(step(handle.pointer, int(max(1, min(SLICE, left))), event)) not in unfinished:
-            return True
-        if time.monotonic() >= deadline:
-            return False
+OK, MORE, TAP, READY = (int(lib.MM2_OK), int(lib.MM2_MORE), int(lib.MM2_TAP), int(lib.MM2_READY))
 
 
 def session_run(session: Owned, event: Any, seconds: float | None) -> bool:
-    """True when caught up or at a tap; False when the time is over."""
-    return _run(lib.mm2_session_run, session, event, seconds)
+    """Runs in slices: True when caught up or at a tap, False when `seconds` are over."""
+    deadline = None if seconds is None else time.monotonic() + seconds
+    while True:
+        budget = _budget(deadline)
+        if check(lib.mm2_session_run(session.pointer, budget, event)) != MORE:
+            return True
+        if deadline is not None and time.monotonic() >= deadline:
+            return False
 
 
-def batch_run(batch: Owned, event: Any, seconds: float | None) -> bool:
-    """The same for a batch."""
-    return _run(lib.mm2_batch_run, batch, event, seconds)
+def batch_run(batch: Owned, event: Any, deadline: float | None) -> int:
+    """One slice: OK, MORE, TAP or READY."""
+    return check(lib.mm2_batch_run(batch.pointer, _budget(deadline), event))
+
+
+def _budget(deadline: float | None) -> int:
+    """Microseconds of a slice that ends at a time.monotonic()."""
+    if deadline is None:
+        return SLICE
+    return int(max(1, min(SLICE, (deadline - time.monotonic()) * 1e6)))
 
 
 def session_interrupt(session: Owned) -> None:
@@ -547,6 +546,11 @@ def event_tap(event: Any, owner: Owned) -> tuple[str, int, int, int, Tensor] | N
         return None
     tensor = _tensor(ffi.addressof(event, "tensor"), owner)
     return POINTS[event.point], event.layer, event.first, event.count, tensor
+
+
+def event_member(event: Any) -> int:
+    """Index of the member that a TAP or READY of a batch is about."""
+    return int(event.session)
 
 
 def event_progress(event: Any) -> tuple[int, int]:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Unpack, overload
 
 from minimax2 import _native, show
-from minimax2.batching import Batch
+from minimax2.batching import Batch, Streams
 from minimax2.conversation import Chat
 from minimax2.errors import ArgumentError, ContextFull, UnsupportedError
 from minimax2.generation import Generation
 from minimax2.handle import Handle
-from minimax2.options import (GenerateOptions, KvDtype, ModelGenerateOptions, Prompt,
+from minimax2.options import (GenerateOptions, Item, KvDtype, ModelGenerateOptions, Prompt,
                               SessionOptions, check_names, spelled_out)
 from minimax2.session import Session
 from minimax2.stream import Request, Stream
 from minimax2.tensor import Tensor
-from minimax2.text import Tokenizer, is_messages
+from minimax2.text import Tokenizer, is_messages, is_prompts
 from minimax2.trace import Cache, Hook, Taps, Where, select
 
 AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
@@ -249,22 +249,37 @@ class Model(Handle, Mapping[str, Tensor]):
         rows: Tensor = self.run_with_cache(prompt, "logits", **options)[1]["logits"]
         return rows
 
-    @overload
-    def generate(self, prompt: Prompt, *, stream: Literal[False] = False,
-                 **options: Unpack[ModelGenerateOptions]) -> Generation: ...
+    @overload  # a str is also a sequence of str: type checkers take the first that fits
+    def generate(  # type: ignore[overload-overlap]
+            self, prompt: Prompt, *, stream: Literal[False] = False,
+            **options: Unpack[ModelGenerateOptions]) -> Generation: ...
 
     @overload
-    def generate(self, prompt: Prompt, *, stream: Literal[True],
-                 **options: Unpack[ModelGenerateOptions]) -> Stream: ...
+    def generate(  # type: ignore[overload-overlap]
+            self, prompt: Prompt, *, stream: Literal[True],
+            **options: Unpack[ModelGenerateOptions]) -> Stream: ...
 
     @overload
-    def generate(self, prompt: Prompt, *, stream: bool,
-                 **options: Unpack[ModelGenerateOptions]) -> Generation | Stream: ...
+    def generate(  # type: ignore[overload-overlap]
+            self, prompt: Prompt, *, stream: bool,
+            **options: Unpack[ModelGenerateOptions]) -> Generation | Stream: ...
+
+    @overload
+    def generate(self, prompt: Sequence[Item], *, stream: Literal[False] = False,
+                 **options: Unpack[ModelGenerateOptions]) -> list[Generation]: ...
+
+    @overload
+    def generate(self, prompt: Sequence[Item], *, stream: Literal[True],
+                 **options: Unpack[ModelGenerateOptions]) -> Streams: ...
 
     @spelled_out(ModelGenerateOptions)
-    def generate(self, prompt: Prompt, *, stream: bool = False,
-                 **options: Unpack[ModelGenerateOptions]) -> Generation | Stream:
+    def generate(self, prompt: Prompt | Sequence[Item], *, stream: bool = False,
+                 **options: Unpack[ModelGenerateOptions]
+                 ) -> Generation | Stream | list[Generation] | Streams:
         """Go on from a prompt: a Generation, or with stream=True a Stream of text pieces.
+
+        A list of prompts is answered together, each as it would be alone: a list of Generation, or
+        with stream=True an iterator of (index, piece). See Batch.generate().
 
         prompt: a str, token ids, or messages (dicts of role and content), which are answered in
         the chat format. Ends at the end token, a stop string, max_new_tokens or the model's
@@ -280,13 +295,22 @@ class Model(Handle, Mapping[str, Tensor]):
         called for the prompt and for every token generated; context, kv_dtype and chunk as in
         session(), context None: as much as the prompt and max_new_tokens need.
         """
-        check_names(options, ModelGenerateOptions)
-        given: dict[str, Any] = {**options}
-        kept = {name: given.pop(name, None) for name in ("context", "kv_dtype", "chunk")}
-        request = Request(self, prompt, **given)
+        if is_prompts(prompt):
+            return self.batch().generate(prompt, stream=stream, **options)
+        request, kept = self._request(prompt, options)
         session = self._session_for(request.ids or [], request.max_new_tokens, kept)
         made = Stream(session, request)
         return made if stream else made.result()
+
+    def _request(self, prompt: Any,
+                 options: Mapping[str, Any]) -> tuple[Request, Mapping[str, Any]]:
+        """What to generate, and what the session for it is made with; all of it checked."""
+        check_names(options, ModelGenerateOptions)
+        if prompt is None:
+            raise TypeError("the prompt must be a str, ids or messages, not None")
+        given = {**options}
+        kept = {name: given.pop(name, None) for name in ("context", "kv_dtype", "chunk")}
+        return Request(self, prompt, **given), kept
 
     def _session_for(self, ids: list[int], room: int, options: Mapping[str, Any]) -> Session:
         """A session for a prompt and `room` tokens more, or for as many as the model has."""
@@ -310,9 +334,13 @@ class Model(Handle, Mapping[str, Tensor]):
         """
         return Session(self, context, kv_dtype, chunk)
 
-    def batch(self, sessions: Iterable[Session] = ()) -> Batch:
-        """A Batch of sessions that are advanced together."""
-        return Batch(self, sessions)
+    def batch(self, sessions: Iterable[Session] = (), *, rows: int | None = None) -> Batch:
+        """A Batch of sessions that are advanced together.
+
+        rows: tokens that go through the layers together, None: 256. Fewer let members that decode
+        wait less for others' prompts, more let prompts use the machine better.
+        """
+        return Batch(self, sessions, rows=rows)
 
     @spelled_out(GenerateOptions)
     def chat(self, system: str | None = None, *, context: int | None = None,

@@ -17,6 +17,7 @@ from minimax2.tensor import Tensor
 from minimax2.text import Tokenizer, is_messages
 
 if TYPE_CHECKING:
+    from minimax2.batching import Batch
     from minimax2.model import Model
     from minimax2.session import Session
 
@@ -100,6 +101,8 @@ class Stream(Iterator[str], AsyncIterator[str]):
         self._request = request
         self._logprobs: list[TokenLogprob] | None = [] if request.top_logprobs else None
         self._cancelled = False
+        self._batch: Batch | None = None  # that runs the session
+        self._clock = 0.0  # of that batch, when it last chose a token here
         self._taken = 0  # characters of the text that were given out
         self._start = session.length
         self._prompt_tokens = self._start - session.pos
@@ -150,6 +153,11 @@ class Stream(Iterator[str], AsyncIterator[str]):
             timing=Timing(self._prompt_tokens, self._prompt_seconds, len(self.tokens),
                           self._seconds))
 
+    @property
+    def _waits(self) -> bool:
+        """Whether there is text that was not given out yet."""
+        return self._taken < len(self.text)
+
     def _take(self) -> str:
         """What may be seen and was not given out yet: an interrupted call loses nothing."""
         text, start = self.text, self._taken
@@ -160,7 +168,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
         return self
 
     def __next__(self) -> str:
-        while not self.done and len(self.text) == self._taken:
+        while not self.done and not self._waits:
             self._step(_SLICE)
         piece = self._take()
         if not piece:
@@ -184,6 +192,9 @@ class Stream(Iterator[str], AsyncIterator[str]):
     # ---- One step: run what is pending, then choose a token ----
 
     def _step(self, seconds: float) -> None:
+        if self._batch is not None:
+            self._batch._turn(time.monotonic() + seconds)
+            return
         self._catch_up()
         if self._cancelled:
             self._end(_native.END_CANCELLED)
@@ -194,11 +205,24 @@ class Stream(Iterator[str], AsyncIterator[str]):
             if self._run(seconds):
                 self._sample()
         finally:
-            spent = time.perf_counter() - start
-            if first:
-                self._prompt_seconds += spent
-            else:
-                self._seconds += spent
+            self._spend(time.perf_counter() - start, first)
+
+    def _spend(self, seconds: float, first: bool) -> None:
+        if first:
+            self._prompt_seconds += seconds
+        else:
+            self._seconds += seconds
+
+    def _bring_on(self, clock: float) -> None:
+        """In a batch that has brought the logits: choose the next token."""
+        self._catch_up()
+        if self._cancelled:
+            self._end(_native.END_CANCELLED)
+        if not self.done:
+            first = not self.tokens
+            self._sample()
+            self._spend(clock - self._clock, first)
+            self._clock = clock
 
     def _run(self, seconds: float) -> bool:
         if self._request.hooks is None:
@@ -217,7 +241,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
         if self._logprobs is not None:
             self._logprobs[len(self.tokens):] = [TokenLogprob(
                 token, session.logprobs([token])[0], session.top(self._request.top_logprobs))]
-        session.feed([token])
+        _native.session_feed(session._c, [token])
         self._catch_up()
 
     def _choose(self, mask: Buffer | None) -> int:

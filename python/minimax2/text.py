@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeGuard, overload
 
 from minimax2 import _native
 from minimax2._native import Owned
 from minimax2.handle import Handle
-from minimax2.options import Ids, Message
+from minimax2.options import Ids, Item, Message
 
 
 class Tokenizer(Handle):
@@ -138,6 +138,14 @@ class Tokenizer(Handle):
 
     def __repr__(self) -> str:
         return f"<Tokenizer {self.vocab_size} tokens>"
+
+
+def is_prompts(prompt: Any) -> TypeGuard[Sequence[Item]]:
+    """Whether it is several prompts: texts, lists of ids, conversations, or dicts of a prompt."""
+    return isinstance(prompt, (list, tuple)) and bool(prompt) and all(
+        isinstance(item, (str, list, tuple))
+        or (isinstance(item, Mapping) and "prompt" in item)
+        or (hasattr(item, "tolist") and hasattr(item, "__len__")) for item in prompt)
 
 
 def is_messages(prompt: Any) -> TypeGuard[Sequence[Message]]:

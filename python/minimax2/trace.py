@@ -78,6 +78,12 @@ def select(model: Model, points: Any, layers: Any) -> list[tuple[int, int]]:
     return selected
 
 
+def tap_of(event: Any, session: Session) -> Tap | None:
+    """What a run of a session stopped at."""
+    tap = _native.event_tap(event, session._c)
+    return None if tap is None else Tap(*tap)
+
+
 class Taps(Iterator[Tap]):
     """A run that stops at activations: what `trace()` gives. Iterate over it, or close() it.
 
@@ -94,8 +100,7 @@ class Taps(Iterator[Tap]):
         """Run for about `seconds`: (whether there is nothing more to wait for, a Tap if at one)."""
         session = self._session
         arrived = _native.session_run(session._c, session._event, seconds)
-        tap = _native.event_tap(session._event, session._c) if arrived else None
-        return arrived, None if tap is None else Tap(*tap)
+        return arrived, tap_of(session._event, session) if arrived else None
 
     def __next__(self) -> Tap:
         if not self._open:
