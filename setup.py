@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -12,6 +13,19 @@ from setuptools.command.build_ext import build_ext
 
 VERSION = re.search(r'return "([\d.]+)";', Path("csrc", "api.c").read_text())[1]
 LIBRARY = Path("build", "release", "libminimax2.so")
+
+
+def missing():
+    """Debian's names of the packages that the build needs and does not find."""
+    commands = {"make": "make", "gcc": os.environ.get("CC", "cc"), "pkg-config": "pkg-config"}
+    packages = [package for package, command in commands.items() if not shutil.which(command)]
+    if packages:
+        return packages
+    makefile = Path("csrc", "Makefile").read_text()
+    libraries = re.search(r"^DEPENDENCIES = (.*)$", makefile, re.M)[1].split()
+    return ["lib" + library.removeprefix("lib").removesuffix("-8") + "-dev"
+            for library in libraries
+            if subprocess.run(["pkg-config", "--exists", library]).returncode]
 
 
 class BuildWithLibrary(build_ext):
@@ -27,6 +41,10 @@ class BuildWithLibrary(build_ext):
         target.unlink(missing_ok=True)  # a running process may have the old one mapped
         shutil.copy2(LIBRARY, target)
 
+
+if packages := missing():
+    sys.exit("minimax2: building the C library needs what is missing here; on Debian: "
+             f"apt-get install {' '.join(packages)}")
 
 setup(
     version=VERSION,

@@ -2,7 +2,7 @@
  * buffers nor DLPack.
  *
  * A Tensor is an mm2_tensor (pointer, shape, strides, dtype) and a strong reference to the object
- * that owns the memory: the cffi handle of a model, session or batch, or a capsule around an
+ * that owns the memory: the owner of a model, session or batch, or a capsule around an
  * allocation. The library promises that such memory stays where it is while its owner lives, so a
  * Tensor, a buffer or a DLPack capsule taken from it may outlive close(): nothing dangles and
  * nothing is copied. A Tensor is immutable, like a tuple; what it looks at is not.
@@ -254,6 +254,46 @@ static void tensor_dealloc(PyObject *self)
     freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
     release(self);
     Py_DECREF(type);
+}
+
+/* ---- Objects of the library ----
+ *
+ * A capsule releases its object when it is deallocated, and at no other time: that is after every
+ * finaliser of a collected cycle has run, so that none of them can meet a released object. A
+ * finaliser of Python's or cffi's own would run among them, in any order. */
+
+#define RELEASES(noun, function)                                                                   \
+    static void noun##_drop(PyObject *capsule)                                                     \
+    {                                                                                              \
+        mm2_##noun *object = PyCapsule_GetPointer(capsule, #noun);                                 \
+        Py_BEGIN_ALLOW_THREADS;                                                                    \
+        function(object);                                                                          \
+        Py_END_ALLOW_THREADS;                                                                      \
+    }
+RELEASES(model, mm2_model_release)
+RELEASES(tokenizer, mm2_tokenizer_release)
+RELEASES(reply, mm2_reply_free)
+RELEASES(session, mm2_session_free)
+RELEASES(batch, mm2_batch_free)
+RELEASES(sampler, mm2_sampler_free)
+
+static const struct {
+    const char *name; /* of the capsule, too */
+    PyCapsule_Destructor drop;
+} kinds[] = {{"model", model_drop},     {"tokenizer", tokenizer_drop}, {"reply", reply_drop},
+             {"session", session_drop}, {"batch", batch_drop},         {"sampler", sampler_drop}};
+
+static PyObject *hold(PyObject *module, PyObject *args)
+{
+    (void)module;
+    const char *kind;
+    unsigned long long address;
+    if (!PyArg_ParseTuple(args, "sK:hold", &kind, &address))
+        return NULL;
+    for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
+        if (!strcmp(kind, kinds[i].name))
+            return PyCapsule_New((void *)(uintptr_t)address, kinds[i].name, kinds[i].drop);
+    return PyErr_Format(PyExc_ValueError, "the library has no objects of the kind %s", kind);
 }
 
 /* ---- Attributes ---- */
@@ -544,6 +584,13 @@ static int module_exec(PyObject *module)
     return status;
 }
 
+static PyMethodDef module_functions[] = {
+    {"hold", hold, METH_VARARGS,
+     "hold(kind, address)\n--\n\nA capsule that releases an object of the library when nothing "
+     "refers to it\nany more. Kinds: model, tokenizer, reply, session, batch, sampler."},
+    {NULL, NULL, 0, NULL},
+};
+
 static PyModuleDef_Slot module_slots[] = {
     {Py_mod_exec, module_exec},
     {0, NULL},
@@ -552,7 +599,8 @@ static PyModuleDef_Slot module_slots[] = {
 static struct PyModuleDef module_definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "minimax2._tensor",
-    .m_doc = "The Tensor type: buffer protocol and DLPack.",
+    .m_doc = "The Tensor type (buffer protocol and DLPack), and owners of the library's objects.",
+    .m_methods = module_functions,
     .m_slots = module_slots,
 };
 

@@ -9,24 +9,48 @@
         print(tap.layer, tap.tensor[-1].std())
 """
 
+from collections.abc import Iterable as _Iterable
+from typing import Unpack as _Unpack
+
 from minimax2._native import VERSION as __version__
 from minimax2._native import cpu
-from minimax2.batch import Batch
-from minimax2.chat import Chat
+from minimax2.batching import Batch
+from minimax2.conversation import Chat
 from minimax2.errors import (ArgumentError, BusyError, ContextFull, Error, FileError, FormatError,
                              NumericError, OutOfMemory, UnsupportedError)
 from minimax2.generation import Generation
+from minimax2.model import AnyPath as _AnyPath
 from minimax2.model import Config, Cost, Limits, Model, load
+from minimax2.options import ModelGenerateOptions as _ModelGenerateOptions
+from minimax2.options import spelled_out as _spelled_out
 from minimax2.sampling import Sampler
 from minimax2.session import Session
 from minimax2.stream import Stream
 from minimax2.tensor import Tensor
-from minimax2.tokenizer import Tokenizer
-from minimax2.trace import Cache, Tap
+from minimax2.text import Tokenizer
+from minimax2.trace import Cache, Tap, Taps
+
+
+def tokenizer(path: _AnyPath) -> Tokenizer:
+    """A Tokenizer alone, from a tokenizer.json, a directory that holds one, or a GGUF file."""
+    return Tokenizer(path)
+
+
+def batch(model: Model, sessions: _Iterable[Session] = ()) -> Batch:
+    """A Batch of sessions of a model that are advanced together."""
+    return model.batch(sessions)
+
+
+@_spelled_out(_ModelGenerateOptions)
+def chat(model: Model, system: str | None = None,
+         **options: _Unpack[_ModelGenerateOptions]) -> Chat:
+    """A Chat with a model; options as in Model.chat()."""
+    return model.chat(system, **options)
+
 
 __all__ = [
     "ArgumentError", "Batch", "BusyError", "Cache", "Chat", "Config", "ContextFull", "Cost",
     "Error", "FileError", "FormatError", "Generation", "Limits", "Model", "NumericError",
-    "OutOfMemory", "Sampler", "Session", "Stream", "Tap", "Tensor", "Tokenizer",
-    "UnsupportedError", "__version__", "cpu", "load",
+    "OutOfMemory", "Sampler", "Session", "Stream", "Tap", "Taps", "Tensor", "Tokenizer",
+    "UnsupportedError", "__version__", "batch", "chat", "cpu", "load", "tokenizer",
 ]

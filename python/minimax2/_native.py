@@ -1,19 +1,24 @@
 """The only module that touches ffi and lib: one plain function for each of csrc/minimax2.h.
 
-Handles are cdata that release their object when they are collected. A call holds its handle, so an
-object that another thread closes lives until the call is over. cffi releases the interpreter lock
-around every call; runs come back every SLICE so that Ctrl-C lands between two slices.
+Objects of the library are held by an Owned, and released when nothing refers to that any more. A
+call holds its Owned, so an object that another thread closes lives until the call is over. cffi
+releases the interpreter lock around every call; runs come back every SLICE so that Ctrl-C lands
+between two slices.
 """
 
 import operator
 import os
 import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from minimax2 import errors
 from minimax2._cffi import ffi, lib
+from minimax2._tensor import hold
 from minimax2.errors import ArgumentError
 from minimax2.tensor import Tensor
 
+Buffer = Any  # what memoryview() takes; type checkers know no name for it before Python 3.12
 SLICE = 50_000  # microseconds
 
 if lib.mm2_abi() != lib.MM2_ABI:
@@ -34,49 +39,98 @@ for _code, _class in _ERRORS.items():
     _class.code = _code
 
 
-def _text(chars):
-    return None if chars == ffi.NULL else ffi.string(chars).decode("utf-8", "replace")
+def _string(chars: Any) -> str:
+    return str(ffi.string(chars).decode("utf-8", "replace"))
 
 
-def _sized(name):
+def _text(chars: Any) -> str | None:
+    return None if chars == ffi.NULL else _string(chars)
+
+
+def _sized(name: str) -> Any:
     """A struct that begins with its size, zero but for that."""
     return ffi.new(f"{name} *", {"size": ffi.sizeof(name)})
 
 
-def check(status):
+def check(status: int) -> int:
     """A status or count of the library; a negative one is raised with its sentence."""
     if status < 0:
-        raise _ERRORS.get(status, errors.Error)(_text(lib.mm2_error()))
+        sentence = _string(lib.mm2_error())
+        if status == lib.MM2_E_IO:
+            raise errors.file_error(sentence)
+        raise _ERRORS.get(status, errors.Error)(sentence)
     return status
 
 
-VERSION = _text(lib.mm2_version())
-POINTS = tuple(_text(lib.mm2_point_name(i)) for i in range(lib.MM2_POINT_COUNT))
-DTYPES = {_text(lib.mm2_dtype_name(i)): i for i in range(1, lib.MM2_DTYPE_COUNT)}
+class Owned:
+    """An object of the library: `pointer` is good for as long as somebody refers to this."""
+
+    __slots__ = ("pointer", "_keep")
+
+    def __init__(self, pointer: Any, keep: object) -> None:
+        self.pointer = pointer
+        self._keep = keep  # a capsule that releases it, or the Owned that it needs
+
+
+def _owned(kind: str, out: Any) -> Owned:
+    """The owner of what a function has put into `out`."""
+    return Owned(out[0], hold(kind, int(ffi.cast("uintptr_t", out[0]))))
+
+
+VERSION = _string(lib.mm2_version())
+POINTS = tuple(_string(lib.mm2_point_name(i)) for i in range(lib.MM2_POINT_COUNT))
+DTYPES = {_string(lib.mm2_dtype_name(i)): i for i in range(1, lib.MM2_DTYPE_COUNT)}
 ISAS = {"auto": lib.MM2_ISA_AUTO, "ref": lib.MM2_ISA_REF, "avx2": lib.MM2_ISA_AVX2,
         "avx512": lib.MM2_ISA_AVX512, "amx": lib.MM2_ISA_AMX, "blas": lib.MM2_ISA_BLAS}
 PRECISIONS = {"fast": lib.MM2_PRECISION_FAST, "exact": lib.MM2_PRECISION_EXACT}
 
 
-def cpu():
+def cpu() -> str:
     """Processor and best instruction-set level, such as "avx512 (AMD EPYC), 2 cores"."""
-    return _text(lib.mm2_cpu())
+    return _string(lib.mm2_cpu())
 
 
 # ---- What Python hands in ----
 
 
-def integer(value, name, low=-2**31, high=2**31 - 1):
+def integer(value: Any, name: str, low: int = -2**31, high: int = 2**31 - 1) -> int:
     """A whole number in range; TypeError for floats, booleans and strings."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an int, not {type(value).__name__}")
-    value = operator.index(value)
-    if not low <= value <= high:
-        raise ArgumentError(f"{name} is {value}, must be {low}..{high}")
+    number = operator.index(value)
+    if not low <= number <= high:
+        raise ArgumentError(f"{name} is {number}, must be {low}..{high}")
+    return number
+
+
+def number(value: Any, name: str) -> float:
+    """A number as a float; TypeError for booleans, strings and the like."""
+    if isinstance(value, bool) or not (hasattr(value, "__float__") or hasattr(value, "__index__")):
+        raise TypeError(f"{name} must be a number, not {type(value).__name__}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ArgumentError(f"{name} is {value}, which is out of range") from None
+
+
+def choice(value: Any, name: str, known: Mapping[str, int]) -> int:
+    """The number behind one of several words."""
+    if not isinstance(value, str) or value not in known:
+        raise ArgumentError(f"{name} is {value!r}, must be one of {', '.join(known)}")
+    return known[value]
+
+
+def duration(seconds: Any) -> float | None:
+    """A time budget in seconds, None for no limit."""
+    if seconds is None:
+        return None
+    value = number(seconds, "seconds")
+    if not value >= 0:
+        raise ArgumentError(f"seconds is {seconds}, must not be negative")
     return value
 
 
-def ids(values):
+def ids(values: Any) -> list[int]:
     """Token ids from any iterable of ints (list, array, numpy, tensor): a list.
 
     TypeError for anything else, ArgumentError for numbers that are no 32-bit integers; the library
@@ -91,7 +145,7 @@ def ids(values):
     return [integer(value, "a token id") for value in values]
 
 
-def check_feed(values, vocab_size, room):
+def check_feed(values: Sequence[int], vocab_size: int, room: int) -> None:
     """What session_feed would refuse, for callers that must know it beforehand."""
     for value in values:
         integer(value, "a token id", 0, vocab_size - 1)
@@ -99,14 +153,16 @@ def check_feed(values, vocab_size, room):
         raise errors.ContextFull(f"{len(values)} tokens do not fit into {room} positions")
 
 
-def _path(path):
+def _path(path: Any) -> bytes:
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        raise TypeError(f"path must be a str, bytes or os.PathLike, not {type(path).__name__}")
     encoded = os.fsencode(path)
     if b"\0" in encoded:
         raise ArgumentError("a path cannot hold a NUL character")
     return encoded
 
 
-def _chars(text, name):
+def _chars(text: Any, name: str) -> Any:
     if not isinstance(text, str):
         raise TypeError(f"{name} must be a str, not {type(text).__name__}")
     encoded = text.encode("utf-8", "surrogatepass")
@@ -115,7 +171,7 @@ def _chars(text, name):
     return ffi.new("char[]", encoded)
 
 
-def _filled(kind, cap, call):
+def _filled(kind: str, cap: int, call: Callable[[Any, int], int]) -> tuple[Any, int]:
     """Calls a function of the header's rule for cap, again with more room if it needs it."""
     while True:
         out = ffi.new(kind, cap)
@@ -125,26 +181,27 @@ def _filled(kind, cap, call):
         cap = n
 
 
-def _tensor(view, owner):
+def _tensor(view: Any, owner: Owned) -> Tensor:
     return Tensor._wrap(int(ffi.cast("uintptr_t", view)), owner)
 
 
-def empty(dtype, shape):
+def empty(dtype: str, shape: Iterable[int]) -> Tensor:
     """A tensor of zeros with memory of its own."""
     return Tensor._empty(DTYPES[dtype], tuple(shape))
 
 
-def _floats(tensor):
+def _floats(tensor: Tensor) -> Any:
     return ffi.cast("float *", tensor.address)
 
 
-def _kv_dtype(name):
-    if name not in ("bf16", "f32"):
-        raise ArgumentError(f"kv_dtype is {name!r}, must be 'bf16' or 'f32'")
-    return DTYPES[name]
+def _kv_dtype(name: Any, model: Owned) -> int:
+    """None: what goes with the model's precision."""
+    if name is None:
+        name = "f32" if model_info(model, "precision") == "exact" else "bf16"
+    return choice(name, "kv_dtype", {word: DTYPES[word] for word in ("bf16", "f32")})
 
 
-def _fields(struct):
+def _fields(struct: Any) -> dict[str, Any]:
     """The fields of a C struct as a dict, its size left out."""
     return {name: getattr(struct, name) for name, _ in ffi.typeof(struct).item.fields
             if name not in ("size", "reserved")}
@@ -153,77 +210,74 @@ def _fields(struct):
 # ---- Model ----
 
 
-def model_open(path, threads, writable, mapped, isa, precision):
+def model_open(path: Any, threads: Any, writable: Any, mapped: Any, isa: Any,
+               precision: Any) -> Owned:
     """An opened checkpoint. threads None: all cores; isa None: the best."""
-    if isa is not None and isa not in ISAS:
-        raise ArgumentError(f"isa is {isa!r}, must be one of {', '.join(ISAS)}")
-    if precision not in PRECISIONS:
-        raise ArgumentError(f"precision is {precision!r}, must be one of {', '.join(PRECISIONS)}")
     options = _sized("mm2_model_options")
     lib.mm2_model_options_init(options)
     options.flags = ((lib.MM2_WRITABLE if writable else 0)
                      | (0 if mapped else lib.MM2_IN_MEMORY))
     options.threads = 0 if threads is None else integer(threads, "threads", 1)
-    options.isa = ISAS[isa or "auto"]
-    options.precision = PRECISIONS[precision]
+    options.isa = choice("auto" if isa is None else isa, "isa", ISAS)
+    options.precision = choice(precision, "precision", PRECISIONS)
     out = ffi.new("mm2_model **")
     check(lib.mm2_model_open(out, _path(path), options))
-    return ffi.gc(out[0], lib.mm2_model_release)
+    return _owned("model", out)
 
 
-def model_config(model):
+def model_config(model: Owned) -> dict[str, Any]:
     """The fields of mm2_config as a dict."""
     config = _sized("mm2_config")
-    check(lib.mm2_model_config(model, config))
+    check(lib.mm2_model_config(model.pointer, config))
     return _fields(config)
 
 
-def model_info(model, key):
+def model_info(model: Owned, key: str) -> str | None:
     """A fact as text, or None."""
-    return _text(lib.mm2_model_info(model, _chars(key, "key")))
+    return _text(lib.mm2_model_info(model.pointer, _chars(key, "key")))
 
 
-def model_info_keys():
+def model_info_keys() -> list[str]:
     """The keys of model_info."""
-    keys = []
+    keys: list[str] = []
     while (key := lib.mm2_model_info_key(len(keys))) != ffi.NULL:
-        keys.append(_text(key))
+        keys.append(_string(key))
     return keys
 
 
-def model_end_tokens(model):
+def model_end_tokens(model: Owned) -> list[int]:
     """Ids that end a generation, ascending."""
-    count = check(lib.mm2_model_end_tokens(model, ffi.NULL, 0))
+    count = check(lib.mm2_model_end_tokens(model.pointer, ffi.NULL, 0))
     ids = ffi.new("int32_t[]", count)
-    check(lib.mm2_model_end_tokens(model, ids, count))
+    check(lib.mm2_model_end_tokens(model.pointer, ids, count))
     return list(ids)
 
 
-def model_path(model):
+def model_path(model: Owned) -> str:
     """Where it was opened, a str as the os module has it."""
-    return os.fsdecode(ffi.string(lib.mm2_model_info(model, b"path")))
+    return os.fsdecode(ffi.string(lib.mm2_model_info(model.pointer, b"path")))
 
 
-def model_sizes(model):
+def model_sizes(model: Owned) -> tuple[int, int, int]:
     """(threads, bytes, parameters)."""
-    return (lib.mm2_model_threads(model), lib.mm2_model_bytes(model),
-            lib.mm2_model_parameters(model))
+    return (lib.mm2_model_threads(model.pointer), lib.mm2_model_bytes(model.pointer),
+            lib.mm2_model_parameters(model.pointer))
 
 
-def model_names(model):
+def model_names(model: Owned) -> list[str]:
     """Names of all tensors, in file order."""
-    return [_text(lib.mm2_model_tensor_name(model, i))
-            for i in range(lib.mm2_model_tensor_count(model))]
+    return [_string(lib.mm2_model_tensor_name(model.pointer, i))
+            for i in range(lib.mm2_model_tensor_count(model.pointer))]
 
 
-def model_tensor(model, name):
+def model_tensor(model: Owned, name: Any) -> Tensor:
     """A view on a tensor as it lies in the file."""
     out = ffi.new("mm2_tensor *")
-    check(lib.mm2_model_tensor(model, _chars(name, "a tensor's name"), out))
+    check(lib.mm2_model_tensor(model.pointer, _chars(name, "a tensor's name"), out))
     return _tensor(out, model)
 
 
-def model_weight(model, name, first, count):
+def model_weight(model: Owned, name: Any, first: Any, count: Any) -> Tensor:
     """Rows [first, first + count) decoded to float32; count None: to the last row."""
     view = model_tensor(model, name)
     columns = view.shape[-1] if view.shape else 1
@@ -235,52 +289,53 @@ def model_weight(model, name, first, count):
     if count > rows - first:
         raise ArgumentError(f"{name} has {rows} rows: [{first}, {first + count}) is beyond")
     out = empty("f32", (count, columns))
-    check(lib.mm2_model_weight(model, _chars(name, "a tensor's name"), first, count, _floats(out),
-                               count * columns))
+    check(lib.mm2_model_weight(model.pointer, _chars(name, "a tensor's name"), first, count,
+                               _floats(out), count * columns))
     return out
 
 
-def model_limits(model):
+def model_limits(model: Owned) -> dict[str, Any]:
     """The fields of mm2_limits as a dict, measured now."""
     limits = _sized("mm2_limits")
-    check(lib.mm2_model_limits(model, limits))
+    check(lib.mm2_model_limits(model.pointer, limits))
     return _fields(limits)
 
 
-def model_cost(model, tokens, depth, kv_dtype):
+def model_cost(model: Owned, tokens: Any, depth: Any,
+               kv_dtype: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The fields of mm2_cost as dicts, of all layers and of the rest."""
     layers, rest = _sized("mm2_cost"), _sized("mm2_cost")
-    check(lib.mm2_model_cost(model, integer(tokens, "tokens"), integer(depth, "depth"),
-                             _kv_dtype(kv_dtype), layers, rest))
+    check(lib.mm2_model_cost(model.pointer, integer(tokens, "tokens"), integer(depth, "depth"),
+                             _kv_dtype(kv_dtype, model), layers, rest))
     return _fields(layers), _fields(rest)
 
 
 # ---- Text ----
 
 
-def tokenizer_open(path):
+def tokenizer_open(path: Any) -> Owned:
     """A tokenizer without a model."""
     out = ffi.new("mm2_tokenizer **")
     check(lib.mm2_tokenizer_open(out, _path(path)))
-    return ffi.gc(out[0], lib.mm2_tokenizer_release)
+    return _owned("tokenizer", out)
 
 
-def model_tokenizer(model):
-    """The model's own tokenizer; keep the model while it is in use."""
-    tokenizer = lib.mm2_model_tokenizer(model)
+def model_tokenizer(model: Owned) -> Owned:
+    """The model's own tokenizer."""
+    tokenizer = lib.mm2_model_tokenizer(model.pointer)
     if tokenizer == ffi.NULL:
-        raise errors.UnsupportedError(_text(lib.mm2_error()))
-    return tokenizer
+        raise errors.UnsupportedError(_string(lib.mm2_error()))
+    return Owned(tokenizer, model)
 
 
-def tokenizer_facts(tokenizer):
+def tokenizer_facts(tokenizer: Owned) -> dict[str, int]:
     """The fields of mm2_tokenizer_info as a dict."""
     facts = _sized("mm2_tokenizer_info")
-    check(lib.mm2_tokenizer_describe(tokenizer, facts))
+    check(lib.mm2_tokenizer_describe(tokenizer.pointer, facts))
     return _fields(facts)
 
 
-def tokenizer_encode(tokenizer, text, special):
+def tokenizer_encode(tokenizer: Owned, text: Any, special: bool) -> list[int]:
     """Text, str or bytes, to a list of ids."""
     if isinstance(text, str):
         text = text.encode("utf-8", "surrogatepass")
@@ -291,43 +346,39 @@ def tokenizer_encode(tokenizer, text, special):
     flags = lib.MM2_SPECIAL if special else 0
     source = ffi.from_buffer("char[]", text)
     out, n = _filled("int32_t[]", len(text) + 1, lambda out, cap: lib.mm2_tokenizer_encode(
-        tokenizer, source, len(text), flags, out, cap))
+        tokenizer.pointer, source, len(text), flags, out, cap))
     return list(out[0:n])
 
 
-def tokenizer_decode(tokenizer, values, special):
+def tokenizer_decode(tokenizer: Owned, values: Any, special: bool) -> bytes:
     """Ids to bytes."""
     values = ids(values)
     flags = lib.MM2_SPECIAL if special else 0
     array = ffi.new("int32_t[]", values)
     out, n = _filled("char[]", 16 * len(values), lambda out, cap: lib.mm2_tokenizer_decode(
-        tokenizer, array, len(values), flags, out, cap))
-    return ffi.buffer(out, n)[:]
+        tokenizer.pointer, array, len(values), flags, out, cap))
+    return bytes(ffi.buffer(out, n))
 
 
-def tokenizer_token(tokenizer, token):
+def tokenizer_token(tokenizer: Owned, token: Any) -> bytes:
     """The bytes of one token."""
     length = ffi.new("int32_t *")
-    chars = lib.mm2_tokenizer_token(tokenizer, integer(token, "a token id"), length)
+    chars = lib.mm2_tokenizer_token(tokenizer.pointer, integer(token, "a token id"), length)
     if chars == ffi.NULL:
-        raise ArgumentError(_text(lib.mm2_error()))
-    return ffi.buffer(chars, length[0])[:]
+        raise ArgumentError(_string(lib.mm2_error()))
+    return bytes(ffi.buffer(chars, length[0]))
 
 
-def tokenizer_id(tokenizer, chars):
+def tokenizer_id(tokenizer: Owned, chars: bytes) -> int | None:
     """The id whose bytes are these, or None."""
-    token = lib.mm2_tokenizer_id(tokenizer, chars, len(chars))
-    return None if token < 0 else token
+    token = lib.mm2_tokenizer_id(tokenizer.pointer, chars, len(chars))
+    return None if token < 0 else int(token)
 
 
-def text_complete(chars):
-    """How many of these bytes can be shown without splitting a character."""
-    return lib.mm2_text_complete(chars, len(chars))
-
-
-def _messages(messages):
+def _messages(messages: Any) -> tuple[Any, int, list[Any]]:
     """An mm2_message array, its length, and the strings it points to."""
-    keep, array = [], ffi.new("mm2_message[]", len(messages))
+    keep: list[Any] = []
+    array = ffi.new("mm2_message[]", len(messages))
     for turn, message in zip(array, messages):
         turn.size = ffi.sizeof(turn)
         unknown = set(message) - {"role", "content", "thinking"}
@@ -342,95 +393,172 @@ def _messages(messages):
     return array, len(messages), keep
 
 
-def chat_render(tokenizer, messages, generation_prompt):
+def chat_render(tokenizer: Owned, messages: Any, generation_prompt: bool) -> str:
     """Messages as text in the vendor's format."""
     array, count, _keep = _messages(messages)
     flags = lib.MM2_GENERATION_PROMPT if generation_prompt else 0
     out, n = _filled("char[]", 4096, lambda out, cap: lib.mm2_chat_render(
-        tokenizer, array, count, flags, out, cap))
-    return ffi.buffer(out, n)[:].decode("utf-8", "replace")
+        tokenizer.pointer, array, count, flags, out, cap))
+    return bytes(ffi.buffer(out, n)).decode("utf-8", "replace")
 
 
-def chat_encode(tokenizer, messages, generation_prompt):
+def chat_encode(tokenizer: Owned, messages: Any, generation_prompt: bool) -> list[int]:
     """Messages as ids; only the format's own tags become control tokens."""
     array, count, _keep = _messages(messages)
     flags = lib.MM2_GENERATION_PROMPT if generation_prompt else 0
     out, n = _filled("int32_t[]", 1024, lambda out, cap: lib.mm2_chat_encode(
-        tokenizer, array, count, flags, out, cap))
+        tokenizer.pointer, array, count, flags, out, cap))
     return list(out[0:n])
+
+
+def chat_continue(tokenizer: Owned, timeline: Sequence[int], messages: Any) -> list[int]:
+    """The ids that messages and the opening of a reply add to a conversation's timeline."""
+    array, count, _keep = _messages(messages)
+    before = ffi.new("int32_t[]", timeline)
+    out, n = _filled("int32_t[]", 1024, lambda out, cap: lib.mm2_chat_continue(
+        tokenizer.pointer, before, len(timeline), array, count, lib.MM2_GENERATION_PROMPT, out,
+        cap))
+    return list(out[0:n])
+
+
+# ---- Reply ----
+
+START_TEXT, START_THINKING, START_ANSWER = (
+    int(lib.MM2_START_TEXT), int(lib.MM2_START_THINKING), int(lib.MM2_START_ANSWER))
+END_NONE, END_STOP, END_LENGTH, END_CONTEXT, END_CANCELLED = (
+    int(lib.MM2_END_NONE), int(lib.MM2_END_STOP), int(lib.MM2_END_LENGTH),
+    int(lib.MM2_END_CONTEXT), int(lib.MM2_END_CANCELLED))
+
+
+class Piece(NamedTuple):
+    """What mm2_piece says."""
+
+    end: int
+    count: int  # type: ignore[assignment]  # a tuple's method, which nobody needs here
+    text: str
+    thinking: str
+
+
+def reply_new(tokenizer: Owned | None, start: int, max_tokens: int,
+              stop: Sequence[bytes]) -> Owned:
+    """A reply; keeps its tokenizer, None for ids without text."""
+    options = _sized("mm2_reply_options")
+    lib.mm2_reply_options_init(options)
+    options.start, options.max_tokens = start, max_tokens
+    strings = [ffi.new("char[]", string) for string in stop]
+    array, lengths = ffi.new("char *[]", strings), ffi.new("int32_t[]", [*map(len, stop)])
+    options.stop, options.stop_len, options.stop_count = array, lengths, len(strings)
+    out = ffi.new("mm2_reply **")
+    check(lib.mm2_reply_new(out, ffi.NULL if tokenizer is None else tokenizer.pointer, options))
+    reply = _owned("reply", out)
+    return reply if tokenizer is None else Owned(reply.pointer, (reply, tokenizer))
+
+
+def _piece(piece: Any) -> Piece:
+    def chars(at: Any, length: int) -> str:
+        return bytes(ffi.buffer(at, length)).decode("utf-8", "replace")
+
+    return Piece(piece.end, piece.count, chars(piece.text, piece.text_len),
+                 chars(piece.thinking, piece.thinking_len))
+
+
+def reply_push(reply: Owned, token: int) -> Piece:
+    """What the next id adds."""
+    piece = _sized("mm2_piece")
+    check(lib.mm2_reply_push(reply.pointer, token, piece))
+    return _piece(piece)
+
+
+def reply_end(reply: Owned, reason: int) -> Piece:
+    """End it: what was held back."""
+    piece = _sized("mm2_piece")
+    check(lib.mm2_reply_end(reply.pointer, reason, piece))
+    return _piece(piece)
+
+
+def reply_stands(reply: Owned) -> tuple[int, int]:
+    """(end, count) so far."""
+    piece = _sized("mm2_piece")
+    check(lib.mm2_reply_all(reply.pointer, piece))
+    return piece.end, piece.count
+
+
+def reply_all(reply: Owned) -> Piece:
+    """Everything so far."""
+    piece = _sized("mm2_piece")
+    check(lib.mm2_reply_all(reply.pointer, piece))
+    return _piece(piece)
 
 
 # ---- Session ----
 
 
-def session_new(model, context, kv_dtype, chunk):
+def session_new(model: Owned, context: Any, kv_dtype: Any, chunk: Any) -> Owned:
     """A timeline; zeros mean the library's defaults."""
     options = _sized("mm2_session_options")
     lib.mm2_session_options_init(options)
     options.context = 0 if context is None else integer(context, "context", 1)
     options.chunk = 0 if chunk is None else integer(chunk, "chunk", 1)
-    options.kv_dtype = _kv_dtype(kv_dtype)
+    options.kv_dtype = _kv_dtype(kv_dtype, model)
     out = ffi.new("mm2_session **")
-    check(lib.mm2_session_new(out, model, options))
-    return ffi.gc(out[0], lib.mm2_session_free)
+    check(lib.mm2_session_new(out, model.pointer, options))
+    return _owned("session", out)
 
 
-def session_fork(session):
+def session_fork(session: Owned) -> Owned:
     """A second timeline that shares what the first has evaluated."""
     out = ffi.new("mm2_session **")
-    check(lib.mm2_session_fork(out, session))
-    return ffi.gc(out[0], lib.mm2_session_free)
+    check(lib.mm2_session_fork(out, session.pointer))
+    return _owned("session", out)
 
 
-def session_feed(session, values):
+def session_feed(session: Owned, values: Sequence[int]) -> None:
     """Append ids, a list of ints."""
-    check(lib.mm2_session_feed(session, ffi.new("int32_t[]", values), len(values)))
+    check(lib.mm2_session_feed(session.pointer, ffi.new("int32_t[]", values), len(values)))
 
 
-def session_tap(session, point, layer, on):
+def session_tap(session: Owned, point: int, layer: int, on: bool) -> None:
     """Switch a tap; layer -1: all."""
-    check(lib.mm2_session_tap(session, point, layer, on))
+    check(lib.mm2_session_tap(session.pointer, point, layer, on))
 
 
-def new_event():
+def new_event() -> Any:
     """Room for what a run ends with."""
     return _sized("mm2_event")
 
 
-def _run(step, handle, event, seconds):
+OK, MORE, TAP, READY = (int(lib.MM2_OK), int(lib.MM2_MORE), int(lib.MM2_TAP), int(lib.MM2_READY))
+
+
+def session_run(session: Owned, event: Any, seconds: float | None) -> bool:
     """Runs in slices: True when caught up or at a tap, False when `seconds` are over."""
-    unfinished = (lib.MM2_MORE, lib.MM2_READY)
-    if seconds is None:
-        while check(step(handle, SLICE, event)) in unfinished:
-            pass
-        return True
-    if not seconds >= 0:
-        raise ArgumentError(f"seconds is {seconds}, must not be negative")
-    deadline = time.monotonic() + seconds
+    deadline = None if seconds is None else time.monotonic() + seconds
     while True:
-        left = (deadline - time.monotonic()) * 1e6
-        if check(step(handle, int(max(1, min(SLICE, left))), event)) not in unfinished:
+        budget = _budget(deadline)
+        if check(lib.mm2_session_run(session.pointer, budget, event)) != MORE:
             return True
-        if time.monotonic() >= deadline:
+        if deadline is not None and time.monotonic() >= deadline:
             return False
 
 
-def session_run(session, event, seconds):
-    """True when caught up or at a tap; False when the time is over."""
-    return _run(lib.mm2_session_run, session, event, seconds)
+def batch_run(batch: Owned, event: Any, deadline: float | None) -> int:
+    """One slice: OK, MORE, TAP or READY."""
+    return check(lib.mm2_batch_run(batch.pointer, _budget(deadline), event))
 
 
-def batch_run(batch, event, seconds):
-    """The same for a batch."""
-    return _run(lib.mm2_batch_run, batch, event, seconds)
+def _budget(deadline: float | None) -> int:
+    """Microseconds of a slice that ends at a time.monotonic()."""
+    if deadline is None:
+        return SLICE
+    return int(max(1, min(SLICE, (deadline - time.monotonic()) * 1e6)))
 
 
-def session_interrupt(session):
+def session_interrupt(session: Owned) -> None:
     """Let a run in another thread come back at its next unit of work."""
-    lib.mm2_session_interrupt(session)
+    lib.mm2_session_interrupt(session.pointer)
 
 
-def event_tap(event, owner):
+def event_tap(event: Any, owner: Owned) -> tuple[str, int, int, int, Tensor] | None:
     """(point, layer, first, count, tensor) of a tap; None if the run has caught up."""
     if event.point < 0:
         return None
@@ -438,158 +566,179 @@ def event_tap(event, owner):
     return POINTS[event.point], event.layer, event.first, event.count, tensor
 
 
-def event_progress(event):
+def event_member(event: Any) -> int:
+    """Index of the member that a TAP or READY of a batch is about."""
+    return int(event.session)
+
+
+def event_progress(event: Any) -> tuple[int, int]:
     """(done, total) in token-layers."""
     return event.done, event.total
 
 
-def session_context(session):
+def session_context(session: Owned) -> int:
     """Positions there is room for."""
-    return lib.mm2_session_context(session)
+    return int(lib.mm2_session_context(session.pointer))
 
 
-def session_position(session):
+def session_position(session: Owned) -> int:
     """Tokens evaluated."""
-    return lib.mm2_session_position(session)
+    return int(lib.mm2_session_position(session.pointer))
 
 
-def session_length(session):
+def session_length(session: Owned) -> int:
     """Tokens fed."""
-    return lib.mm2_session_length(session)
+    return int(lib.mm2_session_length(session.pointer))
 
 
-def session_tokens(session):
+def session_tokens(session: Owned) -> Tensor:
     """i32 [length], live."""
     out = ffi.new("mm2_tensor *")
-    check(lib.mm2_session_tokens(session, out))
+    check(lib.mm2_session_tokens(session.pointer, out))
     return _tensor(out, session)
 
 
-def session_rewind(session, length):
+def session_rewind(session: Owned, length: Any) -> None:
     """Cut back to `length` tokens."""
-    check(lib.mm2_session_rewind(session, integer(length, "length")))
+    check(lib.mm2_session_rewind(session.pointer, integer(length, "length")))
 
 
-def session_logits(session):
+def session_logits(session: Owned) -> Tensor:
     """f32 [vocab_size], live and writable."""
     out = ffi.new("mm2_tensor *")
-    check(lib.mm2_session_logits(session, out))
+    check(lib.mm2_session_logits(session.pointer, out))
     return _tensor(out, session)
 
 
-def session_logprobs(session, values):
+def session_logprobs(session: Owned, values: Any) -> list[float]:
     """Log probabilities of these ids, a list."""
     values = ids(values)
     out = ffi.new("float[]", max(1, len(values)))
-    check(lib.mm2_session_logprobs(session, ffi.new("int32_t[]", values), len(values), out))
+    check(lib.mm2_session_logprobs(session.pointer, ffi.new("int32_t[]", values), len(values), out))
     return list(out[0:len(values)])
 
 
-def session_top(session, n, vocab_size):
+def session_top(session: Owned, n: Any, vocab_size: int) -> list[tuple[int, float]]:
     """The n best, [(id, log probability)], best first."""
     n = integer(n, "n", 1, vocab_size)
     best, logprobs = ffi.new("int32_t[]", n), ffi.new("float[]", n)
-    check(lib.mm2_session_top(session, n, best, logprobs))
+    check(lib.mm2_session_top(session.pointer, n, best, logprobs))
     return list(zip(best, logprobs))
 
 
 # ---- Batch ----
 
 
-def batch_new(model, rows=None):
+def batch_new(model: Owned, rows: Any = None) -> Owned:
     """An empty batch; rows: tokens of all members that go through the layers together."""
     options = _sized("mm2_batch_options")
     lib.mm2_batch_options_init(options)
     if rows is not None:
         options.rows = integer(rows, "rows", 1)
     out = ffi.new("mm2_batch **")
-    check(lib.mm2_batch_new(out, model, options))
-    return ffi.gc(out[0], lib.mm2_batch_free)
+    check(lib.mm2_batch_new(out, model.pointer, options))
+    return _owned("batch", out)
 
 
-def batch_add(batch, session):
+def batch_add(batch: Owned, session: Owned) -> None:
     """Make a session a member."""
-    check(lib.mm2_batch_add(batch, session))
+    check(lib.mm2_batch_add(batch.pointer, session.pointer))
 
 
-def batch_remove(batch, session):
+def batch_remove(batch: Owned, session: Owned) -> None:
     """Let a member go on alone."""
-    check(lib.mm2_batch_remove(batch, session))
+    check(lib.mm2_batch_remove(batch.pointer, session.pointer))
 
 
 # ---- Sampler ----
 
-SAMPLING_FIELDS = tuple(name for name, _ in ffi.typeof("mm2_sampling").fields if name != "size")
+_SAMPLING = {name: field.type.cname for name, field in ffi.typeof("mm2_sampling").fields
+             if name != "size"}
+_RANGES = {"int32_t": (-2**31, 2**31 - 1), "uint64_t": (0, 2**64 - 1)}
+_WHOLE = {name: _RANGES[cname] for name, cname in _SAMPLING.items() if cname in _RANGES}
 
 
-def sampling(model, changes):
+def sampling(model: Owned, changes: Mapping[str, Any]) -> Any:
     """The model's sampling defaults with changes, as an mm2_sampling."""
     out = _sized("mm2_sampling")
-    lib.mm2_sampling_init(out, model)
+    lib.mm2_sampling_init(out, model.pointer)
     for name, value in changes.items():
-        if name not in SAMPLING_FIELDS:
-            raise TypeError(f"no sampling option is called {name!r}; there are "
-                            f"{', '.join(SAMPLING_FIELDS)}")
-        if isinstance(value, bool):
-            raise TypeError(f"{name} must be a number, not a bool")
-        try:
-            setattr(out, name, value)
-        except OverflowError:
-            raise ArgumentError(f"{name} is {value}, which is out of range") from None
+        if name in _WHOLE:
+            setattr(out, name, integer(value, name, *_WHOLE[name]))
+        else:
+            setattr(out, name, number(value, name))
     return out
 
 
-def sampling_values(options):
+def sampling_values(options: Any) -> dict[str, float]:
     """An mm2_sampling as a dict."""
-    return {name: getattr(options, name) for name in SAMPLING_FIELDS}
+    return {name: getattr(options, name) for name in _SAMPLING}
 
 
-def sampler_new(model, options):
+def sampler_new(model: Owned, options: Any) -> Owned:
     """A sampler of these options."""
     out = ffi.new("mm2_sampler **")
-    check(lib.mm2_sampler_new(out, model, options))
-    return ffi.gc(out[0], lib.mm2_sampler_free)
+    check(lib.mm2_sampler_new(out, model.pointer, options))
+    return _owned("sampler", out)
 
 
-def sampler_bias(sampler, biases):
+def sampler_bias(sampler: Owned, biases: Any) -> None:
     """Replace the biases by {id: value}."""
-    keys = ids(list(biases))
-    values = ffi.new("float[]", [float(value) for value in biases.values()])
-    check(lib.mm2_sampler_bias(sampler, ffi.new("int32_t[]", keys), values, len(keys)))
+    if not isinstance(biases, Mapping):
+        raise TypeError(f"bias must be a dict of token ids and numbers, not "
+                        f"{type(biases).__name__}")
+    keys = [integer(key, "a token id in bias") for key in biases]
+    values = ffi.new("float[]", [number(value, f"the bias of token {key}")
+                                 for key, value in biases.items()])
+    check(lib.mm2_sampler_bias(sampler.pointer, ffi.new("int32_t[]", keys), values, len(keys)))
 
 
-def sampler_breakers(sampler, values):
+def sampler_breakers(sampler: Owned, values: Any) -> None:
     """Replace the tokens that end a DRY repetition."""
     values = ids(values)
-    check(lib.mm2_sampler_breakers(sampler, ffi.new("int32_t[]", values), len(values)))
+    check(lib.mm2_sampler_breakers(sampler.pointer, ffi.new("int32_t[]", values), len(values)))
 
 
-def _mask(mask, vocab_size):
-    """A pointer to the words of a mask, which may be None; the buffer stays exported meanwhile."""
-    if mask is None:
-        return ffi.NULL
-    view = memoryview(mask)
+def mask_words(mask: Buffer, vocab_size: int) -> memoryview:
+    """A mask, checked, as a view of its bytes."""
+    try:
+        view = memoryview(mask)
+    except TypeError:
+        raise TypeError(f"mask must be a buffer of 32-bit words, not "
+                        f"{type(mask).__name__}") from None
     words = (vocab_size + 31) // 32
     if view.format not in ("I", "i", "L", "l") or view.itemsize != 4 or not view.c_contiguous \
             or view.nbytes != 4 * words:
         raise ArgumentError(
             f"a mask is a contiguous buffer of {words} 32-bit words, one bit a token; got format "
-            f"{view.format!r}, shape {list(view.shape)}")
-    return ffi.from_buffer("uint32_t[]", view.cast("B"))
+            f"{view.format!r}, shape {list(view.shape or ())}")
+    return view.cast("B")
 
 
-def sampler_next(sampler, session, mask, vocab_size):
+def _mask(mask: Buffer | None, vocab_size: int) -> Any:
+    """A pointer to the words of a mask, which may be None; the buffer stays exported meanwhile."""
+    if mask is None:
+        return ffi.NULL
+    return ffi.from_buffer("uint32_t[]", mask_words(mask, vocab_size))
+
+
+def sampler_next(sampler: Owned, session: Owned, mask: Buffer | None, vocab_size: int) -> int:
     """The token that follows the session's last one."""
-    return check(lib.mm2_sampler_next(sampler, session, _mask(mask, vocab_size)))
+    return check(lib.mm2_sampler_next(sampler.pointer, session.pointer, _mask(mask, vocab_size)))
 
 
-def sampler_pick(sampler, logits, history, mask, vocab_size):
+def sampler_pick(sampler: Owned, logits: Buffer, history: Any, mask: Buffer | None,
+                 vocab_size: int) -> int:
     """A token from any f32 [vocab_size] logits."""
-    view = memoryview(logits)
+    try:
+        view = memoryview(logits)
+    except TypeError:
+        raise TypeError(f"logits must be a buffer of float32, not "
+                        f"{type(logits).__name__}") from None
     if view.format != "f" or view.shape != (vocab_size,) or not view.c_contiguous:
         raise ArgumentError(f"logits are contiguous float32 [{vocab_size}]; got format "
-                            f"{view.format!r}, shape {list(view.shape)}")
+                            f"{view.format!r}, shape {list(view.shape or ())}")
     history = ids(history)
-    return check(lib.mm2_sampler_pick(sampler, ffi.from_buffer("float[]", view.cast("B")),
+    return check(lib.mm2_sampler_pick(sampler.pointer, ffi.from_buffer("float[]", view.cast("B")),
                                       ffi.new("int32_t[]", history), len(history),
                                       _mask(mask, vocab_size)))

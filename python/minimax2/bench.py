@@ -39,6 +39,8 @@ this machine's threads, as many as there are cores. memory (bytes) and name may 
   --machine "name=server cores=64 bandwidth=300e9 int8=30e12 bf16=15e12 memory=512e9"
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import math
@@ -46,14 +48,20 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from minimax2 import _native, show
 from minimax2.errors import ArgumentError, UnsupportedError
-from minimax2.model import Cost, Limits, load
+from minimax2.model import Cost, Limits, Model, load
+from minimax2.session import Session
 from minimax2.synth import LIKE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LAYERS = 62  # of MiniMax-M2
 DEPTHS = (0, 4096)
@@ -73,20 +81,20 @@ class Run(NamedTuple):
     """Evaluated one by one, or together."""
 
     @property
-    def name(self):
+    def name(self) -> str:
         """As people call it."""
         if self.kind == "decode":
             return f"decode at {self.depth:,}"
         return f"prefill {self.tokens:,}"
 
-    def costs(self, model):
+    def costs(self, model: Model) -> tuple[Cost, Cost]:
         """Cost of the layers and of the rest: of a token in the middle, or of the prompt."""
         if self.kind == "decode":
             return model.cost(1, self.depth + self.tokens // 2)
         return model.cost(self.tokens, self.depth)
 
     @property
-    def together(self):
+    def together(self) -> int:
         """Tokens that costs() counts."""
         return 1 if self.kind == "decode" else self.tokens
 
@@ -105,23 +113,23 @@ class Machine(NamedTuple):
     """Bytes; None: not known."""
 
     @classmethod
-    def here(cls, limits):
+    def here(cls, limits: Limits) -> Machine:
         """This machine."""
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return cls("this machine", limits.best_read, limits.int8_ops, limits.bf16_ops,
                    limits.f32_ops, memory)
 
     @classmethod
-    def described(cls, facts, here, threads):
+    def described(cls, facts: Mapping[str, Any], here: Machine, threads: int) -> Machine:
         """A machine by the facts of parse_machine(); `here` has `threads` of its cores."""
         given = {key: facts.get(key) or getattr(here, key) / threads * facts["cores"]
                  for key in PEAKS}
         return cls(facts["name"], facts["bandwidth"], memory=facts.get("memory"), **given)
 
 
-def parse_machine(text):
+def parse_machine(text: str) -> dict[str, Any]:
     """The facts of a --machine description, a dict of numbers and a name. Raises ArgumentError."""
-    facts = {"name": text}
+    facts: dict[str, Any] = {"name": text}
     try:
         words = shlex.split(text)
     except ValueError as error:
@@ -152,23 +160,24 @@ def parse_machine(text):
 
 # ---- Arithmetic ----
 
-def whole(layers, rest, times=1.0):
+def whole(layers: Cost, rest: Cost, times: float = 1.0) -> Cost:
     """The Cost of a model with `times` as many layers."""
     return Cost(*(times * a + b for a, b in zip(layers, rest)))
 
 
-def compute_seconds(cost, machine):
+def compute_seconds(cost: Cost, machine: Machine) -> float:
     """How long the operations of a Cost take at a Machine's peaks."""
     return (cost.int8_ops / machine.int8 + cost.bf16_ops / machine.bf16
             + cost.f32_ops / machine.f32)
 
 
-def bound_seconds(cost, machine):
+def bound_seconds(cost: Cost, machine: Machine) -> float:
     """How long a Cost takes at least: reading or computing, whichever takes longer."""
     return max(cost.bytes / machine.bandwidth, compute_seconds(cost, machine))
 
 
-def summarize(run, cost, seconds, limits):
+def summarize(run: Run, cost: Cost, seconds: Sequence[float],
+              limits: Sequence[Limits]) -> dict[str, Any]:
     """The JSON object of a run from its repeats.
 
     cost: of the whole model. seconds: for what `cost` counts, one a repeat. limits: the Limits
@@ -189,7 +198,8 @@ def summarize(run, cost, seconds, limits):
     }
 
 
-def predict(run, cost, share, machine, needs):
+def predict(run: Run, cost: Cost, share: float, machine: Machine,
+            needs: float) -> dict[str, Any]:
     """The JSON object of a prediction.
 
     cost: of the model with LAYERS layers. share: of the roofline, as reached here. needs: bytes of
@@ -205,7 +215,7 @@ def predict(run, cost, share, machine, needs):
     }
 
 
-def memory_needed(model, run):
+def memory_needed(model: Model, run: Run) -> float:
     """Bytes of a model of LAYERS such layers with the keys and values of a run."""
     times = LAYERS / model.config.num_hidden_layers
     # So many tokens need every expert.
@@ -216,7 +226,9 @@ def memory_needed(model, run):
 
 # ---- Measuring ----
 
-def measure(model, depths, prompts, *, decode=32, repeat=5, chunk=None, machines=(), watch=None):
+def measure(model: Model, depths: Iterable[int], prompts: Iterable[int], *, decode: int = 32,
+            repeat: int = 5, chunk: int | None = None, machines: Iterable[Mapping[str, Any]] = (),
+            watch: Callable[[str], object] | None = None) -> dict[str, Any]:
     """Measure and predict: the object that --json prints, a dict.
 
     depths, prompts: of the decode and the prefill runs. decode: tokens of a decode run. chunk: as
@@ -227,7 +239,8 @@ def measure(model, depths, prompts, *, decode=32, repeat=5, chunk=None, machines
     runs = [Run("decode", depth, decode) for depth in depths]
     runs += [Run("prefill", 0, prompt) for prompt in prompts]
     sessions = _prepare(model, runs, chunk, watch)
-    limits, seconds = [], {run: [] for run in runs}
+    limits: list[Limits] = []
+    seconds: dict[Run, list[float]] = {run: [] for run in runs}
     try:
         for _ in range(repeat):
             watch("limits")
@@ -241,7 +254,8 @@ def measure(model, depths, prompts, *, decode=32, repeat=5, chunk=None, machines
     middle = Limits(*map(median, zip(*limits)))
     here = Machine.here(middle)
     everywhere = [here, *(Machine.described(facts, here, middle.threads) for facts in machines)]
-    results, predictions = [], []
+    results: list[dict[str, Any]] = []
+    predictions: list[dict[str, Any]] = []
     for run in runs:
         layers, rest = run.costs(model)
         results.append(summarize(run, whole(layers, rest), seconds[run], limits))
@@ -262,20 +276,21 @@ def measure(model, depths, prompts, *, decode=32, repeat=5, chunk=None, machines
         "decode_tokens_per_second": first["decode"]["tokens_per_second"]}
 
 
-def steps(depths, prompts, repeat):
+def steps(depths: Sequence[int], prompts: Sequence[int], repeat: int) -> int:
     """How often measure() calls its watcher."""
     runs = len(depths) + len(prompts)
     return runs + repeat * (runs + 1)
 
 
-def _ids(model, first, count):
+def _ids(model: Model, first: int, count: int) -> list[int]:
     """Any ids will do; a fixed walk over the vocabulary gives every repeat the same work."""
     return [7919 * i % model.config.vocab_size for i in range(first, first + count)]
 
 
-def _prepare(model, runs, chunk, watch):
+def _prepare(model: Model, runs: Iterable[Run], chunk: int | None,
+             watch: Callable[[str], object]) -> dict[Run, Session]:
     """A session a run at its depth, after a run that does not count: maps and caches are warm."""
-    sessions = {}
+    sessions: dict[Run, Session] = {}
     for run in runs:
         watch(f"warming up, {run.name}")
         sessions[run] = model.session(context=run.depth + run.tokens, chunk=chunk)
@@ -285,7 +300,7 @@ def _prepare(model, runs, chunk, watch):
     return sessions
 
 
-def _time(model, run, session):
+def _time(model: Model, run: Run, session: Session) -> float:
     """Seconds for what run.costs() counts."""
     session.rewind(run.depth)
     ids = _ids(model, run.depth, run.tokens)
@@ -297,7 +312,7 @@ def _time(model, run, session):
 
 # ---- Showing ----
 
-def report(result, model):
+def report(result: Mapping[str, Any], model: Model) -> str:
     """The result as text for people."""
     limits, config = result["limits"], model.config
     layers = f"{result['layers']} layer" + "s" * (result["layers"] > 1)
@@ -352,7 +367,7 @@ def report(result, model):
     return "\n".join(lines)
 
 
-def _figure():
+def _figure() -> type[Figure]:
     """matplotlib's Figure, without its global state."""
     try:
         from matplotlib.figure import Figure
@@ -361,7 +376,7 @@ def _figure():
     return Figure
 
 
-def plot(result, path):
+def plot(result: Mapping[str, Any], path: str) -> None:
     """The roofline as a picture: operations per byte against operations per second.
 
     path: its ending decides the format. Raises UnsupportedError without matplotlib, OSError.
@@ -369,7 +384,7 @@ def plot(result, path):
     limits = result["limits"]
     figure = _figure()(figsize=(9, 6), dpi=150, layout="constrained")
     axes = figure.subplots()
-    peaks = {}  # kinds that share a roof share its label
+    peaks: dict[float, list[str]] = {}  # kinds that share a roof share its label
     for kind in PEAKS:
         peak = limits[f"{kind}_ops"]
         near = next((old for old in peaks if abs(old / peak - 1) < 0.05), peak)
@@ -379,7 +394,7 @@ def plot(result, path):
     best, plain, top = limits["best_read"], limits["plain_read"], max(peaks)
     left = min(x for x, _, _ in points) / 3
     right = max(top / plain, *(x for x, _, _ in points)) * 6
-    roof = dict(color="#222222", linewidth=1.8)
+    roof: dict[str, Any] = dict(color="#222222", linewidth=1.8)
     for peak, kinds in peaks.items():
         axes.plot([peak / best, right], [peak, peak], **roof)
         axes.annotate(f"{', '.join(kinds)}\n{peak / 1e12:.2f} T/s", (right, peak), (6, 0),
@@ -406,10 +421,11 @@ def plot(result, path):
     figure.savefig(path)
 
 
-def _label(figure, axes, points, colours):
+def _label(figure: Figure, axes: Axes, points: Iterable[tuple[float, float, Mapping[str, Any]]],
+           colours: Mapping[str, str]) -> None:
     """Names beside the points, pushed down where they would lie on each other."""
     figure.canvas.draw()  # settles the transformation to pixels
-    taken = []
+    taken: list[tuple[float, float]] = []
     width, height = figure.dpi * 1.05, figure.dpi * 0.32
     for x, y, run in sorted(points, key=lambda point: -point[1]):
         at, level = place = axes.transData.transform((x, y))
@@ -427,14 +443,14 @@ def _label(figure, axes, points, colours):
 
 # ---- The command ----
 
-def _numbers(text):
+def _numbers(text: str) -> list[int]:
     return [int(word) for word in text.split(",")]
 
 
 _numbers.__name__ = "numbers"  # argparse: "invalid numbers value"
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `minimax2 bench`, onto an argparse parser."""
     parser.epilog = __doc__.partition("\n\n")[2]
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -453,7 +469,7 @@ def add_arguments(parser):
     parser.add_argument("--plot", metavar="FILE.png", help="draw the roofline (needs matplotlib)")
 
 
-def run(arguments):
+def run(arguments: argparse.Namespace) -> None:
     """The command `minimax2 bench`."""
     for name, low in (("depth", 0), ("prompt", 1), ("decode", 1), ("repeat", 1)):
         given = getattr(arguments, name)
@@ -479,7 +495,7 @@ def run(arguments):
     print(text)
 
 
-def _fitting(name, given, usual, most):
+def _fitting(name: str, given: list[int] | None, usual: Iterable[int], most: int) -> list[int]:
     """Distinct numbers: the given ones, or those of the usual ones that fit."""
     if given is None:
         given = [value for value in usual if value <= most] or [most]
@@ -489,7 +505,7 @@ def _fitting(name, given, usual, most):
     return list(dict.fromkeys(given))
 
 
-def _check_plot(path):
+def _check_plot(path: str) -> None:
     """What would fail after minutes of measuring fails at once."""
     kinds = _figure()().canvas.get_supported_filetypes()
     if Path(path).suffix[1:].lower() not in kinds:
@@ -500,28 +516,26 @@ def _check_plot(path):
 
 
 class _Bar:
-    """A progress bar where somebody looks and tqdm is installed."""
+    """A progress bar where somebody looks."""
 
-    def __init__(self, total):
-        self._bar = None
+    def __init__(self, total: int) -> None:
+        self._bar: Any = None
         if sys.stderr.isatty():
-            try:
-                from tqdm.auto import tqdm
-            except ImportError:
-                return
+            from tqdm.auto import tqdm
+
             self._bar = tqdm(total=total, leave=False)
             self._begun = False
 
-    def __call__(self, name):
+    def __call__(self, name: str) -> None:
         """The last step is over and this one begins."""
         if self._bar is not None:
             self._bar.update(self._begun)
             self._begun = True
             self._bar.set_description(name)
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.close()

@@ -1,56 +1,78 @@
 """The command minimax2: info, generate, chat, inspect, bench, synth."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatch
+from typing import Any
 
 import minimax2 as mm
 from minimax2 import bench, show, synth
-from minimax2.generation import Timing
 
 EPILOG = "Without -m these work on m2-tiny, the small model that comes with the package."
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0, 1 after an error sentence, 130 after Ctrl-C."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # what cannot be shown, or is not text, is replaced
+            stream.reconfigure(errors="replace")
     arguments = _parser().parse_args(argv)
+    if sys.stdout is None:
+        return _fail("the standard output is closed")
     try:
         arguments.run(arguments)
         sys.stdout.flush()
         return 0
     except KeyboardInterrupt:
-        print(file=sys.stderr)
+        if sys.stderr is not None:
+            print(file=sys.stderr)
         return 130
     except BrokenPipeError:  # such as `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
     except (mm.Error, OSError) as error:
-        print(f"minimax2: error: {error}", file=sys.stderr)
-        return 1
+        if not isinstance(error, mm.Error):
+            _drop_output()  # it may be the output that fails, as on a full disk
+        return _fail(error)
 
 
-def _parser():
+def _fail(sentence: object) -> int:
+    if sys.stderr is not None:
+        print(f"minimax2: error: {sentence}", file=sys.stderr)
+    return 1
+
+
+def _drop_output() -> None:
+    """Nothing more can be written: what is still in the buffer goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="minimax2", description="Run MiniMax-M2 language models on CPUs.", epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"minimax2 {mm.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(run, text, name=None):
+    def command(run: Callable[[argparse.Namespace], None], text: str,
+                name: str | None = None) -> argparse.ArgumentParser:
         name = name or run.__name__.strip("_")
         made = commands.add_parser(name, help=text, description=text)
         made.set_defaults(run=run)
         return made
 
-    def opens_model(made):
+    def opens_model(made: argparse.ArgumentParser) -> None:
         made.add_argument("-m", "--model", metavar="PATH", help="directory or .gguf file")
         made.add_argument("-t", "--threads", type=int, metavar="N", help="default: physical cores")
         made.add_argument("--isa", help="ref, avx2, avx512, amx or blas; default: the best")
         made.add_argument("--precision", default="fast",
                           help="fast (default), or exact: float32 products in every format")
 
-    def samples(made):
+    def samples(made: argparse.ArgumentParser) -> None:
         made.add_argument("-n", "--max-new-tokens", type=int, default=256, metavar="N")
         made.add_argument("--temperature", type=float, metavar="T", help="0: greedy")
         made.add_argument("--top-k", type=int, metavar="K")
@@ -65,12 +87,18 @@ def _parser():
     opens_model(made)
     samples(made)
     made.add_argument("prompt", help="the text to go on from; -: read it from standard input")
+    made.add_argument("--no-echo", action="store_true", help="do not print the prompt first")
     made.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this")
     made.add_argument("--json", action="store_true", help="print one JSON object at the end")
 
-    made = command(_chat, "talk; an empty line or Ctrl-D ends it, Ctrl-C cuts an answer short")
+    made = command(_chat, "talk; an empty line or Ctrl-D ends it, Ctrl-C cuts an answer short. "
+                          "Where the answer is not shown on a terminal, the thinking goes to "
+                          "standard error")
     opens_model(made)
     samples(made)
+    made.add_argument("message", nargs="?", help="answer this alone, and end; -: read it from "
+                                                 "standard input")
+    made.add_argument("--no-thinking", action="store_true", help="ask for the answer at once")
     made.add_argument("--system", metavar="TEXT", help="the system prompt")
     made.add_argument("--context", type=int, metavar="N", help="positions; default: at most 8192")
 
@@ -86,18 +114,18 @@ def _parser():
     return parser
 
 
-def _load(arguments):
+def _load(arguments: argparse.Namespace) -> mm.Model:
     return mm.load(arguments.model, threads=arguments.threads, isa=arguments.isa,
                    precision=arguments.precision)
 
 
-def _sampling(arguments):
+def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
     given = {name: getattr(arguments, name) for name in
              ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed")}
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _info(arguments):
+def _info(arguments: argparse.Namespace) -> None:
     print(f"minimax2 {mm.__version__}, {mm.cpu()}")
     with _load(arguments) as model:
         for name, value in show.facts(model):
@@ -105,8 +133,8 @@ def _info(arguments):
                 print(f"{name:>14}  {value}")
 
 
-def _generate(arguments):
-    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+def _generate(arguments: argparse.Namespace) -> None:
+    prompt = _text(arguments.prompt)
     with _load(arguments) as model:
         stream = model.generate(prompt, stream=True, stop=arguments.stop, **_sampling(arguments))
         if arguments.json:
@@ -117,62 +145,117 @@ def _generate(arguments):
                 "prompt_tokens_per_second": round(result.timing.prompt_speed, 1),
                 "tokens_per_second": round(result.timing.speed, 1)}))
             return
-        print(prompt, end="", flush=True)
+        if not arguments.no_echo:
+            print(prompt, end="", flush=True)
         for piece in stream:
             print(piece, end="", flush=True)
         print()
-        if sys.stderr.isatty():
+        if _is_terminal(sys.stderr):
             print(_summary(stream.result()), file=sys.stderr)
 
 
-def _summary(result):
-    timing: Timing = result.timing
+def _summary(result: mm.Generation) -> str:
     return (f"[{len(result.tokens)} tokens, {result.finish_reason}; prompt "
-            f"{timing.prompt_speed:.0f} tokens/s, then {timing.speed:.1f} tokens/s; "
+            f"{result.timing.prompt_speed:.0f} tokens/s, then {result.timing.speed:.1f} tokens/s; "
             f"seed {result.seed}]")
 
 
-def _chat(arguments):
-    dim, plain = ("\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "")
-    prompt = "> " if sys.stdin.isatty() else ""
+def _text(argument: str) -> str:
+    """An argument, or for "-" what stands on the standard input."""
+    if argument != "-":
+        return argument
+    if sys.stdin is None:
+        raise mm.ArgumentError("the standard input is closed")
+    return sys.stdin.read()
+
+
+def _is_terminal(stream: Any) -> bool:
+    return stream is not None and bool(stream.isatty())
+
+
+def _chat(arguments: argparse.Namespace) -> None:
+    given = None if arguments.message is None else _text(arguments.message)
+    options = _sampling(arguments)
+    if arguments.no_thinking:
+        options["thinking"] = False
     with _load(arguments) as model, model.chat(
-            arguments.system, context=arguments.context, **_sampling(arguments)) as chat:
-        while True:
-            try:
-                text = input(prompt)
-            except EOFError:
-                return
-            if not text:
-                return
-            stream = chat.send(text, stream=True)
-            try:
-                _say(stream, dim, plain)
-            except KeyboardInterrupt:
-                stream.cancel()
-                print(f"{plain} [cut short]")
+            arguments.system, context=arguments.context, **options) as chat:
+        if given is not None:
+            _answer(chat, given)
+            return
+        for text in _lines():
+            _answer(chat, text)
 
 
-def _say(stream, dim, plain):
+def _lines() -> Iterator[str]:
+    """What is typed, or stands on the standard input, up to an empty line."""
+    if sys.stdin is None:
+        raise mm.ArgumentError("the standard input is closed: give the message as an argument")
+    prompt = "> " if _is_terminal(sys.stdin) else ""
+    if prompt:
+        try:
+            import readline  # noqa: F401  (gives input() its editing and history)
+        except ImportError:
+            pass  # a Python without it
+    while True:
+        try:
+            text = input(prompt)
+        except EOFError:
+            return
+        if not text:
+            return
+        yield text
+
+
+def _answer(chat: mm.Chat, text: str) -> None:
+    """Say it, and show the answer; what was cut says so."""
+    try:
+        stream = chat.send(text, stream=True)
+    except mm.ContextFull:
+        raise mm.ContextFull(f"the conversation is full: its context has {chat.session.context} "
+                             "positions; --context N makes a larger one") from None
+    try:
+        _show(stream)
+    except KeyboardInterrupt:
+        stream.cancel()
+        stream.poll()
+    note = {"length": f"cut off after {len(stream.tokens)} tokens; -n N allows more",
+            "context": f"cut off: the context of {chat.session.context} positions is full; "
+                       "--context N makes a larger one",
+            "cancelled": "cut short"}.get(stream.finish_reason or "")
+    if note:
+        print(f"[{note}]", file=sys.stdout if _is_terminal(sys.stdout) else sys.stderr)
+
+
+def _show(stream: mm.Stream) -> None:
+    """Print an answer while it is made: the thinking dim on a terminal, else apart from it."""
+    thinks = sys.stdout if _is_terminal(sys.stdout) else sys.stderr
+    dim, plain = ("\033[2m", "\033[0m") if _is_terminal(thinks) else ("", "")
     thought = 0
-    print(end=dim)
-    while not stream.done:
-        piece = stream.poll(0.05)
-        if len(stream.thinking) > thought:
-            print(stream.thinking[thought:], end="", flush=True)
-            thought = len(stream.thinking)
-        if piece and piece == stream.text:
-            print(plain + ("\n\n" if thought else ""), end="")
-        print(piece, end="", flush=True)
-    print(plain)
+    try:
+        while not stream.done:
+            piece = stream.poll(0.05)
+            thinking = (stream.thinking or "")[thought:]
+            if thinking and thinks is not None:
+                print(dim * (not thought) + thinking, end="", file=thinks, flush=True)
+            thought += len(thinking)
+            if piece and piece == stream.text and thought and thinks is not None:
+                print(plain, end="\n\n" if thinks is sys.stdout else "\n", file=thinks, flush=True)
+            print(piece, end="", flush=True)
+    finally:
+        if thought and not stream.text and thinks is not None:
+            print(plain, file=thinks, flush=True)
+        if stream.text or not thought:
+            print(flush=True)
 
 
-def _inspect(arguments):
+def _inspect(arguments: argparse.Namespace) -> None:
     with _load(arguments) as model:
         rows = [(name, tensor.dtype, " x ".join(map(str, tensor.shape)), tensor.nbytes)
                 for name, tensor in model.items() if fnmatch(name, arguments.pattern)]
         if not rows:
             raise mm.ArgumentError(f"no tensor's name matches {arguments.pattern!r}")
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        widths = [max(len(str(row[i])) for row in rows) for i in range(3)]
         for name, dtype, shape, nbytes in rows:
             print(f"{name:<{widths[0]}}  {dtype:<{widths[1]}}  {shape:>{widths[2]}}  {nbytes:>14,}")
         print(f"{len(rows)} tensors, {show.size(sum(row[3] for row in rows))}")

@@ -3,6 +3,10 @@
 `code` is the negative mm2_status of csrc/minimax2.h; the text is the library's own sentence.
 """
 
+import errno
+import os
+import re
+
 
 class Error(Exception):
     """Base of everything that minimax2 raises on its own account."""
@@ -19,7 +23,31 @@ class OutOfMemory(Error, MemoryError):
 
 
 class FileError(Error, OSError):
-    """A file cannot be opened, mapped or read."""
+    """A file cannot be opened, mapped or read; `errno` and `filename` where they are known.
+
+    What Python has a class for is of that class too: a missing file is caught by
+    `except FileNotFoundError`, a forbidden one by `except PermissionError`, a folder by
+    `except IsADirectoryError`.
+    """
+
+    def __str__(self) -> str:
+        return str(super().__str__() if self.strerror is None else self.strerror)
+
+
+class _FileMissing(FileError, FileNotFoundError):
+    pass
+
+
+class _FileForbidden(FileError, PermissionError):
+    pass
+
+
+class _FileIsFolder(FileError, IsADirectoryError):
+    pass
+
+
+class _FileInNoFolder(FileError, NotADirectoryError):
+    pass
 
 
 class FormatError(Error, ValueError):
@@ -40,3 +68,26 @@ class UnsupportedError(Error):
 
 class NumericError(Error, ArithmeticError):
     """Logits that are NaN, or leave no token to choose."""
+
+
+_BY_ERRNO = {errno.ENOENT: _FileMissing, errno.EACCES: _FileForbidden, errno.EPERM: _FileForbidden,
+             errno.EISDIR: _FileIsFolder, errno.ENOTDIR: _FileInNoFolder}
+_REASONS = {os.strerror(number): number for number in errno.errorcode}
+# The library's sentences on files: "PATH: cannot open it: REASON", "PATH: expected a ..., found a
+# folder", "PATH: no such file".
+_SENTENCE = re.compile(r"(?s)(?P<path>.+?): (?:cannot [^:]*: (?P<reason>.*)|no such file|"
+                       r"(?P<folder>expected .*, found a (?:folder|directory)))$")
+
+
+def file_error(sentence: str) -> FileError:
+    """The FileError of a sentence, with the errno and the file that it names."""
+    found = _SENTENCE.match(sentence)
+    if found is None:
+        return FileError(sentence)
+    if found["reason"] is not None:
+        number = _REASONS.get(found["reason"])
+    else:
+        number = errno.EISDIR if found["folder"] else errno.ENOENT
+    if number is None:
+        return FileError(sentence)
+    return _BY_ERRNO.get(number, FileError)(number, sentence, found["path"])

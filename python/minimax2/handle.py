@@ -1,5 +1,8 @@
 """The base of every class that holds an object of the C library."""
 
+from typing import Any, NoReturn, Self
+
+from minimax2._native import Owned
 from minimax2.errors import ArgumentError
 
 
@@ -10,33 +13,33 @@ class Handle:
     looks at it any more: tensors keep what they look at alive, sessions keep their model's weights.
     """
 
-    __slots__ = ("_cdata", "__weakref__")
+    __slots__ = ("_owned", "__weakref__")
 
-    def __init__(self, cdata):
-        self._cdata = cdata
+    def __init__(self, owned: Owned) -> None:
+        self._owned: Owned | None = owned
 
     @property
-    def _c(self):
-        if self._cdata is None:
+    def _c(self) -> Owned:
+        if self._owned is None:
             raise ArgumentError(f"this {type(self).__name__} is closed")
-        return self._cdata
+        return self._owned
 
     @property
-    def closed(self):
+    def closed(self) -> bool:
         """Whether close() was called."""
-        return self._cdata is None
+        return self._owned is None
 
-    def close(self):
+    def close(self) -> None:
         """Give the object up. Calling it twice is fine."""
-        self._cdata = None
+        self._owned = None
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self._c
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def __reduce_ex__(self, protocol):
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError(f"a {type(self).__name__} lives in this process: it cannot be copied or "
                         "pickled")

@@ -1,16 +1,29 @@
 """Model: an opened checkpoint, and load()."""
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import NamedTuple
+from __future__ import annotations
 
-from minimax2 import _native, show, trace
-from minimax2.batch import Batch
-from minimax2.chat import Chat
-from minimax2.errors import ArgumentError, UnsupportedError
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Unpack, overload
+
+from minimax2 import _native, show
+from minimax2.batching import Batch, Streams
+from minimax2.conversation import Chat
+from minimax2.errors import ArgumentError, ContextFull, UnsupportedError
+from minimax2.generation import Generation
 from minimax2.handle import Handle
+from minimax2.options import (GenerateOptions, Item, KvDtype, ModelGenerateOptions, Prompt,
+                              SessionOptions, check_names, spelled_out)
 from minimax2.session import Session
-from minimax2.tokenizer import Tokenizer, is_messages
+from minimax2.stream import Request, Stream
+from minimax2.tensor import Tensor
+from minimax2.text import Tokenizer, is_messages, is_prompts
+from minimax2.trace import Cache, Hook, Taps, Where, select
+
+AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+Isa = Literal["auto", "ref", "avx2", "avx512", "amx", "blas"]
+Precision = Literal["fast", "exact"]
 
 EMBEDDED = Path(__file__).parent / "m2-tiny"
 
@@ -73,17 +86,18 @@ class Cost(NamedTuple):
     """With F16 and F32 weights and an F32 cache."""
 
     @property
-    def bytes(self):
+    def bytes(self) -> float:
         """All bytes."""
         return self.weight_bytes + self.kv_bytes
 
     @property
-    def ops(self):
+    def ops(self) -> float:
         """All operations."""
         return self.int8_ops + self.bf16_ops + self.f32_ops
 
 
-def load(path=None, *, threads=None, writable=False, mapped=True, isa=None, precision="fast"):
+def load(path: AnyPath | None = None, *, threads: int | None = None, writable: bool = False,
+         mapped: bool = True, isa: Isa | None = None, precision: Precision = "fast") -> Model:
     """Open a checkpoint: a Model. Quick: weights are mapped, not read.
 
     path: a Hugging Face directory, a .gguf file (of a split set: any part), or a directory that
@@ -95,7 +109,8 @@ def load(path=None, *, threads=None, writable=False, mapped=True, isa=None, prec
     "blas"; None means the best, or what the MM2_ISA environment variable says. precision: "fast"
     multiplies with 8-bit or bf16 activations where the weights' type allows it, "exact" always
     float32 values with float32 activations, for measurements (decoding takes up to five times as
-    long in the smallest formats, a prompt two to four times); give its sessions kv_dtype="f32".
+    long in the smallest formats, a prompt two to four times); its sessions then keep keys and
+    values in f32 unless they are told otherwise.
 
     Raises FileError, FormatError, UnsupportedError, OutOfMemory, ArgumentError.
     """
@@ -103,7 +118,7 @@ def load(path=None, *, threads=None, writable=False, mapped=True, isa=None, prec
                  mapped=mapped, isa=isa, precision=precision)
 
 
-class Model(Handle, Mapping):
+class Model(Handle, Mapping[str, Tensor]):
     """An opened checkpoint: immutable, shared by any number of threads and sessions.
 
     A mapping of tensor names to views on the weights as they lie in the files. `model(prompt)`
@@ -117,44 +132,45 @@ class Model(Handle, Mapping):
     points = _native.POINTS
     """The names of the activations that a run can stop at, in the order of the data flow."""
 
-    def __init__(self, path, *, threads=None, writable=False, mapped=True, isa=None,
-                 precision="fast"):
+    def __init__(self, path: AnyPath, *, threads: int | None = None, writable: bool = False,
+                 mapped: bool = True, isa: Isa | None = None,
+                 precision: Precision = "fast") -> None:
         super().__init__(_native.model_open(path, threads, writable, mapped, isa, precision))
         facts = _native.model_config(self._c)
         for flag in ("use_qk_norm", "use_routing_bias"):
             facts[flag] = bool(facts[flag])
         self._config = Config(**facts)
         self._sizes = _native.model_sizes(self._c)
-        self._tokenizer = None
+        self._tokenizer: Tokenizer | None = None
 
     # ---- Facts ----
 
     @property
-    def config(self):
+    def config(self) -> Config:
         """The shape of the model, a Config."""
         return self._config
 
     @property
-    def path(self):
+    def path(self) -> Path:
         """Where it was opened, a Path."""
         return Path(_native.model_path(self._c))
 
     @property
-    def threads(self):
+    def threads(self) -> int:
         """Threads that work for it, the calling one included."""
         return self._sizes[0]
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         """Bytes of all tensors."""
         return self._sizes[1]
 
     @property
-    def parameters(self):
+    def parameters(self) -> int:
         """Elements of all weights, without block scales."""
         return self._sizes[2]
 
-    def info(self, key=None):
+    def info(self, key: str | None = None) -> Any:
         """A fact as a str, or None where the files do not tell; without a key, a dict of all.
 
         Keys: "path", "format", "architecture", "name", "license", "quantization", "isa",
@@ -165,19 +181,20 @@ class Model(Handle, Mapping):
         return _native.model_info(self._c, key)
 
     @property
-    def end_tokens(self):
+    @property
+    def end_tokens(self) -> list[int]:
         """Ids that end a generation, ascending: what the files name, and the end of a turn."""
         return _native.model_end_tokens(self._c)
 
     @property
-    def tokenizer(self):
+    def tokenizer(self) -> Tokenizer:
         """The model's Tokenizer. Raises UnsupportedError if the checkpoint has none."""
         if self._tokenizer is None:
-            self._tokenizer = Tokenizer._of(_native.model_tokenizer(self._c), self._c)
+            self._tokenizer = Tokenizer._of(_native.model_tokenizer(self._c))
         return self._tokenizer
 
     @property
-    def tokenizer_or_none(self):
+    def tokenizer_or_none(self) -> Tokenizer | None:
         """The same, or None: token ids work without a tokenizer."""
         try:
             return self.tokenizer
@@ -186,27 +203,27 @@ class Model(Handle, Mapping):
 
     # ---- Weights ----
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: str) -> Tensor:
         """A view on a tensor as it lies in the file; read-only unless opened with writable=True."""
         try:
             return _native.model_tensor(self._c, name)
-        except ArgumentError:
+        except ArgumentError as error:
             self._c  # a closed model is no missing key
-            raise KeyError(name) from None
+            raise KeyError(str(error)) from None
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(_native.model_names(self._c))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(_native.model_names(self._c))
 
-    def __bool__(self):
+    def __bool__(self) -> bool:
         return True
 
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
-    def weight(self, name, first=0, count=None):
+    def weight(self, name: str, first: int = 0, count: int | None = None) -> Tensor:
         """Rows [first, first + count) of a tensor, decoded: a Tensor f32 [count, columns].
 
         A tensor counts as a matrix of its last dimension. FP8 block scales are applied. count None:
@@ -217,7 +234,7 @@ class Model(Handle, Mapping):
 
     # ---- Running ----
 
-    def ids(self, prompt):
+    def ids(self, prompt: Prompt) -> list[int]:
         """What a prompt is in token ids, a list: a str, ids, or messages (list of dicts)."""
         if isinstance(prompt, str):
             ids = self.tokenizer.encode(prompt)
@@ -229,59 +246,123 @@ class Model(Handle, Mapping):
             raise ArgumentError("the prompt is empty")
         return ids
 
-    def __call__(self, prompt, *, logits="last"):
+    @spelled_out(SessionOptions)
+    def __call__(self, prompt: Prompt, *, logits: Literal["last", "all"] = "last",
+                 **options: Unpack[SessionOptions]) -> Tensor:
         """Logits after a prompt, a Tensor f32: [vocab_size], or all: [tokens, vocab_size].
 
-        logits: "last" or "all".
+        logits: "last" or "all". context, kv_dtype and chunk as in session().
         """
         if logits not in ("last", "all"):
             raise ArgumentError(f"logits is {logits!r}, must be 'last' or 'all'")
         if logits == "last":
-            return self.run_with_hooks(prompt, ())
-        return self.run_with_cache(prompt, "logits")[1]["logits"]
+            return self.run_with_hooks(prompt, (), **options)
+        rows: Tensor = self.run_with_cache(prompt, "logits", **options)[1]["logits"]
+        return rows
 
-    def generate(self, prompt, *, stream=False, max_new_tokens=1024, **options):
+    @overload  # a str is also a sequence of str: type checkers take the first that fits
+    def generate(  # type: ignore[overload-overlap]
+            self, prompt: Prompt, *, stream: Literal[False] = False,
+            **options: Unpack[ModelGenerateOptions]) -> Generation: ...
+
+    @overload
+    def generate(  # type: ignore[overload-overlap]
+            self, prompt: Prompt, *, stream: Literal[True],
+            **options: Unpack[ModelGenerateOptions]) -> Stream: ...
+
+    @overload
+    def generate(  # type: ignore[overload-overlap]
+            self, prompt: Prompt, *, stream: bool,
+            **options: Unpack[ModelGenerateOptions]) -> Generation | Stream: ...
+
+    @overload
+    def generate(self, prompt: Sequence[Item], *, stream: Literal[False] = False,
+                 **options: Unpack[ModelGenerateOptions]) -> list[Generation]: ...
+
+    @overload
+    def generate(self, prompt: Sequence[Item], *, stream: Literal[True],
+                 **options: Unpack[ModelGenerateOptions]) -> Streams: ...
+
+    @spelled_out(ModelGenerateOptions)
+    def generate(self, prompt: Prompt | Sequence[Item], *, stream: bool = False,
+                 **options: Unpack[ModelGenerateOptions]
+                 ) -> Generation | Stream | list[Generation] | Streams:
         """Go on from a prompt: a Generation, or with stream=True a Stream of text pieces.
+
+        A list of prompts is answered together, each as it would be alone: a list of Generation, or
+        with stream=True an iterator of (index, piece). See Batch.generate().
 
         prompt: a str, token ids, or messages (dicts of role and content), which are answered in
         the chat format. Ends at the end token, a stop string, max_new_tokens or the model's
-        positions.
+        positions. Raises ContextFull if the prompt alone is longer than these.
 
         Options: temperature, top_k, top_p, min_p and the others of Sampler, defaults from the
         checkpoint; seed (None: a fresh one, reported in the result); bias {id: value}; stop, a str
-        or several, not shown; mask, a buffer as in Sampler.next, or a callable(tokens so far) that
-        returns one; logits_processor, a callable(ids, logits) that edits the logits, a numpy array
-        [vocab_size], in place; top_logprobs, to report the n likeliest tokens at each place; hooks,
-        as in run_with_hooks(), called for the prompt and for every token generated.
+        or several, not shown, None for none; thinking (None: as the prompt has it), whether the
+        text begins inside <think>, and False to close that block in the prompt of messages; mask, a
+        buffer as in Sampler.next, or a callable(tokens so far) that returns one; logits_processor,
+        a callable(ids, logits) that edits the logits, a numpy array [vocab_size], in place;
+        top_logprobs, to report the n likeliest tokens at each place; hooks, as in run_with_hooks(),
+        called for the prompt and for every token generated; context, kv_dtype and chunk as in
+        session(), context None: as much as the prompt and max_new_tokens need.
         """
-        ids = self.ids(prompt)
-        positions = self.config.max_position_embeddings
-        room = min(positions, len(ids) + _native.integer(max_new_tokens, "max_new_tokens", 0))
-        session = Session(self, context=max(room, len(ids)))
-        return session.generate(ids, stream=stream, max_new_tokens=max_new_tokens,
-                                thinking=is_messages(prompt), **options)
+        if is_prompts(prompt):
+            return self.batch().generate(prompt, stream=stream, **options)
+        request, kept = self._request(prompt, options)
+        session = self._session_for(request.ids or [], request.max_new_tokens, kept)
+        made = Stream(session, request)
+        return made if stream else made.result()
 
-    def session(self, context=None, kv_dtype="bf16", chunk=None):
+    def _request(self, prompt: Any,
+                 options: Mapping[str, Any]) -> tuple[Request, Mapping[str, Any]]:
+        """What to generate, and what the session for it is made with; all of it checked."""
+        check_names(options, ModelGenerateOptions)
+        if prompt is None:
+            raise TypeError("the prompt must be a str, ids or messages, not None")
+        given = {**options}
+        kept = {name: given.pop(name, None) for name in ("context", "kv_dtype", "chunk")}
+        return Request(self, prompt, **given), kept
+
+    def _session_for(self, ids: list[int], room: int, options: Mapping[str, Any]) -> Session:
+        """A session for a prompt and `room` tokens more, or for as many as the model has."""
+        positions = self.config.max_position_embeddings
+        if len(ids) > positions:
+            raise ContextFull(f"the prompt is {len(ids)} tokens long, the model has {positions} "
+                              "positions: shorten it")
+        context = options.get("context")
+        return self.session(min(positions, len(ids) + room) if context is None else context,
+                            options.get("kv_dtype"), options.get("chunk"))
+
+    def session(self, context: int | None = None, kv_dtype: KvDtype | None = None,
+                chunk: int | None = None) -> Session:
         """A Session: one timeline.
 
         context: positions there is room for; None: the smaller of the model's and 8192. kv_dtype:
-        "bf16" (queries and attention weights are then rounded to it too) or "f32". chunk: prompt
-        tokens that go through the layers together, None: 1024; does not change the bits. Raises
-        OutOfMemory if the whole context would not fit.
+        of keys and values, "bf16" (queries and attention weights are then rounded to it too) or
+        "f32"; None: "f32" if the model was loaded with precision="exact", else "bf16". chunk:
+        prompt tokens that go through the layers together, None: 1024; does not change the bits.
+        Raises OutOfMemory if the whole context would not fit.
         """
         return Session(self, context, kv_dtype, chunk)
 
-    def batch(self, sessions=()):
-        """A Batch of sessions that are advanced together."""
-        return Batch(self, sessions)
+    def batch(self, sessions: Iterable[Session] = (), *, rows: int | None = None) -> Batch:
+        """A Batch of sessions that are advanced together.
 
-    def chat(self, system=None, *, context=None, **options):
-        """A Chat; options are the defaults of its generations."""
-        return Chat(self, system, context, **options)
+        rows: tokens that go through the layers together, None: 256. Fewer let members that decode
+        wait less for others' prompts, more let prompts use the machine better.
+        """
+        return Batch(self, sessions, rows=rows)
+
+    @spelled_out(GenerateOptions)
+    def chat(self, system: str | None = None, *, context: int | None = None,
+             kv_dtype: KvDtype | None = None, chunk: int | None = None,
+             **options: Unpack[GenerateOptions]) -> Chat:
+        """A Chat; options are the defaults of its generations. Refuses wrong ones at once."""
+        return Chat(self, system, context=context, kv_dtype=kv_dtype, chunk=chunk, **options)
 
     # ---- Measuring ----
 
-    def limits(self):
+    def limits(self) -> Limits:
         """Measure what this machine gives: Limits. Takes about half a second.
 
         Meaningless while the model runs in other threads. Machines drift: measure again between the
@@ -289,54 +370,66 @@ class Model(Handle, Mapping):
         """
         return Limits(**_native.model_limits(self._c))
 
-    def cost(self, tokens=1, depth=0, kv_dtype="bf16"):
+    def cost(self, tokens: int = 1, depth: int = 0,
+             kv_dtype: KvDtype | None = None) -> tuple[Cost, Cost]:
         """What it takes to evaluate `tokens` tokens together behind `depth` earlier ones.
 
         Returns two Cost: of all layers, and of the rest (embedding rows, final norm, output head
         for the last token). More than one token reads as many experts as evenly spread choices hit
-        on average. Raises ArgumentError beyond the model's positions.
+        on average. kv_dtype: of the cache, None as in session(). Raises ArgumentError beyond the
+        model's positions.
         """
         layers, rest = _native.model_cost(self._c, tokens, depth, kv_dtype)
         return Cost(**layers), Cost(**rest)
 
     # ---- Looking inside ----
 
-    def trace(self, prompt, points=None, layers=None):
+    @spelled_out(SessionOptions)
+    def trace(self, prompt: Prompt, points: str | Iterable[str] | None = None,
+              layers: int | Iterable[int] | None = None,
+              **options: Unpack[SessionOptions]) -> Taps:
         """Evaluate a prompt and stop at activations: an iterator of Tap. See Session.trace()."""
+        select(self, points, layers)
         ids = self.ids(prompt)
-        return Session(self, context=len(ids)).trace(ids, points, layers)
+        return self._measuring(ids, options).trace(ids, points, layers)
 
-    def run_with_hooks(self, prompt, hooks):
+    @spelled_out(SessionOptions)
+    def run_with_hooks(self, prompt: Prompt,
+                       hooks: Iterable[tuple[Where, Hook]] = (),
+                       **options: Unpack[SessionOptions]) -> Tensor:
         """Evaluate a prompt with hooks: the logits after it, a Tensor f32 [vocab_size].
 
-        hooks: pairs of a point, or (point, layer), and a callable(tensor, tap), which may write
-        into the tensor. One point may have several hooks; they are called in order.
+        See Session.run_with_hooks(); context, kv_dtype and chunk as in session().
         """
-        hooks = trace.Hooks(self, hooks)
         ids = self.ids(prompt)
-        with Session(self, context=len(ids)) as session:
-            session.feed(ids)
-            session._run_hooks(hooks, None)
-            return session.logits.copy()
+        with self._measuring(ids, options) as session:
+            return session.run_with_hooks(ids, hooks)
 
-    def run_with_cache(self, prompt, points=None, layers=None, positions=None):
+    @spelled_out(SessionOptions)
+    def run_with_cache(self, prompt: Prompt, points: str | Iterable[str] | None = None,
+                       layers: int | Iterable[int] | None = None,
+                       positions: int | slice | Iterable[int] | None = None,
+                       hooks: Iterable[tuple[Where, Hook]] = (),
+                       **options: Unpack[SessionOptions]) -> tuple[Tensor, Cache]:
         """Evaluate a prompt and keep activations: (logits as in run_with_hooks, Cache).
 
-        positions: None (all), an int, a slice or several ints; negative ones from the end.
+        positions: None (all), an int, a slice or several ints; negative ones from the end. See
+        Session.run_with_cache(); context, kv_dtype and chunk as in session().
         """
         ids = self.ids(prompt)
-        cache = trace.Cache(trace.pick_positions(positions, len(ids)))
-        with Session(self, context=len(ids)) as session:
-            for tap in session.trace(ids, points, layers):
-                cache.add(tap)
-            return session.logits.copy(), cache
+        with self._measuring(ids, options) as session:
+            return session.run_with_cache(ids, points, layers, positions, hooks)
 
-    def close(self):
+    def _measuring(self, ids: list[int], options: SessionOptions) -> Session:
+        check_names(options, SessionOptions)
+        return self._session_for(ids, 0, options)
+
+    def close(self) -> None:
         """Give the model up; its sessions and tensors stay as they are."""
         super().close()
         self._tokenizer = None
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         if self.closed:
             return "<Model closed>"
         config = self.config
@@ -345,5 +438,5 @@ class Model(Handle, Mapping):
                 f"{config.num_experts_per_tok} of {config.num_local_experts} experts, "
                 f"{self.info('isa')}, {self.threads} threads>")
 
-    def _repr_html_(self):
+    def _repr_html_(self) -> str:
         return "<p>closed</p>" if self.closed else show.table(show.facts(self))

@@ -1,14 +1,24 @@
 """Session: one timeline of tokens."""
 
-import contextlib
-import time
+from __future__ import annotations
 
-from minimax2 import _native, trace
-from minimax2.errors import BusyError
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Literal, Self, Unpack, overload
+
+from minimax2 import _native
+from minimax2._native import Buffer, Owned
+from minimax2.errors import ArgumentError
+from minimax2.generation import Generation
 from minimax2.handle import Handle
+from minimax2.options import GenerateOptions, Ids, KvDtype, Prompt, spelled_out
 from minimax2.sampling import Sampler
-from minimax2.stream import Stream
-from minimax2.tokenizer import is_messages
+from minimax2.stream import Request, Stream
+from minimax2.tensor import Tensor
+from minimax2.trace import Cache, Hook, Hooks, Switches, Taps, Where, pick_positions, select
+
+if TYPE_CHECKING:
+    from minimax2.model import Model
 
 
 class Session(Handle):
@@ -19,71 +29,76 @@ class Session(Handle):
     change with the next run.
     """
 
-    __slots__ = ("_event", "_sampler", "_tracing", "model")
+    __slots__ = ("_event", "_sampler", "_switches", "model")
 
-    def __init__(self, model, context=None, kv_dtype="bf16", chunk=None):
-        super().__init__(_native.session_new(model._c, context, kv_dtype, chunk))
+    def __init__(self, model: Model, context: int | None = None, kv_dtype: KvDtype | None = None,
+                 chunk: int | None = None) -> None:
+        self._adopt(_native.session_new(model._c, context, kv_dtype, chunk), model)
+
+    def _adopt(self, owned: Owned, model: Model) -> None:
+        super().__init__(owned)
         self._event = _native.new_event()
-        self._sampler = None
-        self._tracing = False
+        self._sampler: Sampler | None = None
+        self._switches = Switches()
         self.model = model
 
     @property
-    def context(self):
+    def context(self) -> int:
         """Positions there is room for."""
         return _native.session_context(self._c)
 
     @property
-    def pos(self):
+    def pos(self) -> int:
         """Tokens evaluated."""
         return _native.session_position(self._c)
 
     @property
-    def length(self):
+    def length(self) -> int:
         """Tokens fed, evaluated or not."""
         return _native.session_length(self._c)
 
     @property
-    def tokens(self):
+    def tokens(self) -> list[int]:
         """The ids of all tokens fed, a list."""
-        return _native.session_tokens(self._c).tolist() if self.length else []
+        return list(_native.session_tokens(self._c).tolist()) if self.length else []
 
     @property
-    def progress(self):
+    def progress(self) -> tuple[int, int]:
         """How far the last run came: (done, total), in token-layers of what was fed."""
         self._c
         return _native.event_progress(self._event)
 
     @property
-    def logits(self):
+    def logits(self) -> Tensor:
         """Logits of the last token evaluated: a live f32 Tensor [vocab_size], writable.
 
         Raises ArgumentError while fed tokens wait for run().
         """
         return _native.session_logits(self._c)
 
-    def feed(self, prompt):
+    def feed(self, prompt: Prompt) -> Self:
         """Append a str, ids or messages to the timeline; returns the session. Evaluates nothing.
 
         Raises ContextFull if there is no room, ArgumentError for an empty prompt or bad ids.
         """
-        self._check_not_tracing()
+        self._check_free()
         _native.session_feed(self._c, self.model.ids(prompt))
         return self
 
-    def run(self, seconds=None):
+    def run(self, seconds: float | None = None) -> bool:
         """Evaluate what was fed, for about `seconds` at most. True when all is done.
 
         Ctrl-C interrupts between two slices of 50 ms; nothing is lost, run() goes on.
         """
-        self._check_not_tracing()
+        seconds = _native.duration(seconds)
+        self._check_free()
         return _native.session_run(self._c, self._event, seconds)
 
-    def interrupt(self):
+    def interrupt(self) -> None:
         """From any thread: let a run in progress come to its next slice now."""
         _native.session_interrupt(self._c)
 
-    def sample(self, sampler=None, mask=None):
+    def sample(self, sampler: Sampler | None = None, mask: Buffer | None = None) -> int:
         """The id that follows the last token; does not feed it.
 
         sampler: None means one with the model's defaults and a fresh seed, kept for this session.
@@ -94,24 +109,24 @@ class Session(Handle):
             sampler = self._sampler
         return sampler.next(self, mask)
 
-    def logprobs(self, ids):
+    def logprobs(self, ids: Ids) -> list[float]:
         """Natural-log probabilities of these ids as the next token: a list of floats."""
         return _native.session_logprobs(self._c, ids)
 
-    def top(self, n=10):
+    def top(self, n: int = 10) -> list[tuple[int, float]]:
         """The n likeliest next tokens: a list of (id, log probability), best first."""
         return _native.session_top(self._c, n, self.model.config.vocab_size)
 
-    def rewind(self, length):
+    def rewind(self, length: int) -> None:
         """Cut the timeline back to its first `length` tokens.
 
         The logits are gone until the next run. Going on gives the same bits as a session that never
         went further.
         """
-        self._check_not_tracing()
+        self._check_free()
         _native.session_rewind(self._c, length)
 
-    def sync(self, prompt):
+    def sync(self, prompt: Prompt) -> int:
         """Make the timeline equal to `prompt`: keep the common beginning, feed the rest.
 
         Returns the number of tokens reused. If anything was cut, at least the last token is fed
@@ -132,74 +147,123 @@ class Session(Handle):
             self.feed(ids[common:])
         return common
 
-    def trace(self, prompt=None, points=None, layers=None):
+    def fork(self) -> Session:
+        """A second session that stands where this one stands, tokens and logits included.
+
+        It shares the evaluated positions, so that it takes microseconds, and memory only as one of
+        the two goes on. Both go on with the bits of sessions that were never forked. A membership
+        in a batch and a trace stay with this one.
+        """
+        made = Session.__new__(Session)
+        made._adopt(_native.session_fork(self._c), self.model)
+        return made
+
+    # ---- Looking inside ----
+
+    def trace(self, prompt: Prompt | None = None, points: str | Iterable[str] | None = None,
+              layers: int | Iterable[int] | None = None) -> Taps:
         """Evaluate a prompt (or what is pending) and stop at activations: an iterator of Tap.
 
         points: a name or several of `model.points`; None: all. layers: a number or several,
         negative ones from the end; None: all. What you write into `tap.tensor` is what the run goes
-        on with. Leaving the loop early switches the taps off; run() finishes the rest.
+        on with. A long prompt comes in chunks: see Tap. Until its end the session belongs to the
+        trace (BusyError). Leaving the loop early switches the taps off; run() finishes the rest.
         """
-        selected = trace.select(self.model, points, layers)
+        selected = select(self.model, points, layers)
+        self._check_free()
         if prompt is not None:
             self.feed(prompt)
-        self._check_not_tracing()
-        return self._taps(selected)
+        return Taps(self, selected)
 
-    def _taps(self, selected):
-        with self._tapped(selected) as cdata:
-            while True:
-                _native.session_run(self._c, self._event, None)
-                tap = _native.event_tap(self._event, cdata)
-                if tap is None:
-                    return
-                yield trace.Tap(*tap)
+    def run_with_hooks(self, prompt: Prompt | None = None,
+                       hooks: Iterable[tuple[Where, Hook]] = ()) -> Tensor:
+        """Evaluate a prompt (or what is pending) with hooks: the logits, a Tensor f32 [vocab_size].
 
-    def _run_hooks(self, hooks, seconds):
-        """As run(), with trace.Hooks called on the way."""
+        hooks: pairs of a point, or (point, layer), and a callable(tensor, tap), which may write
+        into the tensor. One point may have several hooks; they are called in order. A prompt of
+        more than `chunk` positions comes in parts, and a hook is called for each: row i of the
+        tensor is position `tap.first + i` of the timeline.
+        """
+        made = Hooks(self.model, hooks)
+        self._feed_some(prompt)
+        self._run_hooks(made, None)
+        return self.logits.copy()
+
+    def run_with_cache(self, prompt: Prompt | None = None,
+                       points: str | Iterable[str] | None = None,
+                       layers: int | Iterable[int] | None = None,
+                       positions: int | slice | Iterable[int] | None = None,
+                       hooks: Iterable[tuple[Where, Hook]] = ()) -> tuple[Tensor, Cache]:
+        """Evaluate a prompt (or what is pending) and keep activations: (the logits, a Cache).
+
+        points and layers as in trace(). positions: of the timeline, None (all that this run goes
+        over), an int, a slice or several ints; negative ones from the end. hooks: as in
+        run_with_hooks(); the cache keeps what they leave.
+        """
+        selected = select(self.model, points, layers)
+        ids = None if prompt is None else self.model.ids(prompt)
+        first, length = self.pos, self.length + len(ids or ())
+        cache = Cache(pick_positions(positions, first, length),
+                      self.model.config.num_hidden_layers)
+        made = Hooks(self.model, hooks, cache, selected)
+        self._feed_some(ids)
+        self._run_hooks(made, None)
+        return self.logits.copy(), cache
+
+    def _feed_some(self, prompt: Prompt | None) -> None:
+        if prompt is not None:
+            self.feed(prompt)
+        elif self.length == self.pos:
+            raise ArgumentError("there is nothing to evaluate: give a prompt, or feed() one")
+
+    def _run_hooks(self, hooks: Hooks, seconds: float | None) -> bool:
+        """As run(), with Hooks called on the way."""
         deadline = None if seconds is None else time.monotonic() + seconds
-        with self._tapped(hooks.selected) as cdata:
+        with Taps(self, hooks.selected) as taps:
             while True:
                 left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                if not _native.session_run(self._c, self._event, left):
-                    return False
-                tap = _native.event_tap(self._event, cdata)
+                arrived, tap = taps.step(left)
                 if tap is None:
-                    return True
-                hooks.call(trace.Tap(*tap))
+                    return arrived
+                hooks.call(tap)
 
-    @contextlib.contextmanager
-    def _tapped(self, selected):
-        """These taps on; nothing else may run the session meanwhile."""
-        cdata = self._c
-        self._check_not_tracing()
-        self._tracing = True
-        try:
-            for point, layer in selected:
-                _native.session_tap(cdata, point, layer, True)
-            yield cdata
-        finally:
-            for point, layer in selected:
-                _native.session_tap(cdata, point, layer, False)
-            self._tracing = False
+    def _begin_taps(self, by: Taps, selected: Sequence[tuple[int, int]]) -> None:
+        """These taps on; nothing else may run the session until they are off."""
+        self._switches.on(self._c, by, selected)
 
-    def _check_not_tracing(self):
-        if self._tracing:
-            raise BusyError("a trace of this session is under way: finish its loop or close() it "
-                            "first")
+    def _end_taps(self) -> None:
+        if not self.closed:
+            self._switches.off(self._c)
 
-    def generate(self, prompt=None, *, stream=False, **options):
+    def _check_free(self) -> None:
+        """BusyError while a trace or hooks run the session."""
+        self._switches.check(self._c)
+
+    # ---- Text ----
+
+    @overload
+    def generate(self, prompt: Prompt | None = None, *, stream: Literal[False] = False,
+                 **options: Unpack[GenerateOptions]) -> Generation: ...
+
+    @overload
+    def generate(self, prompt: Prompt | None = None, *, stream: Literal[True],
+                 **options: Unpack[GenerateOptions]) -> Stream: ...
+
+    @overload
+    def generate(self, prompt: Prompt | None = None, *, stream: bool,
+                 **options: Unpack[GenerateOptions]) -> Generation | Stream: ...
+
+    @spelled_out(GenerateOptions)
+    def generate(self, prompt: Prompt | None = None, *, stream: bool = False,
+                 **options: Unpack[GenerateOptions]) -> Generation | Stream:
         """Go on from `prompt`, or from where the timeline ends. See Model.generate().
 
-        The tokens generated stay in the timeline. thinking: whether the text begins inside <think>;
-        by default when the prompt is messages.
+        The tokens generated stay in the timeline. Every option is checked before anything is fed.
         """
-        if prompt is not None:
-            self.feed(prompt)
-        options.setdefault("thinking", is_messages(prompt))
-        made = Stream(self, **options)
+        made = Stream(self, Request(self.model, prompt, **options))
         return made if stream else made.result()
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         if self.closed:
             return "<Session closed>"
         return f"<Session {self.pos} of {self.context} positions, {self.length - self.pos} pending>"

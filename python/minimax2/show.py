@@ -1,9 +1,17 @@
 """Small HTML tables for notebooks."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
 from html import escape
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minimax2.generation import Generation
+    from minimax2.model import Model
 
 
-def si(number):
+def si(number: float) -> str:
     """Three digits and a letter: 229 B, 8.19 k."""
     for power, letter in ((12, "T"), (9, "B"), (6, "M"), (3, "k")):
         if number >= 10**power:
@@ -11,13 +19,13 @@ def si(number):
     return f"{number:.3g}"
 
 
-def size(nbytes):
+def size(nbytes: float) -> str:
     """Bytes as people write them: 8.4 MB."""
     text = si(nbytes)
     return (text if text[-1].isalpha() else text + " ").replace(" B", " G") + "B"
 
 
-def table(rows):
+def table(rows: Iterable[tuple[str, Any]]) -> str:
     """Rows of (name, value) as a small table."""
     cells = "".join(f"<tr><th style='text-align:left'>{escape(str(name))}</th>"
                     f"<td style='text-align:left'>{escape(str(value))}</td></tr>"
@@ -25,7 +33,7 @@ def table(rows):
     return f"<table>{cells}</table>"
 
 
-def facts(model):
+def facts(model: Model) -> list[tuple[str, Any]]:
     """What there is to say about a model: a list of (name, value)."""
     config = model.config
     licence = model.info("license")
@@ -49,7 +57,7 @@ def facts(model):
     ]
 
 
-def generation(result):
+def generation(result: Generation) -> str:
     """A generation's text above what is known about it."""
     timing = result.timing
     rows = [

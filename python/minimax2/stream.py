@@ -1,116 +1,184 @@
 """Stream: a generation while it is being made."""
 
+from __future__ import annotations
+
 import asyncio
 import time
+from collections.abc import AsyncIterator, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from minimax2 import _native, trace
+from minimax2._native import Buffer
 from minimax2.errors import ArgumentError
 from minimax2.generation import Generation, Timing, TokenLogprob
+from minimax2.options import DEFAULTS, GenerateOptions, Prompt, check_names
 from minimax2.sampling import Sampler
+from minimax2.tensor import Tensor
+from minimax2.text import Tokenizer, is_messages
+
+if TYPE_CHECKING:
+    from minimax2.batching import Batch
+    from minimax2.model import Model
+    from minimax2.session import Session
 
 _SLICE = 0.05  # seconds between two looks at cancel()
+_REASONS = {_native.END_NONE: None, _native.END_STOP: "stop", _native.END_LENGTH: "length",
+            _native.END_CONTEXT: "context", _native.END_CANCELLED: "cancelled"}
 
 
-class Stream:
+class Request:
+    """The options of one generation, all of them checked, and the ids of its prompt.
+
+    Made before anything is fed: what it refuses has changed nothing. chat: the prompt's ids open a
+    turn of the chat format.
+    """
+
+    def __init__(self, model: Model, prompt: Prompt | None, chat: bool = False,
+                 **options: Unpack[GenerateOptions]) -> None:
+        check_names(options, GenerateOptions)
+        given: dict[str, Any] = {**DEFAULTS, **options}
+        self.max_new_tokens = _native.integer(given.pop("max_new_tokens"), "max_new_tokens", 0)
+        self.top_logprobs = _native.integer(given.pop("top_logprobs"), "top_logprobs", 0,
+                                            model.config.vocab_size)
+        self.stop = _stop_strings(given.pop("stop", None))
+        self.mask = given.pop("mask", None)
+        if self.mask is not None and not callable(self.mask):
+            _native.mask_words(self.mask, model.config.vocab_size)
+        self.logits_processor = given.pop("logits_processor", None)
+        if self.logits_processor is not None and not callable(self.logits_processor):
+            raise TypeError("logits_processor must be a callable(ids, logits), not "
+                            f"{type(self.logits_processor).__name__}")
+        hooks, thinking = given.pop("hooks", None), given.pop("thinking", None)
+        self.hooks = None if hooks is None else trace.Hooks(model, hooks)
+        self.ids = None if prompt is None else model.ids(prompt)
+        self.answers = chat or is_messages(prompt)  # in the chat format
+        self.thinking = self.answers if thinking is None else bool(thinking)
+        if self.ids is not None and self.answers and not self.thinking:
+            self.ids = without_thinking(model.tokenizer, self.ids)
+        self.sampler = Sampler(model, **given)
+
+    @property
+    def start(self) -> int:
+        """What stands before the first token, a number of the library."""
+        if self.thinking:
+            return _native.START_THINKING
+        return _native.START_ANSWER if self.answers else _native.START_TEXT
+
+
+def without_thinking(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    """A chat prompt, which ends inside <think>, with that block closed and empty."""
+    if tokenizer.think_open is None or tokenizer.think_close is None:
+        raise ArgumentError("thinking=False needs a tokenizer with <think> and </think>")
+    opened = len(ids) - 1 - ids[::-1].index(tokenizer.think_open)
+    blank = tokenizer.encode("\n\n")
+    return [*ids[:opened + 1], *blank, tokenizer.think_close, *blank]
+
+
+class Stream(Iterator[str], AsyncIterator[str]):
     """Iterate over it for pieces of text; poll(seconds) in a game loop; `async for` under asyncio.
 
     Pieces are whole characters and hold back what may become a stop string, so that joined they
     are the final text. In a chat turn they are the answer; `thinking` grows before it. Nothing runs
     between two calls. Used by one thread at a time, except cancel(). What Ctrl-C interrupts goes on
-    with the next call.
+    with the next call; so does what a callback of yours refused by raising an exception.
 
     Attributes: `session`, `seed`, `tokens` (ids so far), `text` (all pieces so far), `thinking`,
     `done`, `finish_reason` (None until done).
     """
 
-    def __init__(self, session, *, max_new_tokens=1024, stop=(), mask=None, logits_processor=None,
-                 top_logprobs=0, hooks=(), thinking=False, seed=None, **sampling):
-        model = session.model
+    def __init__(self, session: Session, request: Request) -> None:
+        session._check_free()
+        tokenizer = session.model.tokenizer_or_none
+        self._reply = _native.reply_new(
+            None if tokenizer is None else tokenizer._c, request.start,
+            min(request.max_new_tokens, 2**31 - 1), [stop.encode() for stop in request.stop])
+        self._so_far = _native.reply_all(self._reply)
+        if request.ids is not None:
+            session.feed(request.ids)
         self.session = session
-        self.tokens = []
-        self.finish_reason = None
-        self._sampler = Sampler(model, seed=seed, **sampling)
-        self.seed = self._sampler.options["seed"]
-        self._tokenizer = model.tokenizer_or_none
-        self._hooks = trace.Hooks(model, hooks) if hooks else None
-        self._max = _native.integer(max_new_tokens, "max_new_tokens", 0)
-        self._stop = _stop_strings(stop)
-        self._mask = mask
-        self._processor = logits_processor
-        self._top = _native.integer(top_logprobs, "top_logprobs", 0, model.config.vocab_size)
-        self._logprobs = [] if self._top else None
+        self.tokens: list[int] = []
+        self.seed = request.sampler.seed
+        self._request = request
+        self._logprobs: list[TokenLogprob] | None = [] if request.top_logprobs else None
         self._cancelled = False
-        self._bytes = b""  # of a character that is not complete yet
-        self._thinking = "" if thinking else None
-        self._in_thinking = thinking
-        self._answer = ""  # decoded so far; _shown of its characters may be seen, _taken were
-        self._shown = self._taken = 0
+        self._batch: Batch | None = None  # that runs the session
+        self._clock = 0.0  # of that batch, when it last chose a token here
+        self._taken = 0  # characters of the text that were given out
         self._start = session.length
         self._prompt_tokens = self._start - session.pos
         self._prompt_seconds = self._seconds = 0.0
-        if self._max == 0:
-            self._finish("length")
 
     @property
-    def text(self):
+    def text(self) -> str:
         """All pieces so far."""
-        return self._answer[:self._shown]
+        return self._so_far.text
 
     @property
-    def thinking(self):
+    def thinking(self) -> str | None:
         """What was written before </think> in a chat turn, so far; None outside chats."""
-        return None if self._thinking is None else self._thinking.strip("\n")
+        return self._so_far.thinking if self._request.start == _native.START_THINKING else None
 
     @property
-    def done(self):
-        """Whether the generation has ended."""
-        return self.finish_reason is not None
+    def finish_reason(self) -> str | None:
+        """"stop", "length", "context" or "cancelled"; None until then."""
+        return _REASONS[self._so_far.end]
 
-    def cancel(self):
+    @property
+    def done(self) -> bool:
+        """Whether the generation has ended."""
+        return self._so_far.end != _native.END_NONE
+
+    def cancel(self) -> None:
         """End the generation; may be called from any thread."""
         self._cancelled = True
         if not self.session.closed:
             self.session.interrupt()
 
-    def poll(self, seconds=0.0):
+    def poll(self, seconds: float = 0.0) -> str:
         """Work for about `seconds`; the text that came, "" if none yet. See `done` for the end."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + (_native.duration(seconds) or 0.0)
         while not self.done:
             self._step(max(0.0, min(_SLICE, deadline - time.monotonic())))
             if time.monotonic() >= deadline:
                 break
         return self._take()
 
-    def result(self):
+    def result(self) -> Generation:
         """Run to the end: the Generation."""
         while not self.done:
             self._step(_SLICE)
         return Generation(
             text=self.text, thinking=self.thinking, tokens=list(self.tokens),
-            finish_reason=self.finish_reason, seed=self.seed, logprobs=self._logprobs,
+            finish_reason=self.finish_reason or "", seed=self.seed, logprobs=self._logprobs,
             timing=Timing(self._prompt_tokens, self._prompt_seconds, len(self.tokens),
                           self._seconds))
 
-    def _take(self):
-        """What may be seen and was not given out yet: an interrupted call loses nothing."""
-        start, self._taken = self._taken, self._shown
-        return self._answer[start:self._taken]
+    @property
+    def _waits(self) -> bool:
+        """Whether there is text that was not given out yet."""
+        return self._taken < len(self.text)
 
-    def __iter__(self):
+    def _take(self) -> str:
+        """What may be seen and was not given out yet: an interrupted call loses nothing."""
+        text, start = self.text, self._taken
+        self._taken = len(text)
+        return text[start:]
+
+    def __iter__(self) -> Self:
         return self
 
-    def __next__(self):
-        while not self.done and self._shown == self._taken:
+    def __next__(self) -> str:
+        while not self.done and not self._waits:
             self._step(_SLICE)
         piece = self._take()
         if not piece:
             raise StopIteration
         return piece
 
-    def __aiter__(self):
+    def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self):
+    async def __anext__(self) -> str:
         try:
             while not self.done:
                 piece = await asyncio.to_thread(self.poll, _SLICE)
@@ -123,10 +191,13 @@ class Stream:
 
     # ---- One step: run what is pending, then choose a token ----
 
-    def _step(self, seconds):
+    def _step(self, seconds: float) -> None:
+        if self._batch is not None:
+            self._batch._turn(time.monotonic() + seconds)
+            return
         self._catch_up()
         if self._cancelled:
-            self._finish("cancelled")
+            self._end(_native.END_CANCELLED)
         if self.done:
             return
         first, start = not self.tokens, time.perf_counter()
@@ -134,120 +205,93 @@ class Stream:
             if self._run(seconds):
                 self._sample()
         finally:
-            spent = time.perf_counter() - start
-            if first:
-                self._prompt_seconds += spent
-            else:
-                self._seconds += spent
+            self._spend(time.perf_counter() - start, first)
 
-    def _run(self, seconds):
-        if self._hooks is None:
+    def _spend(self, seconds: float, first: bool) -> None:
+        if first:
+            self._prompt_seconds += seconds
+        else:
+            self._seconds += seconds
+
+    def _bring_on(self, clock: float) -> None:
+        """In a batch that has brought the logits: choose the next token."""
+        self._catch_up()
+        if self._cancelled:
+            self._end(_native.END_CANCELLED)
+        if not self.done:
+            first = not self.tokens
+            self._sample()
+            self._spend(clock - self._clock, first)
+            self._clock = clock
+
+    def _run(self, seconds: float) -> bool:
+        if self._request.hooks is None:
             return self.session.run(seconds)
-        return self.session._run_hooks(self._hooks, seconds)
+        return self.session._run_hooks(self._request.hooks, seconds)
 
-    def _sample(self):
+    def _sample(self) -> None:
         session = self.session
         if session.length >= session.context:
-            return self._finish("context")
-        mask = self._mask(self.tokens) if callable(self._mask) else self._mask
+            self._end(_native.END_CONTEXT)
+            return
+        mask = self._request.mask
+        if callable(mask):
+            mask = mask(list(self.tokens))
         token = self._choose(mask)
         if self._logprobs is not None:
-            self._logprobs[len(self.tokens):] = [
-                TokenLogprob(token, session.logprobs([token])[0], session.top(self._top))]
-        session.feed([token])
+            self._logprobs[len(self.tokens):] = [TokenLogprob(
+                token, session.logprobs([token])[0], session.top(self._request.top_logprobs))]
+        _native.session_feed(session._c, [token])
         self._catch_up()
 
-    def _choose(self, mask):
-        if self._processor is None:
-            return self._sampler.next(self.session, mask)
+    def _choose(self, mask: Buffer | None) -> int:
+        sampler = self._request.sampler
+        if self._request.logits_processor is None:
+            return sampler.next(self.session, mask)
         logits = self.session.logits
         own = logits.copy()
         try:
             self._edit(logits)
-            return self._sampler.next(self.session, mask)
+            return sampler.next(self.session, mask)
         finally:  # log-probabilities are the model's own, and what was interrupted edits again
             memoryview(logits).cast("B")[:] = memoryview(own).cast("B")
 
-    def _catch_up(self):
-        """Read what the timeline has more than we: an interrupt may have come between."""
-        timeline = memoryview(_native.session_tokens(self.session._c))
-        for token in timeline[self._start + len(self.tokens):].tolist():
-            before = (self._bytes, self._thinking, self._in_thinking, self._answer, self._shown,
-                      self.finish_reason)
-            try:
-                self._read(token)
-                if not self.done and len(self.tokens) + 1 >= self._max:
-                    self._finish("length")
-            except BaseException:  # half-read is not read: the token comes again
-                (self._bytes, self._thinking, self._in_thinking, self._answer, self._shown,
-                 self.finish_reason) = before
-                raise
-            self.tokens.append(token)
+    def _catch_up(self) -> None:
+        """Read what the timeline has more than we: an interrupt may have come between any two
+        lines of this, so nothing is believed that the reply and the timeline do not say."""
+        if (self._so_far.end, self._so_far.count) != _native.reply_stands(self._reply):
+            self._so_far = _native.reply_all(self._reply)
+        timeline = memoryview(_native.session_tokens(self.session._c))[self._start:]
+        while not self.done and self._so_far.count < len(timeline):
+            self._add(_native.reply_push(self._reply, timeline[self._so_far.count]))
+        self.tokens += timeline[len(self.tokens):self._so_far.count].tolist()
 
-    def _edit(self, logits):
-        try:
-            logits = logits.numpy()
-        except ImportError:
-            pass  # without numpy the processor gets the Tensor itself
-        ids = self.session.tokens
-        if self._processor(ids, logits) is not None:
+    def _add(self, piece: _native.Piece) -> None:
+        before = self._so_far
+        self._so_far = _native.Piece(piece.end, piece.count, before.text + piece.text,
+                                     before.thinking + piece.thinking)
+
+    def _end(self, reason: int) -> None:
+        self._add(_native.reply_end(self._reply, reason))
+
+    def _edit(self, logits: Tensor) -> None:
+        if self._request.logits_processor(self.session.tokens, logits.numpy()) is not None:
             raise TypeError("a logits_processor edits the logits in place and returns None")
 
-    def _read(self, token):
-        tokenizer = self._tokenizer
-        if tokenizer is None:
-            return
-        if token == tokenizer.eos:
-            self._finish("stop")
-        elif self._in_thinking and token == tokenizer.think_close:
-            self._write(self._rest())
-            self._in_thinking = False
-        else:
-            self._bytes += tokenizer.decode_bytes([token])
-            complete = _native.text_complete(self._bytes)
-            text, self._bytes = self._bytes[:complete], self._bytes[complete:]
-            self._write(text.decode("utf-8", "replace"))
-
-    def _rest(self):
-        text, self._bytes = self._bytes.decode("utf-8", "replace"), b""
-        return text
-
-    def _write(self, text, last=False):
-        """Take decoded text, look for stop strings, and show what can no longer become one."""
-        if self._in_thinking:
-            self._thinking += text
-            return
-        if self._thinking is not None and not self._answer:
-            text = text.lstrip("\n")  # the format's blank lines between thinking and answer
-        self._answer += text
-        found = [self._answer.find(stop, self._shown) for stop in self._stop]
-        if max(found, default=-1) >= 0:
-            self._answer = self._answer[:min(at for at in found if at >= 0)]
-            self._shown = len(self._answer)
-            self.finish_reason = "stop"
-            return
-        held = 0
-        for stop in () if last else self._stop:
-            for n in range(min(len(stop) - 1, len(self._answer) - self._shown), held, -1):
-                if self._answer.endswith(stop[:n]):
-                    held = n
-                    break
-        self._shown = len(self._answer) - held
-
-    def _finish(self, reason):
-        self._write(self._rest(), last=True)
-        self.finish_reason = self.finish_reason or reason
-
-    def __repr__(self):
+    def __repr__(self) -> str:
         state = self.finish_reason or "under way"
         return f"<Stream {len(self.tokens)} tokens, {state}>"
 
 
-def _stop_strings(stop):
-    stop = [stop] if isinstance(stop, str) else list(stop)
-    for string in stop:
+def _stop_strings(stop: str | Iterable[str] | None) -> list[str]:
+    if stop is None:
+        return []
+    if not isinstance(stop, str) and not hasattr(stop, "__iter__"):
+        raise TypeError(f"stop must be a str, several, or None, not {type(stop).__name__}")
+    strings = [stop] if isinstance(stop, str) else list(stop)
+    for string in strings:
         if not isinstance(string, str):
-            raise TypeError(f"a stop string must be a str, not {type(string).__name__}")
+            raise TypeError(f"a string of stop must be a str, not {type(string).__name__}")
         if not string:
-            raise ArgumentError("a stop string is empty")
-    return stop
+            raise ArgumentError("a string of stop is empty")
+    return strings

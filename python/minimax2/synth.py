@@ -9,18 +9,30 @@ deviation, so gigabytes take seconds, and memory stays bounded: one chunk of row
 same arguments give the same bytes.
 """
 
+from __future__ import annotations
+
+import argparse
 import contextlib
 import json
 import math
 import shutil
 import statistics
 import struct
+import sys
 import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from minimax2.errors import ArgumentError, FileError, UnsupportedError
+from minimax2.errors import ArgumentError, FileError
+
+if TYPE_CHECKING:
+    import os
+
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
 
 CHUNK = 1 << 22  # elements drawn at once
 SHARD = 5_000_000_000  # bytes of one safetensors file
@@ -91,15 +103,19 @@ class Spec(NamedTuple):
     mean: float = 0.0
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         """Bytes on disk."""
         kind = FORMATS[self.format]
         return math.prod(self.shape) // kind.block * kind.nbytes
 
 
-def synth(path, *, like="m2", layers=2, format="fp8", container=None, hidden=None, experts=None,
-          experts_per_token=None, expert_size=None, heads=None, kv_heads=None, head_dim=None,
-          vocab=None, seed=0, tokenizer=None, shard=SHARD, progress=None):
+def synth(path: str | os.PathLike[str], *, like: str = "m2", layers: int = 2, format: str = "fp8",
+          container: str | None = None, hidden: int | None = None, experts: int | None = None,
+          experts_per_token: int | None = None, expert_size: int | None = None,
+          heads: int | None = None, kv_heads: int | None = None, head_dim: int | None = None,
+          vocab: int | None = None, seed: int = 0,
+          tokenizer: str | os.PathLike[str] | None = None, shard: int = SHARD,
+          progress: Callable[[int, int], None] | None = None) -> int:
     """Write a checkpoint of random weights; returns its size in bytes.
 
     path: a directory (safetensors) or a .gguf file, to be made. What exists is refused unless it
@@ -112,9 +128,8 @@ def synth(path, *, like="m2", layers=2, format="fp8", container=None, hidden=Non
     file without one gets a vocabulary of single bytes.
     shard: bytes of one safetensors file. progress: called with (bytes written, bytes in all).
 
-    Raises ArgumentError, FileError, OSError, and ImportError without numpy.
+    Raises ArgumentError, FileError, OSError.
     """
-    _numpy()
     path = Path(path)
     sizes = _sizes(like, layers=layers, hidden=hidden, experts=experts, heads=heads, vocab=vocab,
                    experts_per_token=experts_per_token, expert_size=expert_size,
@@ -139,17 +154,9 @@ def synth(path, *, like="m2", layers=2, format="fp8", container=None, hidden=Non
     return size
 
 
-def _numpy():
-    try:
-        import numpy
-    except ImportError:
-        raise ImportError("writing random checkpoints needs numpy: pip install numpy") from None
-    return numpy
-
-
 # ---- What to write ----
 
-def _sizes(like, **given):
+def _sizes(like: str, **given: int | None) -> dict[str, int]:
     if like not in LIKE:
         raise ArgumentError(f"like is {like!r}, expected one of {', '.join(LIKE)}")
     sizes = {**LIKE[like], **{name: value for name, value in given.items() if value is not None}}
@@ -167,7 +174,7 @@ def _sizes(like, **given):
     return sizes
 
 
-def _container(path, format, container):
+def _container(path: Path, format: str, container: str | None) -> str:
     if format not in NAMES:
         raise ArgumentError(f"format is {format!r}, expected one of {', '.join(NAMES)}")
     kinds = [FORMATS[name] for name in MIXES.get(format, (format,))]
@@ -184,13 +191,13 @@ def _container(path, format, container):
     return container
 
 
-def _plan_hf(sizes, format):
+def _plan_hf(sizes: Mapping[str, int], format: str) -> Iterator[Spec]:
     """Specs under the vendor's names, in their order."""
     hidden, width = sizes["hidden"], sizes["expert_size"]
     q, kv = sizes["heads"] * sizes["head_dim"], sizes["kv_heads"] * sizes["head_dim"]
     wide = "bf16" if format == "fp8" else format  # what stays out of FP8
 
-    def matrix(name, rows, columns):
+    def matrix(name: str, rows: int, columns: int) -> Iterator[Spec]:
         std = 1 / math.sqrt(columns)
         if format != "fp8":
             yield Spec(name, (rows, columns), format, std)
@@ -201,7 +208,7 @@ def _plan_hf(sizes, format):
         yield Spec(name + "_scale_inv", (-(-rows // 128), -(-columns // 128)), "f32", scale / 20,
                    scale)
 
-    def norm(name, n):
+    def norm(name: str, n: int) -> Spec:
         return Spec(name, (n,), wide, 0.1, 1.0)
 
     yield Spec("model.embed_tokens.weight", (sizes["vocab"], hidden), wide, 1.0)
@@ -226,17 +233,17 @@ def _plan_hf(sizes, format):
     yield Spec("lm_head.weight", (sizes["vocab"], hidden), wide, 1 / math.sqrt(hidden))
 
 
-def _plan_gguf(sizes, format):
+def _plan_gguf(sizes: Mapping[str, int], format: str) -> Iterator[Spec]:
     """Specs under llama.cpp's names; shapes outermost first."""
     hidden, width, experts = sizes["hidden"], sizes["expert_size"], sizes["experts"]
     q, kv = sizes["heads"] * sizes["head_dim"], sizes["kv_heads"] * sizes["head_dim"]
     most, best = MIXES.get(format, (format, format))
     layers = sizes["layers"]
 
-    def matrix(name, *shape, kind=most):
+    def matrix(name: str, *shape: int, kind: str = most) -> Spec:
         return Spec(name, shape, kind, 1 / math.sqrt(shape[-1]))
 
-    def norm(name, n):
+    def norm(name: str, n: int) -> Spec:
         return Spec(name, (n,), "f32", 0.1, 1.0)
 
     yield Spec("token_embd.weight", (sizes["vocab"], hidden), most, 1.0)
@@ -266,19 +273,22 @@ def _plan_gguf(sizes, format):
 # ---- Random tensors ----
 
 @cache
-def _normal(count):
+def _normal(count: int) -> Array:
     """float32 [count]: evenly spaced quantiles of the normal distribution, of deviation 1."""
-    numpy = _numpy()
+    import numpy
+
     inverse = statistics.NormalDist().inv_cdf
     half = numpy.array([inverse((i + 0.5) / count) for i in range(count // 2)])
     values = numpy.concatenate([half, -half[::-1]])
-    return (values / values.std()).astype(numpy.float32)
+    spread: Array = values / values.std()
+    return spread.astype(numpy.float32)
 
 
 @cache
-def _fp8_codes():
+def _fp8_codes() -> tuple[Array, float]:
     """uint8 [256]: e4m3 codes of normal quantiles, and the deviation of their values."""
-    numpy = _numpy()
+    import numpy
+
     codes = numpy.arange(127)
     exponent, mantissa = codes >> 3, codes & 7
     values = numpy.where(exponent, (8 + mantissa) * 2.0 ** (exponent - 10), mantissa * 2.0 ** -9)
@@ -288,28 +298,31 @@ def _fp8_codes():
     return table, float(numpy.sqrt((values[nearest] ** 2).mean()))
 
 
-def _draw_plain(random, spec, count):
-    numpy = _numpy()
-    values = spec.mean + spec.std * _normal(65536)
+def _draw_plain(random: np.random.Generator, spec: Spec, count: int) -> Array:
+    import numpy
+
+    values: Array = spec.mean + spec.std * _normal(65536)
     if spec.format == "bf16":
-        bits = values.astype(numpy.float32).view(numpy.uint32)
-        table = ((bits + 0x7fff + (bits >> 16 & 1)) >> 16).astype("<u2")
+        bits: Array = values.astype(numpy.float32).view(numpy.uint32)
+        table: Array = ((bits + 0x7fff + (bits >> 16 & 1)) >> 16).astype("<u2")
     else:
         table = values.astype({"f32": "<f4", "f16": "<f2"}[spec.format])
-    return table[random.integers(0, 65536, count, numpy.uint16)]
+    drawn: Array = table[random.integers(0, 65536, count, numpy.uint16)]
+    return drawn
 
 
-def _draw_blocks(random, spec, count):
+def _draw_blocks(random: np.random.Generator, spec: Spec, count: int) -> Array:
     """uint8 [blocks, bytes]: random codes under scales of the wanted size."""
-    numpy = _numpy()
+    import numpy
+
     kind = FORMATS[spec.format]
-    blocks = random.integers(0, 256, (count // kind.block, kind.nbytes), numpy.uint8)
+    blocks: Array = random.integers(0, 256, (count // kind.block, kind.nbytes), numpy.uint8)
     if spec.format == "q2_k":  # 4-bit scale and minimum alike
         blocks[:, :16] = (blocks[:, :16] & 15) * 17
     elif spec.format in ("q4_k", "q5_k"):  # 6-bit scales and minima alike, packed in 12 bytes
         blocks[:, 8:12] = blocks[:, 4:8]
         blocks[:, 12:16] = (blocks[:, 12:16] & 15) * 17
-    scale = spec.std / kind.unit * random.uniform(0.75, 1.25, len(blocks))
+    scale: Array = spec.std / kind.unit * random.uniform(0.75, 1.25, len(blocks))
     if kind.minimum_at is None:  # codes reach one further down than up: signs even that out
         scale *= 1 - 2 * random.integers(0, 2, len(blocks))
     else:
@@ -318,15 +331,17 @@ def _draw_blocks(random, spec, count):
     return blocks
 
 
-def _put_half(blocks, at, values):
-    numpy = _numpy()
+def _put_half(blocks: Array, at: int, values: Array) -> None:
+    import numpy
+
     halves = values.astype("<f2").view(numpy.uint8).reshape(-1, HALF_FIELD)
     blocks[:, at:at + HALF_FIELD] = halves
 
 
-def _draw(spec, seed):
+def _draw(spec: Spec, seed: int) -> Iterator[Array]:
     """The tensor's bytes, as arrays, chunk by chunk. Its name is part of the seed."""
-    numpy = _numpy()
+    import numpy
+
     random = numpy.random.Generator(numpy.random.SFC64([seed, zlib.crc32(spec.name.encode())]))
     rows, columns = math.prod(spec.shape[:-1]), spec.shape[-1]
     step = max(1, CHUNK // columns)
@@ -343,7 +358,7 @@ def _draw(spec, seed):
 # ---- Tokenizers ----
 
 @cache
-def _spellings():
+def _spellings() -> list[str]:
     """How byte-level vocabularies spell the 256 bytes as printable characters."""
     plain = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))
@@ -360,13 +375,13 @@ class _Words(NamedTuple):
     eos: int
 
 
-def _padded(tokens, vocab):
+def _padded(tokens: Mapping[int, tuple[str, int]], vocab: int) -> tuple[list[str], list[int]]:
     """({id: (text, type)}, vocab) to full lists; ids without a token are unused."""
     found = [tokens.get(i, (f"[PAD{i}]", 5)) for i in range(vocab)]
     return [text for text, _ in found], [kind for _, kind in found]
 
 
-def _byte_vocabulary(vocab):
+def _byte_vocabulary(vocab: int) -> _Words:
     """All single bytes, two merges, the chat format's tokens, and padding."""
     control = ["]~!b[", "]~b]", "[e~[", "]!d~[", "]!p~["]
     words = [*_spellings(), "\u0120\u0120", "th"]
@@ -379,12 +394,12 @@ def _byte_vocabulary(vocab):
     return _Words(texts, types, ["\u0120 \u0120", "t h"], len(words), len(words) + 2)
 
 
-def _tokenizer_file(tokenizer):
+def _tokenizer_file(tokenizer: str | os.PathLike[str]) -> Path:
     path = Path(tokenizer)
     return path / "tokenizer.json" if path.is_dir() else path
 
 
-def _read_tokenizer(tokenizer, vocab):
+def _read_tokenizer(tokenizer: str | os.PathLike[str], vocab: int) -> _Words:
     path = _tokenizer_file(tokenizer)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -410,17 +425,17 @@ def _read_tokenizer(tokenizer, vocab):
 class _Report:
     """Counts bytes and tells whoever wants to know."""
 
-    def __init__(self, progress, total):
+    def __init__(self, progress: Callable[[int, int], None] | None, total: int) -> None:
         self.done, self.total, self.progress = 0, total, progress
 
-    def __call__(self, nbytes):
+    def __call__(self, nbytes: int) -> None:
         self.done += nbytes
         if self.progress:
             self.progress(self.done, self.total)
 
 
 @contextlib.contextmanager
-def _claimed(path, total, is_directory):
+def _claimed(path: Path, total: int, is_directory: bool) -> Iterator[Path]:
     """A temporary name beside `path` to write to; renamed at the end, removed on failure."""
     if path.is_dir() and (any(path.iterdir()) or not is_directory):
         raise FileError(f"{path}: exists; only an empty directory is replaced, by a directory")
@@ -448,14 +463,17 @@ def _claimed(path, total, is_directory):
         raise
 
 
-def _write_tensor(file, spec, seed, report):
+def _write_tensor(file: BinaryIO, spec: Spec, seed: int, report: _Report) -> None:
     for chunk in _draw(spec, seed):
-        file.write(memoryview(chunk).cast("B"))
+        file.write(chunk.data.cast("B"))
         report(chunk.nbytes)
 
 
-def _write_hf(part, sizes, specs, format, tokenizer, seed, shard, report):
-    shards, room = [], 0
+def _write_hf(part: Path, sizes: Mapping[str, int], specs: Sequence[Spec], format: str,
+              tokenizer: str | os.PathLike[str] | None, seed: int, shard: int,
+              report: _Report) -> None:
+    shards: list[list[Spec]] = []
+    room = 0
     for spec in specs:
         if not shards or spec.nbytes > room:
             shards.append([])
@@ -466,7 +484,8 @@ def _write_hf(part, sizes, specs, format, tokenizer, seed, shard, report):
     if len(shards) == 1:
         names = ["model.safetensors"]
     for name, members in zip(names, shards):
-        header, at = {"__metadata__": {"format": "pt"}}, 0
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        at = 0
         for spec in members:
             header[spec.name] = {"dtype": FORMATS[spec.format].safetensors, "shape": spec.shape,
                                  "data_offsets": [at, at + spec.nbytes]}
@@ -493,12 +512,12 @@ def _write_hf(part, sizes, specs, format, tokenizer, seed, shard, report):
                 shutil.copyfile(source.parent / name, part / name)
 
 
-def _write_json(path, value):
+def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _config(sizes, format):
-    config = {
+def _config(sizes: Mapping[str, int], format: str) -> dict[str, Any]:
+    config: dict[str, Any] = {
         "architectures": ["MiniMaxM2ForCausalLM"],
         "model_type": "minimax_m2",
         "num_hidden_layers": sizes["layers"],
@@ -530,12 +549,12 @@ def _config(sizes, format):
     return config
 
 
-def _string(text):
+def _string(text: str) -> bytes:
     data = text.encode()
     return struct.pack("<Q", len(data)) + data
 
 
-def _pair(key, value):
+def _pair(key: str, value: Any) -> bytes:
     """One metadata pair. int: uint32; float: float32; bool; str; lists of str or int."""
     head = _string(key)
     if isinstance(value, bool):
@@ -551,7 +570,7 @@ def _pair(key, value):
     return head + struct.pack("<IIQ", 9, 8, len(value)) + b"".join(map(_string, value))
 
 
-def _metadata(sizes, words):
+def _metadata(sizes: Mapping[str, int], words: _Words) -> dict[str, Any]:
     arch = "minimax-m2."
     return {
         "general.architecture": "minimax-m2",
@@ -587,7 +606,8 @@ def _metadata(sizes, words):
     }
 
 
-def _write_gguf(part, sizes, specs, words, seed, report):
+def _write_gguf(part: Path, sizes: Mapping[str, int], specs: Sequence[Spec], words: _Words,
+                seed: int, report: _Report) -> None:
     pairs = _metadata(sizes, words)
     header = [b"GGUF", struct.pack("<IQQ", 3, len(specs), len(pairs))]
     header += [_pair(key, value) for key, value in pairs.items()]
@@ -606,7 +626,7 @@ def _write_gguf(part, sizes, specs, words, seed, report):
 
 # ---- The command ----
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `minimax2 synth`, onto an argparse parser."""
     parser.add_argument("path", help="a directory, or a file that ends in .gguf, to be made")
     parser.add_argument("--like", choices=LIKE, default="m2", help="the widths to start from (m2)")
@@ -621,13 +641,27 @@ def add_arguments(parser):
                         help="tokenizer.json, or a directory that holds one, to include")
 
 
-def run(arguments):
+def run(arguments: argparse.Namespace) -> None:
     """The command `minimax2 synth`."""
     given = dict(vars(arguments))
     del given["run"]
     path = given.pop("path")
-    try:
-        size = synth(path, **given)
-    except ImportError as error:
-        raise UnsupportedError(str(error)) from None
+    with _progress_bar() as progress:
+        size = synth(path, progress=progress, **given)
     print(f"{path}: {size / 1e9:.2f} GB")
+
+
+@contextlib.contextmanager
+def _progress_bar() -> Iterator[Callable[[int, int], None] | None]:
+    """What synth() calls where somebody looks; None elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(unit="B", unit_scale=True, leave=False) as bar:
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress

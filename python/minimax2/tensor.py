@@ -1,6 +1,13 @@
 """Tensor: a view on memory of a model or session, without a copy."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
 from minimax2 import _tensor
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # numpy knows these three; ml_dtypes, where it is installed, adds two more.
 _INDEXABLE = ("f32", "f16", "i32")
@@ -23,19 +30,19 @@ class Tensor(_tensor.Tensor):
     __slots__ = ()
 
     @property
-    def ndim(self):
+    def ndim(self) -> int:
         """The number of dimensions."""
         return len(self.shape)
 
-    def numpy(self):
+    def numpy(self) -> np.ndarray[Any, Any]:
         """A numpy array on the same memory; writable if the tensor is.
 
         f32, f16, i32 as such. bf16 and f8_e4m3 as `ml_dtypes` types if that package is installed,
         else as uint16 and uint8 codes. Block formats as uint8, [..., bytes of a row].
         """
-        import numpy
+        import numpy as np
 
-        array = numpy.asarray(memoryview(self))
+        array: np.ndarray[Any, Any] = np.asarray(memoryview(self))
         extended = _EXTENDED.get(self.dtype)
         if extended:
             try:
@@ -45,39 +52,39 @@ class Tensor(_tensor.Tensor):
             array = array.view(getattr(ml_dtypes, extended))
         return array
 
-    def tolist(self):
+    def tolist(self) -> Any:
         """The values as nested lists of Python numbers; block formats and floats decoded."""
         source = self if self.dtype in ("f32", "i32") else self.float()
         return memoryview(source).tolist()
 
-    def _indexable(self):
+    def _indexable(self) -> np.ndarray[Any, Any]:
         if self.dtype not in _INDEXABLE:
             raise TypeError(f"a {self.dtype} tensor has no elements to index; decode it with "
                             "float(), or rows of a weight with model.weight()")
         return self.numpy()
 
-    def __len__(self):
+    def __len__(self) -> int:
         if not self.shape:
             raise TypeError("a tensor of no dimensions has no length")
         return self.shape[0]
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: Any) -> Any:
         """As numpy does it: a number, or an array on the same memory. For f32, f16 and i32."""
         return self._indexable()[key]
 
-    def __setitem__(self, key, value):
+    def __setitem__(self, key: Any, value: Any) -> None:
         """As numpy does it; ValueError if the tensor is read-only."""
         self._indexable()[key] = value
 
-    def __reduce_ex__(self, protocol):
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError("a Tensor is a view on this process's memory: pickle numpy() or tolist()")
 
-    def __copy__(self):
+    def __copy__(self) -> Tensor:
         return self.copy()
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: object) -> Tensor:
         return self.copy()
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         access = ", read-only" if self.readonly else ""
         return f"<Tensor {self.dtype} {list(self.shape)}{access}>"

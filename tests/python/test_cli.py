@@ -2,9 +2,11 @@
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import time
 
 import minimax2 as mm
@@ -47,13 +49,119 @@ def test_generate(tiny):
                 "--stop", "s") == f"import os{greedy}\n"
 
 
+def test_generate_without_echo(tiny):
+    expected = tiny.generate("import os", max_new_tokens=12, seed=3)
+    assert good("generate", "import os", "-n", 12, "--seed", 3, "--no-echo") == f"{expected}\n"
+
+
 def test_chat(tiny):
-    output = good("chat", "--seed", 3, "-n", 20, text="What is 3 + 4?\nAnd 5?\n\nnever read\n")
-    with tiny.chat(seed=3, max_new_tokens=20) as chat:
-        for question in ("What is 3 + 4?", "And 5?"):
-            made = chat.send(question)
-            assert made.text in output and made.thinking in output
+    code, output, errors = run("chat", "--seed", 3, "-n", 60,
+                               text="What is 3 + 4?\nAnd 5?\n\nnever read\n")
+    assert code == 0
+    with tiny.chat(seed=3, max_new_tokens=60) as chat:
+        made = [chat.send(question) for question in ("What is 3 + 4?", "And 5?")]
+    assert any(answer.text for answer in made) and all(answer.thinking for answer in made)
+    assert output == "".join(f"{answer.text}\n" for answer in made if answer.text)
+    for answer in made:  # in a pipe it is apart from the answer
+        assert answer.thinking in errors and answer.thinking not in output
+        errors = errors[errors.index(answer.thinking):]
     assert good("chat", "-n", 1, text="\n") == ""
+
+
+def test_chat_of_one_message(tiny):
+    expected = tiny.generate([{"role": "user", "content": "What is 3 + 4?"}], seed=3)
+    for given, text in (("What is 3 + 4?", "never read"), ("-", "What is 3 + 4?")):
+        code, output, errors = run("chat", given, "--seed", 3, "-n", 1024, text=text)
+        assert (code, output) == (0, f"{expected.text}\n") and expected.thinking in errors
+
+
+def test_chat_without_thinking(tiny):
+    expected = tiny.chat(seed=3, thinking=False).send("What is 3 + 4?")
+    assert good("chat", "What is 3 + 4?", "--no-thinking", "--seed", 3, "-n", 1024) == (
+        f"{expected.text}\n")
+
+
+def test_an_answer_that_was_cut_says_so():
+    code, _, errors = run("chat", "hi", "--seed", 3, "-n", 2)
+    assert code == 0 and errors.endswith("[cut off after 2 tokens; -n N allows more]\n")
+    code, _, errors = run("chat", "hi", "--seed", 3, "--context", 48)
+    assert code == 0 and errors.endswith("[cut off: the context of 48 positions is full; --context "
+                                         "N makes a larger one]\n")
+    code, _, errors = run("chat", "--seed", 3, "--context", 48, text="hi\nand\n")
+    assert code == 1 and errors.endswith("minimax2: error: the conversation is full: its context "
+                                         "has 48 positions; --context N makes a larger one\n")
+
+
+def terminal(arguments, typed, until, env=None):
+    """What a command shows on a terminal when this is typed, one string after each `until`."""
+    controller, end = pty.openpty()
+    termios.tcsetwinsize(end, (24, 80))
+    program = subprocess.Popen([*COMMAND, *arguments], stdin=end, stdout=end, stderr=end,
+                               env={**os.environ, "TERM": "xterm", **(env or {})})
+    os.close(end)
+    shown = b""
+    seen = 0
+    while True:
+        try:
+            part = os.read(controller, 4096)
+        except OSError:  # the other end is closed
+            break
+        shown += part
+        if typed and until in shown[seen:]:
+            seen = len(shown)
+            os.write(controller, typed.pop(0))
+    os.close(controller)
+    assert program.wait(timeout=60) == 0
+    return shown.decode().replace("\r\n", "\n")
+
+
+def test_chat_on_a_terminal_has_a_history():
+    up = b"\x1b[A"
+    shown = terminal(["chat", "--seed", "3", "-n", "2"], [b"first\n", up + b"\n", b"\n"], b"> ")
+    assert shown.count("> first") == 2
+    assert shown.count("[cut off after 2 tokens; -n N allows more]") == 2
+    assert "\033[2m" in shown and "\033[0m" in shown
+
+
+def test_synth_shows_progress_on_a_terminal(tmp_path):
+    shown = terminal(["synth", str(tmp_path / "m.gguf"), "--like", "tiny", "--format", "f16"], [],
+                     b"")
+    assert "7.50M" in shown and f"{tmp_path / 'm.gguf'}: 0.0" in shown
+    assert good("synth", tmp_path / "n.gguf", "--like", "tiny", "--format", "f16")
+
+
+@pytest.mark.parametrize("encoding, shown", [
+    ("ascii", "?????? ?"), ("latin-1", "?????? ?"), ("utf-8", "Привет \U0001f999")])
+def test_an_output_that_is_not_utf8(encoding, shown):
+    done = subprocess.run([*COMMAND, "generate", "-n", "2", "--seed", "1", "Привет \U0001f999"],
+                          env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "1"},
+                          capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode(encoding).startswith(shown)
+
+
+def test_an_input_that_is_not_utf8():
+    done = subprocess.run([*COMMAND, "generate", "-n", "1", "--seed", "1", "-"],
+                          input=b"caf\xe9 ", capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith("caf\ufffd ".encode())
+    done = subprocess.run([*map(os.fsencode, COMMAND), b"generate", b"-n", b"1", b"caf\xe9"],
+                          capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("redirection, sentence", [
+    (">&-", "the standard output is closed"), (">/dev/full", "No space left on device"),
+    (">&- 2>&-", ""), ("1</dev/null", "Bad file descriptor"), ("2>&- >/dev/full", "")])
+@pytest.mark.parametrize("command", ["info", "generate -n 2 --seed 1 x", "chat -n 2 --seed 1 hi"])
+def test_an_output_that_is_closed_or_full(command, redirection, sentence):
+    done = subprocess.run(f"{' '.join(COMMAND)} {command} {redirection}", shell=True,
+                          capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    if sentence:
+        last = done.stderr.splitlines()[-1]
+        assert last.startswith("minimax2: error: ") and sentence in last
+        assert "Exception ignored" not in done.stderr
 
 
 def test_inspect(tiny):

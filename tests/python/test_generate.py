@@ -278,7 +278,8 @@ def test_a_turn_cut_short_is_closed(tiny):
         chat.send("And now?", seed=1, max_new_tokens=2)
         text = tokenizer.decode(chat.session.tokens, special=True)
         cut = tokenizer.decode(first.tokens)
-        assert f"<think>\n{cut}[e~[\n]~b]user\nAnd now?[e~[\n]~b]ai\n<think>\n" in text
+        assert (f"<think>\n{cut}\n</think>\n\n[e~[\n]~b]user\nAnd now?[e~[\n]~b]ai\n<think>\n"
+                in text)
 
 
 def test_a_streamed_chat(tiny):

@@ -46,6 +46,8 @@ def test_token_ids(tiny, session, expected, ids):
                 tiny.run_with_cache):
         if ids is None and use in (session.generate, session.trace):
             continue  # they go on from where the timeline ends
+        if ids in (["1"], [[1]]) and use == tiny.generate:
+            continue  # several prompts
         with pytest.raises((mm.ArgumentError, TypeError)):
             use(ids)
         assert session.tokens == IDS
@@ -78,7 +80,7 @@ def test_chunks(tiny, chunk):
         tiny.session(chunk=chunk)
 
 
-@pytest.mark.parametrize("kv_dtype", ["f16", "BF16", "", None, 1])
+@pytest.mark.parametrize("kv_dtype", ["f16", "BF16", "", 1])
 def test_kv_dtypes(tiny, kv_dtype):
     with pytest.raises((mm.ArgumentError, TypeError)):
         tiny.session(kv_dtype=kv_dtype)

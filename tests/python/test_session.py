@@ -223,3 +223,60 @@ def test_members_share_a_model(tiny, blank):
         with pytest.raises(mm.ArgumentError):
             batch.add(stranger)
         assert len(batch) == 0
+
+
+# ---- Forks ----
+
+
+def test_forks_go_on_as_if_they_were_alone(tiny):
+    with tiny.session(context=64) as session:
+        session.feed(IDS[:20]).run()
+        fork = session.fork()
+        assert isinstance(fork, mm.Session) and fork.model is tiny
+        assert (fork.tokens, fork.pos, fork.context) == (IDS[:20], 20, 64)
+        assert bytes(fork.logits) == bytes(session.logits)
+        fork.feed(IDS[20:]).run()
+        session.feed(IDS[30:]).run()
+        assert bytes(fork.logits) == bytes(tiny(IDS))
+        assert bytes(session.logits) == bytes(tiny(IDS[:20] + IDS[30:]))
+        session.close()
+        fork.rewind(20)
+        grandchild = fork.fork()
+        fork.close()
+        grandchild.feed(IDS[20:]).run()
+        assert bytes(grandchild.logits) == bytes(tiny(IDS))
+
+
+def test_a_fork_of_a_prompt_half_way(tiny):
+    with tiny.session(context=64, chunk=8) as session:
+        session.feed(IDS)
+        session.run(seconds=0)
+        with session.fork() as fork:
+            assert fork.tokens == IDS
+            assert fork.run() and session.run()
+            assert bytes(fork.logits) == bytes(session.logits) == bytes(tiny(IDS))
+
+
+def test_what_a_fork_does_not_take_along(tiny, session):
+    session.feed(IDS).run()
+    fork = session.fork()
+    batch = tiny.batch([session])
+    fork.feed([1]).run()  # no member
+    batch.close()
+    taps = session.trace([1], "resid_post")
+    next(taps)
+    other = session.fork()
+    assert other.run() is True  # no taps
+    assert bytes(other.logits) == bytes(fork.logits)
+    session.close()
+    with pytest.raises(mm.ArgumentError, match="closed"):
+        session.fork()
+
+
+def test_many_answers_from_one_prompt(tiny):
+    with tiny.session(context=64) as session:
+        session.feed("import os\n").run()
+        for seed in range(5):
+            with session.fork() as fork:
+                made = fork.generate(seed=seed, max_new_tokens=5)
+            assert made.tokens == tiny.generate("import os\n", seed=seed, max_new_tokens=5).tokens

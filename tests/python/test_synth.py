@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 
 import numpy as np
 import pytest
@@ -149,12 +148,6 @@ def test_no_room(tmp_path, monkeypatch):
     with pytest.raises(mm.FileError, match="0.0 GB are free"):
         synth(tmp_path / "m", **SMALL)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_without_numpy(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "numpy", None)
-    with pytest.raises(ImportError, match="pip install numpy"):
-        synth(tmp_path / "m", **SMALL)
 
 
 @pytest.mark.parametrize("content", [

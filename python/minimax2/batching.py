@@ -1,0 +1,361 @@
+"""Batch: sessions advanced together, and the streams of many prompts."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, Self, Unpack, overload
+
+from minimax2 import _native
+from minimax2.errors import ArgumentError, BusyError
+from minimax2.generation import Generation
+from minimax2.handle import Handle
+from minimax2.options import Item, ModelGenerateOptions, spelled_out
+from minimax2.session import Session
+from minimax2.stream import Stream
+from minimax2.trace import Hook, Hooks, Tap, Taps, Where, select, tap_of
+
+if TYPE_CHECKING:
+    from minimax2.model import Model
+
+_SLICE = 0.05  # seconds between two looks at cancel()
+
+
+class Batch(Handle):
+    """Several sessions of one model that go through the weights together; the same bits as alone.
+
+    A member is run by its batch only (running it alone raises BusyError); feed, rewind and sample
+    it as ever. rows: tokens of all members that go through the layers together, None: 256; so long
+    does a member that decodes wait for another's prompt. Used by one thread at a time. Closing lets
+    the members go on alone.
+
+    generate() has members of its own, one a prompt; whatever runs the batch brings them on.
+    """
+
+    __slots__ = ("_at_tap", "_event", "_members", "_running", "_spent", "_streams", "_tracer",
+                 "_unsure", "model")
+
+    def __init__(self, model: Model, sessions: Iterable[Session] = (), *,
+                 rows: int | None = None) -> None:
+        super().__init__(_native.batch_new(model._c, rows))
+        self._event = _native.new_event()
+        self._members: list[tuple[Session, Hooks | None]] = []  # in the library's order
+        self._streams: dict[Session, Stream] = {}  # those of generate()
+        self._running = self._at_tap = False
+        self._tracer: weakref.ref[BatchTaps] | None = None
+        self._unsure = False  # whether a stream may have logits that it was not told of
+        self._spent = 0.0  # seconds in which this batch ran
+        self.model = model
+        for session in sessions:
+            self.add(session)
+
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """The members, a tuple."""
+        return tuple(session for session, _ in self._members)
+
+    def add(self, session: Session, hooks: Iterable[tuple[Where, Hook]] = ()) -> None:
+        """Make a session of the same model a member.
+
+        hooks: as in Session.run_with_hooks(), called when the batch runs this member. Raises
+        BusyError while a trace or hooks run the session.
+        """
+        if not isinstance(session, Session):
+            raise TypeError(f"a batch is of sessions, not of {type(session).__name__}")
+        made = Hooks(self.model, hooks)
+        session._check_free()
+        self._add(session, made if made.selected else None)
+
+    def _add(self, session: Session, hooks: Hooks | None) -> None:
+        self._check_changeable()
+        _native.batch_add(self._c, session._c)
+        self._members.append((session, hooks))
+
+    def remove(self, session: Session) -> None:
+        """Let a member go on alone, with its stream if it has one."""
+        at = next((at for at, member in enumerate(self.sessions) if member is session), None)
+        if at is None:
+            raise ArgumentError("the session is not a member of this batch")
+        self._check_changeable()
+        _native.batch_remove(self._c, session._c)
+        del self._members[at]
+        if session in self._streams:
+            self._streams.pop(session)._batch = None
+
+    # ---- Running ----
+
+    def run(self, seconds: float | None = None) -> bool:
+        """Work until every member has caught up, or for about `seconds`. True if all have.
+
+        Streams of generate() run to their ends. Ctrl-C interrupts between two slices; nothing is
+        lost, run() goes on.
+        """
+        return self._until(seconds, ready=False)[0]
+
+    def next(self, seconds: float | None = None) -> Session | None:
+        """Work until a member has its logits, or for about `seconds`: that member.
+
+        Sample and feed it, or leave it, and call again; each is named once after what was fed to
+        it, and never those that generate() samples. None: all have caught up, or the time is over.
+        """
+        return self._until(seconds, ready=True)[1]
+
+    def trace(self, points: str | Iterable[str] | None = None,
+              layers: int | Iterable[int] | None = None) -> BatchTaps:
+        """Run, and stop at activations of all members: an iterator of (session, Tap).
+
+        points and layers as in Session.trace(); members' own hooks are not called. Until its end
+        the batch belongs to it (BusyError). Leaving the loop early switches the taps off; run()
+        finishes the rest.
+        """
+        return BatchTaps(self, select(self.model, points, layers))
+
+    def _until(self, seconds: float | None, ready: bool) -> tuple[bool, Session | None]:
+        """Run until all have caught up (True), or a member that waits for it has its logits."""
+        limit = _native.duration(seconds)
+        deadline = None if limit is None else time.monotonic() + limit
+        while True:
+            status, session = self._turn(deadline)
+            if status == _native.OK or (ready and session is not None):
+                return status == _native.OK, session
+            if deadline is not None and time.monotonic() >= deadline:
+                return False, None
+
+    def _turn(self, deadline: float | None) -> tuple[int, Session | None]:
+        """Run with hooks until something has happened, for one slice at most.
+
+        Returns (status, a member that has its logits and is not brought on by its stream).
+        """
+        self._check_free()
+        begin = time.perf_counter() - self._spent
+        self._running = True
+        try:
+            with contextlib.ExitStack() as stack:
+                for session, hooks in self._members:
+                    if hooks is None:
+                        session._check_free()
+                    else:
+                        stack.enter_context(Taps(session, hooks.selected))
+                while True:
+                    status, member, tap = self._step(deadline, begin)
+                    if member is None or tap is None:
+                        return status, member
+                    self._call_hooks(member, tap)
+        finally:
+            self._running = False
+            self._spent = time.perf_counter() - begin
+
+    def _step(self, deadline: float | None,
+              begin: float) -> tuple[int, Session | None, Tap | None]:
+        """One slice: (status, the member that waits, the tap that it waits at)."""
+        for session, stream in list(self._streams.items()):
+            # An interrupt, or an error in a callback, may have come before it was brought on.
+            if stream._cancelled or (self._unsure and session.pos == session.length):
+                self._bring_on(stream, begin)
+        self._unsure = True
+        status = _native.batch_run(self._c, self._event, deadline)
+        member, tap = None, None
+        if status in (_native.TAP, _native.READY):
+            member = self._members[_native.event_member(self._event)][0]
+        if member is not None and status == _native.TAP:
+            tap = tap_of(self._event, member)
+        elif member in self._streams:
+            self._bring_on(self._streams[member], begin)
+            member = None
+        self._unsure = False
+        return status, member, tap
+
+    def _bring_on(self, stream: Stream, begin: float) -> None:
+        stream._bring_on(time.perf_counter() - begin)
+        if stream.done:
+            self.remove(stream.session)
+
+    def _call_hooks(self, session: Session, tap: Tap) -> None:
+        self._at_tap = True
+        try:
+            for member, hooks in self._members:
+                if member is session and hooks is not None:
+                    hooks.call(tap)
+        finally:
+            self._at_tap = False
+
+    def _check_free(self) -> None:
+        if self._running:
+            raise BusyError("this batch is being run: a callback cannot run it")
+        if self._tracer is not None and self._tracer() is not None:
+            raise BusyError("a trace of this batch is under way: finish its loop or close() it "
+                            "first")
+        self._tracer = None
+
+    def _check_changeable(self) -> None:
+        if self._at_tap:
+            raise BusyError("this batch is at an activation: a hook cannot change its members")
+        if not self._running:
+            self._check_free()
+
+    # ---- Many prompts ----
+
+    @overload
+    def generate(self, prompts: Iterable[Item], *, stream: Literal[False] = False,
+                 **options: Unpack[ModelGenerateOptions]) -> list[Generation]: ...
+
+    @overload
+    def generate(self, prompts: Iterable[Item], *, stream: Literal[True],
+                 **options: Unpack[ModelGenerateOptions]) -> Streams: ...
+
+    @overload
+    def generate(self, prompts: Iterable[Item], *, stream: bool,
+                 **options: Unpack[ModelGenerateOptions]) -> list[Generation] | Streams: ...
+
+    @spelled_out(ModelGenerateOptions)
+    def generate(self, prompts: Iterable[Item], *, stream: bool = False,
+                 **options: Unpack[ModelGenerateOptions]) -> list[Generation] | Streams:
+        """Go on from several prompts together: a list of Generation, or with stream=True Streams.
+
+        Each gives what Model.generate() gives for it alone: the same tokens by the same seed.
+        prompts: prompts as there, or dicts of `prompt` and options of their own, which come before
+        the common ones. All are checked before anything is fed. May be called while others are
+        under way: they go on together.
+        """
+        if isinstance(prompts, (str, bytes)) or not hasattr(prompts, "__iter__"):
+            raise TypeError("prompts must be several, not one "
+                            f"{type(prompts).__name__}")
+        wanted = []
+        for item in prompts:
+            own = dict(item) if isinstance(item, Mapping) else {"prompt": item}
+            if own.get("prompt") is None:
+                raise ArgumentError(f"one of the prompts is a dict without `prompt`: {sorted(own)}")
+            wanted.append(self.model._request(own.pop("prompt"), {**options, **own}))
+        self._check_changeable()
+        sessions = [self.model._session_for(request.ids or [], request.max_new_tokens, kept)
+                    for request, kept in wanted]
+        made = [Stream(session, request) for session, (request, _) in zip(sessions, wanted)]
+        joined: list[Session] = []
+        try:
+            for one in made:
+                if not one.done:
+                    self._add(one.session, one._request.hooks)
+                    joined.append(one.session)
+                    self._streams[one.session] = one
+                    one._batch, one._clock = self, self._spent
+        except BaseException:
+            for session in joined:
+                self.remove(session)
+            raise
+        streams = Streams(self, made)
+        return streams if stream else streams.result()
+
+    def close(self) -> None:
+        """Let all members go on alone."""
+        super().close()
+        for stream in self._streams.values():
+            stream._batch = None
+        self._streams.clear()
+        self._members.clear()
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{len(self)} sessions"
+        return f"<Batch {state}>"
+
+
+class BatchTaps(Iterator[tuple[Session, Tap]]):
+    """What `batch.trace()` gives: iterate over it, or close() it. See trace.Taps."""
+
+    def __init__(self, batch: Batch, selected: Sequence[tuple[int, int]]) -> None:
+        batch._check_free()
+        self._batch = batch
+        self._open = True
+        self._taps = [Taps(session, selected) for session in batch.sessions]
+        batch._tracer = weakref.ref(self)
+
+    def __next__(self) -> tuple[Session, Tap]:
+        try:
+            while self._open:
+                begin = time.perf_counter() - self._batch._spent
+                status, member, tap = self._batch._step(None, begin)
+                self._batch._spent = time.perf_counter() - begin
+                if member is not None and tap is not None:
+                    return member, tap
+                if status == _native.OK:
+                    self.close()
+        except BaseException:
+            self.close()
+            raise
+        raise StopIteration
+
+    def close(self) -> None:
+        """Switch the taps off and give the batch back; its run() finishes the rest."""
+        if self._open:
+            self._open = False
+            self._batch._tracer = None
+            for taps in self._taps:
+                taps.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class Streams(Iterator[tuple[int, str]]):
+    """Several generations while they are made: iterate over it for (index, piece of text).
+
+    `streams` are the Stream of each prompt, in their order: each can be read, cancelled, iterated
+    over or polled apart, which brings the others on as well.
+    """
+
+    def __init__(self, batch: Batch, streams: Sequence[Stream]) -> None:
+        self.streams = tuple(streams)
+        self._batch = batch
+        self._pieces: deque[tuple[int, str]] = deque()
+
+    @property
+    def done(self) -> bool:
+        """Whether all have ended."""
+        return all(stream.done for stream in self.streams)
+
+    def cancel(self) -> None:
+        """End all; may be called from any thread."""
+        for stream in self.streams:
+            stream.cancel()
+
+    def poll(self, seconds: float = 0.0) -> list[tuple[int, str]]:
+        """Work for about `seconds`; what came of it: a list of (index, piece)."""
+        deadline = time.monotonic() + (_native.duration(seconds) or 0.0)
+        while True:
+            self._step(deadline)
+            if self.done or time.monotonic() >= deadline:
+                break
+        pieces = list(self._pieces)
+        self._pieces.clear()
+        return pieces
+
+    def result(self) -> list[Generation]:
+        """Run to the end: a list of Generation."""
+        return [stream.result() for stream in self.streams]
+
+    def __next__(self) -> tuple[int, str]:
+        while not self._pieces:
+            if self.done and not any(stream._waits for stream in self.streams):
+                raise StopIteration
+            self._step(time.monotonic() + _SLICE)
+        return self._pieces.popleft()
+
+    def _step(self, deadline: float) -> None:
+        under_way = next((stream for stream in self.streams if not stream.done), None)
+        if under_way is not None:
+            under_way._step(max(0.0, deadline - time.monotonic()))
+        for index, stream in enumerate(self.streams):
+            if stream._waits:
+                self._pieces.append((index, stream._take()))
+
+    def __repr__(self) -> str:
+        done = sum(stream.done for stream in self.streams)
+        return f"<Streams {done} of {len(self.streams)} done>"

@@ -1,0 +1,95 @@
+"""Chat: a conversation on one session."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Self, Unpack, overload
+
+from minimax2 import _native
+from minimax2.generation import Generation
+from minimax2.options import (GenerateOptions, KvDtype, Message, ModelGenerateOptions, check_names,
+                              spelled_out)
+from minimax2.session import Session
+from minimax2.stream import Request, Stream
+
+if TYPE_CHECKING:
+    from minimax2.model import Model
+
+
+class Chat:
+    """`model.chat(system=...)`, then send() turn after turn.
+
+    The tokens that were sampled stay in the timeline as they are, thinking included; only what is
+    new is rendered and fed. Options are the defaults of its generations, as in Model.generate();
+    thinking=False closes the block in the prompt, so that the model answers at once.
+    """
+
+    @spelled_out(GenerateOptions)
+    def __init__(self, model: Model, system: str | None = None, *, context: int | None = None,
+                 kv_dtype: KvDtype | None = None, chunk: int | None = None,
+                 **options: Unpack[GenerateOptions]) -> None:
+        check_names(options, ModelGenerateOptions)
+        Request(model, None, **options)  # refuse now what a turn would refuse
+        self._messages: list[Message] = (
+            [] if system is None else [{"role": "system", "content": system}])
+        if system is not None:
+            model.tokenizer.render(self._messages, False)
+        self.session = Session(model, context, kv_dtype, chunk)
+        self.model = model
+        self._options = options
+        self._stream: Stream | None = None  # of the last turn, which is not yet in _messages
+
+    @property
+    def messages(self) -> list[Message]:
+        """The turns so far, for reading: dicts of role, content and thinking."""
+        if self._stream is None:
+            return list(self._messages)
+        return [*self._messages, {"role": "assistant", "content": self._stream.text,
+                                  "thinking": self._stream.thinking}]
+
+    @overload
+    def send(self, text: str, *, stream: Literal[False] = False,
+             **options: Unpack[GenerateOptions]) -> Generation: ...
+
+    @overload
+    def send(self, text: str, *, stream: Literal[True],
+             **options: Unpack[GenerateOptions]) -> Stream: ...
+
+    @overload
+    def send(self, text: str, *, stream: bool,
+             **options: Unpack[GenerateOptions]) -> Generation | Stream: ...
+
+    @spelled_out(GenerateOptions)
+    def send(self, text: str, *, stream: bool = False,
+             **options: Unpack[GenerateOptions]) -> Generation | Stream:
+        """Say something: the answer as a Generation, or with stream=True a Stream of it.
+
+        A turn that was cut short by an interrupt, a cancelled stream or max_new_tokens is closed
+        where it stopped. Raises ContextFull if there is no room left. Whatever is refused leaves
+        the conversation as it was.
+        """
+        message: Message = {"role": "user", "content": text}
+        wanted: GenerateOptions = {**self._options, **options}
+        request = Request(self.model, self._continuation(message), chat=True, **wanted)
+        made = Stream(self.session, request)
+        self._messages, self._stream = [*self.messages, message], made
+        return made if stream else made.result()
+
+    def _continuation(self, message: Message) -> list[int]:
+        """The ids that a new user message adds to the timeline."""
+        tokenizer, session = self.model.tokenizer, self.session
+        if not session.length:
+            return tokenizer.apply_chat_template([*self._messages, message])
+        return _native.chat_continue(tokenizer._c, session.tokens, [message])
+
+    def close(self) -> None:
+        """Close the session."""
+        self.session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Chat {len(self.messages)} messages, {self.session!r}>"

@@ -1,0 +1,154 @@
+"""Tokenizer: text to ids and back, and the family's chat format."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeGuard, overload
+
+from minimax2 import _native
+from minimax2._native import Owned
+from minimax2.handle import Handle
+from minimax2.options import Ids, Item, Message
+
+
+class Tokenizer(Handle):
+    """Byte-level BPE. Immutable, shared by any number of threads.
+
+    A model has its own, `model.tokenizer`. Without a model: `Tokenizer(path)` of a tokenizer.json,
+    a directory that holds one, or a GGUF file; raises FileError, FormatError, UnsupportedError.
+
+    Ids of special tokens, None where the files name none: `bos`, `eos`, `unk`, `pad`, `think_open`,
+    `think_close`. `vocab_size` is the highest id + 1.
+    """
+
+    __slots__ = ("_facts",)
+
+    def __init__(self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None:
+        self._adopt(_native.tokenizer_open(path))
+
+    @classmethod
+    def _of(cls, owned: Owned) -> Tokenizer:
+        """The tokenizer inside an open model."""
+        self = cls.__new__(cls)
+        self._adopt(owned)
+        return self
+
+    def _adopt(self, owned: Owned) -> None:
+        super().__init__(owned)
+        self._facts = _native.tokenizer_facts(owned)
+
+    def _id(self, name: str) -> int | None:
+        value = self._facts[name]
+        return None if value < 0 else value
+
+    @property
+    def vocab_size(self) -> int:
+        """The highest id + 1."""
+        return self._facts["vocab_size"]
+
+    @property
+    def bos(self) -> int | None:
+        """Id of the beginning of a text, or None."""
+        return self._id("bos")
+
+    @property
+    def eos(self) -> int | None:
+        """Id that ends a turn, or None."""
+        return self._id("eos")
+
+    @property
+    def unk(self) -> int | None:
+        """Id of the unknown token, or None."""
+        return self._id("unk")
+
+    @property
+    def pad(self) -> int | None:
+        """Id that fills up batches, or None."""
+        return self._id("pad")
+
+    @property
+    def think_open(self) -> int | None:
+        """Id of <think>, or None."""
+        return self._id("think_open")
+
+    @property
+    def think_close(self) -> int | None:
+        """Id of </think>, or None."""
+        return self._id("think_close")
+
+    def encode(self, text: str | bytes | bytearray, special: bool = False) -> list[int]:
+        """The ids of a text, str or UTF-8 bytes, as a list of ints.
+
+        special: let strings such as "[e~[" or "<think>" become their control token. By default they
+        are plain text, so that what a user types cannot steer the format.
+        """
+        return _native.tokenizer_encode(self._c, text, special)
+
+    def decode(self, ids: Ids, special: bool = False) -> str:
+        """The text of these ids. Bytes that are not UTF-8 become U+FFFD.
+
+        special: write special tokens out instead of leaving them out. Raises ArgumentError for ids
+        outside 0..vocab_size - 1.
+        """
+        return self.decode_bytes(ids, special).decode("utf-8", "replace")
+
+    def decode_bytes(self, ids: Ids, special: bool = False) -> bytes:
+        """The same as bytes: a token may end in the middle of a character."""
+        return _native.tokenizer_decode(self._c, ids, special)
+
+    def token(self, id: int) -> bytes:
+        """The bytes of one token. Raises ArgumentError for an id out of range."""
+        return _native.tokenizer_token(self._c, id)
+
+    def id(self, token: str | bytes | bytearray) -> int | None:
+        """The id of the token with exactly these bytes (or str), or None."""
+        return _native.tokenizer_id(
+            self._c, token.encode() if isinstance(token, str) else bytes(token))
+
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+        """Messages, dicts of role, content and (assistant) thinking, as text in the chat format.
+
+        For reading: to feed a model use apply_chat_template(), which keeps the format's tags and
+        the same characters inside a message apart.
+        """
+        return _native.chat_render(self._c, messages, add_generation_prompt)
+
+    @overload
+    def apply_chat_template(self, messages: Sequence[Message], add_generation_prompt: bool = True,
+                            tokenize: Literal[True] = True) -> list[int]: ...
+
+    @overload
+    def apply_chat_template(self, messages: Sequence[Message], add_generation_prompt: bool = True,
+                            *, tokenize: Literal[False]) -> str: ...
+
+    def apply_chat_template(self, messages: Sequence[Message], add_generation_prompt: bool = True,
+                            tokenize: bool = True) -> list[int] | str:
+        """Messages as a list of ids, or with tokenize=False as text.
+
+        Roles: "system" (first only), "user", "assistant". add_generation_prompt: end with the
+        opening of an assistant turn, inside <think>. Raises ArgumentError for other roles.
+        """
+        if not tokenize:
+            return self.render(messages, add_generation_prompt)
+        return _native.chat_encode(self._c, messages, add_generation_prompt)
+
+    def __len__(self) -> int:
+        return self.vocab_size
+
+    def __repr__(self) -> str:
+        return f"<Tokenizer {self.vocab_size} tokens>"
+
+
+def is_prompts(prompt: Any) -> TypeGuard[Sequence[Item]]:
+    """Whether it is several prompts: texts, lists of ids, conversations, or dicts of a prompt."""
+    return isinstance(prompt, (list, tuple)) and bool(prompt) and all(
+        isinstance(item, (str, list, tuple))
+        or (isinstance(item, Mapping) and "prompt" in item)
+        or (hasattr(item, "tolist") and hasattr(item, "__len__")) for item in prompt)
+
+
+def is_messages(prompt: Any) -> TypeGuard[Sequence[Message]]:
+    """Whether a prompt is a conversation, a list of dicts, rather than text or ids."""
+    return (isinstance(prompt, (list, tuple)) and bool(prompt)
+            and all(isinstance(message, dict) for message in prompt))
