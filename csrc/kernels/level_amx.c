@@ -94,8 +94,8 @@ void mm2_kernels_amx(mm2_kernels *t)
     t->peak[MM2_PEAK_INT8] = peak_int8_tiles;
     t->peak[MM2_PEAK_BF16] = peak_bf16_tiles;
     t->packed_rows[MM2_ACT_BF16] = 3;
-    t->packed_rows[MM2_ACT_Q8_32] = 6;
-    t->packed_rows[MM2_ACT_Q8_256] = 8;
+    t->packed_rows[MM2_ACT_Q8_32] = 48;
+    t->packed_rows[MM2_ACT_Q8_256] = 13;
     t->matmul_packed[MM2_BF16] = matmul_packed_bf16;
     t->matmul_packed[MM2_F8_E4M3] = matmul_packed_f8_e4m3;
     t->matmul_packed[MM2_Q8_0] = matmul_packed_q8_0;
