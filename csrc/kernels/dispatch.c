@@ -69,18 +69,19 @@ static int32_t parse_isa(const char *name)
 
 const mm2_kernels *mm2_kernels_find(int32_t isa)
 {
+#define LIST(ID, level, needs) #level ", "
+    static const char names[] = MM2_LEVELS(LIST);
+#undef LIST
     pthread_once(&native_once, build_native);
     if (isa == MM2_ISA_AUTO) {
         const char *name = getenv("MM2_ISA");
         if (name && *name) {
             isa = parse_isa(name);
             if (isa < 0) {
-#define LIST(ID, level, needs) #level ", "
                 mm2_fail(MM2_E_ARG,
-                         "the environment variable MM2_ISA is \"%s\"; it may be " MM2_LEVELS(
-                             LIST) "or auto or unset for the best",
-                         name);
-#undef LIST
+                         "the environment variable MM2_ISA is \"%s\"; it may be %sor auto or unset "
+                         "for the best",
+                         name, names);
                 return NULL;
             }
         }
