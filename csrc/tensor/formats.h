@@ -56,14 +56,16 @@
 #define MM2_PRODUCT_FORMATS(X) MM2_FLOATS(X) MM2_PAIRS(X) MM2_BLOCKS(X) MM2_SUPERS(X)
 #define MM2_FORMATS(X) MM2_PRODUCT_FORMATS(X) MM2_OTHERS(X)
 
-/* What the kernels of a section take for granted. */
+/* What the kernels of a section take for granted; their copies have room for a Q8_0 or a Q6_K. */
 #define MM2_CHECK_BLOCK(ID, name, ELEMENTS, BYTES, GGUF, SAFETENSORS, ACT, SPAN, MINIMA, BITS,     \
                         OFFSET)                                                                    \
-    _Static_assert(ELEMENTS == 32 && SPAN == 32 && !MINIMA && (BITS == 8 || BITS <= 5), #name);
+    _Static_assert(ELEMENTS == 32 && BYTES <= 34 && SPAN == 32 && !MINIMA &&                       \
+                       (BITS == 8 || BITS <= 5),                                                   \
+                   #name);
 #define MM2_CHECK_SUPER(ID, name, ELEMENTS, BYTES, GGUF, SAFETENSORS, ACT, SPAN, MINIMA, BITS,     \
                         OFFSET)                                                                    \
-    _Static_assert(ELEMENTS == 256 && (SPAN == 16 || SPAN == 32) && (BITS == 8 || BITS <= 6) &&    \
-                       !(MINIMA && (OFFSET || BITS == 8)),                                         \
+    _Static_assert(ELEMENTS == 256 && BYTES <= 210 && (SPAN == 16 || SPAN == 32) &&                \
+                       (BITS == 8 || BITS <= 6) && !(MINIMA && (OFFSET || BITS == 8)),             \
                    #name);
 MM2_BLOCKS(MM2_CHECK_BLOCK)
 MM2_SUPERS(MM2_CHECK_SUPER)
