@@ -14,6 +14,7 @@
 
 #include "base/cpu.h"
 
+#include "base/levels.h"
 #include "base/numa.h"
 #include "base/status.h"
 
@@ -311,11 +312,13 @@ static void find_all(void)
 {
     find_facts();
     int32_t cores = mm2_cpu_cores(), nodes = mm2_numa_nodes();
-    int length = mm2_format(sentence, sizeof sentence, "%s (%s), %d %s",
-                            facts.amx      ? "amx"
-                            : facts.avx512 ? "avx512"
-                            : facts.avx2   ? "avx2"
-                                           : "ref",
+    const char *level = "ref";
+#define BETTER(ID, name, needs)                                                                    \
+    if (facts.name)                                                                                \
+        level = #name;
+    MM2_VECTOR_LEVELS(BETTER)
+#undef BETTER
+    int length = mm2_format(sentence, sizeof sentence, "%s (%s), %d %s", level,
                             facts.vendor[0] ? facts.vendor : "unknown processor", cores,
                             cores == 1 ? "core" : "cores");
     if (nodes > 1)

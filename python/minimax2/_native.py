@@ -80,8 +80,9 @@ def _owned(kind: str, out: Any) -> Owned:
 VERSION = _string(lib.mm2_version())
 POINTS = tuple(_string(lib.mm2_point_name(i)) for i in range(lib.MM2_POINT_COUNT))
 DTYPES = {_string(lib.mm2_dtype_name(i)): i for i in range(1, lib.MM2_DTYPE_COUNT)}
-ISAS = {"auto": lib.MM2_ISA_AUTO, "ref": lib.MM2_ISA_REF, "avx2": lib.MM2_ISA_AVX2,
-        "avx512": lib.MM2_ISA_AVX512, "amx": lib.MM2_ISA_AMX, "blas": lib.MM2_ISA_BLAS}
+ISAS = {name.removeprefix("MM2_ISA_").lower(): getattr(lib, name)
+        for name in sorted((name for name in dir(lib) if name.startswith("MM2_ISA_")),
+                           key=lambda name: getattr(lib, name))}
 PRECISIONS = {"fast": lib.MM2_PRECISION_FAST, "exact": lib.MM2_PRECISION_EXACT}
 
 
