@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from minimax2._native import DTYPES, lib
-from minimax2.errors import ArgumentError, FileError, UnsupportedError
+from minimax2.errors import ArgumentError, FileError
 
 if TYPE_CHECKING:
     import os
