@@ -668,8 +668,8 @@ static void t16_quadratic_patterns(void **state)
     }
 }
 
-/* The family's pattern costs few steps a byte whatever the text: it is not counted, and a spelling of
- * it that is counted gives the same ids. */
+/* The family's pattern costs few steps a byte whatever the text: it is not counted, and a spelling
+ * of it that is counted gives the same ids. */
 static void t17_the_familys_pattern_is_linear(void **state)
 {
     (void)state;

@@ -765,7 +765,7 @@ def test_any_number_may_stand_in_a_field_that_nobody_reads(tmp_path):
 
 
 HOW = {
-    "a link to nothing": (lambda file: file.symlink_to("../blobs/gone"), "link to a file that does"),
+    "a link to nothing": (lambda file: file.symlink_to("../blobs/gone"), "link to a file that"),
     "a folder": (lambda file: file.mkdir(), "expected a regular file, found a directory"),
     "a link to itself": (lambda file: file.symlink_to(file.name), "Too many levels of symbolic"),
     "a link to a folder": (lambda file: file.symlink_to("."), "expected a regular file, found a"),
