@@ -69,15 +69,12 @@ static mm2_status shard_number(reader *r, mm2_strmap *shards, const char *where,
 static mm2_status read_name(mm2_json *j, char *name)
 {
     mm2_json begin = *j;
-    mm2_status status = mm2_json_key(j, NULL, 0);
-    if (status)
-        return status;
-    mm2_json end = *j;
+    mm2_status status = mm2_json_key(j, name, MM2_MAX_NAME + 1);
+    if (!status && mm2_checkpoint_can_name(name, strlen(name)))
+        return MM2_OK;
+    *name = 0; /* other characters, too long, or no string at all */
     *j = begin;
-    if (mm2_json_key(j, name, MM2_MAX_NAME + 1) || !mm2_checkpoint_can_name(name, strlen(name)))
-        *name = 0; /* too long, or of other characters */
-    *j = end;
-    return MM2_OK;
+    return mm2_json_key(j, NULL, 0);
 }
 
 static mm2_status read_weight_map(reader *r, mm2_json *j, mm2_strmap *shards)
