@@ -108,23 +108,18 @@ static const char *skip_string(const char *at, const char *end)
     return at < end ? at + 1 : end;
 }
 
-/* Behind the end of a tag, whose last character was at r->at - 1: a minus there takes the white
- * space that follows, nothing takes one line end; a {{ }} is trimmed by a minus only. */
+/* Behind the end of a tag, at r->at: a minus in it takes all white space that follows; else one line
+ * end goes, if `trim`. */
 static void after_tag(reader *r, int minus, int trim)
 {
-    r->line_start = 0;
-    while (r->at < r->end && (minus ? is_space(*r->at) : trim && is_space(*r->at))) {
-        char c = *r->at;
-        if (!minus && c != '\n' && c != '\r')
-            return;
+    const char *begin = r->at;
+    while (minus && r->at < r->end && is_space(*r->at))
         r->at++;
-        r->line_start = c == '\n' || c == '\r';
-        if (!minus) {
-            if (c == '\r' && r->at < r->end && *r->at == '\n')
-                r->at++;
-            return;
-        }
+    if (!minus && trim) {
+        r->at += r->at < r->end && *r->at == '\r';
+        r->at += r->at < r->end && *r->at == '\n';
     }
+    r->line_start = r->at > begin && (r->at[-1] == '\n' || r->at[-1] == '\r');
 }
 
 /* The text from `begin` to the tag at r->at, of this kind and with this sign behind its opening. */
