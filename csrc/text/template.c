@@ -1,7 +1,7 @@
 /* Recognising a chat template. A template is a Jinja program out of a downloaded file: it is never
- * run, it is compared with the ones that are known, by a hash of its normal form. Two templates with
- * the same normal form render the same, so that nothing which renders something else is taken for
- * a known one.
+ * run, it is compared with the ones that are known, by a hash of its normal form. Two templates
+ * with the same normal form render the same, so that nothing which renders something else is taken
+ * for a known one.
  *
  * The normal form is what Jinja's own lexer makes of the text, with trim_blocks and lstrip_blocks
  * as everybody sets them for chat templates: text after white space control, and tags. Comments,
@@ -9,10 +9,10 @@
  * `set model_identity = "..."` the string is taken out: the default system prompt is the only thing
  * in which the releases differ.
  *
- * Where this reading is simpler than Jinja's, the normal form keeps what it does not understand, and
- * the hash is then an unknown one: a template can be refused without need, never mistaken. The hash
- * is no shield against a template made to collide: who writes one harms the reader of that file
- * only, with a rendering that the same file could have asked for. */
+ * Where this reading is simpler than Jinja's, the normal form keeps what it does not understand,
+ * and the hash is then an unknown one: a template can be refused without need, never mistaken. The
+ * hash is no shield against a template made to collide: who writes one harms the reader of that
+ * file only, with a rendering that the same file could have asked for. */
 #include "text/template.h"
 
 #include "base/utf8.h"
@@ -108,8 +108,8 @@ static const char *skip_string(const char *at, const char *end)
     return at < end ? at + 1 : end;
 }
 
-/* Behind the end of a tag, at r->at: a minus in it takes all white space that follows; else one line
- * end goes, if `trim`. */
+/* Behind the end of a tag, at r->at: a minus in it takes all white space that follows; else one
+ * line end goes, if `trim`. */
 static void after_tag(reader *r, int minus, int trim)
 {
     const char *begin = r->at;
