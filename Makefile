@@ -1,7 +1,7 @@
 # The front door. `make demo` and `make test` set up everything they need; `make help` lists the rest.
 PYTHON := .venv/bin/python
 LIBRARY := build/release/libminimax2.so
-PACKAGED := python/minimax2/libminimax2.so
+PACKAGED := python/minimax2/libminimax2.so.$(shell sed -n 's/^ *MM2_ABI = \([0-9]*\),.*/\1/p' csrc/minimax2.h)
 BUILD_INPUTS := setup.py pyproject.toml csrc/minimax2.h $(filter-out bindings/check_sync.py,$(wildcard bindings/*.py)) \
 	$(wildcard bindings/*.c bindings/*.h)
 # Where the system has no OpenBLAS, the one of pip's wheel.
@@ -117,4 +117,4 @@ notebooks: py build/test.stamp
 	@$(PYTHON) -m jupyter execute notebooks/*.ipynb
 
 clean:
-	rm -rf build *.egg-info python/*.egg-info python/minimax2/*.so
+	rm -rf build *.egg-info python/*.egg-info python/minimax2/*.so*

@@ -11,6 +11,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
+ABI = re.search(r"MM2_ABI = (\d+)", Path("csrc", "minimax2.h").read_text())[1]
 VERSION = re.search(r'return "([\d.]+)";', Path("csrc", "api.c").read_text())[1]
 LIBRARY = Path("build", "release", "libminimax2.so")
 
@@ -29,7 +30,8 @@ def missing():
 
 
 class BuildWithLibrary(build_ext):
-    """build_ext that makes libminimax2.so first and puts it beside the modules."""
+    """build_ext that makes libminimax2.so first and puts it beside the modules, under the name
+    that they ask for (csrc/Makefile)."""
 
     def run(self):
         jobs = str(len(os.sched_getaffinity(0)))
@@ -37,9 +39,9 @@ class BuildWithLibrary(build_ext):
         super().run()
         folder = Path(self.get_ext_fullpath("minimax2._tensor")).parent
         folder.mkdir(parents=True, exist_ok=True)
-        target = folder / LIBRARY.name
-        target.unlink(missing_ok=True)  # a running process may have the old one mapped
-        shutil.copy2(LIBRARY, target)
+        for old in folder.glob(f"{LIBRARY.name}*"):
+            old.unlink()  # and not overwritten: a running process may have it mapped
+        shutil.copy2(LIBRARY, folder / f"{LIBRARY.name}.{ABI}")
 
 
 if packages := missing():

@@ -151,8 +151,16 @@ mm2_status mm2_tensor_decode(const mm2_tensor *t, float *out, int64_t n);
 typedef struct mm2_model mm2_model;
 typedef struct mm2_tokenizer mm2_tokenizer;
 
-/* mm2_model_options.flags: map copy-on-write. Edits stay in this process, files are not touched. */
-enum { MM2_WRITABLE = 1 };
+/* mm2_model_options.flags */
+enum {
+    /* Weights may be written to. Edits stay in this process, files are not touched. */
+    MM2_WRITABLE = 1,
+    /* Read the files of weights into memory instead of mapping them: copies, checked to be whole, that
+     * nobody can change or cut short. For network file systems, and hosts that must not be killed by
+     * a file that shrinks. Takes the time to read them, and memory for all of them; NOMEM says how
+     * much. */
+    MM2_IN_MEMORY = 2
+};
 
 /* mm2_model_options.isa. Every level that the processor has gives the same bits, except BLAS. */
 enum {
@@ -176,7 +184,7 @@ enum {
 
 typedef struct mm2_model_options {
     uint32_t size;     /* sizeof(mm2_model_options) */
-    uint32_t flags;    /* MM2_WRITABLE */
+    uint32_t flags;    /* MM2_WRITABLE, MM2_IN_MEMORY */
     int32_t threads;   /* with the caller, 1..1024; 0: physical cores that the process may use */
     int32_t isa;       /* MM2_ISA_AUTO ... */
     int32_t precision; /* MM2_PRECISION_FAST ... */
@@ -227,6 +235,13 @@ mm2_status mm2_model_config(const mm2_model *m, mm2_config *out);
  *     chat_template    the name of the recognised template
  */
 const char *mm2_model_info(const mm2_model *m, const char *key);
+/* The keys by index 0, 1, ...; NULL past the end. Static. */
+const char *mm2_model_info_key(int32_t index);
+/* Ids that end a generation, ascending: those that generation_config.json (or else config.json), the
+ * tokenizer's files or the GGUF's eos, eot and eom keys name, and the chat format's own end of a turn
+ * whatever the files say. Ids that are not among 0..vocab_size-1 are left out. Returns the count; ids
+ * beyond `cap` are not written. */
+int32_t mm2_model_end_tokens(const mm2_model *m, int32_t *ids, int32_t cap);
 int32_t mm2_model_threads(const mm2_model *m);
 int64_t mm2_model_bytes(const mm2_model *m); /* of all tensors */
 int64_t
@@ -234,7 +249,9 @@ mm2_model_parameters(const mm2_model *m); /* elements of all weights, without bl
 
 /* Tensors as they lie in the files, by index 0..count-1 in file order or by their name in the file.
  * Views are borrowed while the model lives; read-only unless it was opened with MM2_WRITABLE. Name:
- * NULL for an index out of range. */
+ * NULL for an index out of range. Tensors that the model does not need are listed too, but for those
+ * that no mm2_tensor can describe: of a type without a number here, of more than 4 dimensions, or
+ * under a name that is not printable ASCII. */
 int32_t mm2_model_tensor_count(const mm2_model *m);
 const char *mm2_model_tensor_name(const mm2_model *m, int32_t index);
 mm2_status mm2_model_tensor(const mm2_model *m, const char *name, mm2_tensor *out);

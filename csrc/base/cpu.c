@@ -14,6 +14,7 @@
 
 #include "base/cpu.h"
 
+#include "base/levels.h"
 #include "base/numa.h"
 #include "base/status.h"
 
@@ -245,8 +246,8 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 static int permit_tiles(unsigned features, unsigned saved)
 {
     enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 }; /* of arch_prctl; as in xgetbv */
-    const unsigned need = bit_AMX_TILE | bit_AMX_INT8 | bit_AMX_BF16,
-                   states = 3u << (TILE_DATA - 1);
+    /* Compilers do not agree on names for the bits of AMX-BF16, -TILE and -INT8. */
+    const unsigned need = 1u << 22 | 1u << 24 | 1u << 25, states = 3u << (TILE_DATA - 1);
     return (features & need) == need && (saved & states) == states &&
            syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
 }
@@ -311,11 +312,13 @@ static void find_all(void)
 {
     find_facts();
     int32_t cores = mm2_cpu_cores(), nodes = mm2_numa_nodes();
-    int length = mm2_format(sentence, sizeof sentence, "%s (%s), %d %s",
-                            facts.amx      ? "amx"
-                            : facts.avx512 ? "avx512"
-                            : facts.avx2   ? "avx2"
-                                           : "ref",
+    const char *level = "ref";
+#define BETTER(ID, name, needs)                                                                    \
+    if (facts.name)                                                                                \
+        level = #name;
+    MM2_VECTOR_LEVELS(BETTER)
+#undef BETTER
+    int length = mm2_format(sentence, sizeof sentence, "%s (%s), %d %s", level,
                             facts.vendor[0] ? facts.vendor : "unknown processor", cores,
                             cores == 1 ? "core" : "cores");
     if (nodes > 1)

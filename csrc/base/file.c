@@ -1,11 +1,12 @@
-/* A checkpoint is mapped, never read: opening costs milliseconds and two processes share the pages.
- * MAP_PRIVATE keeps writers (MM2_WRITABLE) away from the file. A file that is cut short while it is
- * mapped faults on access like any map; sizes are therefore checked against the size at open,
- * before any kernel runs.
+/* A checkpoint is mapped: opening costs milliseconds and two processes share the pages. MAP_PRIVATE
+ * keeps writers (MM2_FILE_WRITABLE) away from the file. A file that is cut short while it is mapped
+ * faults on access like any map. Sizes are therefore checked against the size at open, and who
+ * keeps the descriptor can ask before each run whether the file is still as it was. A copy
+ * (MM2_FILE_COPY) never faults: it has memory of its own, filled once.
  *
- * Names out of an index file are plain: one component below the model's directory, so a file can name
- * no place outside it. Symbolic links are followed: download caches are made of them, and whoever
- * can put a link there can put a file there. */
+ * Names out of an index file are plain: one component below the model's directory, so a file can
+ * name no place outside it. Symbolic links are followed: download caches are made of them, and
+ * whoever can put a link there can put a file there. */
 #include "base/file.h"
 
 #include "base/status.h"
@@ -18,6 +19,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+enum { SLICE = 1 << 28 }; /* bytes of one read, far below what the system takes at once */
+
 mm2_status mm2_file_fail(const char *path, const char *doing)
 {
     char text[128];
@@ -28,7 +31,13 @@ mm2_status mm2_file_fail(const char *path, const char *doing)
                     text);
 }
 
-static mm2_status map_file(mm2_file *f, int fd, int writable)
+static int64_t modification(const struct stat *facts)
+{
+    return (int64_t)((uint64_t)facts->st_mtim.tv_sec * 1000000000u +
+                     (uint64_t)facts->st_mtim.tv_nsec);
+}
+
+static mm2_status map_file(mm2_file *f, int fd)
 {
     struct stat facts;
     if (fstat(fd, &facts))
@@ -37,36 +46,95 @@ static mm2_status map_file(mm2_file *f, int fd, int writable)
         return mm2_fail(MM2_E_IO, "%s: expected a regular file, found a %s", f->path,
                         S_ISDIR(facts.st_mode) ? "directory" : "special file");
     f->size = facts.st_size;
+    f->modified = modification(&facts);
     if (!f->size)
         return MM2_OK;
-    int protection = PROT_READ | (writable ? PROT_WRITE : 0);
-    void *data = mmap(NULL, (size_t)f->size, protection,
-                      MAP_PRIVATE | (writable ? MAP_NORESERVE : 0), fd, 0);
+    int is_copy = (f->flags & MM2_FILE_COPY) != 0,
+        is_writable = (f->flags & MM2_FILE_WRITABLE) != 0;
+    int protection = PROT_READ | (is_copy || is_writable ? PROT_WRITE : 0);
+    /* Whoever fills copies compares their sizes with the memory that is left. */
+    int kind = MAP_PRIVATE | (is_copy || is_writable ? MAP_NORESERVE : 0) |
+               (is_copy ? MAP_ANONYMOUS : 0);
+    void *data = mmap(NULL, (size_t)f->size, protection, kind, is_copy ? -1 : fd, 0);
     if (data == MAP_FAILED)
-        return mm2_file_fail(f->path, "map it into memory");
+        return mm2_file_fail(f->path,
+                             is_copy ? "have memory for a copy of it" : "map it into memory");
     f->data = data;
     return MM2_OK;
 }
 
-mm2_status mm2_file_open(mm2_file *f, const char *path, int writable)
+mm2_status mm2_file_open(mm2_file *f, const char *path, int32_t flags)
 {
-    *f = (mm2_file){.path = strdup(path)};
+    *f = (mm2_file){.path = strdup(path), .flags = flags};
     if (!f->path)
         return mm2_fail(MM2_E_NOMEM, "%s: out of memory while opening it", path);
     /* O_NONBLOCK: a FIFO must be refused, not waited for. */
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    mm2_status status = fd < 0 ? mm2_file_fail(path, "open it") : map_file(f, fd, writable);
-    if (fd >= 0)
+    mm2_status status = fd < 0 ? mm2_file_fail(path, "open it") : map_file(f, fd);
+    if (!status && flags & (MM2_FILE_COPY | MM2_FILE_WATCH))
+        f->watch = fd + 1;
+    else if (fd >= 0)
         close(fd);
+    f->is_open = !status;
     if (status)
         mm2_file_close(f);
     return status;
+}
+
+static mm2_status compare(const mm2_file *f)
+{
+    struct stat facts;
+    if (fstat(f->watch - 1, &facts))
+        return mm2_file_fail(f->path, "look at it again");
+    if (facts.st_size < f->size)
+        return mm2_fail(MM2_E_IO,
+                        "%s: was cut short from %lld to %lld bytes while it was open: restore the "
+                        "file and open the model again",
+                        f->path, (long long)f->size, (long long)facts.st_size);
+    if (facts.st_size != f->size || modification(&facts) != f->modified)
+        return mm2_fail(MM2_E_IO,
+                        "%s: was written to while it was open: open the model again, and replace "
+                        "model files by renaming",
+                        f->path);
+    return MM2_OK;
+}
+
+mm2_status mm2_file_fill(mm2_file *f)
+{
+    if (!(f->flags & MM2_FILE_COPY) || !f->watch)
+        return MM2_OK;
+    mm2_status status = MM2_OK;
+    for (int64_t at = 0; !status && at < f->size;) {
+        int64_t slice = f->size - at < SLICE ? f->size - at : SLICE;
+        ssize_t count = pread(f->watch - 1, f->data + at, (size_t)slice, at);
+        if (count < 0 && errno != EINTR)
+            status = mm2_file_fail(f->path, "read it");
+        else if (!count)
+            status = mm2_fail(MM2_E_IO, "%s: ended at byte %lld of %lld: was it cut short?",
+                              f->path, (long long)at, (long long)f->size);
+        at += count > 0 ? count : 0;
+    }
+    if (!status)
+        status = compare(f);
+    if (!status && f->size && !(f->flags & MM2_FILE_WRITABLE) &&
+        mprotect(f->data, (size_t)f->size, PROT_READ))
+        status = mm2_file_fail(f->path, "protect its copy");
+    close(f->watch - 1);
+    f->watch = 0;
+    return status;
+}
+
+mm2_status mm2_file_check(const mm2_file *f)
+{
+    return f->watch && !(f->flags & MM2_FILE_COPY) ? compare(f) : MM2_OK;
 }
 
 void mm2_file_close(mm2_file *f)
 {
     if (f->data)
         munmap(f->data, (size_t)f->size);
+    if (f->watch)
+        close(f->watch - 1);
     free((char *)f->path);
     *f = (mm2_file){0};
 }

@@ -12,19 +12,19 @@
 
 static mm2_status json_fail(const mm2_json *j, const char *expected)
 {
-    char found[8] = "the end";
-    if (j->at < j->end)
-        mm2_text_clean(found, sizeof found, j->at, 1);
+    const char *found = j->at < j->end ? j->at : "the end";
+    int length = j->at < j->end ? mm2_utf8_length((const uint8_t *)j->at, j->end - j->at) : 7;
     int line = 1; /* what people edit by hand has lines, and what programs write has bytes */
     for (const char *p = j->start; p < j->at; p++)
         line += *p == '\n';
-    return mm2_fail(MM2_E_FORMAT, "%s: line %d, JSON byte %lld: expected %s, found %s", j->where,
-                    line, (long long)(j->at - j->start), expected, found);
+    return mm2_fail(MM2_E_FORMAT, "%s: line %d, JSON byte %lld: expected %s, found %.*s", j->where,
+                    line, (long long)(j->at - j->start), expected, length < 1 ? 1 : length, found);
 }
 
 void mm2_json_begin(mm2_json *j, const char *where, const void *text, int64_t length)
 {
-    *j = (mm2_json){.start = text, .at = text, .end = (const char *)text + length, .where = where};
+    const char *start = length ? text : ""; /* NULL may not even be added 0 to */
+    *j = (mm2_json){.start = start, .at = start, .end = start + length, .where = where};
 }
 
 char mm2_json_peek(mm2_json *j)

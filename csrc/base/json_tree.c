@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_TREE = 256 << 20 }; /* bytes of JSON; keeps the fields of mm2_value in range */
+enum { MAX_TREE = 1 << 20 }; /* bytes of JSON; keeps the fields of mm2_value in range */
 
 /* ---- Building ---- */
 

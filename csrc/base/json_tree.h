@@ -27,8 +27,8 @@ typedef struct mm2_json_tree {
     char *texts;
 } mm2_json_tree;
 
-/* Reads the value that `j` stands before. NOMEM, or FORMAT: not JSON, nested deeper than 64, or an
- * object with a key twice. After a failure there is nothing to free. */
+/* Reads the value that `j` stands before. NOMEM, or FORMAT: not JSON, nested deeper than
+ * MM2_JSON_DEPTH, more than 1 MiB, or an object with a key twice. After a failure there is nothing to free. */
 mm2_status mm2_json_tree_read(mm2_json_tree *t, mm2_json *j);
 void mm2_json_tree_free(mm2_json_tree *t); /* idempotent */
 

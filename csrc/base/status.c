@@ -3,13 +3,22 @@
  * sentences.
  *
  * The formatter is ours because the library may not depend on the host's locale ("1,5") and imports
- * nothing of stdio. */
+ * nothing of stdio.
+ *
+ * Sentences end up in terminals and logs, and much in them comes out of files: in a sentence, what a
+ * %s inserts keeps only whole printable characters. Of the rest every byte becomes \xNN, and the
+ * middle of a very long text is left out, so that what stands behind it is still there. */
 #include "base/status.h"
+
+#include "base/utf8.h"
 
 #include <stdarg.h>
 #include <string.h>
 
-enum { SENTENCE = 1024 };
+enum {
+    SENTENCE = 1024,
+    SHOWN = 240 /* bytes at either end of an inserted text that is longer than both */
+};
 
 static _Thread_local char sentence[SENTENCE];
 
@@ -29,6 +38,59 @@ static void put_text(writer *w, const char *s, int limit)
 {
     for (int i = 0; (limit < 0 || i < limit) && s[i]; i++)
         put(w, s[i]);
+}
+
+/* Bytes of the character at p, of n that are there, if it is one that shows; else 0: controls, and
+ * what is invisible or changes the direction of writing. */
+static int printable(const uint8_t *p, int64_t n)
+{
+    static const int32_t hidden[][2] = {{0, 0x1f},        {0x7f, 0x9f},      {0xad, 0xad},
+                                        {0x61c, 0x61c},   {0x180e, 0x180e},  {0x200b, 0x200f},
+                                        {0x2028, 0x202e}, {0x2060, 0x206f},  {0xfeff, 0xfeff},
+                                        {0xfff0, 0xfffb}, {0xe0000, 0xe0fff}};
+    int length = mm2_utf8_length(p, n);
+    if (length < 1)
+        return 0;
+    int32_t code = mm2_utf8_code(p, length);
+    for (size_t i = 0; i < sizeof hidden / sizeof *hidden; i++)
+        if (code >= hidden[i][0] && code <= hidden[i][1])
+            return 0;
+    return length;
+}
+
+static void put_clean(writer *w, const char *s, int64_t length)
+{
+    static const char digits[] = "0123456789abcdef";
+    const uint8_t *p = (const uint8_t *)s, *end = p + length;
+    while (p < end) {
+        int n = printable(p, end - p);
+        for (int i = 0; i < n; i++)
+            put(w, (char)p[i]);
+        if (!n) {
+            put_text(w, "\\x", -1);
+            put(w, digits[*p >> 4]);
+            put(w, digits[*p & 15]);
+        }
+        p += n ? n : 1;
+    }
+}
+
+/* What file and caller have named, for a sentence. A limit may cut a character: its first bytes go. */
+static void put_foreign(writer *w, const char *s, int limit)
+{
+    int64_t length = limit < 0 ? (int64_t)strlen(s) : (int64_t)strnlen(s, (size_t)limit);
+    if (length == limit)
+        length -= mm2_utf8_cut((const uint8_t *)s, length);
+    if (length <= 2 * SHOWN) {
+        put_clean(w, s, length);
+        return;
+    }
+    const char *last = s + length - SHOWN;
+    while ((*last & 0xc0) == 0x80 && last < s + length)
+        last++;
+    put_clean(w, s, SHOWN - mm2_utf8_cut((const uint8_t *)s, SHOWN));
+    put_text(w, "...", -1);
+    put_clean(w, last, s + length - last);
 }
 
 static void put_unsigned(writer *w, unsigned long long value)
@@ -107,7 +169,9 @@ static void put_double(writer *w, double value)
     }
 }
 
-static int format_list(char *out, int cap, const char *format, va_list list)
+typedef void (*insert)(writer *w, const char *text, int limit);
+
+static int format_list(char *out, int cap, insert put_string, const char *format, va_list list)
 {
     writer w = {out, cap, 0};
     for (const char *f = format; *f; f++) {
@@ -129,7 +193,7 @@ static int format_list(char *out, int cap, const char *format, va_list list)
         switch (*f) {
         case 's': {
             const char *s = va_arg(list, const char *);
-            put_text(&w, s ? s : "(null)", limit);
+            put_string(&w, s ? s : "(null)", limit);
             break;
         }
         case 'd':
@@ -154,9 +218,19 @@ int mm2_format(char *out, int cap, const char *format, ...)
 {
     va_list list;
     va_start(list, format);
-    int length = format_list(out, cap, format, list);
+    int length = format_list(out, cap, put_text, format, list);
     va_end(list);
     return length;
+}
+
+/* Makes it the thread's sentence. One that did not fit ends with a whole character and dots. */
+static void keep(char *text, int length)
+{
+    if (length >= SENTENCE) {
+        int fits = SENTENCE - 4;
+        strcpy(text + fits - mm2_utf8_cut((const uint8_t *)text, fits), "...");
+    }
+    memcpy(sentence, text, SENTENCE);
 }
 
 mm2_status mm2_fail(mm2_status code, const char *format, ...)
@@ -164,15 +238,22 @@ mm2_status mm2_fail(mm2_status code, const char *format, ...)
     char text[SENTENCE]; /* the arguments may point into the old sentence */
     va_list list;
     va_start(list, format);
-    format_list(text, SENTENCE, format, list);
+    int length = format_list(text, SENTENCE, put_foreign, format, list);
     va_end(list);
-    memcpy(sentence, text, SENTENCE);
+    keep(text, length);
     return code;
 }
 
 mm2_status mm2_fail_in(mm2_status code, const char *where)
 {
-    return mm2_fail(code, "%s: %s", where, sentence);
+    char text[SENTENCE];
+    writer w = {text, SENTENCE, 0};
+    put_foreign(&w, where, -1);
+    put_text(&w, ": ", -1);
+    put_text(&w, sentence, -1);
+    text[w.length < SENTENCE ? w.length : SENTENCE - 1] = 0;
+    keep(text, w.length);
+    return code;
 }
 
 const char *mm2_status_text(void)

@@ -6,7 +6,9 @@
 
 /* Sets the calling thread's sentence and returns `code`, so that `return mm2_fail(MM2_E_IO, "...")`
  * reads naturally. Knows %s (NULL prints "(null)"), %.*s, %d, %u, %lld, %llu, %g (6 digits) and %%:
- * the C library's own formatter depends on the locale. Longer sentences are cut at 1023 bytes. */
+ * the C library's own formatter depends on the locale. What %s inserts may come from a file: bytes
+ * that are no printable character of UTF-8 become \xNN, and a text of more than 480 bytes loses its
+ * middle. Sentences are cut at 1023 bytes. */
 mm2_status mm2_fail(mm2_status code, const char *format, ...)
     __attribute__((format(printf, 2, 3), cold));
 const char *mm2_status_text(void);

@@ -36,6 +36,14 @@ int mm2_utf8_length(const uint8_t *p, int64_t n)
     return length;
 }
 
+int mm2_utf8_cut(const uint8_t *text, int64_t length)
+{
+    for (int back = length < 3 ? (int)length : 3; back > 0; back--)
+        if (mm2_utf8_length(text + length - back, back) == 0)
+            return back;
+    return 0;
+}
+
 int32_t mm2_utf8_code(const uint8_t *p, int length)
 {
     switch (length) {
@@ -128,8 +136,5 @@ int32_t mm2_text_complete(const char *bytes, int32_t len)
     if (len < 0 || (!bytes && len))
         return mm2_fail(MM2_E_ARG, "text_complete: bytes must be given and len at least 0, not %d",
                         len);
-    for (int32_t back = len < 3 ? len : 3; back > 0; back--)
-        if (mm2_utf8_length((const uint8_t *)bytes + len - back, back) == 0)
-            return len - back;
-    return len;
+    return len - mm2_utf8_cut((const uint8_t *)bytes, len);
 }

@@ -9,6 +9,9 @@
  * one U+FFFD. 0: all n bytes begin a character that further bytes may complete. */
 int mm2_utf8_length(const uint8_t *p, int64_t n);
 
+/* How many bytes at the end of the text begin a character that does not end within it. */
+int mm2_utf8_cut(const uint8_t *text, int64_t length);
+
 /* The code point of a valid character, whose length the caller knows. */
 int32_t mm2_utf8_code(const uint8_t *p, int length);
 /* Writes a code point; returns 1..4. */

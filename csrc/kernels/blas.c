@@ -143,8 +143,6 @@ int mm2_kernels_blas(mm2_kernels *t)
                  "set MINIMAX2_OPENBLAS to the path of the library");
         return -1;
     }
-    t->name = "blas";
-    t->isa = MM2_ISA_BLAS;
     for (int32_t dtype = 0; dtype < MM2_DTYPE_COUNT; dtype++) {
         if (t->matmul[dtype]) {
             t->matmul[dtype] = matmul;

@@ -13,7 +13,7 @@
 enum {
     QUERIES = 32,
     TILE_DIM_LIMIT = 256,           /* longer heads are left to the kernel for few rows */
-    TILE_QUERIES = 12,              /* and so are fewer queries */
+    TILE_QUERIES = 6,               /* and so are fewer queries */
     WEIGHTS_STRIDE = MM2_CHUNK + 32 /* of rows of probabilities: no multiple of a page's lines */
 };
 

@@ -29,6 +29,10 @@ enum {
     MANY_AHEAD = 2 /* pieces of 128 k that weights are prefetched ahead */
 };
 
+#define ONE(...) +1
+_Static_assert(MM2_PAIRS(ONE) == 2, "the tests for MM2_BF16 below mean: BF16, or FP8");
+#undef ONE
+
 /* ---- Few activation rows ---- */
 
 /* The two floats of ROWS pairs. */

@@ -1,5 +1,5 @@
 /* Matrix products of weights of any dtype, as float32, with float32 activations: what F32 and F16 take
- * always and every dtype with precision "exact". Included after body_float.h and body_int.h.
+ * always and every dtype with precision "exact". Included after body_float.h and body_int_panels.h.
  *
  * PANEL_ROWS rows x 256 elements become a panel of float32 that stays in the first-level cache, and
  * the tiles of body_float.h run over it; between panels the accumulators wait in memory. Blocks of
@@ -81,8 +81,7 @@ INLINE void decode_group(int32_t dtype, int one, decoded *out, const mm2_weight 
                          int32_t count, int32_t i, int32_t begin, int32_t n)
 {
     uint8_t copy[PANEL_ROWS * 8 * sizeof(mm2_block_q8_0)];
-    int32_t block = is_super(dtype) ? MM2_SUPER : 32;
-    int32_t each = is_super(dtype) ? super_bytes(dtype) : block_bytes(dtype);
+    int32_t block = mm2_format_of(dtype).elements, each = block_bytes(dtype);
     int32_t bytes = n / block * each;
     group g = group_at(w, first, count, i, (int64_t)(begin / block) * each, bytes, copy);
     /* The next group, as one stream: its share of this piece of k, in the order of the file. */
@@ -91,7 +90,7 @@ INLINE void decode_group(int32_t dtype, int one, decoded *out, const mm2_weight 
     if (!i && !begin)
         prefetch(here, PANEL_ROWS * w->row_bytes);
     prefetch(here + PANEL_ROWS * w->row_bytes + share, (int64_t)PANEL_ROWS * bytes);
-    if (is_super(dtype)) {
+    if (mm2_is_super(dtype)) {
         decode_super(dtype, one, out, g.p, g.stride);
         return;
     }
@@ -116,11 +115,6 @@ INLINE void matmul_decoded_one(int32_t dtype, float *out, const mm2_weight *w, i
     }
 }
 
-INLINE int is_float(int32_t dtype)
-{
-    return dtype == MM2_F32 || dtype == MM2_F16 || dtype == MM2_BF16 || dtype == MM2_F8_E4M3;
-}
-
 INLINE void matmul_panels(int32_t dtype, float *const *out, const mm2_weight *w, int32_t first,
                           int32_t count, const void *const *acts, int32_t rows)
 {
@@ -134,10 +128,10 @@ INLINE void matmul_panels(int32_t dtype, float *const *out, const mm2_weight *w,
             for (int r = 0; r < PANEL_ROWS; r++)
                 scale[r] = scale_row(w, first, count, i + r, &step) + begin / SCALE_SPAN * step;
             decoded target = {panel, NULL, {v16_zero()}};
-            if (is_float(dtype))
-                widen_panel(dtype, panel, w, first, count, i, begin, n);
-            else
+            if (mm2_is_integer(dtype))
                 decode_group(dtype, 0, &target, w, first, count, i, begin, n);
+            else
+                widen_panel(dtype, panel, w, first, count, i, begin, n);
             for (; m < rows; m += TILE_ACTS) {
                 const float *x[TILE_ACTS];
                 int together = smaller(TILE_ACTS, rows - m);
@@ -163,10 +157,10 @@ INLINE void matmul_exact(int32_t dtype, float *const *out, const mm2_weight *w, 
                          int32_t count, const void *const *acts, int32_t rows)
 {
     if (rows == 1) {
-        if (is_float(dtype))
-            matmul_one(dtype, out[0], w, first, count, acts[0]);
-        else
+        if (mm2_is_integer(dtype))
             matmul_decoded_one(dtype, out[0], w, first, count, acts[0]);
+        else
+            matmul_one(dtype, out[0], w, first, count, acts[0]);
         return;
     }
     for (int32_t m = 0; m < rows; m += PANEL_ACTS)

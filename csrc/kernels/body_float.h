@@ -56,7 +56,7 @@ INLINE void prefetch_stream(const uint8_t *p, int64_t bytes)
 
 INLINE int32_t size_of(int32_t dtype)
 {
-    return dtype == MM2_F32 ? 4 : dtype == MM2_F8_E4M3 ? 1 : 2;
+    return mm2_format_of(dtype).bytes;
 }
 
 /* FP8: the scales along row i, and the step between them; without scales, ones. */
@@ -70,6 +70,30 @@ static inline const float *scale_row(const mm2_weight *w, int32_t first, int32_t
     int64_t blocks = w->n_in / SCALE_SPAN + (w->n_in % SCALE_SPAN != 0);
     int64_t row = (int64_t)first + smaller(i, count - 1) + w->scale_row;
     return w->scale + row / SCALE_SPAN * blocks;
+}
+
+/* 64 elements to float32, in order. Those of FP8 are the instruction set's own. */
+#define WIDEN64(name, bytes)                                                                       \
+    INLINE void widen64_##name(const uint8_t *p, v16 out[4])                                       \
+    {                                                                                              \
+        _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++) out[i] = widen_##name(p + bytes * i);  \
+    }
+WIDEN64(f32, 64)
+WIDEN64(f16, 32)
+WIDEN64(bf16, 32)
+
+INLINE void widen64(int32_t dtype, const uint8_t *p, v16 out[4])
+{
+    switch (dtype) {
+#define WIDEN(ID, name, ...)                                                                       \
+    case MM2_##ID:                                                                                 \
+        widen64_##name(p, out);                                                                    \
+        return;
+        MM2_FLOATS(WIDEN)
+        MM2_PAIRS(WIDEN)
+#undef WIDEN
+    }
+    __builtin_unreachable();
 }
 
 /* The last n < 64 elements of a row, padded with zeros. */

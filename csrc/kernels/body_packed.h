@@ -1,6 +1,6 @@
 /* Matrix products with packed activations on tiles.
  *
- * Weights are the A operand, 32 rows at a time (body_fill.h), activations the B operand, so lanes
+ * Weights are the A operand, 32 rows at a time (body_fill_tiles.h), activations the B operand, so lanes
  * of C are activation rows. For every chunk of 32 weight rows all groups of 16 activation rows are
  * gone through, one or two together ("a set"): the chunk is made once and stays in the first-level
  * cache, the activations stream from the second. C is stored after every set and turned into floats,
@@ -155,12 +155,10 @@ INLINE void settle_blocks(flow *f)
 
 INLINE words joined_planes(int32_t dtype, words low, words high)
 {
-    if (dtype == MM2_Q3_K)
-        return words_sub(words_set1(0), low);
-    if (!has_two_planes(dtype))
-        return low;
-    int shift = dtype == MM2_Q4_K || dtype == MM2_Q5_K ? 3 : 7;
-    return _mm512_add_epi32(words_shl(high, shift), low);
+    const fill_facts facts = fill_facts_of(dtype);
+    if (facts.planes == 2)
+        low = _mm512_add_epi32(words_shl(high, facts.shift), low);
+    return facts.negative ? words_sub(words_set1(0), low) : low;
 }
 
 /* SETTLE_ROWS rows of super-blocks or FP8, and one group. */
@@ -208,7 +206,7 @@ INLINE void settle_chunk(int32_t dtype, flow *f)
 
 INLINE void settle(int32_t dtype, flow *f)
 {
-    if (is_block(dtype))
+    if (mm2_is_block(dtype))
         settle_blocks(f);
     else
         settle_chunk(dtype, f);
@@ -369,16 +367,16 @@ INLINE void multiply_set(int32_t dtype, work_function work_on, flow *f, const ch
                          pair_sums *y)
 {
     int32_t n = f->in.w->n_in, blocks = smaller(CHUNK_BLOCKS, (n - k) / 32);
-    int32_t group = is_block(dtype) ? set / 2 : set * 2;
-    int32_t two = !is_block(dtype) && groups - group > 1;
+    int32_t group = mm2_is_block(dtype) ? set / 2 : set * 2;
+    int32_t two = !mm2_is_block(dtype) && groups - group > 1;
     int32_t calls =
-        is_block(dtype) ? (blocks + 1) / 2 : (two + 1) * 4 * (has_two_planes(dtype) + 1);
+        mm2_is_block(dtype) ? (blocks + 1) / 2 : (two + 1) * 4 * (has_two_planes(dtype) + 1);
     panel += group * f->group_bytes;
     const uint8_t *b = panel + (int64_t)k * (dtype == MM2_F8_E4M3 ? TILE * 2 : TILE);
     f->goal = f->in.to ? PAIR * (set + 1) / sets : 0;
     int32_t pieces = (int32_t)(f->pieces - f->piece) + f->goal - smaller(f->goal, f->in.done);
     int32_t most = (pieces + calls - 1) / calls;
-    if (is_block(dtype))
+    if (mm2_is_block(dtype))
         multiply_blocks(dtype, work_on, f, now, set % 2, b, blocks, most);
     else if (two)
         multiply_two(dtype, work_on, f, now, b, most);
@@ -387,13 +385,13 @@ INLINE void multiply_set(int32_t dtype, work_function work_on, flow *f, const ch
     work_on(f, PAIR); /* rows of the next chunk that `calls` did not get to */
     f->from = now;
     f->y = y + group;
-    f->d = panel + (int64_t)n * TILE + (int64_t)k / (is_block(dtype) ? 32 : MM2_SUPER) * 64;
+    f->d = panel + (int64_t)n * TILE + (int64_t)k / (mm2_is_block(dtype) ? 32 : MM2_SUPER) * 64;
     f->sums = panel + (int64_t)n * TILE + n / MM2_SUPER * 64;
     f->sums += is_wide(dtype) ? n / 32 * 64 + k / MM2_SUPER * 256 : k / MM2_SUPER * 512;
     f->blocks = blocks;
     f->tile = set % 2;
     f->piece = 0;
-    f->pieces = (uint32_t)(is_block(dtype) ? TILE : PAIR * (two + 1)) / SETTLE_ROWS;
+    f->pieces = (uint32_t)(mm2_is_block(dtype) ? TILE : PAIR * (two + 1)) / SETTLE_ROWS;
 }
 
 /* Up to SETS_ROWS rows. */
@@ -404,7 +402,7 @@ INLINE void multiply_some(int32_t dtype, work_function work_on, float *const *ou
     flow f;
     _Alignas(64) pair_sums y[SETS_ROWS / TILE];
     int32_t groups = (rows + TILE - 1) / TILE, slot = 0;
-    int32_t sets = is_block(dtype) ? groups * 2 : (groups + 1) / 2;
+    int32_t sets = mm2_is_block(dtype) ? groups * 2 : (groups + 1) / 2;
     f.group_bytes = mm2_panel_bytes(mm2_act_of(dtype), TILE, w->n_in);
     f.piece = f.pieces = 0;
     f.goal = PAIR;
@@ -427,7 +425,7 @@ INLINE void multiply_packed(int32_t dtype, work_function work_on, float *const *
                             int32_t rows)
 {
     int64_t some_bytes = mm2_panel_bytes(mm2_act_of(dtype), SETS_ROWS, w->n_in);
-    tiles_begin(is_block(dtype) ? 32 : 64);
+    tiles_begin(mm2_is_block(dtype) ? 32 : 64);
     for (int32_t m = 0; m < rows; m += SETS_ROWS)
         multiply_some(dtype, work_on, out + m, w, first, count,
                       (const uint8_t *)panel + m / SETS_ROWS * some_bytes,

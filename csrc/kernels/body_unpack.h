@@ -1,5 +1,5 @@
 /* From blocks of the file to interleaved codes, in terms of the primitives of a codes_*.h. Included
- * after body_float.h, as is body_int.h, for a few helpers.
+ * after body_float.h, as is body_int_panels.h, for a few helpers.
  *
  * Rows are interleaved first, while their codes are still packed, and unpacked afterwards: word w
  * of 16 loaded bytes holds bytes 4w..4w+3 of ROWS rows, one row a lane, and shifts and masks work
@@ -31,39 +31,73 @@ typedef struct block_panel {
 
 INLINE int32_t block_bytes(int32_t dtype)
 {
-    return dtype == MM2_Q8_0   ? (int32_t)sizeof(mm2_block_q8_0)
-           : dtype == MM2_Q5_0 ? (int32_t)sizeof(mm2_block_q5_0)
-                               : (int32_t)sizeof(mm2_block_q4_0);
+    return mm2_format_of(dtype).bytes;
 }
 
-/* Codes of one block; returns its scale. d stands at the beginning in all four formats. Nibbles:
+/* Unpackers write the codes of one block and return its scale, which stands at the beginning. Nibbles:
  * the low ones of 16 bytes are elements 0..15, the high ones 16..31. */
-INLINE reals unpack_block(int32_t dtype, words code[8], const uint8_t *p, int64_t stride)
+
+INLINE words nibble_word(const words x[4], int i)
+{
+    return words_bits(x[i % 4], i / 4 * 4, LOW4);
+}
+
+INLINE reals unpack_q8_0(words code[8], const uint8_t *p, int64_t stride)
+{
+    words head[4];
+    transpose4(head, p, stride);
+    transpose4(code, p + offsetof(mm2_block_q8_0, q), stride);
+    transpose4(code + 4, p + offsetof(mm2_block_q8_0, q) + 16, stride);
+    return reals_from_half(head[0]);
+}
+
+INLINE reals unpack_q4_0(words code[8], const uint8_t *p, int64_t stride)
 {
     words head[4], x[4];
     transpose4(head, p, stride);
-    if (dtype == MM2_Q8_0) {
-        transpose4(code, p + offsetof(mm2_block_q8_0, q), stride);
-        transpose4(code + 4, p + offsetof(mm2_block_q8_0, q) + 16, stride);
-        return reals_from_half(head[0]);
-    }
-    if (dtype == MM2_Q5_0)
-        transpose4(x, p + offsetof(mm2_block_q5_0, q), stride);
-    else
-        transpose4(x, p + offsetof(mm2_block_q4_0, q), stride);
-    words high = words_join(head[0], head[1]); /* Q5_0: bit k is bit 4 of element k */
+    transpose4(x, p + offsetof(mm2_block_q4_0, q), stride);
 #pragma GCC unroll 8
-    for (int i = 0; i < 8; i++) {
-        words a = words_bits(x[i % 4], i / 4 * 4, LOW4);
-        if (dtype == MM2_Q5_0) { /* 4 bits to the bottom of 4 bytes: bit j goes to 7j + j */
-            words bits = words_mul(words_bits(high, i * 4, 15), words_set1(0x00204081));
-            bits = words_shl(words_and(bits, words_set1(EACH)), 4);
-            code[i] = words_sub8(words_or(a, bits), 16);
-        } else {
-            code[i] = dtype == MM2_Q4_0 ? words_sub8(a, 8) : words_iq4(a);
-        }
+    for (int i = 0; i < 8; i++)
+        code[i] = words_sub8(nibble_word(x, i), 8);
+    return reals_from_half(head[0]);
+}
+
+INLINE reals unpack_q5_0(words code[8], const uint8_t *p, int64_t stride)
+{
+    words head[4], x[4];
+    transpose4(head, p, stride);
+    transpose4(x, p + offsetof(mm2_block_q5_0, q), stride);
+    words high = words_join(head[0], head[1]); /* bit k is bit 4 of element k */
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) { /* 4 bits to the bottom of 4 bytes: bit j goes to 7j + j */
+        words bits = words_mul(words_bits(high, i * 4, 15), words_set1(0x00204081));
+        bits = words_shl(words_and(bits, words_set1(EACH)), 4);
+        code[i] = words_sub8(words_or(nibble_word(x, i), bits), 16);
     }
     return reals_from_half(head[0]);
+}
+
+INLINE reals unpack_iq4_nl(words code[8], const uint8_t *p, int64_t stride)
+{
+    words head[4], x[4];
+    transpose4(head, p, stride);
+    transpose4(x, p + offsetof(mm2_block_iq4_nl, q), stride);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++)
+        code[i] = words_iq4(nibble_word(x, i));
+    return reals_from_half(head[0]);
+}
+
+INLINE reals unpack_block(int32_t dtype, words code[8], const uint8_t *p, int64_t stride)
+{
+    switch (dtype) {
+#define UNPACK(ID, name, ...)                                                                      \
+    case MM2_##ID:                                                                                 \
+        return unpack_##name(code, p, stride);
+        MM2_BLOCKS(UNPACK)
+#undef UNPACK
+    }
+    __builtin_unreachable();
 }
 
 /* ---- Super-blocks of 256 ---- */
@@ -75,31 +109,16 @@ typedef struct super_panel {
     reals d, dmin;
 } super_panel;
 
-INLINE int32_t super_bytes(int32_t dtype)
-{
-    return dtype == MM2_Q2_K   ? (int32_t)sizeof(mm2_block_q2_k)
-           : dtype == MM2_Q3_K ? (int32_t)sizeof(mm2_block_q3_k)
-           : dtype == MM2_Q4_K ? (int32_t)sizeof(mm2_block_q4_k)
-           : dtype == MM2_Q5_K ? (int32_t)sizeof(mm2_block_q5_k)
-           : dtype == MM2_Q6_K ? (int32_t)sizeof(mm2_block_q6_k)
-                               : (int32_t)sizeof(mm2_block_iq4_xs);
-}
-
-INLINE int is_super(int32_t dtype)
-{
-    return dtype != MM2_Q8_0 && dtype != MM2_Q4_0 && dtype != MM2_Q5_0 && dtype != MM2_IQ4_NL;
-}
-
 /* Sub-blocks of 32? */
 INLINE int is_wide(int32_t dtype)
 {
-    return dtype == MM2_Q4_K || dtype == MM2_Q5_K || dtype == MM2_IQ4_XS;
+    return mm2_format_of(dtype).span == 32;
 }
 
 /* With minima, and then with codes that are not negative. */
 INLINE int has_minima(int32_t dtype)
 {
-    return dtype == MM2_Q2_K || dtype == MM2_Q4_K || dtype == MM2_Q5_K;
+    return mm2_format_of(dtype).minima;
 }
 
 /* Byte i of each word as an int32. */
@@ -283,22 +302,12 @@ INLINE void unpack_iq4_xs(super_panel *s, const uint8_t *p, int64_t stride)
 INLINE void unpack_super(int32_t dtype, super_panel *s, const uint8_t *p, int64_t stride)
 {
     switch (dtype) {
-    case MM2_Q2_K:
-        unpack_q2_k(s, p, stride);
+#define UNPACK(ID, name, ...)                                                                      \
+    case MM2_##ID:                                                                                 \
+        unpack_##name(s, p, stride);                                                               \
         return;
-    case MM2_Q3_K:
-        unpack_q3_k(s, p, stride);
-        return;
-    case MM2_Q4_K:
-        unpack_q4_k(s, p, stride);
-        return;
-    case MM2_Q5_K:
-        unpack_q5_k(s, p, stride);
-        return;
-    case MM2_Q6_K:
-        unpack_q6_k(s, p, stride);
-        return;
-    default:
-        unpack_iq4_xs(s, p, stride);
+        MM2_SUPERS(UNPACK)
+#undef UNPACK
     }
+    __builtin_unreachable();
 }

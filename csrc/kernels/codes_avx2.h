@@ -400,7 +400,7 @@ static inline __m256i acts_load(const int8_t *p)
 }
 
 /* sum + scales * codes (0..63) * activations, spread over the lanes in any way. */
-static inline words one_dot(words sum, bytes64 c, const int8_t *acts, bytes64 scales)
+static inline words direct_dot(words sum, bytes64 c, const int8_t *acts, bytes64 scales)
 {
     sum = dot32(sum, c.low, acts_load(acts), scales.low);
     return dot32(sum, c.high, acts_load(acts + 32), scales.high);
@@ -430,7 +430,7 @@ static inline __m256i pair_scale(__m256i scales, int i)
     return _mm256_shuffle_epi8(scales, _mm256_set1_epi16((short)((i * 2 + 1) << 8 | i * 2)));
 }
 
-/* The activations of a super-block in the order of one_dot_iq4_xs. */
+/* The activations of a super-block in the order of direct_dot_iq4_xs. */
 static inline void acts_iq4_xs(int8_t out[4 * ACT_PAIR], const int8_t *a)
 {
     for (int j = 0; j < 4; j++)
@@ -439,8 +439,8 @@ static inline void acts_iq4_xs(int8_t out[4 * ACT_PAIR], const int8_t *a)
 
 /* sum + scales * (values of the codes of IQ4_XS at q + SIGNED_BIAS) * activations. Scales are those of
  * the four even blocks, then of the odd ones. */
-static inline words one_dot_iq4_xs(words sum, const uint8_t *q, const uint8_t scales[8],
-                                   const int8_t *acts)
+static inline words direct_dot_iq4_xs(words sum, const uint8_t *q, const uint8_t scales[8],
+                                      const int8_t *acts)
 {
     __m256i s = pair_scales(scales);
 #pragma GCC unroll 4
@@ -455,8 +455,8 @@ static inline words one_dot_iq4_xs(words sum, const uint8_t *q, const uint8_t sc
 }
 
 /* sum + (16 signed scales << shift) * sums */
-static inline words one_offset(words sum, const uint8_t scales[16], const int16_t sums[16],
-                               int shift)
+static inline words direct_offset(words sum, const uint8_t scales[16], const int16_t sums[16],
+                                  int shift)
 {
     __m256i s = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)scales));
     __m256i a = _mm256_loadu_si256((const __m256i *)sums);
@@ -467,8 +467,8 @@ static inline words one_offset(words sum, const uint8_t scales[16], const int16_
  * 64 bytes at q are code j of 4, bit j of the nibbles at `high` goes above them; activations are in
  * this order, j after j. Two codes and their bits are joined in a byte, and both are multiplied where
  * they are, the upper one 16 times too large, by scales that make up for it. */
-static inline words one_dot_q3_k(words sum, const uint8_t *q, const uint8_t *high,
-                                 const uint8_t scales[16], const int8_t *acts)
+static inline words direct_dot_q3_k(words sum, const uint8_t *q, const uint8_t *high,
+                                    const uint8_t scales[16], const int8_t *acts)
 {
     const __m256i even = table16(0x00, 0x04, 0x00, 0x04, 0x40, 0x44, 0x40, 0x44, 0x00, 0x04, 0x00,
                                  0x04, 0x40, 0x44, 0x40, 0x44); /* bits 0 and 2 to 2 and 6 */
@@ -502,21 +502,27 @@ static inline words one_dot_q3_k(words sum, const uint8_t *q, const uint8_t *hig
     return sum;
 }
 
-/* Partial sums of codes * activations from acts_pair for each of two blocks; in int16 for unsigned
- * codes: at most 31 * 127 * 4. */
-static inline pairs pairs_dot(int32_t dtype, bytes64 c, const int8_t *acts)
+/* Partial sums of codes * activations from acts_pair for each of two blocks. */
+static inline pairs pairs_dot_signed(bytes64 c, const int8_t *acts)
 {
-    __m256i a = acts_load(acts), b = acts_load(acts + 32);
     const __m256i zero = _mm256_setzero_si256(), one = _mm256_set1_epi16(1);
-    switch (dtype) {
-    case MM2_Q8_0:
-        return dot32_signed(dot32_signed(zero, c.low, a, one), c.high, b, one);
-    case MM2_IQ4_NL:
-        return _mm256_add_epi32(_mm256_madd_epi16(products_iq4(c.low, acts), one),
-                                _mm256_madd_epi16(products_iq4(c.high, acts + 32), one));
-    default:
-        return _mm256_add_epi16(_mm256_maddubs_epi16(c.low, a), _mm256_maddubs_epi16(c.high, b));
-    }
+    __m256i sum = dot32_signed(zero, c.low, acts_load(acts), one);
+    return dot32_signed(sum, c.high, acts_load(acts + 32), one);
+}
+
+/* The same of the values that bytes_iq4 leaves. */
+static inline pairs pairs_dot_iq4(bytes64 c, const int8_t *acts)
+{
+    const __m256i one = _mm256_set1_epi16(1);
+    return _mm256_add_epi32(_mm256_madd_epi16(products_iq4(c.low, acts), one),
+                            _mm256_madd_epi16(products_iq4(c.high, acts + 32), one));
+}
+
+/* And of unsigned codes of up to 5 bits, in int16: at most 31 * 127 * 4. */
+static inline pairs pairs_dot_unsigned(bytes64 c, const int8_t *acts)
+{
+    return _mm256_add_epi16(_mm256_maddubs_epi16(c.low, acts_load(acts)),
+                            _mm256_maddubs_epi16(c.high, acts_load(acts + 32)));
 }
 
 /* In every group of 4 lanes: the sums of the groups of a, b, c and d. */

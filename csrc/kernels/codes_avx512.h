@@ -301,7 +301,7 @@ static inline bytes64 bytes_spread(int negative, bytes64 scales, const uint8_t f
     return negative ? _mm512_srai_epi16(a, 8) : a;
 }
 
-static inline words one_dot(words sum, bytes64 c, const int8_t *acts, bytes64 scales)
+static inline words direct_dot(words sum, bytes64 c, const int8_t *acts, bytes64 scales)
 {
     return _mm512_dpwssd_epi32(sum, _mm512_maddubs_epi16(c, _mm512_load_si512(acts)), scales);
 }
@@ -314,8 +314,8 @@ static inline void acts_iq4_xs(int8_t out[4 * ACT_PAIR], const int8_t *a)
 }
 
 /* A lane of 128 bits is a block, whose four sums have one scale. */
-static inline words one_dot_iq4_xs(words sum, const uint8_t *q, const uint8_t scales[8],
-                                   const int8_t *acts)
+static inline words direct_dot_iq4_xs(words sum, const uint8_t *q, const uint8_t scales[8],
+                                      const int8_t *acts)
 {
     bytes64 s = bytes_repeat16(scales);
 #pragma GCC unroll 2
@@ -334,16 +334,16 @@ static inline words one_dot_iq4_xs(words sum, const uint8_t *q, const uint8_t sc
     return sum;
 }
 
-static inline words one_offset(words sum, const uint8_t scales[16], const int16_t sums[16],
-                               int shift)
+static inline words direct_offset(words sum, const uint8_t scales[16], const int16_t sums[16],
+                                  int shift)
 {
     __m256i s = _mm256_slli_epi16(_mm256_cvtepi8_epi16(load_row(scales)), shift);
     __m256i a = _mm256_loadu_si256((const __m256i *)sums);
     return _mm512_dpwssd_epi32(sum, _mm512_zextsi256_si512(s), _mm512_zextsi256_si512(a));
 }
 
-static inline words one_dot_q3_k(words sum, const uint8_t *q, const uint8_t *high,
-                                 const uint8_t scales[16], const int8_t *acts)
+static inline words direct_dot_q3_k(words sum, const uint8_t *q, const uint8_t *high,
+                                    const uint8_t scales[16], const int8_t *acts)
 {
     const uint8_t from[4][4] = {{0, 1, 8, 9}, {2, 3, 10, 11}, {4, 5, 12, 13}, {6, 7, 14, 15}};
     bytes64 s = bytes_repeat16(scales), low = bytes_load(q);
@@ -353,16 +353,19 @@ static inline words one_dot_q3_k(words sum, const uint8_t *q, const uint8_t *hig
     for (int j = 0; j < 4; j++) {
         bytes64 c = bytes_and(j ? bytes_shr(low, j * 2) : low, 3);
         c = bytes_or_and(c, j < 2 ? bytes_shl(bit, 2 - j) : j > 2 ? bytes_shr(bit, 1) : bit, 4);
-        sum = one_dot(sum, c, acts + j * 64, bytes_spread(1, s, from[j]));
+        sum = direct_dot(sum, c, acts + j * 64, bytes_spread(1, s, from[j]));
     }
     return sum;
 }
 
-static inline pairs pairs_dot(int32_t dtype, bytes64 c, const int8_t *acts)
+static inline pairs pairs_dot_unsigned(bytes64 c, const int8_t *acts)
 {
-    (void)dtype;
     return _mm512_dpbusd_epi32(_mm512_setzero_si512(), c, _mm512_load_si512(acts));
 }
+
+/* Signed codes have been raised by SIGNED_BIAS. */
+#define pairs_dot_signed pairs_dot_unsigned
+#define pairs_dot_iq4 pairs_dot_unsigned
 
 /* In every group of 4 lanes: the sums of the groups of a, b, c and d. */
 static inline words sums_of_4(words a, words b, words c, words d)

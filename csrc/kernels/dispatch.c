@@ -7,36 +7,38 @@
 #include "kernels/kernels.h"
 
 #include "base/cpu.h"
+#include "base/levels.h"
 #include "base/status.h"
 
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
-static mm2_kernels avx2, avx512, amx, blas;
-static const mm2_kernels *best;
+static mm2_kernels tables[MM2_ISA_BLAS + 1]; /* of those that are built, by MM2_ISA_* */
+static const mm2_kernels *best = &mm2_kernels_ref;
 static pthread_once_t native_once = PTHREAD_ONCE_INIT;
+
+/* A copy of the best table under another name, to fill. */
+static mm2_kernels *table_begin(int32_t isa, const char *name)
+{
+    tables[isa] = *best;
+    tables[isa].name = name;
+    tables[isa].isa = isa;
+    return &tables[isa];
+}
 
 static void build_native(void)
 {
-    best = &mm2_kernels_ref;
 #if defined(__x86_64__)
     const mm2_cpu_facts *cpu = mm2_cpu_find();
-    if (cpu->avx2) {
-        avx2 = *best;
-        mm2_kernels_avx2(&avx2);
-        best = &avx2;
+#define BUILD(ID, level, needs)                                                                    \
+    if (cpu->level) {                                                                              \
+        mm2_kernels *t = table_begin(MM2_ISA_##ID, #level);                                        \
+        mm2_kernels_##level(t);                                                                    \
+        best = t;                                                                                  \
     }
-    if (cpu->avx512) {
-        avx512 = *best;
-        mm2_kernels_avx512(&avx512);
-        best = &avx512;
-    }
-    if (cpu->amx) {
-        amx = *best;
-        mm2_kernels_amx(&amx);
-        best = &amx;
-    }
+    MM2_VECTOR_LEVELS(BUILD)
+#undef BUILD
 #endif
 }
 
@@ -46,11 +48,9 @@ static const mm2_kernels *find_blas(void)
     static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
     static int ready;
     pthread_mutex_lock(&lock);
-    if (!ready) {
-        blas = *best;
-        ready = mm2_kernels_blas(&blas) == 0;
-    }
-    const mm2_kernels *found = ready ? &blas : NULL;
+    if (!ready)
+        ready = mm2_kernels_blas(table_begin(MM2_ISA_BLAS, "blas")) == 0;
+    const mm2_kernels *found = ready ? &tables[MM2_ISA_BLAS] : NULL;
     pthread_mutex_unlock(&lock);
     return found;
 }
@@ -58,15 +58,20 @@ static const mm2_kernels *find_blas(void)
 /* The number behind a name of the environment variable; -1 if it has none. */
 static int32_t parse_isa(const char *name)
 {
-    static const char *const names[] = {"auto", "ref", "avx2", "avx512", "amx", "blas"};
-    for (int32_t isa = MM2_ISA_AUTO; isa <= MM2_ISA_BLAS; isa++)
-        if (strcmp(name, names[isa]) == 0)
-            return isa;
+#define PARSE(ID, level, needs)                                                                    \
+    if (strcmp(name, #level) == 0)                                                                 \
+        return MM2_ISA_##ID;
+    PARSE(AUTO, auto, "")
+    MM2_LEVELS(PARSE)
+#undef PARSE
     return -1;
 }
 
 const mm2_kernels *mm2_kernels_find(int32_t isa)
 {
+#define LIST(ID, level, needs) #level ", "
+    static const char names[] = MM2_LEVELS(LIST);
+#undef LIST
     pthread_once(&native_once, build_native);
     if (isa == MM2_ISA_AUTO) {
         const char *name = getenv("MM2_ISA");
@@ -74,9 +79,9 @@ const mm2_kernels *mm2_kernels_find(int32_t isa)
             isa = parse_isa(name);
             if (isa < 0) {
                 mm2_fail(MM2_E_ARG,
-                         "the environment variable MM2_ISA is \"%s\"; it may be ref, avx2, "
-                         "avx512, amx, blas, or auto or unset for the best",
-                         name);
+                         "the environment variable MM2_ISA is \"%s\"; it may be %sor auto or unset "
+                         "for the best",
+                         name, names);
                 return NULL;
             }
         }
@@ -86,32 +91,17 @@ const mm2_kernels *mm2_kernels_find(int32_t isa)
         return best;
     case MM2_ISA_REF:
         return &mm2_kernels_ref;
-    case MM2_ISA_AVX2:
-        if (avx2.name)
-            return &avx2;
-        mm2_fail(MM2_E_UNSUPPORTED,
-                 "the avx2 kernels need a processor with AVX2, FMA and F16C; this one has %s",
-                 mm2_cpu());
-        return NULL;
-    case MM2_ISA_AVX512:
-        if (avx512.name)
-            return &avx512;
-        mm2_fail(MM2_E_UNSUPPORTED,
-                 "the avx512 kernels need a processor with AVX-512 F, BW, VL, DQ, VNNI and VBMI; "
-                 "this one has %s",
-                 mm2_cpu());
-        return NULL;
-    case MM2_ISA_AMX:
-        if (amx.name)
-            return &amx;
-        mm2_fail(MM2_E_UNSUPPORTED,
-                 "the amx kernels need a processor with AMX (tiles, int8 and bf16), the avx512 "
-                 "kernels, and the system's permission to use tiles, which it refuses to processes "
-                 "with small signal stacks; this one has %s",
-                 mm2_cpu());
-        return NULL;
     case MM2_ISA_BLAS:
         return find_blas();
+#define FIND(ID, level, needs)                                                                     \
+    case MM2_ISA_##ID:                                                                             \
+        if (tables[isa].name)                                                                      \
+            return &tables[isa];                                                                   \
+        mm2_fail(MM2_E_UNSUPPORTED, "the " #level " kernels need " needs "; this one has %s",      \
+                 mm2_cpu());                                                                       \
+        return NULL;
+        MM2_VECTOR_LEVELS(FIND)
+#undef FIND
     default:
         mm2_fail(MM2_E_ARG, "isa is %d; expected MM2_ISA_AUTO (0) to MM2_ISA_BLAS (5)", isa);
         return NULL;

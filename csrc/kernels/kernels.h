@@ -36,11 +36,12 @@ enum {
     MM2_ACT_Q8_32 = 2,  /* int8 per 32: Q8_0, Q4_0, Q5_0, IQ4_NL. int8 q[n], then float d[n / 32] */
     MM2_ACT_Q8_256 = 3, /* int8 per 256: K-quants, IQ4_XS. int8 q[n], float d[n / 256], int16 sums[n
                            / 16] of 16 codes each */
-    MM2_ACT_KINDS = 4
+    MM2_ACT_KINDS = 4,
+    MM2_ACT_NONE = -1 /* no matrix product takes such weights */
 };
 
-/* The kind that matmul[dtype] takes; -1 for a dtype that no matrix product takes (I32, unknown
- * numbers). exact[dtype] takes MM2_ACT_F32. */
+/* The kind that matmul[dtype] takes; MM2_ACT_NONE, -1, for I32 and unknown numbers. exact[dtype] takes
+ * MM2_ACT_F32. */
 int32_t mm2_act_of(int32_t dtype);
 /* Bytes of one row of n activations, rounded up to 64. Rows begin 64-byte aligned. */
 int64_t mm2_act_bytes(int32_t act, int64_t n);

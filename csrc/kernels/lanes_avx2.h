@@ -13,10 +13,10 @@ enum {
     ROWS = 8,         /* weight rows of a panel: int32 lanes of a register */
     DOT_ACTS = 4,     /* activation rows and */
     DOT_PANELS = 1,   /* panels of one integer tile */
-    ONE_ACTS = 3,     /* up to so many activation rows are multiplied by codes where they stand */
+    DIRECT_ACTS = 3,  /* up to so many activation rows are multiplied by codes where they stand */
     SIGNED_BIAS = 0,  /* what pairs_dot adds to signed codes */
     ACT_PAIR = 128,   /* bytes of the activations of two blocks */
-    Q3_K_SHIFT = 4,   /* one_dot_q3_k adds 2^4 times the products */
+    Q3_K_SHIFT = 4,   /* direct_dot_q3_k adds 2^4 times the products */
     ONE_ROWS = 4,     /* weight rows that run together with one float activation row */
     TILE_ROWS = 2,    /* weight rows and */
     TILE_ACTS = 3,    /* activation rows of one float tile: 12 accumulators of 16 registers */
@@ -92,7 +92,7 @@ static inline v16 v16_keep_n(v16 a, v16 rest, int32_t n)
                   _mm256_blendv_ps(rest.high, a.high, _mm256_castsi256_ps(mask_of(n - 8))));
 }
 
-static inline __m256 widen_bf16(const uint16_t *p)
+static inline __m256 widen8_bf16(const uint16_t *p)
 {
     __m256i x = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
@@ -100,7 +100,7 @@ static inline __m256 widen_bf16(const uint16_t *p)
 
 static inline v16 v16_load_bf16(const uint16_t *p)
 {
-    return v16_of(widen_bf16(p), widen_bf16(p + 8));
+    return v16_of(widen8_bf16(p), widen8_bf16(p + 8));
 }
 
 static inline __m256 pairs_even(const uint16_t *p)
@@ -261,14 +261,21 @@ static inline v16 widen_f16(const uint8_t *p)
                   _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 16))));
 }
 
-static inline void widen64(int32_t dtype, const uint8_t *p, v16 out[4])
+static inline v16 widen_bf16(const uint8_t *p)
+{
+    return v16_load_bf16((const uint16_t *)p);
+}
+
+static inline v16 widen_f32(const uint8_t *p)
+{
+    return v16_load((const float *)p);
+}
+
+static inline void widen64_f8_e4m3(const uint8_t *p, v16 out[4])
 {
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++)
-        out[i] = dtype == MM2_F8_E4M3 ? widen_f8(p + 16 * i)
-                 : dtype == MM2_F16   ? widen_f16(p + 32 * i)
-                 : dtype == MM2_BF16  ? v16_load_bf16((const uint16_t *)(p + 32 * i))
-                                      : v16_load((const float *)(p + 64 * i));
+        out[i] = widen_f8(p + 16 * i);
 }
 
 /* 16 signed codes as floats. */

@@ -11,10 +11,10 @@ enum {
     ROWS = 16,         /* weight rows of a panel: int32 lanes of a register */
     DOT_ACTS = 4,      /* activation rows and */
     DOT_PANELS = 2,    /* panels of one integer tile */
-    ONE_ACTS = 4,      /* up to so many activation rows are multiplied by codes where they stand */
+    DIRECT_ACTS = 4,   /* up to so many activation rows are multiplied by codes where they stand */
     SIGNED_BIAS = 128, /* what pairs_dot adds to signed codes */
     ACT_PAIR = 64,     /* bytes of the activations of two blocks */
-    Q3_K_SHIFT = 0,    /* one_dot_q3_k adds the products themselves */
+    Q3_K_SHIFT = 0,    /* direct_dot_q3_k adds the products themselves */
     ONE_ROWS = 8,      /* weight rows that run together with one float activation row */
     TILE_ROWS = 8,     /* weight rows and */
     TILE_ACTS = 3,     /* activation rows of one float tile: 24 accumulators of 32 registers */
@@ -207,7 +207,7 @@ static inline void bf16_of_f8(__m512i code, __m512i *low, __m512i *high)
  * and a word is the lower or the upper half of a dword; the codes are put in the order in which
  * that leaves every lane its own: byte 16 L + 2 t of the register, for instance, is code
  * 4 L + t. */
-static inline void widen64_f8(const uint8_t *p, v16 out[4])
+static inline void widen64_f8_e4m3(const uint8_t *p, v16 out[4])
 {
     // clang-format off
     static const uint8_t order[64] = {
@@ -233,17 +233,14 @@ static inline v16 widen_f16(const uint8_t *p)
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
 }
 
-static inline void widen64(int32_t dtype, const uint8_t *p, v16 out[4])
+static inline v16 widen_bf16(const uint8_t *p)
 {
-    if (dtype == MM2_F8_E4M3) {
-        widen64_f8(p, out);
-        return;
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++)
-        out[i] = dtype == MM2_F16    ? widen_f16(p + 32 * i)
-                 : dtype == MM2_BF16 ? v16_load_bf16((const uint16_t *)(p + 32 * i))
-                                     : v16_load((const float *)(p + 64 * i));
+    return v16_load_bf16((const uint16_t *)p);
+}
+
+static inline v16 widen_f32(const uint8_t *p)
+{
+    return v16_load((const float *)p);
 }
 
 static inline v16 v16_codes(const int8_t *p)

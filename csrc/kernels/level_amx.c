@@ -22,8 +22,8 @@
 #include "kernels/body_exp.h"
 #include "kernels/body_float.h"
 #include "kernels/body_unpack.h"
-#include "kernels/body_one.h"
-#include "kernels/body_fill.h"
+#include "kernels/body_int_direct.h"
+#include "kernels/body_fill_tiles.h"
 #include "kernels/body_packed.h"
 #include "kernels/body_attend_tiles.h"
 
@@ -38,17 +38,9 @@
         multiply_packed(dtype, work_##format, out, w, first, count, panel, rows);                  \
     }
 
+#define PACKED(ID, name, ...) PACKED_SLOT(name, MM2_##ID)
 PACKED_SLOT(f8_e4m3, MM2_F8_E4M3)
-PACKED_SLOT(q8_0, MM2_Q8_0)
-PACKED_SLOT(q4_0, MM2_Q4_0)
-PACKED_SLOT(q5_0, MM2_Q5_0)
-PACKED_SLOT(iq4_nl, MM2_IQ4_NL)
-PACKED_SLOT(q2_k, MM2_Q2_K)
-PACKED_SLOT(q3_k, MM2_Q3_K)
-PACKED_SLOT(q4_k, MM2_Q4_K)
-PACKED_SLOT(q5_k, MM2_Q5_K)
-PACKED_SLOT(q6_k, MM2_Q6_K)
-PACKED_SLOT(iq4_xs, MM2_IQ4_XS)
+MM2_INTEGER_FORMATS(PACKED)
 
 /* The peaks of the tiles: four products for every four loads from the first-level cache. */
 #define PEAK(name, dot, bytes)                                                                     \
@@ -84,8 +76,6 @@ PEAK(peak_bf16_tiles, tile_dot_bf16, 2)
 
 void mm2_kernels_amx(mm2_kernels *t)
 {
-    t->name = "amx";
-    t->isa = MM2_ISA_AMX;
     t->pack[MM2_ACT_BF16] = pack_bf16;
     t->pack[MM2_ACT_Q8_32] = pack_q8_32;
     t->pack[MM2_ACT_Q8_256] = pack_q8_256;
@@ -94,20 +84,11 @@ void mm2_kernels_amx(mm2_kernels *t)
     t->peak[MM2_PEAK_INT8] = peak_int8_tiles;
     t->peak[MM2_PEAK_BF16] = peak_bf16_tiles;
     t->packed_rows[MM2_ACT_BF16] = 3;
-    t->packed_rows[MM2_ACT_Q8_32] = 6;
-    t->packed_rows[MM2_ACT_Q8_256] = 8;
-    t->matmul_packed[MM2_BF16] = matmul_packed_bf16;
-    t->matmul_packed[MM2_F8_E4M3] = matmul_packed_f8_e4m3;
-    t->matmul_packed[MM2_Q8_0] = matmul_packed_q8_0;
-    t->matmul_packed[MM2_Q4_0] = matmul_packed_q4_0;
-    t->matmul_packed[MM2_Q5_0] = matmul_packed_q5_0;
-    t->matmul_packed[MM2_IQ4_NL] = matmul_packed_iq4_nl;
-    t->matmul_packed[MM2_Q2_K] = matmul_packed_q2_k;
-    t->matmul_packed[MM2_Q3_K] = matmul_packed_q3_k;
-    t->matmul_packed[MM2_Q4_K] = matmul_packed_q4_k;
-    t->matmul_packed[MM2_Q5_K] = matmul_packed_q5_k;
-    t->matmul_packed[MM2_Q6_K] = matmul_packed_q6_k;
-    t->matmul_packed[MM2_IQ4_XS] = matmul_packed_iq4_xs;
+    t->packed_rows[MM2_ACT_Q8_32] = 48;
+    t->packed_rows[MM2_ACT_Q8_256] = 13;
+#define FILL(ID, name, ...) t->matmul_packed[MM2_##ID] = matmul_packed_##name;
+    MM2_PAIRS(FILL)
+    MM2_INTEGER_FORMATS(FILL)
 }
 
 #endif

@@ -1,48 +1,16 @@
-/* The avx512 level: the bodies written in terms of the primitives of lanes_avx512.h and codes_avx512.h,
- * compiled with the flags that the suffix of this file stands for. dispatch.c calls into it only on
- * processors that have them. */
+/* The avx512 level: the bodies in terms of the primitives of lanes_avx512.h and codes_avx512.h, compiled with
+ * the flags that the suffix of this file stands for. dispatch.c calls into it only on processors that
+ * have them. */
 #if defined(__x86_64__)
-
-#include "kernels/kernels.h"
-
-#include "base/cpu.h"
 
 #include "kernels/lanes_avx512.h"
 #include "kernels/codes_avx512.h"
 
-#include <math.h>
-
-#include "kernels/body_exp.h"
-#include "kernels/body_elementwise.h"
-#include "kernels/body_float.h"
-#include "kernels/body_attend.h"
-#include "kernels/body_bf16.h"
-#include "kernels/body_unpack.h"
-#include "kernels/body_one.h"
-#include "kernels/body_int.h"
-#include "kernels/body_exact.h"
-#include "kernels/body_limits.h"
-#include "kernels/body_slots.h"
+#include "kernels/body_level.h"
 
 void mm2_kernels_avx512(mm2_kernels *t)
 {
-    t->name = "avx512";
-    t->isa = MM2_ISA_AVX512;
-    fill_matmul(t);
-    stream_tune(mm2_cpu_find());
-    t->quantize[MM2_ACT_BF16] = quantize_bf16;
-    t->quantize[MM2_ACT_Q8_32] = quantize_q8_32;
-    t->quantize[MM2_ACT_Q8_256] = quantize_q8_256;
-    t->rms_norm = rms_norm;
-    t->rope = rope;
-    t->swiglu = swiglu;
-    t->sigmoid = sigmoid;
-    t->axpy = axpy;
-    t->attend[0] = attend_f32;
-    t->attend[1] = attend_bf16;
-    t->read = read_bytes;
-    t->peak[MM2_PEAK_INT8] = peak_int8;
-    t->peak[MM2_PEAK_F32] = peak_f32;
+    fill_level(t);
 }
 
 #endif

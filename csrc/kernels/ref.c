@@ -23,27 +23,13 @@ enum { LANES = 16, STEP_PAIRS = 16, BLOCK = 32, SCALE_BLOCK = 128 };
 int32_t mm2_act_of(int32_t dtype)
 {
     switch (dtype) {
-    case MM2_F32:
-    case MM2_F16:
-        return MM2_ACT_F32;
-    case MM2_BF16:
-    case MM2_F8_E4M3:
-        return MM2_ACT_BF16;
-    case MM2_Q8_0:
-    case MM2_Q4_0:
-    case MM2_Q5_0:
-    case MM2_IQ4_NL:
-        return MM2_ACT_Q8_32;
-    case MM2_Q2_K:
-    case MM2_Q3_K:
-    case MM2_Q4_K:
-    case MM2_Q5_K:
-    case MM2_Q6_K:
-    case MM2_IQ4_XS:
-        return MM2_ACT_Q8_256;
-    default:
-        return -1;
+#define ACTIVATIONS(ID, name, ELEMENTS, BYTES, GGUF, SAFETENSORS, ACT, ...)                        \
+    case MM2_##ID:                                                                                 \
+        return MM2_ACT_##ACT;
+        MM2_FORMATS(ACTIVATIONS)
+#undef ACTIVATIONS
     }
+    return MM2_ACT_NONE;
 }
 
 int64_t mm2_act_bytes(int32_t act, int64_t n)
@@ -135,23 +121,43 @@ static float tree(float lane[LANES])
 
 /* ---- Matrix products with float weights ---- */
 
-static float weight_value(int32_t dtype, const uint8_t *row, int32_t k)
+static float value_f32(const uint8_t *row, int32_t k)
+{
+    float value;
+    memcpy(&value, row + 4 * (int64_t)k, 4);
+    return value;
+}
+
+static float value_f16(const uint8_t *row, int32_t k)
 {
     uint16_t half;
-    float value;
+    memcpy(&half, row + 2 * (int64_t)k, 2);
+    return mm2_f16_f32(half);
+}
+
+static float value_bf16(const uint8_t *row, int32_t k)
+{
+    uint16_t half;
+    memcpy(&half, row + 2 * (int64_t)k, 2);
+    return mm2_bf16_f32(half);
+}
+
+static float value_f8_e4m3(const uint8_t *row, int32_t k)
+{
+    return mm2_e4m3_values[row[k]];
+}
+
+static float weight_value(int32_t dtype, const uint8_t *row, int32_t k)
+{
     switch (dtype) {
-    case MM2_F8_E4M3:
-        return mm2_e4m3_values[row[k]];
-    case MM2_F16:
-        memcpy(&half, row + 2 * (int64_t)k, 2);
-        return mm2_f16_f32(half);
-    case MM2_BF16:
-        memcpy(&half, row + 2 * (int64_t)k, 2);
-        return mm2_bf16_f32(half);
-    default:
-        memcpy(&value, row + 4 * (int64_t)k, 4);
-        return value;
+#define VALUE(ID, name, ...)                                                                       \
+    case MM2_##ID:                                                                                 \
+        return value_##name(row, k);
+        MM2_FLOATS(VALUE)
+        MM2_PAIRS(VALUE)
+#undef VALUE
     }
+    return 0;
 }
 
 /* lane[j] gains weight * x for k = begin + j, begin + j + 16, ... below end; zeros beyond. */
@@ -188,8 +194,14 @@ static void matmul_float(float *const *out, const mm2_weight *w, int32_t first, 
     }
 }
 
+static void exact_bf16(float *const *out, const mm2_weight *w, int32_t first, int32_t count,
+                       const void *const *acts, int32_t rows)
+{
+    matmul_float(out, w, first, count, acts, rows);
+}
+
 /* FP8: the sums of 128 products each are scaled before they are added up. */
-static void matmul_scaled(float *const *out, const mm2_weight *w, int32_t first, int32_t count,
+static void exact_f8_e4m3(float *const *out, const mm2_weight *w, int32_t first, int32_t count,
                           const void *const *acts, int32_t rows)
 {
     for (int32_t i = 0; i < count; i++) {
@@ -260,8 +272,8 @@ static void matmul_bf16(float *const *out, const mm2_weight *w, int32_t first, i
 }
 
 /* A step takes two codes of each of the block's 16 qwords. */
-static void matmul_f8(float *const *out, const mm2_weight *w, int32_t first, int32_t count,
-                      const void *const *acts, int32_t rows)
+static void matmul_f8_e4m3(float *const *out, const mm2_weight *w, int32_t first, int32_t count,
+                           const void *const *acts, int32_t rows)
 {
     for (int32_t i = 0; i < count; i++) {
         const uint8_t *row = (const uint8_t *)w->data + (first + i) * w->row_bytes;
@@ -280,37 +292,57 @@ static void matmul_f8(float *const *out, const mm2_weight *w, int32_t first, int
 
 /* ---- Matrix products with blocks of 32 integer codes ---- */
 
-/* The codes of one block and its scale. Nibble formats keep element j in the low and j + 16 in the
- * high half of byte j. */
-static float unpack_block(int32_t dtype, const void *block, int8_t q[BLOCK])
+/* Unpackers write the codes of one block and return its scale. Nibble formats keep element j in the
+ * low and j + 16 in the high half of byte j. */
+
+static float unpack_q8_0(int8_t q[BLOCK], const void *block)
+{
+    mm2_block_q8_0 b;
+    memcpy(&b, block, sizeof b);
+    memcpy(q, b.q, BLOCK);
+    return mm2_f16_f32(b.d);
+}
+
+static float unpack_q4_0(int8_t q[BLOCK], const void *block)
+{
+    mm2_block_q4_0 b;
+    memcpy(&b, block, sizeof b);
+    for (int j = 0; j < BLOCK; j++)
+        q[j] = (int8_t)((j < 16 ? b.q[j] & 15 : b.q[j - 16] >> 4) - 8);
+    return mm2_f16_f32(b.d);
+}
+
+static float unpack_q5_0(int8_t q[BLOCK], const void *block)
+{
+    mm2_block_q5_0 b;
+    memcpy(&b, block, sizeof b);
+    for (int j = 0; j < BLOCK; j++) {
+        int low = j < 16 ? b.q[j] & 15 : b.q[j - 16] >> 4;
+        int high = b.high[j / 8] >> j % 8 & 1;
+        q[j] = (int8_t)((low | high << 4) - 16);
+    }
+    return mm2_f16_f32(b.d);
+}
+
+static float unpack_iq4_nl(int8_t q[BLOCK], const void *block)
+{
+    mm2_block_iq4_nl b;
+    memcpy(&b, block, sizeof b);
+    for (int j = 0; j < BLOCK; j++)
+        q[j] = mm2_iq4_values[j < 16 ? b.q[j] & 15 : b.q[j - 16] >> 4];
+    return mm2_f16_f32(b.d);
+}
+
+static float unpack_block(int32_t dtype, int8_t q[BLOCK], const void *block)
 {
     switch (dtype) {
-    case MM2_Q8_0: {
-        mm2_block_q8_0 b;
-        memcpy(&b, block, sizeof b);
-        memcpy(q, b.q, BLOCK);
-        return mm2_f16_f32(b.d);
+#define UNPACK(ID, name, ...)                                                                      \
+    case MM2_##ID:                                                                                 \
+        return unpack_##name(q, block);
+        MM2_BLOCKS(UNPACK)
+#undef UNPACK
     }
-    case MM2_Q5_0: {
-        mm2_block_q5_0 b;
-        memcpy(&b, block, sizeof b);
-        for (int j = 0; j < BLOCK; j++) {
-            int low = j < 16 ? b.q[j] & 15 : b.q[j - 16] >> 4;
-            int high = b.high[j / 8] >> j % 8 & 1;
-            q[j] = (int8_t)((low | high << 4) - 16);
-        }
-        return mm2_f16_f32(b.d);
-    }
-    default: { /* Q4_0 and IQ4_NL differ in what a code means */
-        mm2_block_q4_0 b;
-        memcpy(&b, block, sizeof b);
-        for (int j = 0; j < BLOCK; j++) {
-            int code = j < 16 ? b.q[j] & 15 : b.q[j - 16] >> 4;
-            q[j] = (int8_t)(dtype == MM2_IQ4_NL ? mm2_iq4_values[code] : code - 8);
-        }
-        return mm2_f16_f32(b.d);
-    }
-    }
+    return 0;
 }
 
 static void matmul_block(float *const *out, const mm2_weight *w, int32_t first, int32_t count,
@@ -326,7 +358,7 @@ static void matmul_block(float *const *out, const mm2_weight *w, int32_t first, 
             float y = 0;
             for (int32_t b = 0; b < blocks; b++) {
                 int8_t q[BLOCK];
-                float d_w = unpack_block(w->dtype, row + b * bytes, q);
+                float d_w = unpack_block(w->dtype, q, row + b * bytes);
                 int32_t isum = 0;
                 for (int32_t j = 0; j < BLOCK; j++)
                     isum += q[j] * a[b * BLOCK + j];
@@ -451,23 +483,12 @@ static void unpack_super(int32_t dtype, super *s, const void *block)
 {
     memset(s, 0, sizeof *s);
     switch (dtype) {
-    case MM2_Q2_K:
-        unpack_q2_k(s, block);
+#define UNPACK(ID, name, ...)                                                                      \
+    case MM2_##ID:                                                                                 \
+        unpack_##name(s, block);                                                                   \
         return;
-    case MM2_Q3_K:
-        unpack_q3_k(s, block);
-        return;
-    case MM2_Q4_K:
-        unpack_q4_k(s, block);
-        return;
-    case MM2_Q5_K:
-        unpack_q5_k(s, block);
-        return;
-    case MM2_Q6_K:
-        unpack_q6_k(s, block);
-        return;
-    default:
-        unpack_iq4_xs(s, block);
+        MM2_SUPERS(UNPACK)
+#undef UNPACK
     }
 }
 
@@ -476,7 +497,7 @@ static void matmul_super(float *const *out, const mm2_weight *w, int32_t first, 
 {
     int32_t blocks = w->n_in / MM2_SUPER;
     int64_t bytes = w->row_bytes / (blocks ? blocks : 1);
-    int minima = w->dtype == MM2_Q2_K || w->dtype == MM2_Q4_K || w->dtype == MM2_Q5_K;
+    int minima = mm2_format_of(w->dtype).minima;
     for (int32_t i = 0; i < count; i++) {
         const uint8_t *row = (const uint8_t *)w->data + (first + i) * w->row_bytes;
         for (int32_t m = 0; m < rows; m++) {
@@ -704,43 +725,18 @@ static uint64_t peak_f32(const void *data, int32_t rounds, int64_t *ops)
     return mm2_f32_bits(tree(sum));
 }
 
+#define FLOATS(ID, ...) [MM2_##ID] = matmul_float,
+#define MATMUL(ID, name, ...) [MM2_##ID] = matmul_##name,
+#define EXACT(ID, name, ...) [MM2_##ID] = exact_##name,
+#define BLOCKS(ID, ...) [MM2_##ID] = matmul_block,
+#define SUPERS(ID, ...) [MM2_##ID] = matmul_super,
+#define DECODED(ID, ...) [MM2_##ID] = matmul_decoded,
+
 const mm2_kernels mm2_kernels_ref = {
     .name = "ref",
     .isa = MM2_ISA_REF,
-    .matmul =
-        {
-            [MM2_F32] = matmul_float,
-            [MM2_F16] = matmul_float,
-            [MM2_BF16] = matmul_bf16,
-            [MM2_F8_E4M3] = matmul_f8,
-            [MM2_Q8_0] = matmul_block,
-            [MM2_Q4_0] = matmul_block,
-            [MM2_Q5_0] = matmul_block,
-            [MM2_IQ4_NL] = matmul_block,
-            [MM2_Q2_K] = matmul_super,
-            [MM2_Q3_K] = matmul_super,
-            [MM2_Q4_K] = matmul_super,
-            [MM2_Q5_K] = matmul_super,
-            [MM2_Q6_K] = matmul_super,
-            [MM2_IQ4_XS] = matmul_super,
-        },
-    .exact =
-        {
-            [MM2_F32] = matmul_float,
-            [MM2_F16] = matmul_float,
-            [MM2_BF16] = matmul_float,
-            [MM2_F8_E4M3] = matmul_scaled,
-            [MM2_Q8_0] = matmul_decoded,
-            [MM2_Q4_0] = matmul_decoded,
-            [MM2_Q5_0] = matmul_decoded,
-            [MM2_IQ4_NL] = matmul_decoded,
-            [MM2_Q2_K] = matmul_decoded,
-            [MM2_Q3_K] = matmul_decoded,
-            [MM2_Q4_K] = matmul_decoded,
-            [MM2_Q5_K] = matmul_decoded,
-            [MM2_Q6_K] = matmul_decoded,
-            [MM2_IQ4_XS] = matmul_decoded,
-        },
+    .matmul = {MM2_FLOATS(FLOATS) MM2_PAIRS(MATMUL) MM2_BLOCKS(BLOCKS) MM2_SUPERS(SUPERS)},
+    .exact = {MM2_FLOATS(FLOATS) MM2_PAIRS(EXACT) MM2_INTEGER_FORMATS(DECODED)},
     .quantize = {[MM2_ACT_BF16] = quantize_bf16,
                  [MM2_ACT_Q8_32] = quantize_q8_32,
                  [MM2_ACT_Q8_256] = quantize_q8_256},

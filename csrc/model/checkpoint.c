@@ -1,141 +1,36 @@
-/* What both containers share: finding out which one a path holds, the table of tensors, and its
- * end.
- *
- * A path is looked at in this order: a file is a GGUF file or nothing; a directory with config.json
- * and safetensors is a Hugging Face checkpoint; any other directory must hold exactly one GGUF
- * checkpoint (one file, or the parts of one split set).
+/* The table of a checkpoint's tensors, its files, and their end.
  *
  * Entries grow in an array that may move while a reader fills it, so the map holds indices. Names
- * and files are borrowed from storage that lives as long as the checkpoint. */
+ * and files are borrowed from storage that lives as long as the checkpoint.
+ *
+ * A tensor that no view can describe (a type without a number here, more dimensions than a view
+ * has, one that the index names and no file holds) keeps its entry behind the listed ones, so that
+ * it can be named if it turns out to be needed. Nobody else meets it. */
 #include "model/checkpoint.h"
 
+#include "base/cpu.h"
 #include "base/status.h"
-#include "model/gguf.h"
 #include "tensor/dtype.h"
 
-#include <dirent.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
-/* As mm2_file_exists. */
-static int32_t has_file(const char *directory, const char *name)
-{
-    char *path;
-    mm2_status status = mm2_file_join(&path, directory, name, "file");
-    if (status)
-        return status;
-    int32_t exists = mm2_file_exists(path);
-    free(path);
-    return exists;
-}
+enum { LOOK_AGAIN = 100000000 }; /* nanoseconds between two looks at the files */
 
-/* Names of one set share everything but the part number in front of "-of-NNNNN.gguf". */
-static int same_set(const char *a, const char *b)
+void mm2_checkpoint_init(mm2_checkpoint *c)
 {
-    int32_t part, count, other_part, other_count;
-    int32_t stem = mm2_gguf_split_name(a, &part, &count);
-    return stem && mm2_gguf_split_name(b, &other_part, &other_count) == stem &&
-           count == other_count && !memcmp(a, b, (size_t)stem);
-}
-
-/* The only GGUF checkpoint of a directory: a fresh file name, or NULL in *name if there is none. */
-static mm2_status find_gguf(char **name, const char *directory)
-{
-    *name = NULL;
-    DIR *d = opendir(directory);
-    if (!d)
-        return mm2_file_fail(directory, "list this directory");
-    mm2_status status = MM2_OK;
-    for (struct dirent *e; !status && (e = readdir(d));) {
-        size_t length = strlen(e->d_name);
-        if (length <= 5 || e->d_name[0] == '.' || strcmp(e->d_name + length - 5, ".gguf"))
-            continue;
-        if (*name && !same_set(*name, e->d_name))
-            status = mm2_fail(MM2_E_FORMAT,
-                              "%s: holds more than one GGUF checkpoint (%.*s, %.*s): name the file",
-                              directory, 200, *name, 200, e->d_name);
-        else if (!*name && !(*name = strdup(e->d_name)))
-            status = mm2_fail(MM2_E_NOMEM, "%s: out of memory while listing it", directory);
-    }
-    closedir(d);
-    return status;
-}
-
-static mm2_status locate_in_directory(char **out, const char **format, const char *path)
-{
-    int32_t has_config = has_file(path, "config.json");
-    int32_t has_tensors =
-        has_config < 0 ? has_config : has_file(path, "model.safetensors.index.json");
-    if (!has_tensors)
-        has_tensors = has_file(path, "model.safetensors");
-    if (has_tensors < 0)
-        return has_tensors;
-    if (has_config && has_tensors) {
-        *format = "safetensors";
-        *out = strdup(path);
-        return *out ? MM2_OK : mm2_fail(MM2_E_NOMEM, "%s: out of memory while opening it", path);
-    }
-    char *name;
-    mm2_status status = find_gguf(&name, path);
-    if (!status && !name)
-        status = mm2_fail(
-            MM2_E_FORMAT,
-            has_config    ? "%s: holds config.json but no model.safetensors.index.json, "
-                            "model.safetensors or .gguf file: is the download complete?"
-            : has_tensors ? "%s: holds safetensors but no config.json: is the download complete?"
-                          : "%s: holds no checkpoint: expected config.json with safetensors, or a "
-                            ".gguf file",
-            path);
-    if (!status) {
-        *format = "gguf";
-        status = mm2_file_join(out, path, name, "GGUF file");
-    }
-    free(name);
-    return status;
-}
-
-mm2_status mm2_checkpoint_locate(char **out, const char **format, const char *path)
-{
-    *out = NULL;
-    if (mm2_file_is_directory(path))
-        return locate_in_directory(out, format, path);
-    *format = "gguf";
-    mm2_file f; /* a missing or special file fails here with its own sentence */
-    mm2_status status = mm2_file_open(&f, path, 0);
-    if (status)
-        return status;
-    int is_gguf = f.size >= 4 && !memcmp(f.data, "GGUF", 4);
-    int64_t size = f.size;
-    mm2_file_close(&f);
-    if (!is_gguf)
-        return mm2_fail(MM2_E_FORMAT,
-                        size ? "%s: does not begin with \"GGUF\": expected a GGUF file, or the "
-                               "directory of a Hugging Face checkpoint"
-                             : "%s: the file is empty",
-                        path);
-    *out = strdup(path);
-    return *out ? MM2_OK : mm2_fail(MM2_E_NOMEM, "%s: out of memory while opening it", path);
-}
-
-mm2_status mm2_checkpoint_open(mm2_checkpoint *c, const char *path, uint32_t flags)
-{
-    *c = (mm2_checkpoint){.hints = {1.0f, 0.95f, 40}, .bos = -1, .eos = -1};
-    mm2_status status = mm2_checkpoint_locate(&c->path, &c->format, path);
-    if (!status)
-        status = !strcmp(c->format, "gguf") ? mm2_gguf_open(c, c->path, flags)
-                                            : mm2_safetensors_open(c, c->path, flags);
-    if (status)
-        mm2_checkpoint_close(c);
-    return status;
+    memset(c, 0, sizeof *c);
+    c->hints = (mm2_sampling_hints){1.0f, 0.95f, 40};
+    c->bos = c->eos = -1;
 }
 
 void mm2_checkpoint_close(mm2_checkpoint *c)
 {
-    if (c->gguf)
-        mm2_gguf_free(c->gguf);
-    free(c->gguf);
     for (int32_t i = 0; i < c->file_count; i++)
         mm2_file_close(&c->files[i]);
+    for (int32_t i = 0; i < c->entry_count; i++)
+        free(c->entries[i].odd);
     free(c->files);
     free(c->entries);
     free(c->names);
@@ -144,25 +39,85 @@ void mm2_checkpoint_close(mm2_checkpoint *c)
     memset(c, 0, sizeof *c);
 }
 
-const mm2_entry *mm2_checkpoint_find(const mm2_checkpoint *c, const char *name)
+static const mm2_entry *find_any(const mm2_checkpoint *c, const char *name)
 {
     int32_t i = mm2_strmap_find(&c->by_name, name, (uint32_t)strlen(name));
     return i < 0 ? NULL : &c->entries[i];
 }
 
+const mm2_entry *mm2_checkpoint_find(const mm2_checkpoint *c, const char *name)
+{
+    const mm2_entry *e = find_any(c, name);
+    return e && !e->odd && e->view.ndim != MM2_NOT_SEEN ? e : NULL;
+}
+
+int mm2_checkpoint_has(const mm2_checkpoint *c, const char *name)
+{
+    const mm2_entry *e = find_any(c, name);
+    return e && e->view.ndim != MM2_NOT_SEEN;
+}
+
+/* "f32, f16, q8_0": the types that the container may name. */
+static void write_types(char *out, int cap, int is_gguf)
+{
+    int used = 0;
+    for (int32_t i = 1; i < MM2_DTYPE_COUNT && used < cap; i++) {
+        const mm2_dtype_facts *facts = mm2_dtype_find(i);
+        if (is_gguf ? facts->ggml >= 0 : facts->safetensors != NULL)
+            used += mm2_format(out + used, cap - used, used ? ", %s" : "%s", facts->name);
+    }
+}
+
+mm2_status mm2_checkpoint_missing(const mm2_checkpoint *c, const char *name, const char *expected)
+{
+    const mm2_entry *e = find_any(c, name);
+    if (!e)
+        return mm2_fail(MM2_E_FORMAT, "%s: tensor \"%s\" is missing, expected of shape %s", c->path,
+                        name, expected);
+    if (e->odd) {
+        char types[256];
+        write_types(types, sizeof types, !strcmp(c->format, "gguf"));
+        return mm2_fail(MM2_E_UNSUPPORTED, "%s: tensor \"%s\" %s; this build reads %s", e->file,
+                        name, e->odd, types);
+    }
+    mm2_file probe;
+    mm2_status status = mm2_file_open(&probe, e->file, 0);
+    mm2_file_close(&probe);
+    return status ? status
+                  : mm2_fail(MM2_E_FORMAT, "%s: tensor \"%s\" is missing: the index places it here",
+                             e->file, name);
+}
+
+mm2_status mm2_checkpoint_check(mm2_checkpoint *c)
+{
+    struct timespec now = {0};
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    int64_t time = (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+    int64_t last = atomic_load_explicit(&c->checked_at, memory_order_relaxed);
+    if (last && time - last < LOOK_AGAIN)
+        return MM2_OK;
+    for (int32_t i = 0; i < c->file_count; i++) {
+        mm2_status status = mm2_file_check(&c->files[i]);
+        if (status)
+            return status;
+    }
+    atomic_store_explicit(&c->checked_at, time, memory_order_relaxed);
+    return MM2_OK;
+}
+
+/* ---- For the readers ---- */
+
+int mm2_checkpoint_can_name(const char *name, size_t length)
+{
+    for (size_t i = 0; i < length; i++)
+        if (name[i] <= ' ' || name[i] > '~')
+            return 0;
+    return length > 0 && length <= MM2_MAX_NAME;
+}
+
 mm2_status mm2_checkpoint_add(mm2_checkpoint *c, const char *name, const char *file,
                               mm2_entry **out)
 {
-    size_t length = strlen(name);
-    for (size_t i = 0; i < length; i++)
-        if (name[i] <= ' ' || name[i] > '~')
-            return mm2_fail(MM2_E_FORMAT,
-                            "%s: the name of tensor %d has byte %d at %d: names are printable "
-                            "ASCII without spaces",
-                            file, c->entry_count, (uint8_t)name[i], (int)i);
-    if (!length || length > MM2_MAX_NAME)
-        return mm2_fail(MM2_E_FORMAT, "%s: the name of tensor %d has %llu bytes, expected 1 to %d",
-                        file, c->entry_count, (unsigned long long)length, MM2_MAX_NAME);
     if (c->entry_count == MM2_MAX_TENSORS)
         return mm2_fail(MM2_E_FORMAT, "%s: more than %d tensors", file, MM2_MAX_TENSORS);
     if (c->entry_count == c->entry_room) {
@@ -173,13 +128,90 @@ mm2_status mm2_checkpoint_add(mm2_checkpoint *c, const char *name, const char *f
         c->entries = larger;
         c->entry_room = room;
     }
-    int added = mm2_strmap_add(&c->by_name, name, (uint32_t)length, c->entry_count);
+    int added = mm2_strmap_add(&c->by_name, name, (uint32_t)strlen(name), c->entry_count);
     if (added < 0)
         return mm2_fail(MM2_E_NOMEM, "%s: out of memory for %d tensors", file, c->entry_count);
     if (!added)
         return mm2_fail(MM2_E_FORMAT, "%s: tensor \"%s\" appears twice", file, name);
     *out = &c->entries[c->entry_count++];
     **out = (mm2_entry){.name = name, .file = file};
+    return MM2_OK;
+}
+
+mm2_status mm2_entry_set_odd(mm2_entry *e, const char *why)
+{
+    e->view = (mm2_tensor){0};
+    e->odd = strdup(why);
+    return e->odd ? MM2_OK : mm2_fail(MM2_E_NOMEM, "%s: out of memory for its tensors", e->file);
+}
+
+mm2_status mm2_checkpoint_settle(mm2_checkpoint *c)
+{
+    int32_t others = 0;
+    for (int32_t i = 0; i < c->entry_count; i++)
+        others += c->entries[i].odd || c->entries[i].view.ndim == MM2_NOT_SEEN;
+    c->listed = c->entry_count - others;
+    if (!c->listed)
+        return mm2_fail(MM2_E_FORMAT, "%s: holds no tensors that this build reads", c->path);
+    if (!others)
+        return MM2_OK;
+    mm2_entry *parted = malloc((size_t)c->entry_count * sizeof *parted);
+    mm2_strmap map = {0};
+    int failed = !parted || mm2_strmap_init(&map, (uint32_t)c->entry_count);
+    for (int32_t i = 0, next[] = {0, c->listed}; !failed && i < c->entry_count; i++) {
+        const mm2_entry *e = &c->entries[i];
+        int32_t to = next[e->odd || e->view.ndim == MM2_NOT_SEEN]++;
+        parted[to] = *e;
+        failed = mm2_strmap_add(&map, e->name, (uint32_t)strlen(e->name), to) < 0;
+    }
+    if (failed) {
+        free(parted);
+        mm2_strmap_free(&map);
+        return mm2_fail(MM2_E_NOMEM, "%s: out of memory for %d tensors", c->path, c->entry_count);
+    }
+    free(c->entries);
+    mm2_strmap_free(&c->by_name);
+    c->entries = parted;
+    c->entry_room = c->entry_count;
+    c->by_name = map;
+    return MM2_OK;
+}
+
+int32_t mm2_checkpoint_file_flags(uint32_t flags)
+{
+    return (flags & MM2_WRITABLE ? MM2_FILE_WRITABLE : 0) |
+           (flags & MM2_IN_MEMORY ? MM2_FILE_COPY : MM2_FILE_WATCH);
+}
+
+mm2_status mm2_checkpoint_fill(mm2_checkpoint *c)
+{
+    int64_t needed = 0, available = mm2_memory_available();
+    for (int32_t i = 0; i < c->file_count; i++)
+        if (c->files[i].flags & MM2_FILE_COPY &&
+            __builtin_add_overflow(needed, c->files[i].size, &needed))
+            needed = INT64_MAX;
+    if (needed > available)
+        return mm2_fail(MM2_E_NOMEM,
+                        "%s: a copy in memory needs %lld bytes, %lld are available; open it mapped "
+                        "(without MM2_IN_MEMORY), or take a smaller quantisation",
+                        c->path, (long long)needed, (long long)available);
+    mm2_status status = MM2_OK;
+    for (int32_t i = 0; !status && i < c->file_count; i++)
+        status = mm2_file_fill(&c->files[i]);
+    return status;
+}
+
+mm2_status mm2_checkpoint_end(mm2_checkpoint *c, int64_t id, const char *where)
+{
+    if (id < 0 || id >= MM2_MAX_IDS)
+        return MM2_OK;
+    for (int32_t i = 0; i < c->end_count; i++)
+        if (c->ends[i] == id)
+            return MM2_OK;
+    if (c->end_count == MM2_MAX_ENDS)
+        return mm2_fail(MM2_E_FORMAT, "%s: names more than %d end tokens", where, MM2_MAX_ENDS);
+    c->ends[c->end_count++] = (int32_t)id;
+    c->eos = c->ends[0];
     return MM2_OK;
 }
 

@@ -1,24 +1,33 @@
 /* A checkpoint on disk, whichever container: named tensor views on mapped files, and the facts
- * beside them. */
+ * beside them. The readers (safetensors.h, gguf.h) fill it; container.h chooses among them. */
 #ifndef MM2_CHECKPOINT_H
 #define MM2_CHECKPOINT_H
 
 #include "base/file.h"
 #include "base/strmap.h"
+#include "model/family.h"
+
+#include <stdatomic.h>
+#include <stddef.h>
 
 /* Limits on what a file may claim. Each is far beyond the family's largest checkpoint. */
 enum {
     MM2_MAX_TENSORS = 262144,
     MM2_MAX_NAME = 255, /* bytes of a tensor's name; printable ASCII */
     MM2_MAX_SHARDS = 1024,
-    MM2_MAX_HEADER = 100000000, /* bytes of a safetensors header or index */
-    MM2_MAX_CONFIG = 1 << 20,   /* bytes of config.json and its like */
-    MM2_MAX_DIMENSION_BITS = 40 /* a dimension is at most 2^40 */
+    MM2_MAX_HEADER = 100000000,  /* bytes of a safetensors header or index */
+    MM2_MAX_CONFIG = 1 << 20,    /* bytes of config.json and its like */
+    MM2_MAX_DIMENSION_BITS = 40, /* a dimension is at most 2^40 */
+    MM2_MAX_IDS = 1 << 20,       /* a token id is below */
+    MM2_MAX_ENDS = 64            /* end tokens */
 };
+
+enum { MM2_NOT_SEEN = -1 }; /* view.ndim of an entry that only an index has named so far */
 
 typedef struct mm2_entry {
     const char *name; /* as in the file */
     const char *file; /* path of the file that holds it, for sentences; borrowed */
+    char *odd;        /* "has dtype I64": why no view can describe it; NULL for all others */
     mm2_tensor view;
 } mm2_entry;
 
@@ -31,48 +40,59 @@ typedef struct mm2_sampling_hints { /* generation_config.json or general.samplin
 typedef struct mm2_checkpoint {
     char *path;
     const char *format; /* "safetensors" or "gguf" */
+    const mm2_family *family;
     mm2_file *files;
     int32_t file_count;
-    mm2_entry *entries;
-    int32_t entry_count, entry_room;
+    mm2_entry *entries; /* the listed ones first, in file order; then those without a view */
+    int32_t listed, entry_count, entry_room;
     mm2_strmap by_name;    /* name -> index */
     char *names;           /* storage of the entries' names */
-    struct mm2_gguf *gguf; /* metadata of a GGUF's first file; NULL for safetensors */
+    struct mm2_gguf *gguf; /* metadata of a GGUF's first file, the container's; else NULL */
     mm2_config config;
     mm2_sampling_hints hints;
-    int32_t bos, eos; /* -1: not named */
+    int32_t bos, eos;           /* -1: not named; eos: the first of the ends */
+    int32_t ends[MM2_MAX_ENDS]; /* ids that end a generation, as the files name them */
+    int32_t end_count;
     char architecture[64], model_name[128], license[128];
+    _Atomic int64_t checked_at; /* nanoseconds; when the files were last looked at */
 } mm2_checkpoint;
 
-/* Opens and validates the container (files, extents, dtypes, duplicate names) and its
- * configuration. `flags`: MM2_WRITABLE. On failure nothing is left open. */
-mm2_status mm2_checkpoint_open(mm2_checkpoint *c, const char *path, uint32_t flags);
+/* A checkpoint without files and tensors: the defaults of its facts. */
+void mm2_checkpoint_init(mm2_checkpoint *c);
 void mm2_checkpoint_close(mm2_checkpoint *c);
-/* NULL if there is no tensor of this name. */
+
+/* NULL if there is no tensor of this name that a view describes. */
 const mm2_entry *mm2_checkpoint_find(const mm2_checkpoint *c, const char *name);
-/* Which container a path holds: *out becomes the path to open, owned by the caller, and *format
- * "safetensors" (a directory) or "gguf" (a file: of a directory, the only one or a part of the only
- * set). IO or FORMAT. */
-mm2_status mm2_checkpoint_locate(char **out, const char **format, const char *path);
+/* Is there one of this name, whatever its type? */
+int mm2_checkpoint_has(const mm2_checkpoint *c, const char *name);
+/* Why mm2_checkpoint_find found nothing for a tensor that is needed: FORMAT if it is missing,
+ * UNSUPPORTED if it has a type or form that this build does not read, IO if its file is not there.
+ * */
+mm2_status mm2_checkpoint_missing(const mm2_checkpoint *c, const char *name, const char *expected);
+/* IO with a sentence that names the file if a mapped one was cut short or written to since it was
+ * opened. Looks at the files at most every 100 ms; any thread. */
+mm2_status mm2_checkpoint_check(mm2_checkpoint *c);
 
-/* The two readers, called by mm2_checkpoint_open after it looked at the path. Each fills files,
- * entries, config and facts; what they leave behind on failure, mm2_checkpoint_close clears. */
-mm2_status mm2_safetensors_open(mm2_checkpoint *c, const char *directory, uint32_t flags);
-mm2_status mm2_gguf_open(mm2_checkpoint *c, const char *path, uint32_t flags);
+/* ---- For the readers ---- */
 
-/* For the readers. Appends an entry of this name, which must outlive the checkpoint's map; FORMAT
- * if the name is improper, taken, or one too many. */
+/* Can a tensor of this name be asked for? Others are left alone. */
+int mm2_checkpoint_can_name(const char *name, size_t length);
+/* Appends an entry of this name, which must outlive the checkpoint; FORMAT if it is taken, or one
+ * too many. */
 mm2_status mm2_checkpoint_add(mm2_checkpoint *c, const char *name, const char *file,
                               mm2_entry **out);
 /* Shape, strides and bytes of an entry's view, all arithmetic checked. FORMAT. */
 mm2_status mm2_entry_shape(mm2_entry *e, int32_t dtype, int32_t ndim, const int64_t *shape);
-
-/* config.json, generation_config.json and the front matter of README.md of a directory. */
-mm2_status mm2_config_read(mm2_checkpoint *c, const char *directory);
-/* generation_config.json alone, if there is one: hints, bos and eos. */
-mm2_status mm2_generation_read(mm2_checkpoint *c, const char *directory);
-/* Field by field range checks, with a sentence; called by both readers. `where` is the file to
- * name. */
-mm2_status mm2_config_check(const mm2_config *config, const char *where);
+/* No view describes this one, and why. */
+mm2_status mm2_entry_set_odd(mm2_entry *e, const char *why);
+/* When all entries are there: parts them into listed ones and others. FORMAT if none is listed. */
+mm2_status mm2_checkpoint_settle(mm2_checkpoint *c);
+/* How the files of tensors are opened for MM2_WRITABLE and MM2_IN_MEMORY: MM2_FILE_*. */
+int32_t mm2_checkpoint_file_flags(uint32_t flags);
+/* Reads the files that were opened for MM2_IN_MEMORY. NOMEM before anything is read if they will
+ * not fit. */
+mm2_status mm2_checkpoint_fill(mm2_checkpoint *c);
+/* An id that ends a generation. One that is no id (negative, beyond any vocabulary) is left out. */
+mm2_status mm2_checkpoint_end(mm2_checkpoint *c, int64_t id, const char *where);
 
 #endif

@@ -26,9 +26,10 @@ static double bytes_of(const mm2_weight *w)
 /* Where operations with weights or a cache of this dtype count. */
 static double *ops_of(mm2_cost *cost, int32_t dtype)
 {
-    if (dtype == MM2_BF16 || dtype == MM2_F8_E4M3)
-        return &cost->bf16_ops;
-    return dtype == MM2_F16 || dtype == MM2_F32 ? &cost->f32_ops : &cost->int8_ops;
+    int32_t act = mm2_act_of(dtype);
+    return act == MM2_ACT_F32    ? &cost->f32_ops
+           : act == MM2_ACT_BF16 ? &cost->bf16_ops
+                                 : &cost->int8_ops;
 }
 
 /* A matrix of which `share` is read, for `rows` rows of activations. */

@@ -1,6 +1,6 @@
 /* An expert is announced once in a model's life. The system looks at every page when it is asked,
- * 38 us for a matrix of M2 in Q4_K that is in memory already: cheap once, not for every token. Pages
- * that it evicted since are read by faults, as all others are. */
+ * 38 us for a matrix of M2 in Q4_K that is in memory already: cheap once, not for every token.
+ * Pages that it evicted since are read by faults, as all others are. */
 #include "model/experts.h"
 
 #include <stdint.h>

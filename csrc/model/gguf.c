@@ -3,22 +3,21 @@
  * Any part opens the set: its name gives the number of parts and the others' names, and the split.*
  * keys of every part must agree with them. Metadata is that of the first part.
  *
- * The configuration comes from the minimax-m2.* keys under the names that llama.cpp gives them. Two
- * facts have no key and are read off the tensors: whether queries and keys are normalised and
- * whether the router has a bias; a third, the vocabulary's size, is the height of the embedding.
+ * general.architecture names the family; its keys stand behind that name, as llama.cpp has them.
+ * One fact has no key and is read off a tensor: the vocabulary's size is the height of the
+ * embedding.
  *
- * Extents are checked per file: every tensor ends within it, and none overlap. */
+ * Extents are checked per file: every tensor of a type that we know ends within it, and none
+ * overlap. */
 #include "model/gguf.h"
 
 #include "base/json.h"
 #include "base/status.h"
-#include "model/checkpoint.h"
+#include "model/config.h"
 #include "tensor/dtype.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-#define ARCHITECTURE "minimax-m2"
 
 int32_t mm2_gguf_split_name(const char *name, int32_t *part, int32_t *count)
 {
@@ -96,16 +95,21 @@ typedef struct reader {
     uint32_t flags;
 } reader;
 
-static mm2_status open_part(reader *r, const char *path, int32_t number, split_facts *split)
+static mm2_status open_part(reader *r, const char *path, int32_t number)
 {
-    mm2_status status = mm2_file_open(&r->c->files[number], path, (r->flags & MM2_WRITABLE) != 0);
-    if (status)
-        return status;
-    r->c->file_count = number + 1;
-    status = mm2_gguf_parse(&r->parts[number], &r->c->files[number]);
+    mm2_status status =
+        mm2_file_open(&r->c->files[number], path, mm2_checkpoint_file_flags(r->flags));
+    r->c->file_count += !status;
+    return status;
+}
+
+static mm2_status parse_part(reader *r, int32_t number, split_facts *split)
+{
+    mm2_status status = mm2_gguf_parse(&r->parts[number], &r->c->files[number]);
     return status ? status : read_split(&r->parts[number], split);
 }
 
+/* Opens all parts beside `path`. */
 static mm2_status open_set(reader *r, const char *path, int64_t count)
 {
     int32_t part, named_count;
@@ -115,20 +119,29 @@ static mm2_status open_set(reader *r, const char *path, int64_t count)
                         "%s: is one of %lld parts, but its name does not end in "
                         "-NNNNN-of-NNNNN.gguf with that count: give the parts their names back",
                         path, (long long)count);
+    mm2_status status = MM2_OK;
+    for (int32_t i = 0; !status && i < count; i++) {
+        char *name;
+        status = part_path(&name, path, stem, i + 1, (int32_t)count);
+        if (!status)
+            status = open_part(r, name, i);
+        free(name);
+    }
+    return status;
+}
+
+static mm2_status parse_set(reader *r, const char *path, int32_t count)
+{
     int64_t expected = -1, found = 0;
     for (int32_t i = 0; i < count; i++) {
-        char *name;
         split_facts split;
-        mm2_status status = part_path(&name, path, stem, i + 1, (int32_t)count);
-        if (!status)
-            status = open_part(r, name, i, &split);
+        mm2_status status = parse_part(r, i, &split);
         if (!status && (split.count != count || split.number != i))
             status = mm2_fail(MM2_E_FORMAT,
-                              "%s: says it is part %lld of %lld, expected %d of %lld: it belongs "
+                              "%s: says it is part %lld of %lld, expected %d of %d: it belongs "
                               "elsewhere",
-                              name, (long long)split.number + 1, (long long)split.count, i + 1,
-                              (long long)count);
-        free(name);
+                              r->c->files[i].path, (long long)split.number + 1,
+                              (long long)split.count, i + 1, count);
         if (status)
             return status;
         expected = split.tensors >= 0 ? split.tensors : expected;
@@ -160,7 +173,10 @@ static mm2_status open_files(reader *r, const char *path)
     r->parts = calloc((size_t)split.count, sizeof *r->parts);
     if (!r->c->files || !r->parts)
         return mm2_fail(MM2_E_NOMEM, "%s: out of memory while opening it", path);
-    return split.count == 1 ? open_part(r, path, 0, &split) : open_set(r, path, split.count);
+    status = split.count == 1 ? open_part(r, path, 0) : open_set(r, path, split.count);
+    if (!status)
+        status = mm2_checkpoint_fill(r->c);
+    return status ? status : parse_set(r, path, (int32_t)split.count);
 }
 
 /* ---- Tensors ---- */
@@ -171,18 +187,20 @@ static int by_offset(const void *a, const void *b)
     return x->view.data < y->view.data ? -1 : x->view.data > y->view.data;
 }
 
-/* Entries [first, end) are those of one file. */
+/* Entries from `first` on are those of one file. */
 static mm2_status check_overlap(const mm2_checkpoint *c, int32_t first)
 {
     int32_t count = c->entry_count - first;
     const mm2_entry **sorted = malloc(((size_t)count + 1) * sizeof *sorted);
     if (!sorted)
         return mm2_fail(MM2_E_NOMEM, "%s: out of memory for %d tensors", c->path, count);
+    int32_t known = 0;
     for (int32_t i = 0; i < count; i++)
-        sorted[i] = &c->entries[first + i];
-    qsort(sorted, (size_t)count, sizeof *sorted, by_offset);
+        if (!c->entries[first + i].odd)
+            sorted[known++] = &c->entries[first + i];
+    qsort(sorted, (size_t)known, sizeof *sorted, by_offset);
     mm2_status status = MM2_OK;
-    for (int32_t i = 1; !status && i < count; i++) {
+    for (int32_t i = 1; !status && i < known; i++) {
         const mm2_entry *a = sorted[i - 1], *b = sorted[i];
         if ((const uint8_t *)b->view.data - (const uint8_t *)a->view.data < a->view.nbytes)
             status = mm2_fail(MM2_E_FORMAT, "%s: tensors \"%s\" and \"%s\" overlap", a->file,
@@ -192,28 +210,46 @@ static mm2_status check_overlap(const mm2_checkpoint *c, int32_t first)
     return status;
 }
 
+static mm2_status fill_entry(const reader *r, mm2_entry *e, const mm2_gguf_info *t,
+                             const mm2_file *f)
+{
+    char why[64];
+    if (!t->dtype)
+        mm2_format(why, sizeof why, "has type %u (%s)", t->type, mm2_gguf_type_name(t->type));
+    else if (t->ndim > MM2_MAX_DIMS)
+        mm2_format(why, sizeof why, "has %d dimensions", t->ndim);
+    if (!t->dtype || t->ndim > MM2_MAX_DIMS)
+        return mm2_entry_set_odd(e, why);
+    mm2_status status = mm2_entry_shape(e, t->dtype, t->ndim, t->shape);
+    if (status)
+        return status;
+    if (e->view.nbytes > f->size - t->offset)
+        return mm2_fail(MM2_E_FORMAT,
+                        "%s: tensor \"%s\" needs %lld bytes at byte %lld, the file has %lld: is it "
+                        "cut short?",
+                        f->path, e->name, (long long)e->view.nbytes, (long long)t->offset,
+                        (long long)f->size);
+    e->view.data = f->data + t->offset;
+    e->view.flags = r->flags & MM2_WRITABLE ? 0 : MM2_READ_ONLY;
+    return MM2_OK;
+}
+
 static mm2_status add_tensors(reader *r, const mm2_gguf *g, char **names)
 {
     mm2_checkpoint *c = r->c;
     int32_t first = c->entry_count;
     for (int32_t i = 0; i < g->info_count; i++) {
         const mm2_gguf_info *t = &g->infos[i];
+        if (!mm2_checkpoint_can_name(t->name, t->name_length))
+            continue;
         memcpy(*names, t->name, t->name_length);
         (*names)[t->name_length] = 0;
         mm2_entry *e;
         mm2_status status = mm2_checkpoint_add(c, *names, g->file->path, &e);
         if (!status)
-            status = mm2_entry_shape(e, t->dtype, t->ndim, t->shape);
+            status = fill_entry(r, e, t, g->file);
         if (status)
             return status;
-        if (e->view.nbytes > g->file->size - t->offset)
-            return mm2_fail(MM2_E_FORMAT,
-                            "%s: tensor \"%s\" needs %lld bytes at byte %lld, the file has %lld: "
-                            "is it cut short?",
-                            g->file->path, e->name, (long long)e->view.nbytes, (long long)t->offset,
-                            (long long)g->file->size);
-        e->view.data = g->file->data + t->offset;
-        e->view.flags = r->flags & MM2_WRITABLE ? 0 : MM2_READ_ONLY;
         *names += t->name_length + 1;
     }
     return check_overlap(c, first);
@@ -235,191 +271,159 @@ static mm2_status add_all_tensors(reader *r)
     mm2_status status = MM2_OK;
     for (int32_t i = 0; !status && i < c->file_count; i++)
         status = add_tensors(r, &r->parts[i], &names);
-    return status;
+    return status ? status : mm2_checkpoint_settle(c);
 }
 
 /* ---- Configuration ---- */
 
-/* An integer key that must be there and fit. */
-static mm2_status need_int(const mm2_gguf *g, const char *key, int32_t *out)
-{
-    int64_t value;
-    int32_t found = mm2_gguf_integer(g, key, &value);
-    if (found < 0)
-        return found;
-    if (!found)
-        return mm2_fail(MM2_E_FORMAT, "%s: metadata key %s is missing", g->file->path, key);
-    if (value < 0 || value > INT32_MAX)
-        return mm2_fail(MM2_E_FORMAT, "%s: %s is %lld: out of range", g->file->path, key,
-                        (long long)value);
-    *out = (int32_t)value;
-    return MM2_OK;
-}
+typedef struct metadata {
+    const mm2_gguf *g;
+    const char *prefix; /* "architecture." */
+} metadata;
 
-static mm2_status need_float(const mm2_gguf *g, const char *key, float *out)
+/* One scalar of a metadata value. */
+static void get_scalar(uint32_t type, const uint8_t *data, mm2_given *out)
 {
-    double value;
-    int32_t found = mm2_gguf_number(g, key, &value);
-    if (!found)
-        return mm2_fail(MM2_E_FORMAT, "%s: metadata key %s is missing", g->file->path, key);
-    if (found > 0)
-        *out = (float)value;
-    return found < 0 ? found : MM2_OK;
-}
-
-/* An integer key that, if it is there, must be this value: another is a model of another kind. */
-static mm2_status expect_int(const mm2_gguf *g, const char *key, int64_t expected)
-{
-    int64_t value = expected;
-    int32_t found = mm2_gguf_integer(g, key, &value);
-    if (found > 0 && value != expected)
-        return mm2_fail(MM2_E_UNSUPPORTED, "%s: %s is %lld; this build supports %lld",
-                        g->file->path, key, (long long)value, (long long)expected);
-    return found < 0 ? found : MM2_OK;
-}
-
-static mm2_status check_family(const mm2_gguf *g)
-{
-    const char *text;
-    int64_t length;
-    char clean[64];
-    int32_t found = mm2_gguf_string(g, "general.architecture", &text, &length);
-    if (found < 0)
-        return found;
-    if (!found)
-        return mm2_fail(MM2_E_FORMAT, "%s: metadata key general.architecture is missing",
-                        g->file->path);
-    mm2_text_clean(clean, sizeof clean, text, length);
-    if (strcmp(clean, ARCHITECTURE))
-        return mm2_fail(MM2_E_UNSUPPORTED, "%s: general.architecture is %s; this build supports %s",
-                        g->file->path, clean, ARCHITECTURE);
-    found = mm2_gguf_string(g, ARCHITECTURE ".rope.scaling.type", &text, &length);
-    if (found < 0)
-        return found;
-    if (found && (length != 4 || memcmp(text, "none", 4))) {
-        mm2_text_clean(clean, sizeof clean, text, length);
-        return mm2_fail(MM2_E_UNSUPPORTED, "%s: %s is %s; this build supports none", g->file->path,
-                        ARCHITECTURE ".rope.scaling.type", clean);
+    uint64_t bits = 0;
+    memcpy(&bits, data, (size_t)mm2_gguf_scalar_bytes(type));
+    float small;
+    memcpy(&small, &bits, sizeof small);
+    out->kind = MM2_GIVEN_NUMBER;
+    out->is_whole = 1;
+    out->whole = type == MM2_GGUF_INT8    ? (int8_t)bits
+                 : type == MM2_GGUF_INT16 ? (int16_t)bits
+                 : type == MM2_GGUF_INT32 ? (int32_t)bits
+                                          : (int64_t)bits;
+    out->number = (double)out->whole;
+    if (type == MM2_GGUF_UINT64 && bits > INT64_MAX) {
+        out->whole = INT64_MAX;
+        out->number = (double)bits;
     }
-    int32_t normalised = 1;
-    found = mm2_gguf_flag(g, ARCHITECTURE ".expert_weights_norm", &normalised);
-    if (found < 0)
-        return found;
-    if (!normalised)
-        return mm2_fail(MM2_E_UNSUPPORTED, "%s: %s is false; this build supports true",
-                        g->file->path, ARCHITECTURE ".expert_weights_norm");
-    mm2_status status = expect_int(g, ARCHITECTURE ".expert_gating_func", 2); /* sigmoid */
-    if (!status)
-        status = expect_int(g, ARCHITECTURE ".expert_shared_count", 0);
-    if (!status)
-        status = expect_int(g, ARCHITECTURE ".leading_dense_block_count", 0);
-    return status;
+    if (type == MM2_GGUF_UINT64)
+        mm2_format(out->text, sizeof out->text, "%llu", (unsigned long long)bits);
+    else
+        mm2_format(out->text, sizeof out->text, "%lld", (long long)out->whole);
+    if (type == MM2_GGUF_FLOAT32)
+        out->number = small;
+    if (type == MM2_GGUF_FLOAT64)
+        memcpy(&out->number, &bits, sizeof bits);
+    if (type == MM2_GGUF_FLOAT32 || type == MM2_GGUF_FLOAT64) {
+        out->is_whole = 0;
+        mm2_format(out->text, sizeof out->text, "%g", out->number);
+    }
+    if (type == MM2_GGUF_BOOL) {
+        out->kind = MM2_GIVEN_FLAG;
+        out->is_whole = 0;
+        mm2_format(out->text, sizeof out->text, "%s", bits ? "true" : "false");
+    }
 }
 
-static mm2_status read_sizes(const mm2_gguf *g, mm2_config *k)
+static void get(const mm2_source *s, const char *key, int32_t item, mm2_given *out)
 {
-    const struct {
-        const char *key;
-        int32_t *out;
-    } sizes[] = {
-        {ARCHITECTURE ".block_count", &k->num_hidden_layers},
-        {ARCHITECTURE ".embedding_length", &k->hidden_size},
-        {ARCHITECTURE ".attention.head_count", &k->num_attention_heads},
-        {ARCHITECTURE ".attention.head_count_kv", &k->num_key_value_heads},
-        {ARCHITECTURE ".attention.key_length", &k->head_dim},
-        {ARCHITECTURE ".expert_count", &k->num_local_experts},
-        {ARCHITECTURE ".expert_used_count", &k->num_experts_per_tok},
-        {ARCHITECTURE ".context_length", &k->max_position_embeddings},
-    };
-    mm2_status status = MM2_OK;
-    for (size_t i = 0; !status && i < sizeof sizes / sizeof *sizes; i++)
-        status = need_int(g, sizes[i].key, sizes[i].out);
-    if (!status)
-        status = need_int(g,
-                          mm2_gguf_find(g, ARCHITECTURE ".expert_feed_forward_length")
-                              ? ARCHITECTURE ".expert_feed_forward_length"
-                              : ARCHITECTURE ".feed_forward_length",
-                          &k->intermediate_size);
-    if (!status)
-        status = expect_int(g, ARCHITECTURE ".attention.value_length", k->head_dim);
-    k->rotary_dim = k->head_dim;
-    if (!status && mm2_gguf_find(g, ARCHITECTURE ".rope.dimension_count"))
-        status = need_int(g, ARCHITECTURE ".rope.dimension_count", &k->rotary_dim);
-    return status;
+    const metadata *m = s->data;
+    char whole[256];
+    mm2_format(whole, sizeof whole, "%s%s", m->prefix, key);
+    const mm2_gguf_pair *p = mm2_gguf_find(m->g, whole);
+    *out = (mm2_given){.what = p ? mm2_gguf_kind(p) : "nothing"};
+    mm2_format(out->text, sizeof out->text, "%s", out->what);
+    if (!p)
+        return;
+    out->kind = MM2_GIVEN_OTHER;
+    if (p->type == MM2_GGUF_STRING) {
+        out->kind = MM2_GIVEN_TEXT;
+        mm2_text_clean(out->text, sizeof out->text, (const char *)p->data, p->count);
+    } else if (p->type != MM2_GGUF_ARRAY) {
+        get_scalar(p->type, p->data, out);
+    } else if (item < 0) {
+        out->kind = MM2_GIVEN_LIST;
+        out->count = p->count;
+    } else if (p->item != MM2_GGUF_STRING && item < p->count) {
+        get_scalar(p->item, p->data + item * mm2_gguf_scalar_bytes(p->item), out);
+    }
 }
 
-/* What no key says. */
-static mm2_status read_off_tensors(mm2_checkpoint *c, const mm2_gguf *g)
+static mm2_source source_of(const metadata *m)
 {
-    mm2_config *k = &c->config;
-    const mm2_entry *embed = mm2_checkpoint_find(c, "token_embd.weight");
-    if (!embed || embed->view.ndim != 2 || embed->view.shape[0] > 1 << 20)
+    return (mm2_source){
+        .where = m->g->file->path, .prefix = m->prefix, .is_gguf = 1, .data = m, .get = get};
+}
+
+/* The height of the embedding, which a key may say too. */
+static mm2_status read_vocabulary(mm2_checkpoint *c, const mm2_source *s)
+{
+    char name[MM2_MAX_NAME + 1];
+    mm2_format(name, sizeof name, "%s", c->family->names[MM2_PLACE_EMBED].gguf[0]);
+    const mm2_entry *embed = mm2_checkpoint_find(c, name);
+    if (!embed)
+        return mm2_checkpoint_missing(c, name, "[tokens, embedding_length]");
+    if (embed->view.ndim != 2 || embed->view.shape[0] > MM2_MAX_IDS)
         return mm2_fail(MM2_E_FORMAT,
-                        "%s: tensor \"token_embd.weight\" %s: expected a matrix of at most 2^20 "
+                        "%s: tensor \"%s\" has another shape: expected a matrix of at most 2^20 "
                         "rows",
-                        g->file->path, embed ? "has another shape" : "is missing");
-    k->vocab_size = (int32_t)embed->view.shape[0];
-    mm2_status status = MM2_OK;
-    if (mm2_gguf_find(g, ARCHITECTURE ".vocab_size")) {
-        int32_t said = 0;
-        status = need_int(g, ARCHITECTURE ".vocab_size", &said);
-        if (!status && said != k->vocab_size)
-            status =
-                mm2_fail(MM2_E_FORMAT, "%s: %s is %d but tensor \"token_embd.weight\" has %d rows",
-                         g->file->path, ARCHITECTURE ".vocab_size", said, k->vocab_size);
-    }
-    k->use_qk_norm = mm2_checkpoint_find(c, "blk.0.attn_q_norm.weight") != NULL;
-    k->use_routing_bias = mm2_checkpoint_find(c, "blk.0.exp_probs_b.bias") != NULL;
-    return status;
+                        embed->file, name);
+    c->config.vocab_size = (int32_t)embed->view.shape[0];
+    mm2_given said;
+    s->get(s, "vocab_size", -1, &said);
+    return said.kind == MM2_GIVEN_NOTHING || said.number == c->config.vocab_size
+               ? MM2_OK
+               : mm2_fail(MM2_E_FORMAT, "%s: %svocab_size is %s but tensor \"%s\" has %d rows",
+                          s->where, s->prefix, said.text, name, c->config.vocab_size);
 }
 
 static mm2_status read_config(mm2_checkpoint *c, const mm2_gguf *g)
 {
-    mm2_config *k = &c->config;
-    mm2_status status = check_family(g);
+    metadata m = {.g = g, .prefix = ""};
+    mm2_source s = source_of(&m);
+    mm2_given name;
+    get(&s, "general.architecture", -1, &name);
+    if (name.kind == MM2_GIVEN_NOTHING)
+        return mm2_fail(MM2_E_FORMAT, "%s: metadata key general.architecture is missing", s.where);
+    if (name.kind != MM2_GIVEN_TEXT)
+        return mm2_given_wrong(&s, "general.architecture", "a string", &name);
+    c->family = mm2_family_of_architecture(name.text, s.where);
+    if (!c->family)
+        return MM2_E_UNSUPPORTED;
+    char prefix[80];
+    mm2_format(prefix, sizeof prefix, "%s.", c->family->architecture);
+    m.prefix = prefix;
+    s = source_of(&m);
+    mm2_status status = mm2_config_read(&c->config, c->family, &s);
     if (!status)
-        status = read_sizes(g, k);
-    if (!status)
-        status = need_float(g, ARCHITECTURE ".rope.freq_base", &k->rope_theta);
-    if (!status)
-        status = need_float(g, ARCHITECTURE ".attention.layer_norm_rms_epsilon", &k->rms_norm_eps);
-    k->routed_scaling_factor = 1;
-    if (!status && mm2_gguf_find(g, ARCHITECTURE ".expert_weights_scale"))
-        status = need_float(g, ARCHITECTURE ".expert_weights_scale", &k->routed_scaling_factor);
-    if (!status)
-        status = read_off_tensors(c, g);
-    return status ? status : mm2_config_check(k, g->file->path);
+        status = read_vocabulary(c, &s);
+    return status ? status : mm2_config_check(&c->config, s.where);
 }
 
 /* ---- Facts beside the configuration ---- */
 
-static mm2_status read_text(const mm2_gguf *g, const char *key, char *out, int32_t cap)
+/* Leaves *out alone if the key is absent, or no text. */
+static void read_text(const mm2_gguf *g, const char *key, char *out, int32_t cap)
 {
-    const char *text;
-    int64_t length;
-    int32_t found = mm2_gguf_string(g, key, &text, &length);
-    if (found > 0)
-        mm2_text_clean(out, cap, text, length);
-    return found < 0 ? found : MM2_OK;
+    const mm2_gguf_pair *p = mm2_gguf_find(g, key);
+    if (p && p->type == MM2_GGUF_STRING)
+        mm2_text_clean(out, cap, (const char *)p->data, p->count);
 }
 
-static mm2_status read_hints(mm2_checkpoint *c, const mm2_gguf *g)
+static void read_hints(mm2_checkpoint *c, const mm2_source *s)
 {
-    double temperature = c->hints.temperature, top_p = c->hints.top_p, top_k = c->hints.top_k;
-    int32_t found = mm2_gguf_number(g, "general.sampling.temp", &temperature);
-    if (found >= 0)
-        found = mm2_gguf_number(g, "general.sampling.top_p", &top_p);
-    if (found >= 0)
-        found = mm2_gguf_number(g, "general.sampling.top_k", &top_k);
-    if (found < 0)
-        return found;
-    if (!(temperature >= 0 && temperature <= 1e6) || !(top_p >= 0 && top_p <= 1) ||
-        !(top_k >= 0 && top_k <= 1 << 20))
-        return mm2_fail(MM2_E_FORMAT,
-                        "%s: general.sampling: temp %g, top_p %g or top_k %g is out of range",
-                        g->file->path, temperature, top_p, top_k);
-    c->hints = (mm2_sampling_hints){(float)temperature, (float)top_p, (int32_t)top_k};
-    return MM2_OK;
+    float top_k = (float)c->hints.top_k;
+    mm2_given_hint(s, "general.sampling.temp", 0, 1e6, &c->hints.temperature);
+    mm2_given_hint(s, "general.sampling.top_p", 0, 1, &c->hints.top_p);
+    mm2_given_hint(s, "general.sampling.top_k", 0, 1 << 20, &top_k);
+    c->hints.top_k = (int32_t)top_k;
+}
+
+static mm2_status read_ends(mm2_checkpoint *c, const mm2_source *s)
+{
+    static const char *const keys[] = {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id",
+                                       "tokenizer.ggml.eom_token_id"};
+    mm2_status status = MM2_OK;
+    for (int i = 0; !status && i < 3; i++) {
+        mm2_given id;
+        s->get(s, keys[i], -1, &id);
+        if (id.is_whole)
+            status = mm2_checkpoint_end(c, id.whole, s->where);
+    }
+    return status;
 }
 
 /* The file's name without ".gguf", for models that do not say theirs. */
@@ -435,13 +439,14 @@ static void file_name(char *out, int32_t cap, const char *path)
 
 static mm2_status read_facts(mm2_checkpoint *c, const mm2_gguf *g)
 {
+    metadata m = {.g = g, .prefix = ""};
+    mm2_source s = source_of(&m);
     file_name(c->model_name, sizeof c->model_name, c->path);
-    mm2_status status = read_text(g, "general.name", c->model_name, sizeof c->model_name);
-    if (!status)
-        status = read_text(g, "general.license", c->license, sizeof c->license);
-    if (!status)
-        status = read_text(g, "general.architecture", c->architecture, sizeof c->architecture);
-    return status ? status : read_hints(c, g);
+    read_text(g, "general.name", c->model_name, sizeof c->model_name);
+    read_text(g, "general.license", c->license, sizeof c->license);
+    read_text(g, "general.architecture", c->architecture, sizeof c->architecture);
+    read_hints(c, &s);
+    return read_ends(c, &s);
 }
 
 mm2_status mm2_gguf_open(mm2_checkpoint *c, const char *path, uint32_t flags)

@@ -1,9 +1,9 @@
-/* The header of one GGUF file, version 3: metadata pairs and tensor infos, all extents checked.
- * Pointers lead into the mapped file and live as long as it. */
+/* GGUF, version 3: the header of one file, its metadata pairs and tensor infos, and checkpoints of
+ * one file or a split set. */
 #ifndef MM2_GGUF_H
 #define MM2_GGUF_H
 
-#include "base/file.h"
+#include "model/checkpoint.h"
 #include "text/tokenizer.h"
 
 enum { /* value types of metadata */
@@ -31,31 +31,37 @@ typedef struct mm2_gguf_pair {
 } mm2_gguf_pair;
 
 typedef struct mm2_gguf_info {
-    const char *name; /* not terminated */
-    int64_t shape[4]; /* outermost first */
+    const char *name; /* not terminated; of any bytes */
+    int64_t shape[4]; /* outermost first; not of more dimensions */
     int64_t offset;   /* from the file's beginning */
-    uint32_t name_length;
-    int32_t ndim, dtype;
+    uint32_t name_length, type;
+    int32_t ndim, dtype; /* dtype 0: no type of ours */
 } mm2_gguf_info;
 
+/* All pointers lead into a copy of the header's bytes, so that a file that is written to meanwhile
+ * changes nothing that was checked. */
 typedef struct mm2_gguf {
     const mm2_file *file; /* borrowed */
+    uint8_t *header;      /* the copy */
     mm2_gguf_pair *pairs;
     mm2_gguf_info *infos;
     int32_t pair_count, info_count;
 } mm2_gguf;
 
-/* Parses the header of a mapped file. FORMAT, UNSUPPORTED or NOMEM; then nothing is left to free. */
+/* Parses the header of a mapped file, all extents checked. FORMAT, UNSUPPORTED or NOMEM; then
+ * nothing is left to free. */
 mm2_status mm2_gguf_parse(mm2_gguf *g, const mm2_file *f);
 void mm2_gguf_free(mm2_gguf *g);
 
 /* NULL if there is no such key. */
 const mm2_gguf_pair *mm2_gguf_find(const mm2_gguf *g, const char *key);
+/* "a string", "float32". Static. */
+const char *mm2_gguf_kind(const mm2_gguf_pair *p);
+/* Bytes of a scalar; 0 for strings, arrays and unknown types. */
+int32_t mm2_gguf_scalar_bytes(uint32_t type);
 /* Values by key: 1 found, 0 absent (*out stays as it is), FORMAT if it is of another kind. Integers
- * of any width, and floats of both, are taken. */
+ * of any width are taken. */
 int32_t mm2_gguf_integer(const mm2_gguf *g, const char *key, int64_t *out);
-int32_t mm2_gguf_number(const mm2_gguf *g, const char *key, double *out);
-int32_t mm2_gguf_flag(const mm2_gguf *g, const char *key, int32_t *out);
 int32_t mm2_gguf_string(const mm2_gguf *g, const char *key, const char **out, int64_t *length);
 
 /* "stem-00002-of-00005.gguf" to part 2 (counted from 1) of 5: the length of the stem, or 0 if the
@@ -64,5 +70,12 @@ int32_t mm2_gguf_split_name(const char *name, int32_t *part, int32_t *count);
 
 /* The tokenizer that the metadata holds, its template and ids set; *out NULL if there is none. */
 mm2_status mm2_gguf_tokenizer(mm2_tokenizer **out, const mm2_gguf *g);
+
+/* "Q4_1": ggml's name of a tensor type that has no dtype here. Static. */
+const char *mm2_gguf_type_name(uint32_t type);
+
+/* Fills files, entries, configuration and facts of a checkpoint; what it leaves behind on failure,
+ * mm2_container_close clears. */
+mm2_status mm2_gguf_open(mm2_checkpoint *c, const char *path, uint32_t flags);
 
 #endif

@@ -1,18 +1,22 @@
 /* Parsing a GGUF header: one cursor, every read checked against the bytes that remain, every count
  * checked against the bytes its items need before anything is allocated.
  *
- * What is kept are pointers into the map: pairs and infos cost fixed-size records, at most about
- * three times the bytes they take in the file. Arrays of strings are walked once to find their end;
- * who wants the items walks them again.
+ * It is parsed twice: in the file, to find its end, and then in a copy of those bytes, which is
+ * kept. A file that is rewritten meanwhile can make it fail, but not lead a later reader of its
+ * arrays out of bounds.
  *
- * The file is refused rather than repaired: duplicate keys, keys and types of no meaning, offsets
- * that are unaligned, overlap or lead beyond the file. Tensors may come in any order, and bytes
- * behind the last one are left alone. */
+ * Pairs and infos cost fixed-size records, at most about three times the bytes they take in the
+ * file. Arrays of strings are walked to find their end; who wants the items walks them again.
+ *
+ * The file is refused rather than repaired: duplicate keys, keys and value types of no meaning,
+ * offsets that are unaligned, overlap or lead beyond the file. Tensors may come in any order, and
+ * bytes behind the last one are left alone. A tensor's name, type and rank may be anything: they
+ * matter once it is needed. */
 #include "model/gguf.h"
 
+#include "base/json.h"
 #include "base/status.h"
 #include "base/strmap.h"
-#include "model/checkpoint.h"
 #include "tensor/dtype.h"
 
 #include <stdlib.h>
@@ -25,13 +29,16 @@ enum {
     MAX_ARRAY = 1 << 24,   /* items */
     MIN_ALIGNMENT = 8,
     MAX_ALIGNMENT = 65536,
+    MAX_RANK = 64, /* dimensions that are read over */
+    MAX_TENSOR_NAME = 65535,
     PAIR_BYTES = 8 + 1 + 4 + 1, /* the least that a pair takes in the file */
-    INFO_BYTES = 8 + 1 + 4 + 8 + 4 + 8
+    INFO_BYTES = 8 + 4 + 4 + 8
 };
 
 typedef struct cursor {
     const mm2_file *file;
-    int64_t at;
+    const uint8_t *data; /* the file's bytes, or the copy's */
+    int64_t size, at;
 } cursor;
 
 static mm2_status short_of(const cursor *c, const char *what)
@@ -43,9 +50,9 @@ static mm2_status short_of(const cursor *c, const char *what)
 /* The next n bytes, or NULL if the file has fewer. */
 static const uint8_t *take(cursor *c, int64_t n)
 {
-    if (n < 0 || n > c->file->size - c->at)
+    if (n < 0 || n > c->size - c->at)
         return NULL;
-    const uint8_t *p = c->file->data + c->at;
+    const uint8_t *p = c->data + c->at;
     c->at += n;
     return p;
 }
@@ -90,7 +97,7 @@ static mm2_status take_string(cursor *c, const char **out, int64_t *length, uint
     return *out ? MM2_OK : short_of(c, what);
 }
 
-/* A key or a tensor's name: printable ASCII, so that sentences and lookups are safe. */
+/* A key: printable ASCII, so that sentences and lookups are safe. */
 static mm2_status take_name(cursor *c, const char **out, uint32_t *length, const char *what)
 {
     int64_t n = 0;
@@ -107,8 +114,7 @@ static mm2_status take_name(cursor *c, const char **out, uint32_t *length, const
     return status;
 }
 
-/* Bytes of a scalar; 0 for strings, arrays and unknown types. */
-static int64_t scalar_bytes(uint32_t type)
+int32_t mm2_gguf_scalar_bytes(uint32_t type)
 {
     static const uint8_t bytes[] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
     return type < sizeof bytes ? bytes[type] : 0;
@@ -132,7 +138,7 @@ static mm2_status take_array(cursor *c, mm2_gguf_pair *p)
     if (count > MAX_ARRAY)
         return too_many(c, "an array's item count is", count, MAX_ARRAY);
     p->count = (int64_t)count;
-    p->data = c->file->data + c->at;
+    p->data = c->data + c->at;
     if (p->item == MM2_GGUF_STRING) {
         for (int64_t i = 0; !status && i < p->count; i++) {
             const char *text;
@@ -141,7 +147,7 @@ static mm2_status take_array(cursor *c, mm2_gguf_pair *p)
         }
         return status;
     }
-    int64_t bytes = scalar_bytes(p->item);
+    int64_t bytes = mm2_gguf_scalar_bytes(p->item);
     if (!bytes)
         return bad_type(c, p, p->item);
     return take(c, p->count * bytes) ? MM2_OK : short_of(c, "an array");
@@ -158,7 +164,7 @@ static mm2_status take_pair(cursor *c, mm2_gguf_pair *p)
         return take_array(c, p);
     if (p->type == MM2_GGUF_STRING)
         return take_string(c, (const char **)&p->data, &p->count, MAX_STRING, "a string");
-    int64_t bytes = scalar_bytes(p->type);
+    int64_t bytes = mm2_gguf_scalar_bytes(p->type);
     if (!bytes)
         return bad_type(c, p, p->type);
     p->data = take(c, bytes);
@@ -172,7 +178,7 @@ static mm2_status take_pair(cursor *c, mm2_gguf_pair *p)
 
 static mm2_status take_pairs(cursor *c, mm2_gguf *g, uint64_t count)
 {
-    uint64_t limit = (uint64_t)(c->file->size - c->at) / PAIR_BYTES;
+    uint64_t limit = (uint64_t)(c->size - c->at) / PAIR_BYTES;
     if (count > MAX_PAIRS || count > limit)
         return too_many(c, "the number of metadata pairs is", count,
                         limit < MAX_PAIRS ? limit : MAX_PAIRS);
@@ -197,8 +203,7 @@ static mm2_status take_pairs(cursor *c, mm2_gguf *g, uint64_t count)
     return status;
 }
 
-/* A tensor type without a decoder here: by its name if it is one of ggml's. */
-static mm2_status unknown_type(const cursor *c, const mm2_gguf_info *t, uint32_t type)
+const char *mm2_gguf_type_name(uint32_t type)
 {
     static const struct {
         uint32_t type;
@@ -207,57 +212,66 @@ static mm2_status unknown_type(const cursor *c, const mm2_gguf_info *t, uint32_t
                  {17, "IQ2_XS"}, {18, "IQ3_XXS"}, {19, "IQ1_S"}, {21, "IQ3_S"}, {22, "IQ2_S"},
                  {24, "I8"},     {25, "I16"},     {27, "I64"},   {28, "F64"},   {29, "IQ1_M"},
                  {34, "TQ1_0"},  {35, "TQ2_0"},   {39, "MXFP4"}, {40, "NVFP4"}, {41, "Q1_0"}};
-    const char *name = "unknown to this build";
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (known[i].type == type)
-            name = known[i].name;
-    return mm2_fail(MM2_E_UNSUPPORTED,
-                    "%s: tensor \"%.*s\" has type %u (%s); this build reads F32, F16, BF16, Q8_0, "
-                    "Q4_0, Q5_0, Q2_K to Q6_K, IQ4_NL and IQ4_XS",
-                    c->file->path, (int)t->name_length, t->name, type, name);
+            return known[i].name;
+    return "unknown to this build";
 }
 
-static mm2_status take_info(cursor *c, mm2_gguf_info *t)
+static mm2_status take_shape(cursor *c, mm2_gguf_info *t, const char *name)
 {
-    uint32_t ndim, type;
-    mm2_status status = take_name(c, &t->name, &t->name_length, "a tensor's name");
-    if (!status)
-        status = take_u32(c, &ndim, "a tensor's description");
+    uint32_t ndim;
+    mm2_status status = take_u32(c, &ndim, "a tensor's description");
     if (status)
         return status;
-    if (ndim < 1 || ndim > MM2_MAX_DIMS)
-        return mm2_fail(MM2_E_FORMAT, "%s: tensor \"%.*s\" has %u dimensions, expected 1 to %d",
-                        c->file->path, (int)t->name_length, t->name, ndim, MM2_MAX_DIMS);
+    if (ndim > MAX_RANK)
+        return mm2_fail(MM2_E_FORMAT, "%s: tensor \"%s\" has %u dimensions, expected at most %d",
+                        c->file->path, name, ndim, MAX_RANK);
     t->ndim = (int32_t)ndim;
     for (int32_t i = t->ndim - 1; i >= 0; i--) { /* the file has the innermost first */
         uint64_t size;
         status = take_u64(c, &size, "a tensor's shape");
         if (status)
             return status;
-        if (!size || size > (uint64_t)1 << MM2_MAX_DIMENSION_BITS)
+        if (t->ndim > MM2_MAX_DIMS)
+            continue;
+        if (size > (uint64_t)1 << MM2_MAX_DIMENSION_BITS)
             return mm2_fail(MM2_E_FORMAT,
-                            "%s: tensor \"%.*s\": a dimension is %llu, expected 1 to 2^%d",
-                            c->file->path, (int)t->name_length, t->name, (unsigned long long)size,
-                            MM2_MAX_DIMENSION_BITS);
+                            "%s: tensor \"%s\": a dimension is %llu, expected at most 2^%d",
+                            c->file->path, name, (unsigned long long)size, MM2_MAX_DIMENSION_BITS);
         t->shape[i] = (int64_t)size;
     }
+    return MM2_OK;
+}
+
+static mm2_status take_info(cursor *c, mm2_gguf_info *t)
+{
+    int64_t length = 0;
+    char name[MM2_MAX_NAME + 1];
+    mm2_status status = take_string(c, &t->name, &length, MAX_TENSOR_NAME, "a tensor's name");
+    if (status)
+        return status;
+    t->name_length = (uint32_t)length;
+    mm2_text_clean(name, sizeof name, t->name, length);
+    status = take_shape(c, t, name);
     uint64_t offset = 0;
-    status = take_u32(c, &type, "a tensor's description");
+    if (!status)
+        status = take_u32(c, &t->type, "a tensor's description");
     if (!status)
         status = take_u64(c, &offset, "a tensor's description");
     if (status)
         return status;
     if (offset > INT64_MAX)
-        return mm2_fail(MM2_E_FORMAT, "%s: tensor \"%.*s\": its offset %llu lies beyond the file",
-                        c->file->path, (int)t->name_length, t->name, (unsigned long long)offset);
+        return mm2_fail(MM2_E_FORMAT, "%s: tensor \"%s\": its offset %llu lies beyond the file",
+                        c->file->path, name, (unsigned long long)offset);
     t->offset = (int64_t)offset;
-    t->dtype = mm2_dtype_from_ggml(type);
-    return t->dtype ? MM2_OK : unknown_type(c, t, type);
+    t->dtype = mm2_dtype_from_ggml(t->type);
+    return MM2_OK;
 }
 
 static mm2_status take_infos(cursor *c, mm2_gguf *g, uint64_t count)
 {
-    uint64_t limit = (uint64_t)(c->file->size - c->at) / INFO_BYTES;
+    uint64_t limit = (uint64_t)(c->size - c->at) / INFO_BYTES;
     if (count > MM2_MAX_TENSORS || count > limit)
         return too_many(c, "the number of tensors is", count,
                         limit < MM2_MAX_TENSORS ? limit : MM2_MAX_TENSORS);
@@ -300,49 +314,72 @@ static mm2_status place_tensors(mm2_gguf *g, int64_t header_end)
     start = (header_end + alignment - 1) / alignment * alignment;
     for (int32_t i = 0; i < g->info_count; i++) {
         mm2_gguf_info *t = &g->infos[i];
+        char name[MM2_MAX_NAME + 1];
+        mm2_text_clean(name, sizeof name, t->name, t->name_length);
         if (t->offset % alignment)
             return mm2_fail(MM2_E_FORMAT,
-                            "%s: tensor \"%.*s\": its offset %lld is no multiple of the alignment "
+                            "%s: tensor \"%s\": its offset %lld is no multiple of the alignment "
                             "%lld",
-                            g->file->path, (int)t->name_length, t->name, (long long)t->offset,
-                            (long long)alignment);
+                            g->file->path, name, (long long)t->offset, (long long)alignment);
         if (__builtin_add_overflow(t->offset, start, &t->offset) || t->offset > g->file->size)
             return mm2_fail(MM2_E_FORMAT,
-                            "%s: tensor \"%.*s\" begins beyond the file's %lld bytes: is it cut "
+                            "%s: tensor \"%s\" begins beyond the file's %lld bytes: is it cut "
                             "short?",
-                            g->file->path, (int)t->name_length, t->name, (long long)g->file->size);
+                            g->file->path, name, (long long)g->file->size);
     }
     return MM2_OK;
 }
 
-static mm2_status parse(mm2_gguf *g)
+static mm2_status parse(mm2_gguf *g, cursor *c)
 {
-    cursor c = {g->file, 0};
-    const uint8_t *magic = take(&c, 4);
+    const uint8_t *magic = take(c, 4);
     if (!magic || memcmp(magic, "GGUF", 4))
         return mm2_fail(MM2_E_FORMAT, "%s: does not begin with \"GGUF\"", g->file->path);
     uint32_t version;
     uint64_t tensors, pairs;
-    mm2_status status = take_u32(&c, &version, "the version");
+    mm2_status status = take_u32(c, &version, "the version");
     if (status)
         return status;
     if (version != 3)
         return mm2_fail(MM2_E_UNSUPPORTED, "%s: GGUF version %u%s, expected 3", g->file->path,
                         version, version == 0x03000000 ? " (big-endian)" : "");
-    status = take_u64(&c, &tensors, "the header");
+    status = take_u64(c, &tensors, "the header");
     if (!status)
-        status = take_u64(&c, &pairs, "the header");
+        status = take_u64(c, &pairs, "the header");
     if (!status)
-        status = take_pairs(&c, g, pairs);
-    if (!status)
-        status = take_infos(&c, g, tensors);
-    return status ? status : place_tensors(g, c.at);
+        status = take_pairs(c, g, pairs);
+    return status ? status : take_infos(c, g, tensors);
+}
+
+static void drop_records(mm2_gguf *g)
+{
+    free(g->pairs);
+    free(g->infos);
+    g->pairs = NULL;
+    g->infos = NULL;
+    g->pair_count = g->info_count = 0;
 }
 
 mm2_status mm2_gguf_parse(mm2_gguf *g, const mm2_file *f)
 {
     *g = (mm2_gguf){.file = f};
-    mm2_status status = parse(g);
+    cursor c = {.file = f, .data = f->data, .size = f->size};
+    mm2_status status = parse(g, &c);
+    if (!status) {
+        drop_records(g);
+        g->header = malloc((size_t)c.at);
+        if (g->header)
+            memcpy(g->header, f->data, (size_t)c.at);
+        else
+            status = mm2_fail(MM2_E_NOMEM, "%s: out of memory for its header of %lld bytes",
+                              f->path, (long long)c.at);
+    }
+    if (!status) {
+        c = (cursor){.file = f, .data = g->header, .size = c.at};
+        status = parse(g, &c);
+    }
+    if (!status)
+        status = place_tensors(g, c.at);
     if (status)
         mm2_gguf_free(g);
     return status;
@@ -350,8 +387,8 @@ mm2_status mm2_gguf_parse(mm2_gguf *g, const mm2_file *f)
 
 void mm2_gguf_free(mm2_gguf *g)
 {
-    free(g->pairs);
-    free(g->infos);
+    drop_records(g);
+    free(g->header);
     *g = (mm2_gguf){0};
 }
 
@@ -364,14 +401,19 @@ const mm2_gguf_pair *mm2_gguf_find(const mm2_gguf *g, const char *key)
     return NULL;
 }
 
-static int32_t wrong_kind(const mm2_gguf *g, const char *key, const char *expected,
-                          const mm2_gguf_pair *p)
+const char *mm2_gguf_kind(const mm2_gguf_pair *p)
 {
     static const char *const kinds[] = {"uint8",  "int8",    "uint16", "int16",    "uint32",
                                         "int32",  "float32", "a flag", "a string", "an array",
                                         "uint64", "int64",   "float64"};
+    return kinds[p->type];
+}
+
+static int32_t wrong_kind(const mm2_gguf *g, const char *key, const char *expected,
+                          const mm2_gguf_pair *p)
+{
     return mm2_fail(MM2_E_FORMAT, "%s: %s must be %s, found %s", g->file->path, key, expected,
-                    kinds[p->type]);
+                    mm2_gguf_kind(p));
 }
 
 int32_t mm2_gguf_integer(const mm2_gguf *g, const char *key, int64_t *out)
@@ -380,7 +422,7 @@ int32_t mm2_gguf_integer(const mm2_gguf *g, const char *key, int64_t *out)
     if (!p)
         return 0;
     uint64_t bits = 0;
-    memcpy(&bits, p->data, (size_t)scalar_bytes(p->type));
+    memcpy(&bits, p->data, (size_t)mm2_gguf_scalar_bytes(p->type));
     switch (p->type) {
     case MM2_GGUF_INT8:
         *out = (int8_t)bits;
@@ -404,39 +446,6 @@ int32_t mm2_gguf_integer(const mm2_gguf *g, const char *key, int64_t *out)
     default:
         return wrong_kind(g, key, "a whole number", p);
     }
-}
-
-int32_t mm2_gguf_number(const mm2_gguf *g, const char *key, double *out)
-{
-    const mm2_gguf_pair *p = mm2_gguf_find(g, key);
-    if (!p)
-        return 0;
-    if (p->type == MM2_GGUF_FLOAT32) {
-        float value;
-        memcpy(&value, p->data, 4);
-        *out = value;
-        return 1;
-    }
-    if (p->type == MM2_GGUF_FLOAT64) {
-        memcpy(out, p->data, 8);
-        return 1;
-    }
-    int64_t whole = 0;
-    int32_t found = mm2_gguf_integer(g, key, &whole);
-    if (found > 0)
-        *out = (double)whole;
-    return found;
-}
-
-int32_t mm2_gguf_flag(const mm2_gguf *g, const char *key, int32_t *out)
-{
-    const mm2_gguf_pair *p = mm2_gguf_find(g, key);
-    if (!p)
-        return 0;
-    if (p->type != MM2_GGUF_BOOL)
-        return wrong_kind(g, key, "a flag", p);
-    *out = *p->data;
-    return 1;
 }
 
 int32_t mm2_gguf_string(const mm2_gguf *g, const char *key, const char **out, int64_t *length)

@@ -1,8 +1,8 @@
 /* Opening a model and asking it questions.
  *
- * Opening maps the files, checks everything that their headers say, and binds the weights; no weight
- * is read, so it costs milliseconds whatever the size. What can fail comes first; the pool starts no
- * thread before the first run.
+ * Opening maps the files, checks everything that their headers say, and binds the weights; no
+ * weight is read (unless MM2_IN_MEMORY asks for copies), so it costs milliseconds whatever the size.
+ * What can fail comes first; the pool starts no thread before the first run.
  *
  * A model is immutable once open, so the questions need no lock. It lives until its last holder
  * (the opener, sessions, batches, samplers, scripts) releases it. */
@@ -11,6 +11,7 @@
 #include "base/cpu.h"
 #include "base/guard.h"
 #include "base/status.h"
+#include "model/container.h"
 #include "tensor/dtype.h"
 
 #include <stdlib.h>
@@ -33,7 +34,7 @@ static int is_scale(const char *name)
 static void count_weights(mm2_model *m)
 {
     int64_t by_dtype[MM2_DTYPE_COUNT] = {0};
-    for (int32_t i = 0; i < m->checkpoint.entry_count; i++) {
+    for (int32_t i = 0; i < m->checkpoint.listed; i++) {
         const mm2_entry *e = &m->checkpoint.entries[i];
         m->bytes += e->view.nbytes;
         if (is_scale(e->name))
@@ -71,9 +72,38 @@ static mm2_status check_vocabulary(const mm2_model *m)
                     m->checkpoint.path, facts.vocab_size, m->checkpoint.config.vocab_size);
 }
 
+static void add_end(mm2_model *m, int32_t id)
+{
+    int32_t at = m->end_count;
+    if (id < 0 || id >= m->checkpoint.config.vocab_size)
+        return;
+    while (at > 0 && m->ends[at - 1] >= id)
+        at--;
+    if (at < m->end_count && m->ends[at] == id)
+        return;
+    memmove(m->ends + at + 1, m->ends + at, (size_t)(m->end_count - at) * sizeof *m->ends);
+    m->ends[at] = id;
+    m->end_count++;
+}
+
+/* What the files name, what the tokenizer took for the end, and the format's own tag. */
+static void collect_ends(mm2_model *m)
+{
+    const mm2_checkpoint *c = &m->checkpoint;
+    for (int32_t i = 0; i < c->end_count; i++)
+        add_end(m, c->ends[i]);
+    if (!m->tokenizer)
+        return;
+    mm2_tokenizer_info facts = {.size = sizeof facts};
+    if (!mm2_tokenizer_describe(m->tokenizer, &facts))
+        add_end(m, facts.eos);
+    const char *tag = c->family->end_tag;
+    add_end(m, mm2_tokenizer_id(m->tokenizer, tag, (int32_t)strlen(tag)));
+}
+
 static mm2_status fill(mm2_model *m, const char *path, const mm2_model_options *o)
 {
-    mm2_status status = mm2_checkpoint_open(&m->checkpoint, path, o->flags);
+    mm2_status status = mm2_container_open(&m->checkpoint, path, o->flags);
     if (!status)
         status = mm2_weights_bind(&m->weights, &m->checkpoint);
     if (!status)
@@ -87,8 +117,10 @@ static mm2_status fill(mm2_model *m, const char *path, const mm2_model_options *
     m->precision = o->precision;
     if (!status)
         status = mm2_pool_new(&m->pool, o->threads ? o->threads : mm2_cpu_cores());
-    if (!status)
+    if (!status) {
         count_weights(m);
+        collect_ends(m);
+    }
     return status;
 }
 
@@ -100,7 +132,7 @@ static void destroy(mm2_model *m)
     mm2_tokenizer_release(m->tokenizer);
     free(m->no_tokenizer);
     mm2_weights_free(&m->weights);
-    mm2_checkpoint_close(&m->checkpoint);
+    mm2_container_close(&m->checkpoint);
     free(m);
 }
 
@@ -116,7 +148,7 @@ mm2_status mm2_model_open(mm2_model **out, const char *path, const mm2_model_opt
     mm2_status status = options ? mm2_struct_read(&own, options, "mm2_model_options") : MM2_OK;
     if (status)
         return status;
-    if (o->flags & ~(uint32_t)MM2_WRITABLE)
+    if (o->flags & ~(uint32_t)(MM2_WRITABLE | MM2_IN_MEMORY))
         return mm2_fail(MM2_E_ARG, "mm2_model_open: options.flags %u has unknown bits", o->flags);
     if (o->threads < 0 || o->threads > 1024)
         return mm2_fail(MM2_E_ARG, "mm2_model_open: options.threads is %d, expected 0 to 1024",
@@ -160,27 +192,44 @@ mm2_status mm2_model_config(const mm2_model *m, mm2_config *out)
     return mm2_struct_write(out, &config, "mm2_config");
 }
 
+enum { MODEL_FACTS = 9 };
+
+/* The facts in the order of their keys' indices; m may be NULL for the keys alone. */
+static const char *fact(const mm2_model *m, int32_t index, const char **value)
+{
+    static const char *const keys[MODEL_FACTS] = {"path", "format",    "architecture",
+                                                  "name", "license",   "quantization",
+                                                  "isa",  "precision", "chat_template"};
+    if (m) {
+        const mm2_checkpoint *c = &m->checkpoint;
+        const char *values[MODEL_FACTS] = {
+            c->path,
+            c->format,
+            c->architecture,
+            c->model_name,
+            c->license,
+            m->quantization,
+            m->kernels->name,
+            m->precision == MM2_PRECISION_EXACT ? "exact" : "fast",
+            m->tokenizer ? mm2_tokenizer_template(m->tokenizer) : NULL,
+        };
+        *value = values[index];
+    }
+    return keys[index];
+}
+
 const char *mm2_model_info(const mm2_model *m, const char *key)
 {
-    if (!m || !key)
-        return NULL;
-    const struct {
-        const char *key, *value;
-    } facts[] = {
-        {"path", m->checkpoint.path},
-        {"format", m->checkpoint.format},
-        {"architecture", m->checkpoint.architecture},
-        {"name", m->checkpoint.model_name},
-        {"license", m->checkpoint.license},
-        {"quantization", m->quantization},
-        {"isa", m->kernels->name},
-        {"precision", m->precision == MM2_PRECISION_EXACT ? "exact" : "fast"},
-        {"chat_template", m->tokenizer ? mm2_tokenizer_template(m->tokenizer) : NULL},
-    };
-    for (size_t i = 0; i < sizeof facts / sizeof *facts; i++)
-        if (!strcmp(facts[i].key, key))
-            return facts[i].value && *facts[i].value ? facts[i].value : NULL;
+    const char *value;
+    for (int32_t i = 0; m && key && i < MODEL_FACTS; i++)
+        if (!strcmp(fact(m, i, &value), key))
+            return value && *value ? value : NULL;
     return NULL;
+}
+
+const char *mm2_model_info_key(int32_t index)
+{
+    return index >= 0 && index < MODEL_FACTS ? fact(NULL, index, NULL) : NULL;
 }
 
 int32_t mm2_model_threads(const mm2_model *m)
@@ -200,13 +249,13 @@ int64_t mm2_model_parameters(const mm2_model *m)
 
 int32_t mm2_model_tensor_count(const mm2_model *m)
 {
-    return m ? m->checkpoint.entry_count : 0;
+    return m ? m->checkpoint.listed : 0;
 }
 
 const char *mm2_model_tensor_name(const mm2_model *m, int32_t index)
 {
-    return m && index >= 0 && index < m->checkpoint.entry_count ? m->checkpoint.entries[index].name
-                                                                : NULL;
+    return m && index >= 0 && index < m->checkpoint.listed ? m->checkpoint.entries[index].name
+                                                           : NULL;
 }
 
 static mm2_status find_entry(const mm2_model *m, const char *name, const mm2_entry **out)
@@ -228,6 +277,16 @@ mm2_status mm2_model_tensor(const mm2_model *m, const char *name, mm2_tensor *ou
     if (!status)
         *out = e->view;
     return status;
+}
+
+int32_t mm2_model_end_tokens(const mm2_model *m, int32_t *ids, int32_t cap)
+{
+    if (!m || cap < 0 || (cap && !ids))
+        return mm2_fail(MM2_E_ARG, "mm2_model_end_tokens: %s",
+                        m ? "no place for the result" : "no model");
+    for (int32_t i = 0; i < m->end_count && i < cap; i++)
+        ids[i] = m->ends[i];
+    return m->end_count;
 }
 
 /* Rows as they are counted through all leading dimensions; a vector is one row. */
@@ -262,7 +321,8 @@ mm2_status mm2_model_weight(const mm2_model *m, const char *name, int64_t first,
     const mm2_tensor *v = &e->view;
     int64_t width = v->ndim ? v->shape[v->ndim - 1] : 1, rows = 1, needed;
     for (int32_t i = 0; i < v->ndim - 1; i++)
-        rows *= v->shape[i];
+        if (__builtin_mul_overflow(rows, v->shape[i], &rows))
+            rows = 0; /* only where some other dimension is 0 */
     if (first < 0 || count < 0 || first > rows || count > rows - first)
         return mm2_fail(MM2_E_ARG,
                         "mm2_model_weight: tensor \"%s\" has %lld rows; %lld from row %lld are not "

@@ -28,7 +28,9 @@ struct mm2_model {
     mm2_pool *pool;
     mm2_passes passes;
     int64_t bytes, parameters;
-    char quantization[128]; /* dtypes of the weights, most bytes first */
+    char quantization[128];         /* dtypes of the weights, most bytes first */
+    int32_t ends[MM2_MAX_ENDS + 2]; /* ids that end a generation, ascending */
+    int32_t end_count;
 };
 
 /* The tokenizer beside a checkpoint's weights, its template and ids set. MM2_OK with *out NULL and

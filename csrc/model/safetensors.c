@@ -1,31 +1,31 @@
 /* Safetensors: eight bytes of header length, a JSON header, and one buffer of tensors.
  *
- * A directory holds either model.safetensors, or shards that model.safetensors.index.json maps every
- * tensor name to. With an index its names are read first, each with its shard; every shard must then
- * hold exactly the tensors that the index gives it. Files that the index does not name are never
- * opened.
+ * A directory holds either model.safetensors, or shards that model.safetensors.index.json maps
+ * every tensor name to. The index is the list of the model's tensors, and of their places: what a
+ * shard holds besides is left alone, and so is a name whose shard does not hold it, or is not
+ * there, until the tensor is needed. Files that the index does not name are never opened.
  *
- * A header is believed only if the tensors, in the order of their offsets, cover the buffer exactly:
- * no hole, no overlap, nothing behind the last one. Sums that the index states (total_size) are
- * ignored: nothing depends on them.
+ * A header is believed only if the tensors, in the order of their offsets, cover the buffer
+ * exactly: no hole, no overlap, nothing behind the last one. Sums that the index states
+ * (total_size) are ignored: nothing depends on them.
  *
  * Names are decoded from JSON into one block of memory, as large as the text they come from. */
+#include "model/safetensors.h"
+
 #include "base/json.h"
 #include "base/status.h"
-#include "model/checkpoint.h"
+#include "model/directory.h"
 #include "tensor/dtype.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum {
-    NOT_SEEN = -1,      /* view.ndim of an entry that only the index has named so far */
-    JSON_PER_NAME = 100 /* bytes of an index or header, about, that name one tensor */
-};
+enum { JSON_PER_NAME = 100 }; /* bytes of an index or header, about, that name one tensor */
 
-typedef struct span {
+typedef struct span { /* of a shard's buffer */
     int64_t begin, end;
-    int32_t entry;
+    int32_t entry; /* -1: a tensor that is left alone */
 } span;
 
 typedef struct reader {
@@ -65,6 +65,21 @@ static mm2_status shard_number(reader *r, mm2_strmap *shards, const char *where,
                : MM2_OK;
 }
 
+/* The name of a tensor, with room for MM2_MAX_NAME bytes; "" if nobody can ask for it. */
+static mm2_status read_name(mm2_json *j, char *name)
+{
+    mm2_json begin = *j;
+    mm2_status status = mm2_json_key(j, NULL, 0);
+    if (status)
+        return status;
+    mm2_json end = *j;
+    *j = begin;
+    if (mm2_json_key(j, name, MM2_MAX_NAME + 1) || !mm2_checkpoint_can_name(name, strlen(name)))
+        *name = 0; /* too long, or of other characters */
+    *j = end;
+    return MM2_OK;
+}
+
 static mm2_status read_weight_map(reader *r, mm2_json *j, mm2_strmap *shards)
 {
     int begun = 0;
@@ -72,19 +87,21 @@ static mm2_status read_weight_map(reader *r, mm2_json *j, mm2_strmap *shards)
     while ((more = mm2_json_next(j, '{', &begun)) > 0) {
         char shard[MM2_MAX_NAME + 1];
         char *name = r->next_name;
-        mm2_status status = mm2_json_key(j, name, MM2_MAX_NAME + 1);
+        mm2_status status = read_name(j, name);
         if (!status)
             status = mm2_json_string(j, shard, sizeof shard);
         int32_t number = 0;
         if (!status)
             status = shard_number(r, shards, j->where, shard, &number);
+        if (!status && !*name)
+            continue;
         mm2_entry *e;
         if (!status)
             status = mm2_checkpoint_add(r->c, name, j->where, &e);
         if (status)
             return status;
         e->file = r->c->files[number].path;
-        e->view.ndim = NOT_SEEN;
+        e->view.ndim = MM2_NOT_SEEN;
         r->next_name += strlen(name) + 1;
     }
     return more;
@@ -155,21 +172,23 @@ static mm2_status read_index(reader *r, const char *path)
 typedef struct header_fields {
     char dtype[32];
     int64_t shape[MM2_MAX_DIMS], begin, end;
-    int32_t ndim, has_dtype, has_shape, has_offsets;
+    int32_t ndim; /* of any count; the shape has the first MM2_MAX_DIMS */
+    int32_t has_dtype, has_shape, has_offsets;
 } header_fields;
 
-static mm2_status read_shape(mm2_json *j, const char *name, header_fields *h)
+static mm2_status read_shape(mm2_json *j, header_fields *h)
 {
     int begun = 0;
     int32_t more;
     h->ndim = 0;
     while ((more = mm2_json_next(j, '[', &begun)) > 0) {
-        if (h->ndim == MM2_MAX_DIMS)
-            return mm2_fail(MM2_E_UNSUPPORTED, "%s: tensor \"%s\" has more than %d dimensions",
-                            j->where, name, MM2_MAX_DIMS);
-        mm2_status status = mm2_json_integer(j, &h->shape[h->ndim++]);
+        int64_t size;
+        mm2_status status = mm2_json_integer(j, &size);
         if (status)
             return status;
+        if (h->ndim < MM2_MAX_DIMS)
+            h->shape[h->ndim] = size;
+        h->ndim++;
     }
     return more;
 }
@@ -206,7 +225,7 @@ static mm2_status read_fields(mm2_json *j, const char *name, header_fields *h)
             status = mm2_json_string(j, h->dtype, sizeof h->dtype);
         } else if (!status && !strcmp(key, "shape")) {
             seen = &h->has_shape;
-            status = read_shape(j, name, h);
+            status = read_shape(j, h);
         } else if (!status && !strcmp(key, "data_offsets")) {
             seen = &h->has_offsets;
             status = read_offsets(j, h);
@@ -225,10 +244,13 @@ static mm2_status read_fields(mm2_json *j, const char *name, header_fields *h)
     return more;
 }
 
-/* The entry of a name that a shard's header holds. */
+/* The entry of a name that a shard's header holds; NULL if it is left alone. */
 static mm2_status claim_entry(reader *r, const char *name, const char *file, mm2_entry **out)
 {
     mm2_checkpoint *c = r->c;
+    *out = NULL;
+    if (!*name)
+        return MM2_OK;
     if (!r->indexed) {
         mm2_status status = mm2_checkpoint_add(c, name, file, out);
         if (!status)
@@ -236,14 +258,10 @@ static mm2_status claim_entry(reader *r, const char *name, const char *file, mm2
         return status;
     }
     int32_t i = mm2_strmap_find(&c->by_name, name, (uint32_t)strlen(name));
-    if (i < 0)
-        return mm2_fail(MM2_E_FORMAT, "%s: holds tensor \"%s\", which the index does not name",
-                        file, name);
+    if (i < 0 || strcmp(c->entries[i].file, file))
+        return MM2_OK;
     *out = &c->entries[i];
-    if (strcmp((*out)->file, file))
-        return mm2_fail(MM2_E_FORMAT, "%s: holds tensor \"%s\", which the index places in %s", file,
-                        name, (*out)->file);
-    if ((*out)->view.ndim != NOT_SEEN)
+    if ((*out)->view.ndim != MM2_NOT_SEEN || (*out)->odd)
         return mm2_fail(MM2_E_FORMAT, "%s: tensor \"%s\" appears twice", file, name);
     return MM2_OK;
 }
@@ -262,41 +280,50 @@ static mm2_status add_span(reader *r, const char *file, int64_t begin, int64_t e
     return MM2_OK;
 }
 
+/* Describes an entry by the fields of the header. */
+static mm2_status fill_entry(reader *r, mm2_entry *e, const header_fields *h, const uint8_t *data)
+{
+    char why[64], text[sizeof h->dtype];
+    int32_t dtype = mm2_dtype_from_safetensors(h->dtype);
+    mm2_text_clean(text, sizeof text, h->dtype, (int64_t)strlen(h->dtype));
+    if (!dtype)
+        mm2_format(why, sizeof why, "has dtype %s", text);
+    else if (h->ndim > MM2_MAX_DIMS)
+        mm2_format(why, sizeof why, "has %d dimensions", h->ndim);
+    if (!dtype || h->ndim > MM2_MAX_DIMS)
+        return mm2_entry_set_odd(e, why);
+    mm2_status status = mm2_entry_shape(e, dtype, h->ndim, h->shape);
+    if (status)
+        return status;
+    if (h->end - h->begin != e->view.nbytes)
+        return mm2_fail(
+            MM2_E_FORMAT, "%s: tensor \"%s\" has %lld bytes, expected %lld by its shape and dtype",
+            e->file, e->name, (long long)(h->end - h->begin), (long long)e->view.nbytes);
+    e->view.data = (void *)(data + h->begin);
+    e->view.flags = r->flags & MM2_WRITABLE ? 0 : MM2_READ_ONLY;
+    return MM2_OK;
+}
+
 static mm2_status read_tensor(reader *r, mm2_json *j, const mm2_file *f, int64_t data_start,
                               const char *name)
 {
     header_fields h = {0};
     mm2_entry *e = NULL;
-    mm2_status status = read_fields(j, name, &h);
+    const char *shown = *name ? name : "(a name that nobody can ask for)";
+    mm2_status status = read_fields(j, shown, &h);
     if (!status)
         status = claim_entry(r, name, f->path, &e);
+    if (!status && (h.begin > h.end || h.end > f->size - data_start))
+        status = mm2_fail(MM2_E_FORMAT,
+                          "%s: tensor \"%s\" claims bytes %lld to %lld of %lld: is the file cut "
+                          "short?",
+                          f->path, shown, (long long)h.begin, (long long)h.end,
+                          (long long)(f->size - data_start));
+    if (!status && e)
+        status = fill_entry(r, e, &h, f->data + data_start);
     if (status)
         return status;
-    int32_t dtype = mm2_dtype_from_safetensors(h.dtype);
-    if (!dtype) {
-        char text[sizeof h.dtype];
-        mm2_text_clean(text, sizeof text, h.dtype, (int64_t)strlen(h.dtype));
-        return mm2_fail(MM2_E_UNSUPPORTED,
-                        "%s: tensor \"%s\" has dtype %s; this build reads F32, F16, BF16, F8_E4M3 "
-                        "and I32",
-                        f->path, name, text);
-    }
-    status = mm2_entry_shape(e, dtype, h.ndim, h.shape);
-    if (status)
-        return status;
-    if (h.begin > h.end || h.end > f->size - data_start)
-        return mm2_fail(MM2_E_FORMAT,
-                        "%s: tensor \"%s\" claims bytes %lld to %lld of %lld: is the file cut "
-                        "short?",
-                        f->path, name, (long long)h.begin, (long long)h.end,
-                        (long long)(f->size - data_start));
-    if (h.end - h.begin != e->view.nbytes)
-        return mm2_fail(MM2_E_FORMAT,
-                        "%s: tensor \"%s\" has %lld bytes, expected %lld by its shape and dtype",
-                        f->path, name, (long long)(h.end - h.begin), (long long)e->view.nbytes);
-    e->view.data = f->data + data_start + h.begin;
-    e->view.flags = r->flags & MM2_WRITABLE ? 0 : MM2_READ_ONLY;
-    return add_span(r, f->path, h.begin, h.end, (int32_t)(e - r->c->entries));
+    return add_span(r, f->path, h.begin, h.end, e ? (int32_t)(e - r->c->entries) : -1);
 }
 
 /* __metadata__: strings to strings, of no interest here. */
@@ -331,11 +358,12 @@ static mm2_status check_cover(reader *r, const mm2_file *f, int64_t size)
     for (int32_t i = 0; i < r->span_count; i++) {
         const span *s = &r->spans[i];
         if (s->begin != at)
-            return mm2_fail(MM2_E_FORMAT,
-                            "%s: tensor \"%s\" begins at byte %lld of the data, expected %lld: "
-                            "tensors must follow each other without %s",
-                            f->path, r->c->entries[s->entry].name, (long long)s->begin,
-                            (long long)at, s->begin < at ? "overlap" : "holes");
+            return mm2_fail(
+                MM2_E_FORMAT,
+                "%s: tensor \"%s\" begins at byte %lld of the data, expected %lld: "
+                "tensors must follow each other without %s",
+                f->path, s->entry < 0 ? "(one that is left alone)" : r->c->entries[s->entry].name,
+                (long long)s->begin, (long long)at, s->begin < at ? "overlap" : "holes");
         at = s->end;
     }
     if (at != size)
@@ -370,7 +398,7 @@ static mm2_status read_header(reader *r, const mm2_file *f)
     int32_t more;
     while ((more = mm2_json_next(&j, '{', &begun)) > 0) {
         char *name = r->indexed ? scratch : r->next_name;
-        status = mm2_json_key(&j, name, MM2_MAX_NAME + 1);
+        status = read_name(&j, name);
         if (!status && !strcmp(name, "__metadata__")) {
             if (metadata++)
                 return mm2_fail(MM2_E_FORMAT, "%s: __metadata__ appears twice", f->path);
@@ -385,11 +413,14 @@ static mm2_status read_header(reader *r, const mm2_file *f)
     return status ? status : check_cover(r, f, f->size - data_start);
 }
 
-/* Maps a file whose path is set. The path is kept: entries and sentences point to it. */
-static mm2_status open_shard(mm2_file *f, int writable)
+/* Opens a file whose path is set. The path is kept: entries and sentences point to it. One of
+ * several that is not there is left out. */
+static mm2_status open_shard(reader *r, mm2_file *f)
 {
     char *path = (char *)f->path;
-    mm2_status status = mm2_file_open(f, path, writable);
+    if (r->indexed && mm2_file_exists(path) <= 0)
+        return MM2_OK;
+    mm2_status status = mm2_file_open(f, path, mm2_checkpoint_file_flags(r->flags));
     free((char *)f->path); /* the copy that opening made; NULL if it failed */
     f->path = path;
     return status;
@@ -399,38 +430,37 @@ static mm2_status read_shards(reader *r)
 {
     mm2_checkpoint *c = r->c;
     mm2_status status = MM2_OK;
-    for (int32_t i = 0; !status && i < c->file_count; i++) /* all, so that a missing one is named */
-        status = open_shard(&c->files[i], (r->flags & MM2_WRITABLE) != 0);
     for (int32_t i = 0; !status && i < c->file_count; i++)
-        status = read_header(r, &c->files[i]);
-    if (status)
-        return status;
-    for (int32_t i = 0; i < c->entry_count; i++)
-        if (c->entries[i].view.ndim == NOT_SEEN)
-            return mm2_fail(MM2_E_FORMAT, "%s: tensor \"%s\" is missing: the index places it here",
-                            c->entries[i].file, c->entries[i].name);
-    if (!c->entry_count)
-        return mm2_fail(MM2_E_FORMAT, "%s: holds no tensors", c->path);
-    return MM2_OK;
+        status = open_shard(r, &c->files[i]);
+    if (!status)
+        status = mm2_checkpoint_fill(c);
+    for (int32_t i = 0; !status && i < c->file_count; i++)
+        if (c->files[i].is_open)
+            status = read_header(r, &c->files[i]);
+    return status ? status : mm2_checkpoint_settle(c);
 }
 
 /* The last component of a path, for a name: "models/MiniMax-M2/" is MiniMax-M2. */
-static void directory_name(char *out, int32_t cap, const char *directory)
+static mm2_status directory_name(char *out, int32_t cap, const char *directory)
 {
     char *real = realpath(directory, NULL);
+    if (!real && errno == ENOMEM)
+        return mm2_file_fail(directory, "find its full name");
     const char *path = real ? real : directory, *last = strrchr(path, '/');
     last = last ? last + 1 : path;
     mm2_text_clean(out, cap, last, (int64_t)strlen(last));
     free(real);
+    return MM2_OK;
 }
 
 mm2_status mm2_safetensors_open(mm2_checkpoint *c, const char *directory, uint32_t flags)
 {
     reader r = {.c = c, .directory = directory, .flags = flags};
-    mm2_status status = mm2_config_read(c, directory);
+    mm2_status status = mm2_directory_read(c, directory);
+    if (!status)
+        status = directory_name(c->model_name, sizeof c->model_name, directory);
     if (status)
         return status;
-    directory_name(c->model_name, sizeof c->model_name, directory);
     c->files = calloc(MM2_MAX_SHARDS, sizeof *c->files);
     if (!c->files)
         return mm2_fail(MM2_E_NOMEM, "%s: out of memory while opening it", directory);

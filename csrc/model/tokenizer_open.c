@@ -9,6 +9,8 @@
  * Nothing of the files is kept: maps and copies end with the call. */
 #include "base/json.h"
 #include "base/status.h"
+#include "model/container.h"
+#include "model/directory.h"
 #include "model/document.h"
 #include "model/gguf.h"
 #include "model/model.h"
@@ -75,11 +77,8 @@ static mm2_status complete(mm2_tokenizer *t, const char *directory, int32_t bos,
     mm2_status status = mm2_document_open(&d, directory, "tokenizer_config.json");
     if (!status) {
         int32_t first = named_id(t, d.root, "bos_token"), last = named_id(t, d.root, "eos_token");
-        status = mm2_tokenizer_set_ids(t, first >= 0 ? first : bos, eos >= 0 ? eos : last,
-                                       named_id(t, d.root, "unk_token"),
-                                       named_id(t, d.root, "pad_token"));
-        if (status)
-            status = mm2_fail_in(status, directory);
+        mm2_tokenizer_set_ids(t, first >= 0 ? first : bos, eos >= 0 ? eos : last,
+                              named_id(t, d.root, "unk_token"), named_id(t, d.root, "pad_token"));
     }
     if (!status)
         status = set_template(t, directory, d.root);
@@ -155,25 +154,12 @@ static mm2_status unpack_types(int32_t **out, const mm2_gguf *g, int32_t count)
     return MM2_OK;
 }
 
-static mm2_status read_id(const mm2_gguf *g, const char *key, int32_t *out)
+/* -1 where the file names none, or something else than an id: nothing depends on it. */
+static int32_t read_id(const mm2_gguf *g, const char *key)
 {
     int64_t id = -1;
     int32_t found = mm2_gguf_integer(g, key, &id);
-    *out = (int32_t)id;
-    if (found > 0 && (id < 0 || id > INT32_MAX))
-        return mm2_fail(MM2_E_FORMAT, "%s: %s is %lld, expected a token id", g->file->path, key,
-                        (long long)id);
-    return found < 0 ? found : MM2_OK;
-}
-
-static mm2_status read_ids(const mm2_gguf *g, mm2_vocabulary *v)
-{
-    mm2_status status = read_id(g, "tokenizer.ggml.bos_token_id", &v->bos);
-    if (!status)
-        status = read_id(g, "tokenizer.ggml.eos_token_id", &v->eos);
-    if (!status)
-        status = read_id(g, "tokenizer.ggml.unknown_token_id", &v->unk);
-    return status ? status : read_id(g, "tokenizer.ggml.padding_token_id", &v->pad);
+    return found > 0 && id >= 0 && id < MM2_MAX_IDS ? (int32_t)id : -1;
 }
 
 static mm2_status check_model(const mm2_gguf *g)
@@ -210,7 +196,11 @@ static mm2_status from_arrays(mm2_tokenizer **out, const mm2_gguf *g, const stri
         mm2_text_clean(pre, sizeof pre, text, length);
         v.pre = pre;
     }
-    mm2_status status = found < 0 ? found : read_ids(g, &v);
+    v.bos = read_id(g, "tokenizer.ggml.bos_token_id");
+    v.eos = read_id(g, "tokenizer.ggml.eos_token_id");
+    v.unk = read_id(g, "tokenizer.ggml.unknown_token_id");
+    v.pad = read_id(g, "tokenizer.ggml.padding_token_id");
+    mm2_status status = found < 0 ? found : MM2_OK;
     if (!status)
         status = mm2_tokenizer_from_vocabulary(out, &v, g->file->path);
     if (status)
@@ -296,8 +286,9 @@ static mm2_status open_gguf(mm2_tokenizer **out, const char *path)
  * reads them here. */
 static mm2_status open_in_directory(mm2_tokenizer **out, const char *path, const char *directory)
 {
-    mm2_checkpoint facts = {.bos = -1, .eos = -1};
-    mm2_status status = mm2_generation_read(&facts, directory);
+    mm2_checkpoint facts;
+    mm2_checkpoint_init(&facts);
+    mm2_status status = mm2_directory_generation(&facts, directory);
     return status ? status : open_json(out, path, directory, facts.bos, facts.eos);
 }
 
@@ -314,7 +305,7 @@ static mm2_status open_directory(mm2_tokenizer **out, const char *directory)
     free(path);
     if (exists)
         return exists < 0 ? exists : status;
-    status = mm2_checkpoint_locate(&path, &format, directory);
+    status = mm2_container_locate(&path, &format, directory);
     if (status == MM2_E_FORMAT || (!status && strcmp(format, "gguf")))
         status = mm2_fail(MM2_E_FORMAT, "%s: holds neither tokenizer.json nor one GGUF checkpoint",
                           directory);

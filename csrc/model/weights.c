@@ -1,14 +1,16 @@
 /* Binding: from names in a file to places in the model.
  *
- * Every tensor is looked up under its name in the container at hand, and its shape and dtype are
- * compared with what the configuration demands; the first that is not as it should be ends the open
- * with a sentence. Matrices may have any dtype that a kernel multiplies, norms and the routing bias
- * any plain one. FP8 needs its block scales: without them the codes mean nothing.
+ * Every place has names in each container, which the family lists. Its shape and dtype are compared
+ * with what the configuration demands; the first that is not as it should be ends the open with a
+ * sentence. Matrices may have any dtype that a kernel multiplies, norms and the routing bias any
+ * plain one. FP8 needs its block scales: without them the codes mean nothing.
  *
- * Nothing is copied. A bound weight points into the map; an expert of a fused tensor is a slice of
- * it, whose FP8 scales may begin within a block (mm2_weight.scale_row).
+ * Nothing is copied. A bound weight points into the map; an expert of a stacked tensor is a slice
+ * of it, whose FP8 scales may begin within a block (mm2_weight.scale_row).
  *
- * Tensors that the model does not ask for are listed by the checkpoint and left alone. */
+ * Tensors that the model does not ask for are left alone, unless they say that it is another model:
+ * a bias or a scale beside a bound weight, and what the family lists as foreign, are refused by
+ * name. So is a tensor that stands under two spellings. */
 #include "model/weights.h"
 
 #include "base/status.h"
@@ -28,14 +30,66 @@ typedef struct binder {
 
 /* ---- Finding and checking one tensor ---- */
 
-/* layer -1: a name outside the layers. */
-static void make_name(const binder *b, char *out, int32_t layer, const char *hf, const char *gguf)
+/* A place of a layer, and of an expert; 0 where there is none. */
+typedef struct place {
+    int32_t index; /* MM2_PLACE_* */
+    int32_t layer, expert;
+} place;
+
+static const char *const *spellings(const binder *b, int32_t index)
 {
-    const char *name = b->is_gguf ? gguf : hf;
-    if (layer < 0)
-        mm2_format(out, NAME, "%s", name);
-    else
-        mm2_format(out, NAME, b->is_gguf ? "blk.%d.%s" : "model.layers.%d.%s", layer, name);
+    const mm2_names *names = &b->c->family->names[index];
+    return b->is_gguf ? names->gguf : names->safetensors;
+}
+
+/* The name under which the checkpoint has a tensor for this place, or the usual one if it has none.
+ * Returns whether it has one; FORMAT if there are two. */
+static int32_t choose_name(const binder *b, place p, char *out)
+{
+    const char *const *patterns = spellings(b, p.index);
+    int32_t found = 0;
+    *out = 0;
+    for (int i = 0; i < MM2_SPELLINGS && patterns[i]; i++) {
+        char name[NAME];
+        mm2_format(name, NAME, patterns[i], p.layer, p.expert);
+        int is_there = mm2_checkpoint_find(b->c, name) != NULL;
+        if (is_there && found++)
+            return mm2_fail(MM2_E_FORMAT,
+                            "%s: tensors \"%s\" and \"%s\" are two for one place: which one counts "
+                            "is not known",
+                            b->c->path, out, name);
+        if (is_there || !*out)
+            memcpy(out, name, NAME);
+    }
+    return found;
+}
+
+/* Is there a tensor whose name is the beginning of `name` and this ending? Writes it to `other`. */
+static int has_beside(const binder *b, const char *name, size_t stem, const char *ending,
+                      char *other)
+{
+    memcpy(other, name, stem);
+    strcpy(other + stem, ending);
+    return mm2_checkpoint_has(b->c, other);
+}
+
+/* Companions of a weight that are part of its value, and that nothing here computes. */
+static mm2_status check_companions(const binder *b, const mm2_entry *e)
+{
+    static const char ending[] = ".weight";
+    size_t length = strlen(e->name), stem = length - (sizeof ending - 1);
+    char other[NAME + 16];
+    int found = 0;
+    if (length > sizeof ending && !strcmp(e->name + stem, ending))
+        found = has_beside(b, e->name, stem, ".bias", other) ||
+                (b->is_gguf && has_beside(b, e->name, stem, ".scale", other));
+    if (!found && !b->is_gguf && e->view.dtype != MM2_F8_E4M3)
+        found = has_beside(b, e->name, length, "_scale_inv", other);
+    return found ? mm2_fail(MM2_E_UNSUPPORTED,
+                            "%s: tensor \"%s\" belongs to \"%s\"; this build adds no biases, and "
+                            "scales FP8 weights only",
+                            b->c->path, other, e->name)
+                 : MM2_OK;
 }
 
 /* "[256, 3072]" */
@@ -55,8 +109,7 @@ static mm2_status find(const binder *b, const char *name, int32_t ndim, const in
     *out = mm2_checkpoint_find(b->c, name);
     write_shape(expected, sizeof expected, ndim, shape);
     if (!*out)
-        return mm2_fail(MM2_E_FORMAT, "%s: tensor \"%s\" is missing, expected of shape %s",
-                        b->c->path, name, expected);
+        return mm2_checkpoint_missing(b->c, name, expected);
     const mm2_tensor *v = &(*out)->view;
     int same = v->ndim == ndim;
     for (int32_t i = 0; same && i < ndim; i++)
@@ -92,7 +145,7 @@ mm2_status mm2_weights_scale(const mm2_checkpoint *c, const mm2_entry *e, const 
                         e->file, e->name);
     mm2_format(name, sizeof name, "%s_scale_inv", e->name);
     const mm2_entry *scale = mm2_checkpoint_find(c, name);
-    if (!scale)
+    if (!scale) /* the name may be longer than any */
         return mm2_fail(MM2_E_FORMAT, "%s: tensor \"%s\" is FP8 but its scales \"%s\" are missing",
                         e->file, e->name, name);
     int64_t shape[MM2_MAX_DIMS];
@@ -150,35 +203,45 @@ void mm2_weight_row(const mm2_weight *w, int64_t row, float *out)
 
 /* A tensor [count][rows][n_in] of a dtype that kernels multiply (count 0: a plain matrix), and its
  * scales. */
-static mm2_status find_matrices(const binder *b, const char *name, int64_t count, int64_t rows,
-                                int64_t n_in, const mm2_entry **e, const mm2_entry **scale)
+static mm2_status find_matrices(const binder *b, place p, int64_t count, int64_t rows, int64_t n_in,
+                                const mm2_entry **e, const mm2_entry **scale)
 {
+    char name[NAME];
     int64_t shape[] = {count, rows, n_in};
-    mm2_status status = count ? find(b, name, 3, shape, e) : find(b, name, 2, shape + 1, e);
+    mm2_status status = choose_name(b, p, name);
+    if (status < 0)
+        return status;
+    status = count ? find(b, name, 3, shape, e) : find(b, name, 2, shape + 1, e);
     if (!status && (*e)->view.dtype == MM2_I32)
         status = wrong_dtype(*e, "a floating-point or block format");
+    if (!status)
+        status = check_companions(b, *e);
     return status ? status : mm2_weights_scale(b->c, *e, scale);
 }
 
-static mm2_status bind_matrix(const binder *b, mm2_weight *w, const char *name, int32_t n_out,
-                              int32_t n_in)
+static mm2_status bind_matrix(const binder *b, mm2_weight *w, place p, int32_t n_out, int32_t n_in)
 {
     const mm2_entry *e, *scale;
-    mm2_status status = find_matrices(b, name, 0, n_out, n_in, &e, &scale);
+    mm2_status status = find_matrices(b, p, 0, n_out, n_in, &e, &scale);
     if (!status)
         *w = mm2_weights_slice(e, scale, 0, 0, n_out);
     return status;
 }
 
-static mm2_status bind_vector(const binder *b, mm2_weight *w, const char *name, int32_t n)
+static mm2_status bind_vector(const binder *b, mm2_weight *w, place p, int32_t n)
 {
+    char name[NAME];
     int64_t shape[] = {n};
     const mm2_entry *e;
-    mm2_status status = find(b, name, 1, shape, &e);
+    mm2_status status = choose_name(b, p, name);
+    status = status < 0 ? status : find(b, name, 1, shape, &e);
     if (status)
         return status;
     if (e->view.dtype != MM2_F32 && e->view.dtype != MM2_F16 && e->view.dtype != MM2_BF16)
         return wrong_dtype(e, "f32, f16 or bf16");
+    status = check_companions(b, e);
+    if (status)
+        return status;
     *w = (mm2_weight){.data = e->view.data,
                       .row_bytes = e->view.nbytes,
                       .n_out = 1,
@@ -189,81 +252,85 @@ static mm2_status bind_vector(const binder *b, mm2_weight *w, const char *name, 
 
 /* ---- A layer ---- */
 
-static mm2_status bind_attention(const binder *b, mm2_layer *layer, int32_t l)
+static mm2_status bind_gqa(const binder *b, mm2_layer *layer, int32_t l)
 {
     const mm2_config *k = b->k;
     int32_t q = k->num_attention_heads * k->head_dim, kv = k->num_key_value_heads * k->head_dim;
     const struct {
         mm2_weight *w;
-        const char *hf, *gguf;
-        int32_t n_out, n_in; /* n_out 0: a vector */
+        int32_t index, n_out, n_in; /* n_out 0: a vector */
         int wanted;
     } parts[] = {
-        {&layer->attn_norm, "input_layernorm.weight", "attn_norm.weight", 0, k->hidden_size, 1},
-        {&layer->q, "self_attn.q_proj.weight", "attn_q.weight", q, k->hidden_size, 1},
-        {&layer->k, "self_attn.k_proj.weight", "attn_k.weight", kv, k->hidden_size, 1},
-        {&layer->v, "self_attn.v_proj.weight", "attn_v.weight", kv, k->hidden_size, 1},
-        {&layer->o, "self_attn.o_proj.weight", "attn_output.weight", k->hidden_size, q, 1},
-        {&layer->q_norm, "self_attn.q_norm.weight", "attn_q_norm.weight", 0, q, k->use_qk_norm},
-        {&layer->k_norm, "self_attn.k_norm.weight", "attn_k_norm.weight", 0, kv, k->use_qk_norm},
-        {&layer->mlp_norm, "post_attention_layernorm.weight", "ffn_norm.weight", 0, k->hidden_size,
-         1},
+        {&layer->attn_norm, MM2_PLACE_ATTN_NORM, 0, k->hidden_size, 1},
+        {&layer->q, MM2_PLACE_Q, q, k->hidden_size, 1},
+        {&layer->k, MM2_PLACE_K, kv, k->hidden_size, 1},
+        {&layer->v, MM2_PLACE_V, kv, k->hidden_size, 1},
+        {&layer->o, MM2_PLACE_O, k->hidden_size, q, 1},
+        {&layer->q_norm, MM2_PLACE_Q_NORM, 0, q, k->use_qk_norm},
+        {&layer->k_norm, MM2_PLACE_K_NORM, 0, kv, k->use_qk_norm},
     };
-    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
-        char name[NAME];
-        make_name(b, name, l, parts[i].hf, parts[i].gguf);
-        mm2_status status = MM2_OK;
+    mm2_status status = MM2_OK;
+    for (size_t i = 0; !status && i < sizeof parts / sizeof *parts; i++) {
+        place p = {parts[i].index, l, 0};
         if (parts[i].wanted)
-            status = parts[i].n_out
-                         ? bind_matrix(b, parts[i].w, name, parts[i].n_out, parts[i].n_in)
-                         : bind_vector(b, parts[i].w, name, parts[i].n_in);
-        if (status)
-            return status;
+            status = parts[i].n_out ? bind_matrix(b, parts[i].w, p, parts[i].n_out, parts[i].n_in)
+                                    : bind_vector(b, parts[i].w, p, parts[i].n_in);
     }
-    return MM2_OK;
+    return status;
 }
 
 /* Experts that are tensors of their own. */
 static mm2_status bind_single_experts(const binder *b, mm2_layer *layer, int32_t l)
 {
     const mm2_config *k = b->k;
-    for (int32_t e = 0; e < k->num_local_experts; e++) {
+    mm2_status status = MM2_OK;
+    for (int32_t e = 0; !status && e < k->num_local_experts; e++) {
         mm2_expert *x = &layer->experts[e];
-        mm2_weight *weights[] = {&x->gate, &x->down, &x->up}; /* w1, w2, w3 */
-        for (int32_t i = 0; i < 3; i++) {
-            char name[NAME];
-            mm2_format(name, sizeof name, "model.layers.%d.block_sparse_moe.experts.%d.w%d.weight",
-                       l, e, i + 1);
-            mm2_status status =
-                i == 1 ? bind_matrix(b, weights[i], name, k->hidden_size, k->intermediate_size)
-                       : bind_matrix(b, weights[i], name, k->intermediate_size, k->hidden_size);
-            if (status)
-                return status;
-        }
+        status = bind_matrix(b, &x->gate, (place){MM2_PLACE_GATE, l, e}, k->intermediate_size,
+                             k->hidden_size);
+        if (!status)
+            status = bind_matrix(b, &x->down, (place){MM2_PLACE_DOWN, l, e}, k->hidden_size,
+                                 k->intermediate_size);
+        if (!status)
+            status = bind_matrix(b, &x->up, (place){MM2_PLACE_UP, l, e}, k->intermediate_size,
+                                 k->hidden_size);
     }
-    return MM2_OK;
+    return status;
 }
 
-/* Experts that are slices: `up` NULL if `gate` holds both, gate first. */
-static mm2_status bind_stacked_experts(const binder *b, mm2_layer *layer, const char *gate,
-                                       const char *up, const char *down)
+/* Experts that are slices; `is_fused`: one tensor holds gate and up, gate first. */
+static mm2_status bind_stacked_experts(const binder *b, mm2_layer *layer, int32_t l, int is_fused)
 {
     const mm2_config *k = b->k;
     int64_t n = k->num_local_experts, width = k->intermediate_size;
     const mm2_entry *g, *gs, *u = NULL, *us = NULL, *d, *ds;
-    mm2_status status = find_matrices(b, gate, n, up ? width : 2 * width, k->hidden_size, &g, &gs);
-    if (!status && up)
-        status = find_matrices(b, up, n, width, k->hidden_size, &u, &us);
+    place gates = {is_fused ? MM2_PLACE_GATES_UPS : MM2_PLACE_GATES, l, 0};
+    mm2_status status =
+        find_matrices(b, gates, n, is_fused ? 2 * width : width, k->hidden_size, &g, &gs);
+    if (!status && !is_fused)
+        status = find_matrices(b, (place){MM2_PLACE_UPS, l, 0}, n, width, k->hidden_size, &u, &us);
     if (!status)
-        status = find_matrices(b, down, n, k->hidden_size, width, &d, &ds);
+        status =
+            find_matrices(b, (place){MM2_PLACE_DOWNS, l, 0}, n, k->hidden_size, width, &d, &ds);
     for (int32_t e = 0; !status && e < n; e++) {
         mm2_expert *x = &layer->experts[e];
         x->gate = mm2_weights_slice(g, gs, e, 0, width);
-        x->up =
-            up ? mm2_weights_slice(u, us, e, 0, width) : mm2_weights_slice(g, gs, e, width, width);
+        x->up = is_fused ? mm2_weights_slice(g, gs, e, width, width)
+                         : mm2_weights_slice(u, us, e, 0, width);
         x->down = mm2_weights_slice(d, ds, e, 0, k->hidden_size);
     }
     return status;
+}
+
+static mm2_status bind_experts(const binder *b, mm2_layer *layer, int32_t l)
+{
+    char name[NAME];
+    int32_t is_fused = choose_name(b, (place){MM2_PLACE_GATES_UPS, l, 0}, name);
+    if (is_fused < 0)
+        return is_fused;
+    return is_fused || !spellings(b, MM2_PLACE_GATE)[0]
+               ? bind_stacked_experts(b, layer, l, is_fused)
+               : bind_single_experts(b, layer, l);
 }
 
 /* What is asked of all experts together. */
@@ -276,34 +343,39 @@ static void sum_up_experts(const binder *b, mm2_layer *layer)
     }
 }
 
-static mm2_status bind_experts(const binder *b, mm2_layer *layer, int32_t l)
-{
-    char gate[NAME], up[NAME], down[NAME], fused[NAME];
-    make_name(b, gate, l, "mlp.experts.gate_up_proj", "ffn_gate_exps.weight");
-    make_name(b, fused, l, "mlp.experts.gate_up_proj", "ffn_gate_up_exps.weight");
-    make_name(b, up, l, "", "ffn_up_exps.weight");
-    make_name(b, down, l, "mlp.experts.down_proj", "ffn_down_exps.weight");
-    if (mm2_checkpoint_find(b->c, fused))
-        return bind_stacked_experts(b, layer, fused, NULL, down);
-    return b->is_gguf ? bind_stacked_experts(b, layer, gate, up, down)
-                      : bind_single_experts(b, layer, l);
-}
-
-static mm2_status bind_router(const binder *b, mm2_layer *layer, int32_t l)
+static mm2_status bind_moe(const binder *b, mm2_layer *layer, int32_t l)
 {
     const mm2_config *k = b->k;
-    char name[NAME];
-    make_name(b, name, l, "mlp.gate.weight", "ffn_gate_inp.weight");
-    int is_fused = !b->is_gguf && mm2_checkpoint_find(b->c, name);
-    if (!b->is_gguf && !is_fused)
-        make_name(b, name, l, "block_sparse_moe.gate.weight", NULL);
-    mm2_status status = bind_matrix(b, &layer->router, name, k->num_local_experts, k->hidden_size);
-    if (status || !k->use_routing_bias)
-        return status;
-    make_name(b, name, l,
-              is_fused ? "mlp.e_score_correction_bias" : "block_sparse_moe.e_score_correction_bias",
-              "exp_probs_b.bias");
-    return bind_vector(b, &layer->routing_bias, name, k->num_local_experts);
+    mm2_status status =
+        bind_vector(b, &layer->mlp_norm, (place){MM2_PLACE_MLP_NORM, l, 0}, k->hidden_size);
+    if (!status)
+        status = bind_matrix(b, &layer->router, (place){MM2_PLACE_ROUTER, l, 0},
+                             k->num_local_experts, k->hidden_size);
+    if (!status && k->use_routing_bias)
+        status = bind_vector(b, &layer->routing_bias, (place){MM2_PLACE_ROUTING_BIAS, l, 0},
+                             k->num_local_experts);
+    if (!status)
+        status = bind_experts(b, layer, l);
+    if (!status)
+        sum_up_experts(b, layer);
+    return status;
+}
+
+/* Tensors that say that the layer is of another kind. */
+static mm2_status check_foreign(const binder *b, int32_t l)
+{
+    const mm2_family *family = b->c->family;
+    for (int32_t i = 0; i < family->foreign_count; i++) {
+        const mm2_foreign *x = &family->foreign[i];
+        const char *pattern = b->is_gguf ? x->gguf : x->safetensors;
+        char name[NAME];
+        if (!pattern)
+            continue;
+        mm2_format(name, sizeof name, pattern, l);
+        if (mm2_checkpoint_has(b->c, name))
+            return mm2_fail(MM2_E_UNSUPPORTED, "%s: tensor \"%s\" %s", b->c->path, name, x->what);
+    }
+    return MM2_OK;
 }
 
 /* ---- The model ---- */
@@ -311,28 +383,37 @@ static mm2_status bind_router(const binder *b, mm2_layer *layer, int32_t l)
 static mm2_status bind_ends(const binder *b, mm2_weights *w)
 {
     const mm2_config *k = b->k;
-    char name[NAME];
-    make_name(b, name, -1, "model.embed_tokens.weight", "token_embd.weight");
-    mm2_status status = bind_matrix(b, &w->embed, name, k->vocab_size, k->hidden_size);
+    mm2_status status =
+        bind_matrix(b, &w->embed, (place){MM2_PLACE_EMBED, 0, 0}, k->vocab_size, k->hidden_size);
     if (!status && w->embed.dtype == MM2_F8_E4M3)
         status = mm2_fail(MM2_E_UNSUPPORTED,
-                          "%s: tensor \"%s\" is FP8; this build reads an embedding of any other "
+                          "%s: the embedding is FP8; this build reads an embedding of any other "
                           "dtype",
-                          b->c->path, name);
-    if (status)
-        return status;
-    make_name(b, name, -1, "model.norm.weight", "output_norm.weight");
-    status = bind_vector(b, &w->final_norm, name, k->hidden_size);
-    if (status)
-        return status;
-    make_name(b, name, -1, "lm_head.weight", "output.weight");
-    return bind_matrix(b, &w->head, name, k->vocab_size, k->hidden_size);
+                          b->c->path);
+    if (!status)
+        status =
+            bind_vector(b, &w->final_norm, (place){MM2_PLACE_FINAL_NORM, 0, 0}, k->hidden_size);
+    return status ? status
+                  : bind_matrix(b, &w->head, (place){MM2_PLACE_HEAD, 0, 0}, k->vocab_size,
+                                k->hidden_size);
+}
+
+static mm2_status bind_layer(const binder *b, mm2_layer *layer, int32_t l)
+{
+    mm2_layer_kind kind;
+    b->c->family->layer(b->k, l, &kind);
+    layer->attention = kind.attention;
+    layer->feed_forward = kind.feed_forward;
+    mm2_status status = check_foreign(b, l);
+    if (!status) /* the only kinds that there are */
+        status = bind_gqa(b, layer, l);
+    return status ? status : bind_moe(b, layer, l);
 }
 
 mm2_status mm2_weights_bind(mm2_weights *w, const mm2_checkpoint *c)
 {
     const mm2_config *k = &c->config;
-    binder b = {.c = c, .k = k, .is_gguf = c->gguf != NULL};
+    binder b = {.c = c, .k = k, .is_gguf = !strcmp(c->format, "gguf")};
     *w = (mm2_weights){0};
     size_t layers = (size_t)k->num_hidden_layers, experts = (size_t)k->num_local_experts;
     w->layers = calloc(layers, sizeof *w->layers);
@@ -345,17 +426,8 @@ mm2_status mm2_weights_bind(mm2_weights *w, const mm2_checkpoint *c)
     if (!status)
         status = bind_ends(&b, w);
     for (int32_t l = 0; !status && l < k->num_hidden_layers; l++) {
-        mm2_layer *layer = &w->layers[l];
-        layer->attention = MM2_ATTENTION_GQA;
-        layer->feed_forward = MM2_FEED_FORWARD_MOE;
-        layer->experts = w->experts + (size_t)l * experts;
-        status = bind_attention(&b, layer, l);
-        if (!status)
-            status = bind_router(&b, layer, l);
-        if (!status)
-            status = bind_experts(&b, layer, l);
-        if (!status)
-            sum_up_experts(&b, layer);
+        w->layers[l].experts = w->experts + (size_t)l * experts;
+        status = bind_layer(&b, &w->layers[l], l);
     }
     if (status)
         mm2_weights_free(w);

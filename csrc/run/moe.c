@@ -29,6 +29,7 @@ typedef struct moe {
     int32_t *unit_expert;   /* [num_local_experts]: experts that have rows */
     int32_t *expert_panel;  /* [num_local_experts]: first group of 16 in a panel */
     int32_t active, round_first, round_last; /* of unit_expert */
+    int32_t held;                            /* of the active ones, from the first on */
     int32_t tile;                            /* output features of a unit of the step at hand */
 } moe;
 
@@ -260,9 +261,14 @@ static mm2_status begin_pack(mm2_pass *p, int32_t round, int32_t *units)
     *units = -1;
     if (round)
         return MM2_OK;
-    group_slots(p);
-    for (int32_t i = 0; i < EXPECTED; i++)
-        expect(p, i);
+    if (!b->held) {
+        group_slots(p);
+        for (int32_t i = 0; i < EXPECTED; i++)
+            expect(p, i);
+    }
+    for (; b->held < b->active; b->held++)
+        if (!mm2_experts_hold(&p->model->weights, p->layer, b->unit_expert[b->held]))
+            return MM2_WAITING;
     *units = 0;
     for (int32_t kind = 0; kind < MM2_ACT_KINDS; kind++)
         if (p->input.kinds >> kind & 1 && p->input.panel[kind])
@@ -348,6 +354,13 @@ static void hidden_unit(void *pass, int32_t unit, int32_t thread)
     pack_expert(p, e, 1, thread);
 }
 
+static void let_go(mm2_pass *p)
+{
+    moe *b = own(p);
+    while (b->held)
+        mm2_experts_release(&p->model->weights, p->layer, b->unit_expert[--b->held]);
+}
+
 /* A round takes experts, in ascending order, until a unit has enough to do. */
 static mm2_status begin_down(mm2_pass *p, int32_t round, int32_t *units)
 {
@@ -356,8 +369,10 @@ static mm2_status begin_down(mm2_pass *p, int32_t round, int32_t *units)
     b->round_first = round ? b->round_last : 0;
     b->round_last = b->round_first;
     *units = -1;
-    if (b->round_first == b->active)
+    if (b->round_first == b->active) {
+        let_go(p);
         return MM2_OK;
+    }
     int32_t rows = most_rows(p), least = g->num_experts_per_tok;
     b->tile =
         mm2_product_tile(p, g->hidden_size, g->intermediate_size, rows > least ? rows : least);
@@ -405,4 +420,4 @@ static const mm2_step steps[] = {
 };
 
 const mm2_block mm2_block_moe = {
-    .steps = steps, .count = sizeof steps / sizeof *steps, .carve = carve};
+    .steps = steps, .count = sizeof steps / sizeof *steps, .carve = carve, .drop = let_go};

@@ -186,9 +186,12 @@ mm2_status mm2_schedule_run(mm2_schedule *s, mm2_timeline *const *members, int32
         return MM2_OK;
     mm2_model *m = members[0]->model;
     mm2_limit limit = {.deadline = budget_us ? mm2_now() + (int64_t)budget_us * 1000 : INT64_MAX};
+    mm2_status status = mm2_checkpoint_check(&m->checkpoint);
+    if (status)
+        return status;
     mm2_pool_prepare(m->pool);
     uint32_t mode = mm2_float_mode_enter();
-    mm2_status status = run(s, members, count, rows, announce, &limit, event);
+    status = run(s, members, count, rows, announce, &limit, event);
     mm2_float_mode_leave(mode);
     report_progress(s, members, count, event);
     return status;

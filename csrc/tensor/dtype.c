@@ -1,5 +1,5 @@
-/* Element types: one table of facts, and the conversions of single values that are too long for a
- * header.
+/* Element types: the rows of formats.h as a table, and the conversions of single values that are too
+ * long for a header.
  *
  * The table is indexed by the public dtype number. GGUF and safetensors each name a subset: a type
  * that has no number or name there cannot appear in such a file.
@@ -7,32 +7,24 @@
  * All conversions are exact, so their results do not depend on the floating-point mode. */
 #include "tensor/dtype.h"
 
-#include "tensor/quant.h"
+#include "tensor/formats.h"
 
 #include <math.h>
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "files are mapped, and little-endian");
 
-// clang-format off
 static const mm2_dtype_facts facts[MM2_DTYPE_COUNT] = {
-    /*                  name     block  bytes                     ggml  safetensors */
-    [MM2_F32]     = {"f32",         1, 4,                           0, "F32"},
-    [MM2_F16]     = {"f16",         1, 2,                           1, "F16"},
-    [MM2_BF16]    = {"bf16",        1, 2,                          30, "BF16"},
-    [MM2_F8_E4M3] = {"f8_e4m3",     1, 1,                          -1, "F8_E4M3"},
-    [MM2_I32]     = {"i32",         1, 4,                          26, "I32"},
-    [MM2_Q8_0]    = {"q8_0",       32, sizeof(mm2_block_q8_0),      8, NULL},
-    [MM2_Q4_0]    = {"q4_0",       32, sizeof(mm2_block_q4_0),      2, NULL},
-    [MM2_Q5_0]    = {"q5_0",       32, sizeof(mm2_block_q5_0),      6, NULL},
-    [MM2_Q2_K]    = {"q2_k",      256, sizeof(mm2_block_q2_k),     10, NULL},
-    [MM2_Q3_K]    = {"q3_k",      256, sizeof(mm2_block_q3_k),     11, NULL},
-    [MM2_Q4_K]    = {"q4_k",      256, sizeof(mm2_block_q4_k),     12, NULL},
-    [MM2_Q5_K]    = {"q5_k",      256, sizeof(mm2_block_q5_k),     13, NULL},
-    [MM2_Q6_K]    = {"q6_k",      256, sizeof(mm2_block_q6_k),     14, NULL},
-    [MM2_IQ4_NL]  = {"iq4_nl",     32, sizeof(mm2_block_iq4_nl),   20, NULL},
-    [MM2_IQ4_XS]  = {"iq4_xs",    256, sizeof(mm2_block_iq4_xs),   23, NULL},
+#define FACTS(ID, name, ELEMENTS, BYTES, GGUF, SAFETENSORS, ...)                                   \
+    [MM2_##ID] = {#name, ELEMENTS, BYTES, GGUF, SAFETENSORS},
+    MM2_FORMATS(FACTS)
+#undef FACTS
 };
 
+#define ONE(...) +1
+_Static_assert(MM2_FORMATS(ONE) == MM2_DTYPE_COUNT - 1, "a row for every dtype of the header");
+#undef ONE
+
+// clang-format off
 /* Eight mantissas of one exponent: `first` .. `first` + 7 units. */
 #define ROW(sign, first, unit)                                                                     \
     sign((first) * (unit)), sign((first + 1) * (unit)), sign((first + 2) * (unit)),                \

@@ -13,6 +13,13 @@
 const int8_t mm2_iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                    1,    13,   25,  38,  53,  69,  89,  113};
 
+/* Plain values: n of them. */
+
+static void decode_f32(const uint8_t *in, float *out, int64_t n)
+{
+    memcpy(out, in, (size_t)n * 4);
+}
+
 static void decode_f16(const uint8_t *in, float *out, int64_t n)
 {
     for (int64_t i = 0; i < n; i++) {
@@ -31,6 +38,12 @@ static void decode_bf16(const uint8_t *in, float *out, int64_t n)
     }
 }
 
+static void decode_f8_e4m3(const uint8_t *in, float *out, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        out[i] = mm2_e4m3_values[in[i]];
+}
+
 static void decode_i32(const uint8_t *in, float *out, int64_t n)
 {
     for (int64_t i = 0; i < n; i++) {
@@ -39,6 +52,8 @@ static void decode_i32(const uint8_t *in, float *out, int64_t n)
         out[i] = (float)x;
     }
 }
+
+/* Blocks: one. */
 
 static void decode_q8_0(const uint8_t *in, float *out)
 {
@@ -172,38 +187,23 @@ static void decode_iq4_xs(const uint8_t *in, float *out)
     }
 }
 
-static void (*const block_decoders[MM2_DTYPE_COUNT])(const uint8_t *in, float *out) = {
-    [MM2_Q8_0] = decode_q8_0,     [MM2_Q4_0] = decode_q4_0, [MM2_Q5_0] = decode_q5_0,
-    [MM2_Q2_K] = decode_q2_k,     [MM2_Q3_K] = decode_q3_k, [MM2_Q4_K] = decode_q4_k,
-    [MM2_Q5_K] = decode_q5_k,     [MM2_Q6_K] = decode_q6_k, [MM2_IQ4_NL] = decode_iq4_nl,
-    [MM2_IQ4_XS] = decode_iq4_xs,
-};
-
 void mm2_dequantize_row(int32_t dtype, const void *data, float *out, int64_t n)
 {
     const uint8_t *in = data;
     switch (dtype) {
-    case MM2_F32:
-        memcpy(out, in, (size_t)n * 4);
-        break;
-    case MM2_F16:
-        decode_f16(in, out, n);
-        break;
-    case MM2_BF16:
-        decode_bf16(in, out, n);
-        break;
-    case MM2_F8_E4M3:
-        for (int64_t i = 0; i < n; i++)
-            out[i] = mm2_e4m3_values[in[i]];
-        break;
-    case MM2_I32:
-        decode_i32(in, out, n);
-        break;
-    default: {
-        const mm2_dtype_facts *facts = mm2_dtype_find(dtype);
-        for (; n > 0; n -= facts->block, out += facts->block, in += facts->bytes)
-            block_decoders[dtype](in, out);
-    }
+#define VALUES(ID, name, ...)                                                                      \
+    case MM2_##ID:                                                                                 \
+        decode_##name(in, out, n);                                                                 \
+        return;
+#define BLOCKS(ID, name, ELEMENTS, BYTES, ...)                                                     \
+    case MM2_##ID:                                                                                 \
+        for (; n > 0; n -= ELEMENTS, out += ELEMENTS, in += BYTES)                                 \
+            decode_##name(in, out);                                                                \
+        return;
+        MM2_PLAIN_FORMATS(VALUES)
+        MM2_INTEGER_FORMATS(BLOCKS)
+#undef VALUES
+#undef BLOCKS
     }
 }
 

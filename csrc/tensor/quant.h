@@ -1,10 +1,11 @@
 /* The block formats of GGUF as they lie on disk, and their decoding. The layouts are those of the
- * GGUF specification; every struct is followed by a check of its size. Values are little-endian;
- * `d` and `dmin` are IEEE half floats. */
+ * GGUF specification, and their sizes must be those of formats.h. Values are little-endian; `d` and
+ * `dmin` are IEEE half floats. */
 #ifndef MM2_QUANT_H
 #define MM2_QUANT_H
 
 #include "tensor/dtype.h"
+#include "tensor/formats.h"
 
 enum { MM2_SUPER = 256 }; /* elements of a super-block: K-quants and IQ4_XS */
 
@@ -21,16 +22,10 @@ typedef struct mm2_block_q6_k { uint8_t low[128]; uint8_t high[64]; int8_t scale
 typedef struct mm2_block_iq4_xs { uint16_t d, scales_high; uint8_t scales_low[4]; uint8_t q[128]; } mm2_block_iq4_xs;
 // clang-format on
 
-_Static_assert(sizeof(mm2_block_q8_0) == 34, "Q8_0");
-_Static_assert(sizeof(mm2_block_q4_0) == 18, "Q4_0");
-_Static_assert(sizeof(mm2_block_q5_0) == 22, "Q5_0");
-_Static_assert(sizeof(mm2_block_iq4_nl) == 18, "IQ4_NL");
-_Static_assert(sizeof(mm2_block_q2_k) == 84, "Q2_K");
-_Static_assert(sizeof(mm2_block_q3_k) == 110, "Q3_K");
-_Static_assert(sizeof(mm2_block_q4_k) == 144, "Q4_K");
-_Static_assert(sizeof(mm2_block_q5_k) == 176, "Q5_K");
-_Static_assert(sizeof(mm2_block_q6_k) == 210, "Q6_K");
-_Static_assert(sizeof(mm2_block_iq4_xs) == 136, "IQ4_XS");
+#define SIZE(ID, name, ELEMENTS, BYTES, ...)                                                       \
+    _Static_assert(sizeof(mm2_block_##name) == BYTES, #name);
+MM2_INTEGER_FORMATS(SIZE)
+#undef SIZE
 
 /* The 16 values of IQ4_NL and IQ4_XS codes. */
 extern const int8_t mm2_iq4_values[16];

@@ -49,8 +49,8 @@ struct mm2_reply {
 
 void mm2_reply_options_init(mm2_reply_options *o)
 {
-    if (o)
-        *o = (mm2_reply_options){.size = sizeof *o, .max_tokens = INT32_MAX};
+    static const mm2_reply_options defaults = {.size = sizeof defaults, .max_tokens = INT32_MAX};
+    mm2_struct_init(o, &defaults);
 }
 
 static mm2_status copy_ends(mm2_reply *r, const mm2_reply_options *o)
@@ -129,7 +129,7 @@ static mm2_status check_options(const mm2_reply_options *o)
 
 mm2_status mm2_reply_new(mm2_reply **out, const mm2_tokenizer *t, const mm2_reply_options *given)
 {
-    mm2_reply_options o;
+    mm2_reply_options o = {.size = sizeof o};
     mm2_reply_options_init(&o);
     MM2_NEED(out, "the place for the result");
     *out = NULL;

@@ -225,7 +225,7 @@ void mm2_template_read(mm2_template *out, const char *text, int64_t length)
             continue;
         }
         char sign = r.end - r.at > 2 ? r.at[2] : 0;
-        sign = sign == '-' || (sign == '+' && kind != '{') ? sign : 0;
+        sign = sign == '-' || sign == '+' ? sign : 0;
         read_text(&r, begin, kind, sign);
         r.at += 2 + (sign != 0);
         if (kind == '#')

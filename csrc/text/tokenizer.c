@@ -71,20 +71,13 @@ void mm2_tokenizer_release(mm2_tokenizer *t)
     free(t);
 }
 
-mm2_status mm2_tokenizer_set_ids(mm2_tokenizer *t, int32_t bos, int32_t eos, int32_t unk,
-                                 int32_t pad)
+void mm2_tokenizer_set_ids(mm2_tokenizer *t, int32_t bos, int32_t eos, int32_t unk, int32_t pad)
 {
-    const char *names[] = {"bos", "eos", "unk", "pad"};
+    int32_t *fields[] = {&t->facts.bos, &t->facts.eos, &t->facts.unk, &t->facts.pad};
     int32_t ids[] = {bos, eos, unk, pad};
     for (int i = 0; i < 4; i++)
-        if (ids[i] < -1 || ids[i] >= t->facts.vocab_size)
-            return mm2_fail(MM2_E_FORMAT, "the %s token has id %d, expected 0..%d", names[i],
-                            ids[i], t->facts.vocab_size - 1);
-    t->facts.bos = bos < 0 ? t->facts.bos : bos;
-    t->facts.eos = eos < 0 ? t->facts.eos : eos;
-    t->facts.unk = unk < 0 ? t->facts.unk : unk;
-    t->facts.pad = pad < 0 ? t->facts.pad : pad;
-    return MM2_OK;
+        if (ids[i] >= 0 && ids[i] < t->facts.vocab_size)
+            *fields[i] = ids[i];
 }
 
 mm2_status mm2_tokenizer_describe(const mm2_tokenizer *t, mm2_tokenizer_info *out)

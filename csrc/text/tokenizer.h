@@ -27,10 +27,9 @@ typedef struct mm2_vocabulary { /* what a GGUF file holds */
 mm2_status mm2_tokenizer_from_vocabulary(mm2_tokenizer **out, const mm2_vocabulary *v,
                                          const char *where);
 
-/* Ids that config files name; -1 leaves the tokenizer's own: the family's strings, if it has them.
- * FORMAT, and nothing is changed, if one is not an id of the vocabulary. */
-mm2_status mm2_tokenizer_set_ids(mm2_tokenizer *t, int32_t bos, int32_t eos, int32_t unk,
-                                 int32_t pad);
+/* Ids that config files name; one that is not in the vocabulary, such as -1, leaves the tokenizer's
+ * own: the family's strings, if it has them. */
+void mm2_tokenizer_set_ids(mm2_tokenizer *t, int32_t bos, int32_t eos, int32_t unk, int32_t pad);
 /* Recognises the text of a chat template (NULL: none) and keeps its default system prompt. Never
  * executed. `where` names it in sentences: a path, or a field of a file. An unknown template is no
  * failure here: the chat functions then say UNSUPPORTED. Fails with NOMEM only. */

@@ -67,7 +67,9 @@ static mm2_status build(mm2_tokenizer *t, const mm2_vocabulary *v)
         return status;
     t->nfc = 1;
     status = mm2_tokenizer_finish(t, NULL);
-    return status ? status : mm2_tokenizer_set_ids(t, v->bos, v->eos, v->unk, v->pad);
+    if (!status)
+        mm2_tokenizer_set_ids(t, v->bos, v->eos, v->unk, v->pad);
+    return status;
 }
 
 mm2_status mm2_tokenizer_from_vocabulary(mm2_tokenizer **out, const mm2_vocabulary *v,

@@ -4,9 +4,10 @@
  * compute is refused by name, never ignored. Not looked at because ids do not depend on them:
  * truncation, padding, the post-processor (it adds tokens of its own; here the caller does that).
  *
- * 99 % of the document are two members, 200,000 words with their ids and as many merges. They are
- * cut out and read by the pull reader; the rest becomes a tree, gone when the function returns.
- */
+ * 99 % of the document are two lists, 200,000 words with their ids and as many merges. The document is
+ * read over once: the places of these and of the added tokens are kept and read by the pull reader
+ * then; the few small members that matter become trees, gone when the function returns; all others
+ * cost nothing, however large they are. */
 #include "base/json_tree.h"
 #include "base/status.h"
 #include "text/parts.h"
@@ -24,14 +25,35 @@ typedef struct span { /* of a member, brackets included; begin NULL: not found *
     int64_t count; /* of elements */
 } span;
 
+/* The members that become trees. */
+static const struct small_member {
+    const char *key;
+    int in_model;
+} small[] = {{"normalizer", 0},
+             {"pre_tokenizer", 0},
+             {"decoder", 0},
+             {"type", 1},
+             {"dropout", 1},
+             {"continuing_subword_prefix", 1},
+             {"end_of_word_suffix", 1},
+             {"ignore_merges", 1}};
+enum { NORMALIZER, PRE_TOKENIZER, DECODER, TYPE, DROPOUT, PREFIX, SUFFIX, IGNORE_MERGES, SMALL };
+
 typedef struct reader {
     mm2_tokenizer *t;
     const char *json;
-    mm2_json_tree tree; /* of all but vocab and merges */
-    const mm2_value *root, *model;
-    span vocab, merges;
+    span vocab, merges, added;
+    mm2_json_tree small[SMALL];
+    int has_model;
     uint8_t *normalized; /* [MM2_MAX_VOCABULARY]: an added token to be found after normalisation */
 } reader;
+
+/* NULL where the member is absent or null. */
+static const mm2_value *member(const reader *r, int which)
+{
+    const mm2_value *value = r->small[which].values;
+    return mm2_value_is(value, MM2_VALUE_NULL) ? NULL : value;
+}
 
 static const char *type_of(const mm2_value *object)
 {
@@ -71,7 +93,7 @@ static mm2_status require_flag(const mm2_value *object, const char *key, int abs
 
 static mm2_status read_normalizer(reader *r)
 {
-    const mm2_value *normalizer = mm2_value_field(r->root, "normalizer"), *list;
+    const mm2_value *normalizer = member(r, NORMALIZER), *list;
     if (!normalizer)
         return MM2_OK;
     list = has_type(normalizer, "Sequence") ? mm2_value_field(normalizer, "normalizers") : NULL;
@@ -104,7 +126,7 @@ static mm2_status read_split(reader *r, const mm2_value *split)
 
 static mm2_status read_pre_tokenizer(reader *r)
 {
-    const mm2_value *pre = mm2_value_field(r->root, "pre_tokenizer");
+    const mm2_value *pre = member(r, PRE_TOKENIZER);
     const mm2_value *list = mm2_value_field(pre, "pretokenizers");
     const mm2_value *split = mm2_value_item(list, 0), *bytes = mm2_value_item(list, 1);
     if (!has_type(pre, "Sequence") || mm2_value_count(list) != 2 || !has_type(split, "Split") ||
@@ -118,20 +140,19 @@ static mm2_status read_pre_tokenizer(reader *r)
 
 static mm2_status read_settings(reader *r)
 {
-    static const char *const empty[] = {"dropout", "continuing_subword_prefix",
-                                        "end_of_word_suffix"};
-    const mm2_value *decoder = mm2_value_field(r->root, "decoder");
-    r->model = mm2_value_field(r->root, "model");
-    if (!has_type(r->model, "BPE"))
-        return unsupported("the model", type_of(r->model), "BPE");
+    const mm2_value *type = member(r, TYPE), *decoder = member(r, DECODER);
+    int32_t ignore_merges = 0;
+    if (!mm2_value_says(type, "BPE"))
+        return unsupported("the model", mm2_value_text(type) ? type->text : "without a type",
+                           "BPE");
     if (!has_type(decoder, "ByteLevel"))
         return unsupported("the decoder", type_of(decoder), "ByteLevel");
-    for (int i = 0; i < 3; i++) {
-        const mm2_value *value = mm2_value_field(r->model, empty[i]);
-        if (value && !mm2_value_says(value, ""))
-            return unsupported(empty[i], "set", "null");
-    }
-    return require_flag(r->model, "ignore_merges", 0, 0);
+    for (int i = DROPOUT; i <= SUFFIX; i++)
+        if (member(r, i) && !mm2_value_says(member(r, i), ""))
+            return unsupported(small[i].key, "set", "null");
+    if (member(r, IGNORE_MERGES) && !mm2_value_flag(member(r, IGNORE_MERGES), &ignore_merges))
+        return mm2_fail(MM2_E_FORMAT, "\"ignore_merges\" is not true or false");
+    return ignore_merges ? unsupported("ignore_merges", "true", "false") : MM2_OK;
 }
 
 static mm2_status read_added_token(reader *r, const mm2_value *token)
@@ -164,17 +185,18 @@ static mm2_status read_added_token(reader *r, const mm2_value *token)
 
 static mm2_status read_added_tokens(reader *r)
 {
-    const mm2_value *list = mm2_value_field(r->root, "added_tokens");
-    int64_t capacity = r->vocab.end - r->vocab.begin, i = 0;
-    if (list && !mm2_value_is(list, MM2_VALUE_ARRAY))
-        return mm2_fail(MM2_E_FORMAT, "\"added_tokens\" is not a list");
-    for (const mm2_value *token = NULL; (token = mm2_value_next(list, token));) {
-        const mm2_value *content = mm2_value_field(token, "content");
-        capacity += mm2_value_text(content) ? content->size : 0;
-    }
-    mm2_status status = mm2_bpe_init(&r->t->bpe, capacity);
-    for (const mm2_value *token = NULL; !status && (token = mm2_value_next(list, token)); i++) {
-        status = read_added_token(r, token);
+    mm2_json j;
+    mm2_status status;
+    int64_t i = 0;
+    if (!r->added.begin)
+        return MM2_OK;
+    mm2_json_begin(&j, "added_tokens", r->added.begin, r->added.end - r->added.begin);
+    for (int begun = 0; (status = mm2_json_next(&j, '[', &begun)) > 0; i++) {
+        mm2_json_tree token;
+        if ((status = mm2_json_tree_read(&token, &j)))
+            return status;
+        status = read_added_token(r, token.values);
+        mm2_json_tree_free(&token);
         if (status)
             return mm2_fail(status, "added_tokens[%lld]: %s", (long long)i, mm2_status_text());
     }
@@ -253,7 +275,7 @@ static mm2_status measure(mm2_json *j, span *out)
 {
     char open = mm2_json_peek(j);
     mm2_status status;
-    out->begin = j->at;
+    *out = (span){.begin = j->at};
     for (int begun = 0; (status = mm2_json_next(j, open, &begun)) > 0; out->count++)
         if ((open == '{' && (status = mm2_json_key(j, NULL, 0))) || (status = mm2_json_skip(j)))
             return status;
@@ -261,79 +283,56 @@ static mm2_status measure(mm2_json *j, span *out)
     return status;
 }
 
-/* Finds the first vocab and merges that are containers. `j` stands before the model. */
-static mm2_status locate_in_model(reader *r, mm2_json *j)
+/* What becomes of a member: its place is kept, or its value as a tree, or nothing. */
+static mm2_status take_member(reader *r, mm2_json *j, const char *key, int in_model)
+{
+    span *place = in_model && !strcmp(key, "vocab")           ? &r->vocab
+                  : in_model && !strcmp(key, "merges")        ? &r->merges
+                  : !in_model && !strcmp(key, "added_tokens") ? &r->added
+                                                              : NULL;
+    char open = mm2_json_peek(j);
+    int twice = place && place->begin;
+    mm2_json_tree *tree = NULL;
+    for (int i = 0; i < SMALL; i++)
+        if (small[i].in_model == in_model && !strcmp(key, small[i].key)) {
+            tree = &r->small[i];
+            twice = tree->values != NULL;
+        }
+    if (twice)
+        return mm2_fail(MM2_E_FORMAT, "\"%s\" appears twice", key);
+    if (place == &r->added && open != '[' && open != 'n') /* null */
+        return mm2_fail(MM2_E_FORMAT, "\"added_tokens\" is not a list");
+    if (place && (open == '{' || open == '['))
+        return measure(j, place);
+    return tree ? mm2_json_tree_read(tree, j) : mm2_json_skip(j);
+}
+
+static mm2_status parse_model(reader *r, mm2_json *j)
 {
     char key[MAX_STRING + 1];
     mm2_status status;
-    for (int begun = 0; (status = mm2_json_next(j, '{', &begun)) > 0;) {
-        if ((status = mm2_json_key(j, key, sizeof key)))
+    for (int begun = 0; (status = mm2_json_next(j, '{', &begun)) > 0;)
+        if ((status = mm2_json_key(j, key, sizeof key)) || (status = take_member(r, j, key, 1)))
             return status;
-        span *wanted = !strcmp(key, "vocab")    ? &r->vocab
-                       : !strcmp(key, "merges") ? &r->merges
-                                                : NULL;
-        char open = mm2_json_peek(j);
-        int take = wanted && !wanted->begin && (open == '{' || open == '[');
-        if ((status = take ? measure(j, wanted) : mm2_json_skip(j)))
-            return status;
-    }
     return status;
-}
-
-static mm2_status locate(reader *r, int64_t length)
-{
-    mm2_json j;
-    mm2_json_begin(&j, "the document", r->json, length);
-    char key[MAX_STRING + 1];
-    mm2_status status;
-    for (int begun = 0; (status = mm2_json_next(&j, '{', &begun)) > 0;) {
-        if ((status = mm2_json_key(&j, key, sizeof key)))
-            return status;
-        int is_model = !strcmp(key, "model") && mm2_json_peek(&j) == '{';
-        if ((status = is_model ? locate_in_model(r, &j) : mm2_json_skip(&j)))
-            return status;
-    }
-    return status ? status : mm2_json_end(&j);
-}
-
-/* The document with each of the two members replaced by 0, in *rest. Owned. */
-static mm2_status cut(const reader *r, int64_t length, char **rest, int64_t *rest_length)
-{
-    const span *cuts[] = {&r->vocab, &r->merges};
-    if (r->merges.begin && (!r->vocab.begin || r->merges.begin < r->vocab.begin))
-        cuts[0] = &r->merges, cuts[1] = &r->vocab;
-    *rest = malloc((size_t)length + 1);
-    if (!*rest)
-        return mm2_fail(MM2_E_NOMEM, "no memory for %lld bytes of JSON", (long long)length);
-    const char *kept = r->json;
-    char *out = *rest;
-    for (int i = 0; i < 2 && cuts[i]->begin; i++) {
-        memcpy(out, kept, (size_t)(cuts[i]->begin - kept));
-        out += cuts[i]->begin - kept;
-        *out++ = '0';
-        kept = cuts[i]->end;
-    }
-    int64_t tail = r->json + length - kept;
-    memcpy(out, kept, (size_t)tail);
-    *rest_length = out + tail - *rest;
-    return MM2_OK;
 }
 
 static mm2_status parse(reader *r, int64_t length)
 {
-    char *rest;
-    int64_t rest_length = 0;
-    mm2_status status = locate(r, length);
-    if (!status)
-        status = cut(r, length, &rest, &rest_length);
-    if (status)
-        return status;
     mm2_json j;
-    mm2_json_begin(&j, "the document", rest, rest_length);
-    status = mm2_json_tree_read(&r->tree, &j);
-    r->root = r->tree.values;
-    free(rest);
-    return status;
+    char key[MAX_STRING + 1];
+    mm2_status status;
+    mm2_json_begin(&j, "the document", r->json, length);
+    for (int begun = 0; (status = mm2_json_next(&j, '{', &begun)) > 0;) {
+        if ((status = mm2_json_key(&j, key, sizeof key)))
+            return status;
+        int is_model = !strcmp(key, "model") && mm2_json_peek(&j) == '{';
+        if (is_model && r->has_model++)
+            return mm2_fail(MM2_E_FORMAT, "\"model\" appears twice");
+        if ((status = is_model ? parse_model(r, &j) : take_member(r, &j, key, 0)))
+            return status;
+    }
+    return status ? status : mm2_json_end(&j);
 }
 
 static mm2_status build(reader *r, int64_t length)
@@ -348,6 +347,9 @@ static mm2_status build(reader *r, int64_t length)
         status = read_normalizer(r);
     if (!status)
         status = read_pre_tokenizer(r);
+    if (!status) /* a token is never longer than its JSON */
+        status = mm2_bpe_init(&r->t->bpe,
+                              (r->vocab.end - r->vocab.begin) + (r->added.end - r->added.begin));
     if (!status)
         status = read_added_tokens(r);
     if (!status)
@@ -374,7 +376,8 @@ mm2_status mm2_tokenizer_from_json(mm2_tokenizer **out, const char *json, int64_
     r.normalized = calloc(MM2_MAX_VOCABULARY, 1);
     mm2_status status = r.t && r.normalized ? build(&r, length)
                                             : mm2_fail(MM2_E_NOMEM, "no memory for a tokenizer");
-    mm2_json_tree_free(&r.tree);
+    for (int i = 0; i < SMALL; i++)
+        mm2_json_tree_free(&r.small[i]);
     free(r.normalized);
     if (status) {
         mm2_tokenizer_release(r.t);

@@ -63,6 +63,7 @@ typedef struct mm2_model mm2_model;
 typedef struct mm2_tokenizer mm2_tokenizer;
 enum {
     MM2_WRITABLE = 1,
+    MM2_IN_MEMORY = 2,
 };
 enum {
     MM2_ISA_AUTO = 0,
@@ -108,6 +109,8 @@ typedef struct mm2_config {
 } mm2_config;
 mm2_status mm2_model_config(const mm2_model *m, mm2_config *out);
 const char *mm2_model_info(const mm2_model *m, const char *key);
+const char *mm2_model_info_key(int32_t index);
+int32_t mm2_model_end_tokens(const mm2_model *m, int32_t *ids, int32_t cap);
 int32_t mm2_model_threads(const mm2_model *m);
 int64_t mm2_model_bytes(const mm2_model *m);
 int64_t mm2_model_parameters(const mm2_model *m);

@@ -49,7 +49,8 @@ end
 --- mm.load([path][, options]): opens a checkpoint (a directory, or a .gguf file); without a path the
 --- small model that comes with the library. Options: threads, isa ("auto", "ref", "avx2", "avx512",
 --- "amx", "blas"), precision ("fast", or "exact": float32 products whatever the format), writable
---- (weights may be written to, in this process only). nil and a sentence if it cannot be opened.
+--- (weights may be written to, in this process only), mapped (false reads the weights into memory, for
+--- network file systems and files that may shrink). nil and a sentence if it cannot be opened.
 function mm.load(path, options)
     if type(path) == "table" and options == nil then
         path, options = nil, path

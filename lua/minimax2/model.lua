@@ -25,7 +25,8 @@ local Model, properties = handle.class("model", "mm2_model", "mm2_model_release"
 local isa_levels = { auto = lib.MM2_ISA_AUTO, ref = lib.MM2_ISA_REF, avx2 = lib.MM2_ISA_AVX2,
     avx512 = lib.MM2_ISA_AVX512, amx = lib.MM2_ISA_AMX, blas = lib.MM2_ISA_BLAS }
 local precisions = { fast = lib.MM2_PRECISION_FAST, exact = lib.MM2_PRECISION_EXACT }
-local known = { threads = true, isa = true, precision = true, writable = true }
+local known = { threads = true, isa = true, precision = true, writable = true,
+    mapped = true }
 
 local config_fields = {
     "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim",
@@ -79,9 +80,8 @@ function Model.load(path, options)
         o.precision = precisions[options.precision] or raise(("mm.load: precision must be 'fast' or "
             .. "'exact', not %s"):format(args.show(options.precision)))
     end
-    if options.writable then
-        o.flags = lib.MM2_WRITABLE
-    end
+    o.flags = (options.writable and lib.MM2_WRITABLE or 0)
+        + (options.mapped == false and lib.MM2_IN_MEMORY or 0)
     local out = ffi.new "mm2_model *[1]"
     if lib.mm2_model_open(out, args.text(path, "the path"), o) < 0 then
         return nil, native.message()
@@ -106,9 +106,30 @@ function Model:address()
 end
 
 --- A fact as text, or nil: "path", "format", "architecture", "name", "license", "quantization",
---- "isa", "precision", "chat_template".
+--- "isa", "precision", "chat_template". Without a key: a table of all.
 function Model:info(key)
+    if key == nil then
+        local facts, index = {}, 0
+        local name = lib.mm2_model_info_key(index)
+        while name ~= nil do
+            facts[ffi.string(name)] = native.text(lib.mm2_model_info(self:live(), name))
+            index = index + 1
+            name = lib.mm2_model_info_key(index)
+        end
+        return facts
+    end
     return native.text(lib.mm2_model_info(self:live(), args.text(key, "the key")))
+end
+
+--- Ids that end a generation, ascending, as a table: what the files name, and the end of a turn.
+function Model:end_tokens()
+    local count = lib.mm2_model_end_tokens(self:live(), nil, 0)
+    local ids, out = ffi.new("int32_t[?]", count), {}
+    lib.mm2_model_end_tokens(self:live(), ids, count)
+    for i = 1, count do
+        out[i] = ids[i - 1]
+    end
+    return out
 end
 
 --- A tensor as it lies in the file: a view. nil and a sentence if there is none of this name.

@@ -22,6 +22,9 @@ function native.exists(path)
     return file ~= nil
 end
 
+-- The number of the ABI is part of the library's name.
+local NAME = "libminimax2.so." .. tonumber(ffi.C.MM2_ABI)
+
 -- Search order: MINIMAX2_LIBRARY, beside this file, the source tree's Python package and build
 -- folder, then the system's own search.
 local function load_library()
@@ -29,15 +32,15 @@ local function load_library()
     if given then
         return ffi.load(given), given
     end
-    for _, folder in ipairs { "", "../../python/minimax2/", "../../build/release/" } do
-        local path = home .. folder .. "libminimax2.so"
+    for _, place in ipairs { NAME, "../../python/minimax2/" .. NAME, "../../build/release/libminimax2.so" } do
+        local path = home .. place
         if native.exists(path) then
             return ffi.load(path), path
         end
     end
-    local found, library = pcall(ffi.load, "minimax2")
+    local found, library = pcall(ffi.load, NAME)
     if not found then
-        error("minimax2: no libminimax2.so beside " .. home .. ", in the source tree it belongs to, "
+        error("minimax2: no " .. NAME .. " beside " .. home .. ", in the source tree it belongs to, "
             .. "or among the system's libraries: run `make lib`, or set MINIMAX2_LIBRARY to its path",
             0)
     end
@@ -48,7 +51,7 @@ end
 local lib, path = load_library()
 if lib.mm2_abi() ~= lib.MM2_ABI then
     error(("minimax2: %s has ABI %d, these Lua files need ABI %d: install them together"):format(
-        path or "libminimax2.so", lib.mm2_abi(), lib.MM2_ABI), 0)
+        path or NAME, lib.mm2_abi(), lib.MM2_ABI), 0)
 end
 native.lib = lib
 native.path = path

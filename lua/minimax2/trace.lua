@@ -34,7 +34,8 @@ function trace.point(name)
     return point
 end
 
---- The tap that `event`, an mm2_event, tells of. The tensor is live: borrowed until the next call on the session.
+--- The tap that `event`, an mm2_event, tells of. The tensor is live: borrowed until the next call on the
+--- session.
 function trace.tap(event, owner, session)
     return {
         point = trace.points[event.point + 1],

@@ -80,8 +80,9 @@ def _owned(kind: str, out: Any) -> Owned:
 VERSION = _string(lib.mm2_version())
 POINTS = tuple(_string(lib.mm2_point_name(i)) for i in range(lib.MM2_POINT_COUNT))
 DTYPES = {_string(lib.mm2_dtype_name(i)): i for i in range(1, lib.MM2_DTYPE_COUNT)}
-ISAS = {"auto": lib.MM2_ISA_AUTO, "ref": lib.MM2_ISA_REF, "avx2": lib.MM2_ISA_AVX2,
-        "avx512": lib.MM2_ISA_AVX512, "amx": lib.MM2_ISA_AMX, "blas": lib.MM2_ISA_BLAS}
+ISAS = {name.removeprefix("MM2_ISA_").lower(): getattr(lib, name)
+        for name in sorted((name for name in dir(lib) if name.startswith("MM2_ISA_")),
+                           key=lambda name: getattr(lib, name))}
 PRECISIONS = {"fast": lib.MM2_PRECISION_FAST, "exact": lib.MM2_PRECISION_EXACT}
 
 
@@ -210,11 +211,13 @@ def _fields(struct: Any) -> dict[str, Any]:
 # ---- Model ----
 
 
-def model_open(path: Any, threads: Any, writable: Any, isa: Any, precision: Any) -> Owned:
+def model_open(path: Any, threads: Any, writable: Any, mapped: Any, isa: Any,
+               precision: Any) -> Owned:
     """An opened checkpoint. threads None: all cores; isa None: the best."""
     options = _sized("mm2_model_options")
     lib.mm2_model_options_init(options)
-    options.flags = lib.MM2_WRITABLE if writable else 0
+    options.flags = ((lib.MM2_WRITABLE if writable else 0)
+                     | (0 if mapped else lib.MM2_IN_MEMORY))
     options.threads = 0 if threads is None else integer(threads, "threads", 1)
     options.isa = choice("auto" if isa is None else isa, "isa", ISAS)
     options.precision = choice(precision, "precision", PRECISIONS)
@@ -233,6 +236,22 @@ def model_config(model: Owned) -> dict[str, Any]:
 def model_info(model: Owned, key: str) -> str | None:
     """A fact as text, or None."""
     return _text(lib.mm2_model_info(model.pointer, _chars(key, "key")))
+
+
+def model_info_keys() -> list[str]:
+    """The keys of model_info."""
+    keys: list[str] = []
+    while (key := lib.mm2_model_info_key(len(keys))) != ffi.NULL:
+        keys.append(_string(key))
+    return keys
+
+
+def model_end_tokens(model: Owned) -> list[int]:
+    """Ids that end a generation, ascending."""
+    count = check(lib.mm2_model_end_tokens(model.pointer, ffi.NULL, 0))
+    ids = ffi.new("int32_t[]", count)
+    check(lib.mm2_model_end_tokens(model.pointer, ids, count))
+    return list(ids)
 
 
 def model_path(model: Owned) -> str:

@@ -97,13 +97,15 @@ class Cost(NamedTuple):
 
 
 def load(path: AnyPath | None = None, *, threads: int | None = None, writable: bool = False,
-         isa: Isa | None = None, precision: Precision = "fast") -> Model:
+         mapped: bool = True, isa: Isa | None = None, precision: Precision = "fast") -> Model:
     """Open a checkpoint: a Model. Quick: weights are mapped, not read.
 
     path: a Hugging Face directory, a .gguf file (of a split set: any part), or a directory that
     holds one; None: m2-tiny, the small model that comes with the package. threads: None means all
     physical cores that the process may use. writable: map copy-on-write, so that weights can be
-    edited in this process; files are never touched. isa: "ref", "avx2", "avx512", "amx" or
+    edited in this process; files are never touched. mapped: False reads the weights into memory
+    instead, for network file systems and wherever a file may shrink while the model is open: then a
+    map ends the process (SIGBUS). isa: "ref", "avx2", "avx512", "amx" or
     "blas"; None means the best, or what the MM2_ISA environment variable says. precision: "fast"
     multiplies with 8-bit or bf16 activations where the weights' type allows it, "exact" always
     float32 values with float32 activations, for measurements (decoding takes up to five times as
@@ -112,8 +114,8 @@ def load(path: AnyPath | None = None, *, threads: int | None = None, writable: b
 
     Raises FileError, FormatError, UnsupportedError, OutOfMemory, ArgumentError.
     """
-    return Model(EMBEDDED if path is None else path, threads=threads, writable=writable, isa=isa,
-                 precision=precision)
+    return Model(EMBEDDED if path is None else path, threads=threads, writable=writable,
+                 mapped=mapped, isa=isa, precision=precision)
 
 
 class Model(Handle, Mapping[str, Tensor]):
@@ -131,8 +133,9 @@ class Model(Handle, Mapping[str, Tensor]):
     """The names of the activations that a run can stop at, in the order of the data flow."""
 
     def __init__(self, path: AnyPath, *, threads: int | None = None, writable: bool = False,
-                 isa: Isa | None = None, precision: Precision = "fast") -> None:
-        super().__init__(_native.model_open(path, threads, writable, isa, precision))
+                 mapped: bool = True, isa: Isa | None = None,
+                 precision: Precision = "fast") -> None:
+        super().__init__(_native.model_open(path, threads, writable, mapped, isa, precision))
         facts = _native.model_config(self._c)
         for flag in ("use_qk_norm", "use_routing_bias"):
             facts[flag] = bool(facts[flag])
@@ -167,13 +170,21 @@ class Model(Handle, Mapping[str, Tensor]):
         """Elements of all weights, without block scales."""
         return self._sizes[2]
 
-    def info(self, key: str) -> str | None:
-        """A fact as a str, or None where the files do not tell.
+    def info(self, key: str | None = None) -> Any:
+        """A fact as a str, or None where the files do not tell; without a key, a dict of all.
 
         Keys: "path", "format", "architecture", "name", "license", "quantization", "isa",
         "precision", "chat_template".
         """
+        if key is None:
+            return {key: _native.model_info(self._c, key) for key in _native.model_info_keys()}
         return _native.model_info(self._c, key)
+
+    @property
+    @property
+    def end_tokens(self) -> list[int]:
+        """Ids that end a generation, ascending: what the files name, and the end of a turn."""
+        return _native.model_end_tokens(self._c)
 
     @property
     def tokenizer(self) -> Tokenizer:

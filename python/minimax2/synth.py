@@ -25,7 +25,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from minimax2.errors import ArgumentError, FileError
+from minimax2._native import DTYPES, lib
+from minimax2.errors import ArgumentError, FileError, UnsupportedError
 
 if TYPE_CHECKING:
     import os
@@ -53,14 +54,12 @@ EPSILON = 1e-6
 class Format(NamedTuple):
     """A dtype on disk."""
 
+    dtype: str
+    """Its name in the library, which knows its sizes."""
     safetensors: str | None
     """Its name there; None: not in safetensors."""
     ggml: int | None
     """Its number in GGUF; None: not in GGUF."""
-    block: int = 1
-    """Elements in a block."""
-    nbytes: int = 1
-    """Bytes of a block."""
     scale_at: int = 0
     """Offset of the half-float scale d in a block."""
     unit: float = 1.0
@@ -70,24 +69,34 @@ class Format(NamedTuple):
     centre: float = 0.0
     """What the minima must be, in units of the scales, so that the mean is zero."""
 
+    @property
+    def block(self):
+        """Elements in a block."""
+        return lib.mm2_dtype_block(DTYPES[self.dtype])
+
+    @property
+    def nbytes(self):
+        """Bytes of a block."""
+        return lib.mm2_dtype_bytes(DTYPES[self.dtype])
+
 
 # The units follow from the formats: random 8-bit codes have 73.9, 6-bit codes 18.48, the sixteen
 # values of IQ4 67.44, and so on; scales within super-blocks are drawn evenly, too.
 FORMATS = {
-    "f32": Format("F32", 0, nbytes=4),
-    "f16": Format("F16", 1, nbytes=2),
-    "bf16": Format("BF16", 30, nbytes=2),
-    "fp8": Format("F8_E4M3", None),
-    "q8_0": Format(None, 8, 32, 34, 0, 73.9),
-    "q4_0": Format(None, 2, 32, 18, 0, 4.637),
-    "q5_0": Format(None, 6, 32, 22, 0, 9.247),
-    "q2_k": Format(None, 10, 256, 84, 80, 8.803 * 1.118, 82, 1.5),
-    "q3_k": Format(None, 11, 256, 110, 108, 18.48 * 2.345),
-    "q4_k": Format(None, 12, 256, 144, 0, 36.52 * 4.61, 2, 7.5),
-    "q5_k": Format(None, 13, 256, 176, 0, 36.52 * 9.233, 2, 15.5),
-    "q6_k": Format(None, 14, 256, 210, 208, 73.9 * 18.48),
-    "iq4_nl": Format(None, 20, 32, 18, 0, 67.44),
-    "iq4_xs": Format(None, 23, 256, 136, 0, 18.48 * 67.44),
+    "f32": Format("f32", "F32", 0),
+    "f16": Format("f16", "F16", 1),
+    "bf16": Format("bf16", "BF16", 30),
+    "fp8": Format("f8_e4m3", "F8_E4M3", None),
+    "q8_0": Format("q8_0", None, 8, 0, 73.9),
+    "q4_0": Format("q4_0", None, 2, 0, 4.637),
+    "q5_0": Format("q5_0", None, 6, 0, 9.247),
+    "q2_k": Format("q2_k", None, 10, 80, 8.803 * 1.118, 82, 1.5),
+    "q3_k": Format("q3_k", None, 11, 108, 18.48 * 2.345),
+    "q4_k": Format("q4_k", None, 12, 0, 36.52 * 4.61, 2, 7.5),
+    "q5_k": Format("q5_k", None, 13, 0, 36.52 * 9.233, 2, 15.5),
+    "q6_k": Format("q6_k", None, 14, 208, 73.9 * 18.48),
+    "iq4_nl": Format("iq4_nl", None, 20, 0, 67.44),
+    "iq4_xs": Format("iq4_xs", None, 23, 0, 18.48 * 67.44),
 }
 MIXES = {"q4_k_m": ("q4_k", "q6_k")}  # most matrices, and those that suffer most
 NAMES = (*FORMATS, *MIXES)

@@ -19,7 +19,7 @@
 
 #include "kernels/body_float.h"
 #include "kernels/body_unpack.h"
-#include "kernels/body_one.h"
+#include "kernels/body_int_direct.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -34,7 +34,7 @@ static _Alignas(64) uint8_t act[N_IN * 4];
 static float out[N_OUT];
 
 /* y = sum over the row of d_w * d_a * isum - dmin_w * d_a * msum, in 16 lanes, whatever comes. */
-INLINE void free_sum(int minima, float *y, const one_terms *t, const float *d, int32_t rows,
+INLINE void free_sum(int minima, float *y, const direct_terms *t, const float *d, int32_t rows,
                      int32_t blocks)
 {
     for (int32_t r = 0; r < rows; r++) {
@@ -52,25 +52,25 @@ INLINE void free_sum(int minima, float *y, const one_terms *t, const float *d, i
     }
 }
 
-/* matmul_block_one and matmul_super_one with free_sum for one_chain. */
+/* matmul_block_direct and matmul_super_direct with free_sum for direct_chain. */
 INLINE void matmul_free(int32_t dtype, float *y, const uint8_t *p, int32_t count, int32_t bytes,
                         int32_t span)
 {
-    static _Thread_local one_block_act block;
-    static _Thread_local one_super_act super;
-    one_terms t;
+    static _Thread_local direct_block_act block;
+    static _Thread_local direct_super_act super;
+    direct_terms t;
     int32_t blocks = N_IN / span;
     const int8_t *a = (const int8_t *)act;
     if (is_super(dtype))
-        one_super_prepare(dtype, &super, a, N_IN);
+        direct_super_prepare(dtype, &super, a, N_IN);
     else
-        one_block_prepare(&block, a, N_IN, one_bias(dtype));
+        direct_block_prepare(&block, a, N_IN, direct_bias(dtype));
     for (int32_t i = 0; i < count; i += CHAIN_ROWS, p += CHAIN_ROWS * blocks * bytes) {
         for (int32_t at = 0, b = 0; at < CHAIN_ROWS * blocks; at += ROWS) {
             if (is_super(dtype))
-                one_super_terms(dtype, 1, &t, at, p + at * bytes, &super, b);
+                direct_super_terms(dtype, 1, &t, at, p + at * bytes, &super, b);
             else
-                one_block_terms(dtype, 1, &t, at, p + at * bytes, &block, b);
+                direct_block_terms(dtype, 1, &t, at, p + at * bytes, &block, b);
             for (b += ROWS; b >= blocks;)
                 b -= blocks;
         }

@@ -4,7 +4,8 @@
  *   cached   the same product over one matrix again and again: what the instructions allow
  *   2..8     what an expert does in a short prompt or a small batch: as 1 row, and in GB too, so
  *            that the price of a further row shows
- *   16..256  what prefill does, in 10^9 operations (2 per weight and row) per second
+ *   16..1024 what prefill does, in 10^9 operations (2 per weight and row) per second; "packed":
+ *            the same from a panel, the packing included, where the level has that
  * Plain read: the same bytes, 512-bit (256-bit) loads and nothing else. Best read: the same with
  * the prefetch distances that were fastest. All are interleaved, and medians of RUNS are shown.
  *
@@ -24,12 +25,13 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-enum { N_IN = 3072, N_OUT = 1536, TILE = 64, MATRICES = 48, MOST_ROWS = 256, RUNS = 9 };
-static const int32_t few[] = {1, 2, 3, 4, 6, 8}, many[] = {16, 64, 256};
+enum { N_IN = 3072, N_OUT = 1536, TILE = 64, MATRICES = 48, MOST_ROWS = 1024, RUNS = 9 };
+static const int32_t few[] = {1, 2, 3, 4, 6, 8}, many[] = {16, 64, 256, 1024};
 enum { FEW = sizeof few / sizeof *few, MANY = sizeof many / sizeof *many };
 static const size_t POOL = (size_t)2 << 30;
 
 static uint8_t *pool; /* POOL random bytes */
+static uint8_t *panel;
 static mm2_pool *threads;
 static void *acts[MOST_ROWS];
 static float *outs[MOST_ROWS];
@@ -75,6 +77,26 @@ static void product(void *context, int32_t unit, int32_t thread)
     j->kernels->matmul[w.dtype](out, &w, first, TILE, (const void *const *)acts, j->rows);
 }
 
+static void packed_product(void *context, int32_t unit, int32_t thread)
+{
+    const job *j = context;
+    mm2_weight w = j->w;
+    float *out[MOST_ROWS];
+    int32_t first = unit % (N_OUT / TILE) * TILE;
+    for (int32_t m = 0; m < j->rows; m++)
+        out[m] = outs[m] + first;
+    w.data = pool + j->at[unit / (N_OUT / TILE)];
+    j->kernels->matmul_packed[w.dtype](out, &w, first, TILE, panel, j->rows);
+}
+
+static void packing(void *context, int32_t unit, int32_t thread)
+{
+    const job *j = context;
+    int32_t act = mm2_act_of(j->w.dtype), first = unit * 16, left = j->rows - first;
+    j->kernels->pack[act](panel + mm2_panel_bytes(act, 16, N_IN) * unit,
+                          (const void *const *)acts + first, left < 16 ? left : 16, N_IN);
+}
+
 __attribute__((target("avx2"))) static uint64_t read_bytes(const uint8_t *p, size_t n, int32_t t0,
                                                            int32_t t1)
 {
@@ -102,12 +124,20 @@ static void reading(void *context, int32_t unit, int32_t thread)
                    bytes, j->t0, j->t1);
 }
 
-static double seconds(job *j, mm2_work work)
+static void work_on(job *j, mm2_work work, int32_t units)
 {
     const mm2_limit limit = {.deadline = INT64_MAX};
     mm2_progress progress = {0};
+    mm2_pool_run(threads, work, j, &progress, units, &limit);
+}
+
+static double seconds(job *j, mm2_work work)
+{
     int64_t start = mm2_now();
-    mm2_pool_run(threads, work, j, &progress, j->matrices * (N_OUT / TILE), &limit);
+    if (work == packed_product) /* each matrix has its own input */
+        for (int32_t i = 0; i < j->matrices; i++)
+            work_on(j, packing, (j->rows + 15) / 16);
+    work_on(j, work, j->matrices * (N_OUT / TILE));
     return (double)(mm2_now() - start) * 1e-9;
 }
 
@@ -118,12 +148,26 @@ static void scatter(job *j)
         j->at[i] = draw() % room / 64 * 64;
 }
 
+/* Products of 8 or, of 64 rows and more, 2 matrices. */
+static int32_t matrices_of(int32_t rows)
+{
+    return rows < 64 ? 8 : 2;
+}
+
+static void print_many(const char *title, double times[MANY][RUNS])
+{
+    printf("%s", title);
+    for (int i = 0; i < MANY; i++)
+        printf(" %d: %.0f", many[i],
+               2.0 * N_IN * N_OUT * matrices_of(many[i]) * many[i] / median(times[i]) * 1e-9);
+}
+
 static void bench(const mm2_kernels *k, int32_t dtype)
 {
     static float scales[(N_OUT / 128) * (N_IN / 128)];
     static const int32_t distances[][2] = {{0, 0}, {512, 2048}, {2048, 4096}, {1024, 0}, {4096, 0}};
     enum { READS = sizeof distances / sizeof *distances };
-    double read[READS][RUNS], product_few[FEW][RUNS], product_many[RUNS], cached[RUNS];
+    double read[READS][RUNS], product_few[FEW][RUNS], cached[RUNS];
     for (size_t i = 0; i < sizeof scales / sizeof *scales; i++)
         scales[i] = 0.01f;
     job j = {.kernels = k, .rows = 1, .matrices = MATRICES};
@@ -173,16 +217,20 @@ static void bench(const mm2_kernels *k, int32_t dtype)
         printf(" %d: %.1f", few[i], bytes / median(product_few[i]) * 1e-9);
     printf(" GB/s;");
     j.w.n_out = N_OUT;
+    double product_many[MANY][RUNS], packed[MANY][RUNS];
     for (int i = 0; i < MANY; i++) {
         j.rows = many[i];
-        j.matrices = j.rows < 64 ? 8 : 2;
+        j.matrices = matrices_of(j.rows);
         for (int r = 0; r < RUNS; r++) {
             scatter(&j);
-            product_many[r] = seconds(&j, product);
+            product_many[i][r] = seconds(&j, product);
+            scatter(&j);
+            packed[i][r] = k->matmul_packed[dtype] ? seconds(&j, packed_product) : 0;
         }
-        printf(" %d: %.0f", many[i],
-               2.0 * N_IN * N_OUT * j.matrices * j.rows / median(product_many) * 1e-9);
     }
+    print_many("", product_many);
+    if (k->matmul_packed[dtype])
+        print_many("; packed", packed);
     printf("\n");
     fflush(stdout);
 }
@@ -198,6 +246,9 @@ int main(int argc, char **argv)
         uint64_t y = draw() & 0xbfffbfffbfffbfffu; /* finite as f32, f16 and bf16 */
         memcpy(pool + i, &y, 8);
     }
+    panel = aligned_alloc(64, (size_t)mm2_panel_bytes(MM2_ACT_BF16, MOST_ROWS, N_IN));
+    if (!panel)
+        return 1;
     for (int32_t m = 0; m < MOST_ROWS; m++) {
         outs[m] = aligned_alloc(64, N_OUT * sizeof(float));
         acts[m] = aligned_alloc(64, N_IN * sizeof(float));

@@ -111,9 +111,9 @@ static inline void assert_same(const float *a, const float *b, int32_t n, const 
 
 /* ---- Weights ---- */
 
-static const int32_t matmul_dtypes[] = {MM2_F32,  MM2_F16,  MM2_BF16,   MM2_F8_E4M3, MM2_Q8_0,
-                                        MM2_Q4_0, MM2_Q5_0, MM2_IQ4_NL, MM2_Q2_K,    MM2_Q3_K,
-                                        MM2_Q4_K, MM2_Q5_K, MM2_Q6_K,   MM2_IQ4_XS};
+#define DTYPE(ID, ...) MM2_##ID,
+static const int32_t matmul_dtypes[] = {MM2_PRODUCT_FORMATS(DTYPE)};
+#undef DTYPE
 enum { MATMUL_DTYPES = sizeof matmul_dtypes / sizeof *matmul_dtypes };
 
 typedef struct matrix {
@@ -133,28 +133,20 @@ static inline void set_half(uint8_t *p, int kind)
     memcpy(p, &x, 2);
 }
 
-/* The half floats of a block. */
+/* The half floats of a block: d and, behind it, dmin. */
 static inline void set_scales(int32_t dtype, uint8_t *block, int kind)
 {
     switch (dtype) {
-    case MM2_Q2_K:
-        set_half(block + offsetof(mm2_block_q2_k, d), kind);
-        set_half(block + offsetof(mm2_block_q2_k, dmin), kind);
-        return;
-    case MM2_Q3_K:
-        set_half(block + offsetof(mm2_block_q3_k, d), kind);
-        return;
-    case MM2_Q4_K:
-    case MM2_Q5_K:
-        set_half(block, kind);
-        set_half(block + 2, kind);
-        return;
-    case MM2_Q6_K:
-        set_half(block + offsetof(mm2_block_q6_k, d), kind);
-        return;
-    default:
-        set_half(block, kind);
+#define SCALE(ID, name, ...)                                                                       \
+    case MM2_##ID:                                                                                 \
+        block += offsetof(mm2_block_##name, d);                                                    \
+        break;
+        MM2_INTEGER_FORMATS(SCALE)
+#undef SCALE
     }
+    set_half(block, kind);
+    if (mm2_format_of(dtype).minima)
+        set_half(block + 2, kind);
 }
 
 static inline void fill_weights(int32_t dtype, uint8_t *p, size_t bytes, int kind)

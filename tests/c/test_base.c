@@ -61,6 +61,35 @@ static void *fail_elsewhere(void *argument)
     return argument;
 }
 
+static void foreign_text_is_printable_in_sentences(void **state)
+{
+    char text[2000], expected[2000];
+    mm2_fail(MM2_E_IO, "%s|%s", "a\x1b[2J\x07\n\x7f\xff", "\xc3\xa9\xc2\x9b\xe2\x82\xac\xc3");
+    assert_string_equal(mm2_error(),
+                        "a\\x1b[2J\\x07\\x0a\\x7f\\xff|\xc3\xa9\\xc2\\x9b\xe2\x82\xac\\xc3");
+    mm2_fail_in(MM2_E_IO, "\x1b");
+    assert_int_equal(0, strncmp(mm2_error(), "\\x1b: a\\x1b[2J", 14));
+    mm2_fail(MM2_E_IO, "%.*s%.*s", 4, "ab\xe2\x82\xac", 2, "\xff\x01"); /* cut: no half character */
+    assert_string_equal(mm2_error(), "ab\\xff\\x01");
+    mm2_format(text, sizeof text, "%s", "\x1b"); /* not a sentence: a path, say */
+    assert_string_equal(text, "\x1b");
+    memset(text, 'x', sizeof text);
+    memcpy(text, "\xc3\xa9", 2);
+    strcpy(text + 1496, "end");
+    mm2_fail(MM2_E_IO, "%s: it broke", text);
+    memset(expected, 'x', sizeof expected);
+    memcpy(expected, "\xc3\xa9", 2);
+    memcpy(expected + 240, "...", 3);
+    strcpy(expected + 480, "end: it broke");
+    assert_string_equal(mm2_error(), expected);
+    for (int i = 0; i < 2000; i += 2) /* of two bytes each, from an odd place on */
+        memcpy(text + i, "\xc3\xa9", 2);
+    text[470] = 0;
+    mm2_fail(MM2_E_IO, "!%s%s%s", text, text, text);
+    assert_int_equal(strlen(mm2_error()), 1022);
+    assert_string_equal(mm2_error() + 1017, "\xc3\xa9...");
+}
+
 static void a_sentence_belongs_to_its_thread(void **state)
 {
     pthread_t other;
@@ -584,6 +613,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sentences_are_formatted_like_the_standard_formatter),
+        cmocka_unit_test(foreign_text_is_printable_in_sentences),
         cmocka_unit_test(a_sentence_belongs_to_its_thread),
         cmocka_unit_test(a_map_finds_what_was_added_and_refuses_duplicates),
         cmocka_unit_test(a_file_is_mapped_and_odd_ones_are_refused),

@@ -1,7 +1,9 @@
 /* The chat format: what each turn becomes, which mistakes are refused, how the vendor's template is
  * recognised, and that text never turns into control tokens. The vocabulary is made here: the 256
  * bytes and the format's tags, so every id is either a byte or a tag. */
+#include "base/rng.h"
 #include "base/status.h"
+#include "text/template.h"
 #include "text/tokenizer.h"
 
 #include <setjmp.h>
@@ -292,6 +294,76 @@ static void templates_are_recognised_by_what_they_render(void **state)
     mm2_tokenizer_release(t);
 }
 
+static uint64_t fingerprint(const char *text)
+{
+    mm2_template found;
+    mm2_template_read(&found, text, (int64_t)strlen(text));
+    assert_false(found.known);
+    return found.fingerprint;
+}
+
+/* As Jinja's lexer reads them, with trim_blocks and lstrip_blocks. */
+static void the_normal_form_of_a_template(void **state)
+{
+    (void)state;
+    static const char *const same[][2] = {
+        {"a\n \t{% x %}b", "a\n{% x %}b"},
+        {"  {% x %}b", "{% x %}b"},
+        {"{% x %}\nb", "{% x %}b"},
+        {"{% x %}\r\nb", "{% x %}b"},
+        {"{% x %}\rb", "{% x %}b"},
+        {"{% x %}\n  {% y %}", "{% x %}{% y %}"},
+        {"{% x -%}\n {% y %}", "{% x %}{% y %}"},
+        {"{% x %}\n  {# c #}\n {% y %}", "{% x %}{% y %}"},
+        {"a \n {%- x -%} \n b", "a{% x %}b"},
+        {"a \n {{- x -}} \n b", "a{{ x }}b"},
+        {"a {#- c -#} b", "ab"},
+        {"a{# {{ '%} #}\nb", "ab"},
+        {"a{#-#}b", "ab"},
+        {"a\r\nb\rc", "a\nb\nc"},
+        {"a\n", "a"},
+        {"a\r\n", "a"},
+        {"{{x}}", "{{  x\n}}"},
+        {"{{ x  y }}", "{{x\r\n\ty}}"},
+        {"{{ 'a\r\nb' }}", "{{ 'a\nb' }}"},
+        {"{{+ x }}", "{{ x }}"},
+        {"{{ '}}' }}a", "{{'}}'}}a"},
+        {"{% '\\'%}' %}a", "{%'\\'%}'%}a"},
+    };
+    static const char *const different[][2] = {
+        {"a {% x %}", "a{% x %}"},
+        {"  {{ x }}", "{{ x }}"},
+        {"{{ x }}\nb", "{{ x }}b"},
+        {"a\n  {%+ x %}", "a\n{% x %}"},
+        {"{% x +%}\nb", "{% x %}b"},
+        {"{% x %}\n\nb", "{% x %}b"},
+        {"{% x %} {% y %}", "{% x %}{% y %}"},
+        {"{% x %}\r{{ y }}", "{% x %}\n\n{{ y }}"},
+        {"{# c #} {% y %}", "{% y %}"},
+        {"{# c +#}\nb", "b"},
+        {"a\n\n", "a"},
+        {"{{ 'a  b' }}", "{{ 'a b' }}"},
+        {"{{ 'a' }}", "{{ \"a\" }}"},
+        {"{{ a b }}", "{{ ab }}"},
+        {"{{ x }}", "{% x %}"},
+        {"{{ - x }}", "{{- x }}"},
+        {"{{ x +}}", "{{ x }}"},
+        {"\x01%x\x02", "{% x %}"}, /* how the normal form writes the other */
+        {"{{ 'x\x02' }}", "{{ 'x' }}"},
+    };
+    static const char *const unreadable[] = {"{{ x", "{% x",  "{# x", "{{ 'x }}", "{{ x }", "{{",
+                                             "{#",   "a\x01", "{%-",  "{# #",     "{{ '\\"};
+    for (size_t i = 0; i < sizeof same / sizeof *same; i++)
+        if (fingerprint(same[i][0]) != fingerprint(same[i][1]) || !fingerprint(same[i][0]))
+            fail_msg("%s is not %s", same[i][0], same[i][1]);
+    for (size_t i = 0; i < sizeof different / sizeof *different; i++)
+        if (fingerprint(different[i][0]) == fingerprint(different[i][1]))
+            fail_msg("%s is %s", different[i][0], different[i][1]);
+    for (size_t i = 0; i < sizeof unreadable / sizeof *unreadable; i++)
+        if (fingerprint(unreadable[i]))
+            fail_msg("%s can be read", unreadable[i]);
+}
+
 static void a_template_brings_its_system_prompt(void **state)
 {
     (void)state;
@@ -474,6 +546,62 @@ static void what_cannot_go_on_is_refused(void **state)
     mm2_tokenizer_release(t);
 }
 
+/* ---- Anything at all ---- */
+
+enum { CASES = 20000, MOST_IDS = 40 };
+
+/* Whatever the timeline holds, the new turn follows a finished one. */
+static void random_timelines_go_on(void **state)
+{
+    (void)state;
+    static const int32_t common[] = {BEGIN, ROLE, END, THINK, UNTHINK, '\n', 'a', 'i', -1, 1000000};
+    const mm2_message m = M("user", "more", NULL);
+    mm2_tokenizer *t = make(TOKENS);
+    int32_t turn[64], count = spell(turn, "{E}\n" TURN);
+    uint64_t draws = 0;
+    for (int i = 0; i < CASES; i++) {
+        int32_t ids[MOST_IDS + 64], n = 1 + (int32_t)(mm2_splitmix64(3, draws++) % MOST_IDS);
+        for (int32_t k = 0; k < n; k++)
+            ids[k] = common[mm2_splitmix64(3, draws++) % (sizeof common / sizeof *common)];
+        int32_t more = mm2_chat_continue(t, ids, n, &m, 1, MM2_GENERATION_PROMPT, ids + n, 64);
+        assert_in_range(more, count - 2, count + 4);
+        assert_memory_equal(ids + n + more - count, turn, (size_t)count * sizeof *turn);
+    }
+    mm2_tokenizer_release(t);
+}
+
+/* Random pieces of Jinja, in blocks of exactly their size: nothing is read behind them, and nothing
+ * of it is known. */
+static void random_templates_are_read(void **state)
+{
+    (void)state;
+    static const char *const pieces[] = {
+        "{%",   "%}",   "{{",  "}}",  "{#",  "#}",   "-",
+        "+",    "\n",   "\r",  " ",   "\t",  "'",    "\"",
+        "\\",   "a",    "{",   "}",   "%",   "#",    "{%-",
+        "-%}",  "{{-",  "-}}", "{#-", "-#}", "\x01", "set model_identity = ",
+        "\xff", "\r\n",
+    };
+    uint64_t draws = 0;
+    int readable = 0;
+    for (int i = 0; i < CASES; i++) {
+        char text[512] = "";
+        int n = (int)(mm2_splitmix64(4, draws++) % 20);
+        for (int k = 0; k < n; k++)
+            strcat(text, pieces[mm2_splitmix64(4, draws++) % (sizeof pieces / sizeof *pieces)]);
+        size_t length = strlen(text);
+        char *exact = malloc(length + !length);
+        mm2_template found;
+        memcpy(exact, text, length);
+        mm2_template_read(&found, exact, (int64_t)length);
+        assert_false(found.known);
+        assert_true(found.system_length >= -1 && found.system_length <= MM2_MAX_SYSTEM);
+        readable += found.fingerprint != 0;
+        free(exact);
+    }
+    assert_in_range(readable, CASES / 100, CASES - CASES / 100);
+}
+
 /* 100,000 turns, most of them before the last user: linear. */
 static void many_turns(void **state)
 {
@@ -501,11 +629,14 @@ int main(void)
         cmocka_unit_test(invalid_utf8_is_replaced),
         cmocka_unit_test(mistakes_are_refused),
         cmocka_unit_test(templates_are_recognised_by_what_they_render),
+        cmocka_unit_test(the_normal_form_of_a_template),
         cmocka_unit_test(a_template_brings_its_system_prompt),
         cmocka_unit_test(messages_advance_by_their_own_size),
         cmocka_unit_test(a_conversation_goes_on),
         cmocka_unit_test(going_on_is_what_the_whole_renders),
         cmocka_unit_test(what_cannot_go_on_is_refused),
+        cmocka_unit_test(random_timelines_go_on),
+        cmocka_unit_test(random_templates_are_read),
         cmocka_unit_test(many_turns),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -9,13 +9,17 @@
 
 #include "base/json.h"
 #include "base/status.h"
+#include "model/config.h"
+#include "model/experts.h"
 #include "model/gguf.h"
-#include "model/weights.h"
 #include "tensor/dtype.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 /* ---- JSON ---- */
 
@@ -192,24 +196,194 @@ static void parts_are_told_by_their_names(void **state)
 
 static void names_are_checked(void **state)
 {
-    mm2_checkpoint c = {0};
+    mm2_checkpoint c;
     mm2_entry *e;
-    char longest[MM2_MAX_NAME + 2];
-    memset(longest, 'x', sizeof longest);
-    longest[MM2_MAX_NAME + 1] = 0;
+    mm2_checkpoint_init(&c);
     assert_int_equal(MM2_OK, mm2_checkpoint_add(&c, "a", "file", &e));
     assert_int_equal(MM2_E_FORMAT, mm2_checkpoint_add(&c, "a", "file", &e));
     assert_non_null(strstr(mm2_status_text(), "twice"));
-    assert_int_equal(MM2_E_FORMAT, mm2_checkpoint_add(&c, "", "file", &e));
-    assert_int_equal(MM2_E_FORMAT, mm2_checkpoint_add(&c, "a b", "file", &e));
-    assert_int_equal(MM2_E_FORMAT, mm2_checkpoint_add(&c, "\xc3\xa9", "file", &e));
-    assert_int_equal(MM2_E_FORMAT, mm2_checkpoint_add(&c, longest, "file", &e));
-    longest[MM2_MAX_NAME] = 0;
-    assert_int_equal(MM2_OK, mm2_checkpoint_add(&c, longest, "file", &e));
-    assert_int_equal(2, c.entry_count);
+    assert_int_equal(1, c.entry_count);
     assert_string_equal("a", mm2_checkpoint_find(&c, "a")->name);
     assert_null(mm2_checkpoint_find(&c, "b"));
     mm2_checkpoint_close(&c);
+    char longest[MM2_MAX_NAME + 1];
+    memset(longest, 'x', sizeof longest);
+    assert_true(mm2_checkpoint_can_name("a", 1));
+    assert_true(mm2_checkpoint_can_name(longest, MM2_MAX_NAME));
+    assert_false(mm2_checkpoint_can_name(longest, MM2_MAX_NAME + 1));
+    assert_false(mm2_checkpoint_can_name("", 0));
+    assert_false(mm2_checkpoint_can_name("a b", 3));
+    assert_false(mm2_checkpoint_can_name("\xc3\xa9", 2));
+}
+
+static void tensors_without_a_view_are_named_when_needed(void **state)
+{
+    static const char *const names[] = {"odd", "listed", "not seen", "last"};
+    mm2_checkpoint c;
+    mm2_entry *e;
+    int64_t shape[] = {2};
+    mm2_checkpoint_init(&c);
+    c.path = strdup("directory");
+    c.format = "safetensors";
+    for (int i = 0; i < 4; i++) {
+        assert_int_equal(MM2_OK, mm2_checkpoint_add(&c, names[i], "/dev/null/file", &e));
+        assert_int_equal(MM2_OK, i == 0 ? mm2_entry_set_odd(e, "has dtype I64")
+                                        : mm2_entry_shape(e, MM2_F32, 1, shape));
+    }
+    c.entries[2].view.ndim = MM2_NOT_SEEN;
+    assert_int_equal(MM2_OK, mm2_checkpoint_settle(&c));
+    assert_int_equal(2, c.listed);
+    assert_int_equal(4, c.entry_count);
+    assert_string_equal("listed", c.entries[0].name);
+    assert_string_equal("last", c.entries[1].name);
+    assert_ptr_equal(&c.entries[1], mm2_checkpoint_find(&c, "last"));
+    assert_null(mm2_checkpoint_find(&c, "odd"));
+    assert_null(mm2_checkpoint_find(&c, "not seen"));
+    assert_true(mm2_checkpoint_has(&c, "odd"));
+    assert_false(mm2_checkpoint_has(&c, "not seen"));
+    assert_int_equal(MM2_E_UNSUPPORTED, mm2_checkpoint_missing(&c, "odd", "[2]"));
+    assert_non_null(strstr(mm2_status_text(), "\"odd\" has dtype I64; this build reads f32, f16"));
+    assert_int_equal(MM2_E_IO, mm2_checkpoint_missing(&c, "not seen", "[2]"));
+    assert_int_equal(MM2_E_FORMAT, mm2_checkpoint_missing(&c, "nowhere", "[2]"));
+    assert_non_null(strstr(mm2_status_text(), "\"nowhere\" is missing, expected of shape [2]"));
+    mm2_checkpoint_close(&c);
+    mm2_checkpoint_init(&c);
+    assert_int_equal(MM2_E_FORMAT, mm2_checkpoint_settle(&c));
+    mm2_checkpoint_close(&c);
+}
+
+static void end_tokens_are_a_set_of_ids(void **state)
+{
+    mm2_checkpoint c;
+    mm2_checkpoint_init(&c);
+    int64_t ids[] = {7, -1, 7, MM2_MAX_IDS, 3, INT64_MAX, INT64_MIN};
+    for (int i = 0; i < 7; i++)
+        assert_int_equal(MM2_OK, mm2_checkpoint_end(&c, ids[i], "file"));
+    assert_int_equal(2, c.end_count);
+    assert_int_equal(7, c.eos);
+    assert_int_equal(3, c.ends[1]);
+    for (int i = 2; i < MM2_MAX_ENDS; i++)
+        assert_int_equal(MM2_OK, mm2_checkpoint_end(&c, 100 + i, "file"));
+    assert_int_equal(MM2_E_FORMAT, mm2_checkpoint_end(&c, 99, "file"));
+    mm2_checkpoint_close(&c);
+}
+
+/* ---- files that change ---- */
+
+static void write_file(const char *path, const char *text)
+{
+    FILE *f = fopen(path, "wb");
+    assert_non_null(f);
+    assert_int_equal(strlen(text), fwrite(text, 1, strlen(text), f));
+    assert_int_equal(0, fclose(f));
+}
+
+static void a_changed_file_is_reported(void **state)
+{
+    char path[] = "/tmp/mm2-checkpoint-XXXXXX", other[64];
+    close(mkstemp(path));
+    mm2_format(other, sizeof other, "%s.new", path);
+    for (int how = 0; how < 4; how++) {
+        write_file(path, "0123456789");
+        mm2_file file;
+        assert_int_equal(MM2_OK, mm2_file_open(&file, path, MM2_FILE_WATCH));
+        mm2_checkpoint c;
+        mm2_checkpoint_init(&c);
+        c.files = malloc(sizeof file);
+        *c.files = file;
+        c.file_count = 1;
+        assert_int_equal(MM2_OK, mm2_checkpoint_check(&c));
+        mm2_status expected = MM2_E_IO;
+        if (how == 0) {
+            assert_int_equal(0, truncate(path, 4));
+        } else if (how == 1) {
+            assert_int_equal(0, truncate(path, 20));
+        } else if (how == 2) {
+            struct timespec times[] = {{1, 0}, {1, 0}};
+            write_file(path, "9876543210");
+            assert_int_equal(0, utimensat(AT_FDCWD, path, times, 0));
+        } else { /* a new file under the name: the map is still that of the old one */
+            write_file(other, "x");
+            assert_int_equal(0, rename(other, path));
+            expected = MM2_OK;
+        }
+        assert_int_equal(MM2_OK, mm2_checkpoint_check(&c)); /* looked at a moment ago */
+        atomic_store(&c.checked_at, 0);
+        assert_int_equal(expected, mm2_checkpoint_check(&c));
+        if (expected) {
+            assert_non_null(strstr(mm2_status_text(), path));
+            assert_non_null(strstr(mm2_status_text(), how ? "written to" : "from 10 to 4 bytes"));
+            assert_int_equal(expected, mm2_checkpoint_check(&c)); /* and again */
+        }
+        mm2_checkpoint_close(&c);
+    }
+    remove(path);
+}
+
+static void a_copy_is_filled_once(void **state)
+{
+    char path[] = "/tmp/mm2-checkpoint-XXXXXX";
+    close(mkstemp(path));
+    for (int writable = 0; writable < 2; writable++) {
+        mm2_file f;
+        write_file(path, "0123456789");
+        assert_int_equal(
+            MM2_OK, mm2_file_open(&f, path, MM2_FILE_COPY | (writable ? MM2_FILE_WRITABLE : 0)));
+        assert_int_equal(MM2_OK, mm2_file_fill(&f));
+        write_file(path, "abc");
+        assert_memory_equal("0123456789", f.data, 10);
+        if (writable)
+            f.data[0] = 'x';
+        assert_int_equal(MM2_OK, mm2_file_check(&f));
+        assert_int_equal(MM2_OK, mm2_file_fill(&f)); /* nothing to do */
+        mm2_file_close(&f);
+        write_file(path, "0123456789");
+        assert_int_equal(MM2_OK, mm2_file_open(&f, path, MM2_FILE_COPY));
+        assert_int_equal(0, truncate(path, 4));
+        assert_int_equal(MM2_E_IO, mm2_file_fill(&f));
+        assert_non_null(strstr(mm2_status_text(), "ended at byte 4 of 10"));
+        mm2_file_close(&f);
+        assert_int_equal(MM2_OK, mm2_file_open(&f, path, MM2_FILE_COPY));
+        write_file(path, "longer than before");
+        assert_int_equal(MM2_E_IO, mm2_file_fill(&f));
+        assert_non_null(strstr(mm2_status_text(), "written to"));
+        mm2_file_close(&f);
+    }
+    remove(path);
+}
+
+static void a_copy_that_will_not_fit_is_refused_before_it_is_read(void **state)
+{
+    mm2_checkpoint c;
+    mm2_checkpoint_init(&c);
+    c.path = strdup("directory");
+    c.file_count = 2;
+    c.files = calloc(2, sizeof *c.files);
+    for (int i = 0; i < 2; i++) /* no descriptor: reading would do nothing */
+        c.files[i] = (mm2_file){.size = INT64_MAX / 2 + i * 2, .flags = MM2_FILE_COPY};
+    assert_int_equal(MM2_E_NOMEM, mm2_checkpoint_fill(&c));
+    assert_non_null(strstr(mm2_status_text(), "bytes, "));
+    assert_non_null(strstr(mm2_status_text(), "are available"));
+    mm2_checkpoint_close(&c);
+}
+
+/* A header that is rewritten behind the parser's back: what was checked is a copy. */
+static void a_parsed_header_does_not_change(void **state)
+{
+    static const uint8_t header[] = "GGUF\3\0\0\0\0\0\0\0\0\0\0\0\1\0\0\0\0\0\0\0"
+                                    "\1\0\0\0\0\0\0\0k\x9\0\0\0\x8\0\0\0\1\0\0\0\0\0\0\0"
+                                    "\2\0\0\0\0\0\0\0ab";
+    uint8_t bytes[128] = {0};
+    memcpy(bytes, header, sizeof header - 1);
+    mm2_file f = {.path = "file", .data = bytes, .size = sizeof bytes};
+    mm2_gguf g;
+    assert_int_equal(MM2_OK, mm2_gguf_parse(&g, &f));
+    memset(bytes, 0xff, sizeof bytes);
+    const mm2_gguf_pair *p = mm2_gguf_find(&g, "k");
+    assert_non_null(p);
+    assert_int_equal(1, p->count);
+    assert_memory_equal("\2\0\0\0\0\0\0\0ab", p->data, 10);
+    mm2_gguf_free(&g);
 }
 
 static void shapes_are_multiplied_with_care(void **state)
@@ -307,7 +481,12 @@ static void build_fused(builder *b)
 {
     static const char l[] = "model.layers.0.";
     static char names[16][64];
-    *b = (builder){.c = {.path = strdup("directory"), .config = tiny}};
+    *b = (builder){.count = 0};
+    mm2_checkpoint_init(&b->c);
+    b->c.path = strdup("directory");
+    b->c.format = "safetensors";
+    b->c.family = &mm2_minimax_m2;
+    b->c.config = tiny;
     static const struct {
         const char *name;
         int64_t rows, columns;
@@ -424,12 +603,67 @@ static void a_missing_tensor_is_named(void **state)
                                (uint32_t)strlen(b.c.entries[k].name), k);
         assert_int_equal(MM2_E_FORMAT, mm2_weights_bind(&w, &b.c));
         /* without its fused form, an expert or a router is looked for under the other name */
-        if (!strstr(name, "gate_up_proj") && !strstr(name, "mlp.gate"))
+        if (!strstr(name, "gate_up_proj") && !strstr(name, "mlp.gate") &&
+            !strstr(name, "e_score_correction"))
             assert_non_null(strstr(mm2_status_text(), name));
         assert_non_null(strstr(mm2_status_text(), "missing"));
         mm2_strmap_free(&b.c.by_name);
         b.c.by_name = all;
     }
+    demolish(&b);
+}
+
+/* Tensors that say that it is another model. */
+static void what_would_change_the_result_is_refused_by_name(void **state)
+{
+    static const struct {
+        const char *name;
+        int32_t dtype;
+        const char *says;
+    } cases[] = {
+        {"model.layers.0.self_attn.q_proj.bias", MM2_BF16, "adds no biases"},
+        {"model.layers.0.input_layernorm.bias", MM2_F32, "adds no biases"},
+        {"lm_head.bias", MM2_F32, "adds no biases"},
+        {"model.layers.0.self_attn.q_proj.weight_scale_inv", MM2_F32, "scales FP8 weights only"},
+        {"model.layers.0.mlp.experts.down_proj_bias", MM2_F32, "bias of experts"},
+        {"model.layers.0.mlp.shared_experts.gate_proj.weight", MM2_F32, "shared expert"},
+        {"model.layers.0.self_attn.sinks", MM2_F32, "attention sinks"},
+        {"model.layers.0.block_sparse_moe.switch_mlp.gate_proj.weight", MM2_F32, "MLX"},
+        {"model.layers.0.block_sparse_moe.gate.weight", MM2_BF16, "two for one place"},
+        {"model.layers.0.mlp.gate.e_score_correction_bias", MM2_F32, "two for one place"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        for (int odd = 0; odd < 2; odd++) {
+            builder b;
+            mm2_weights w;
+            build_fused(&b);
+            int is_spelling = strstr(cases[i].says, "two") != NULL;
+            add(&b, cases[i].name, cases[i].dtype, 1, 0, 0, 16);
+            if (odd && !is_spelling) { /* a type that no view describes is no excuse */
+                mm2_entry *e = entry(&b, cases[i].name);
+                assert_int_equal(MM2_OK, mm2_entry_set_odd(e, "has dtype I64"));
+            }
+            assert_int_equal(is_spelling ? MM2_E_FORMAT : MM2_E_UNSUPPORTED,
+                             mm2_weights_bind(&w, &b.c));
+            assert_non_null(strstr(mm2_status_text(), cases[i].name));
+            assert_non_null(strstr(mm2_status_text(), cases[i].says));
+            demolish(&b);
+        }
+}
+
+static void layers_say_which_types_their_experts_have(void **state)
+{
+    builder b;
+    mm2_weights w;
+    build_fused(&b);
+    assert_int_equal(MM2_OK, mm2_weights_bind(&w, &b.c));
+    assert_true(w.layers[0].gate_up_dtypes == UINT64_C(1) << MM2_F8_E4M3);
+    assert_true(w.layers[0].down_dtypes == UINT64_C(1) << MM2_F8_E4M3);
+    mm2_experts_hold(&w, 0, 2);
+    const mm2_expert *e = mm2_experts_get(&w, 0, 2);
+    assert_ptr_equal(&w.layers[0].experts[2], e);
+    mm2_experts_release(&w, 0, 2);
+    mm2_weights_free(&w);
     demolish(&b);
 }
 
@@ -445,11 +679,19 @@ int main(void)
         cmocka_unit_test(foreign_text_is_cleaned),
         cmocka_unit_test(parts_are_told_by_their_names),
         cmocka_unit_test(names_are_checked),
+        cmocka_unit_test(tensors_without_a_view_are_named_when_needed),
+        cmocka_unit_test(end_tokens_are_a_set_of_ids),
+        cmocka_unit_test(a_changed_file_is_reported),
+        cmocka_unit_test(a_copy_is_filled_once),
+        cmocka_unit_test(a_copy_that_will_not_fit_is_refused_before_it_is_read),
+        cmocka_unit_test(a_parsed_header_does_not_change),
         cmocka_unit_test(shapes_are_multiplied_with_care),
         cmocka_unit_test(configurations_are_checked_field_by_field),
         cmocka_unit_test(fused_experts_are_slices_with_their_scales),
         cmocka_unit_test(what_does_not_fit_is_refused),
         cmocka_unit_test(a_missing_tensor_is_named),
+        cmocka_unit_test(what_would_change_the_result_is_refused_by_name),
+        cmocka_unit_test(layers_say_which_types_their_experts_have),
     };
     return cmocka_run_group_tests_name("checkpoint", tests, NULL, NULL);
 }

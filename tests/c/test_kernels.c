@@ -9,6 +9,7 @@
 #include "kernel_data.h"
 
 #include "base/cpu.h"
+#include "base/levels.h"
 #include "base/pool.h"
 #include "base/status.h"
 
@@ -23,12 +24,37 @@ static int find_levels(void **state)
     (void)state;
     mm2_float_mode_enter();
     unsetenv("MM2_ISA");
-    for (int32_t isa = MM2_ISA_AVX2; isa <= MM2_ISA_AMX; isa++) {
-        const mm2_kernels *k = mm2_kernels_find(isa);
+#define ISA(ID, name, needs) MM2_ISA_##ID,
+    static const int32_t vector_levels[] = {MM2_VECTOR_LEVELS(ISA)};
+#undef ISA
+    for (size_t i = 0; i < sizeof vector_levels / sizeof *vector_levels; i++) {
+        const mm2_kernels *k = mm2_kernels_find(vector_levels[i]);
         if (k)
             levels[level_count++] = k;
     }
     return 0;
+}
+
+/* ---- Slots ---- */
+
+static void check_slots(const mm2_kernels *k)
+{
+    int has[MM2_DTYPE_COUNT] = {0};
+    for (int32_t t = 0; t < MATMUL_DTYPES; t++)
+        has[matmul_dtypes[t]] = 1;
+    for (int32_t dtype = 0; dtype < MM2_DTYPE_COUNT; dtype++) {
+        assert_int_equal(k->matmul[dtype] != NULL, has[dtype]);
+        assert_int_equal(k->exact[dtype] != NULL, has[dtype]);
+        assert_int_equal(mm2_act_of(dtype) != MM2_ACT_NONE, has[dtype]);
+    }
+}
+
+static void test_every_format_has_slots(void **state)
+{
+    (void)state;
+    check_slots(&mm2_kernels_ref);
+    for (int l = 0; l < level_count; l++)
+        check_slots(levels[l]);
 }
 
 /* ---- Matrix products ---- */
@@ -739,6 +765,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_isa_names),
         cmocka_unit_test(test_blas_library), /* before the other user of blas */
+        cmocka_unit_test(test_every_format_has_slots),
         cmocka_unit_test(test_act_sizes),
         cmocka_unit_test(test_exp),
         cmocka_unit_test(test_ref_is_right),

@@ -62,6 +62,22 @@ static void every_dtype_has_its_facts(void **state)
     assert_int_equal(-1, mm2_dtype_row_bytes(0, 1));
 }
 
+static void sections_agree_with_sizes(void **state)
+{
+    for (int32_t d = 1; d < MM2_DTYPE_COUNT; d++) {
+        const mm2_format_facts f = mm2_format_of(d);
+        assert_int_equal(mm2_dtype_block(d), f.elements);
+        assert_int_equal(mm2_dtype_bytes(d), f.bytes);
+        assert_int_equal(f.elements == 32, mm2_is_block(d));
+        assert_int_equal(f.elements == MM2_SUPER, mm2_is_super(d));
+        assert_int_equal(f.elements > 1, mm2_is_integer(d));
+        assert_int_equal(f.elements > 1, f.bits > 0);
+        assert_true(f.elements % f.span == 0 && f.offset < 1 << f.bits);
+    }
+    assert_int_equal(0, mm2_format_of(MM2_DTYPE_COUNT).elements);
+    assert_false(mm2_is_integer(0) || mm2_is_block(-1) || mm2_is_super(MM2_DTYPE_COUNT));
+}
+
 /* ---- single values ---- */
 
 /* By definition: sign, exponent, mantissa as a double. */
@@ -275,6 +291,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_dtype_has_its_facts),
+        cmocka_unit_test(sections_agree_with_sizes),
         cmocka_unit_test(every_half_float_is_exact),
         cmocka_unit_test(every_e4m3_value_is_exact),
         cmocka_unit_test(bf16_rounds_to_nearest_even),

@@ -4,6 +4,7 @@
 #include "base/rng.h"
 #include "base/status.h"
 
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -132,7 +133,7 @@ static void characters_are_whole(void **state)
 static void thinking_and_answer_are_parted(void **state)
 {
     const mm2_tokenizer *t = *state;
-    mm2_reply_options o;
+    mm2_reply_options o = {.size = sizeof o};
     script s;
     mm2_reply_options_init(&o);
     o.start = MM2_START_THINKING;
@@ -156,6 +157,7 @@ static void thinking_and_answer_are_parted(void **state)
     push(&s, THINK);
     say(&s, "a\xe6");
     push(&s, UNTHINK);
+    assert_string_equal(s.thinking, "<think>a\xe6");
     push(&s, END);
     expect(&s, "", "<think>a\xe6", MM2_END_STOP);
 
@@ -174,7 +176,7 @@ static void thinking_and_answer_are_parted(void **state)
 static void ids_without_a_token_write_nothing(void **state)
 {
     const mm2_tokenizer *t = *state;
-    mm2_reply_options o;
+    mm2_reply_options o = {.size = sizeof o};
     script s;
     mm2_reply_options_init(&o);
     o.start = MM2_START_THINKING;
@@ -196,7 +198,7 @@ static void end_tokens(void **state)
 {
     const mm2_tokenizer *t = *state;
     const int32_t ends[] = {'!', WORD, INT32_MAX};
-    mm2_reply_options o;
+    mm2_reply_options o = {.size = sizeof o};
     script s;
     mm2_reply_options_init(&o);
     o.end_tokens = ends;
@@ -227,7 +229,7 @@ static void most_tokens(void **state)
 {
     const mm2_tokenizer *t = *state;
     const char *stop[] = {"bc"};
-    mm2_reply_options o;
+    mm2_reply_options o = {.size = sizeof o};
     mm2_piece p = {.size = sizeof p};
     script s;
     mm2_reply_options_init(&o);
@@ -276,7 +278,7 @@ static void stop_strings(void **state)
         {{"\n\n"}, "a\n\nb", "a", MM2_END_STOP},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        mm2_reply_options o;
+        mm2_reply_options o = {.size = sizeof o};
         script s;
         mm2_reply_options_init(&o);
         o.stop = cases[i].stop;
@@ -295,7 +297,7 @@ static void what_may_be_a_stop_string_is_held_back(void **state)
     const mm2_tokenizer *t = *state;
     const char *stop[] = {"stop now", "\0x"};
     const int32_t lengths[] = {8, 2};
-    mm2_reply_options o;
+    mm2_reply_options o = {.size = sizeof o};
     script s;
     mm2_reply_options_init(&o);
     o.stop = stop;
@@ -337,7 +339,7 @@ static void without_a_tokenizer(void **state)
 {
     (void)state;
     const int32_t ends[] = {7};
-    mm2_reply_options o;
+    mm2_reply_options o = {.size = sizeof o};
     script s;
     mm2_reply_options_init(&o);
     o.max_tokens = 3;
@@ -360,8 +362,9 @@ static void mistakes_are_refused(void **state)
     static const char *const stop[] = {"a", NULL}, *const empty[] = {"a", ""};
     static const int32_t ends[] = {1, -1}, lengths[] = {1, 0};
     mm2_reply *r = NULL;
-    mm2_reply_options o;
+    mm2_reply_options o = {.size = sizeof o};
     for (int i = 0; i < 12; i++) {
+        o.size = sizeof o;
         mm2_reply_options_init(&o);
         o.stop = stop;
         o.stop_count = 1;
@@ -398,6 +401,7 @@ static void mistakes_are_refused(void **state)
         assert_null(r);
         assert_true(strlen(mm2_status_text()) > 10);
     }
+    o.size = sizeof o;
     mm2_reply_options_init(&o);
     o.stop = empty;
     o.stop_len = lengths;
@@ -408,10 +412,11 @@ static void mistakes_are_refused(void **state)
     mm2_reply_options_init(NULL);
 
     /* an older program's smaller structs */
-    mm2_reply_options_init(&o);
     o.size = 12; /* as far as max_tokens */
-    o.max_tokens = 1;
     o.stop_count = -1;
+    mm2_reply_options_init(&o);
+    assert_int_equal(o.stop_count, -1); /* it knows of none */
+    o.max_tokens = 1;
     assert_int_equal(mm2_reply_new(&r, t, &o), MM2_OK);
     struct {
         uint32_t size;
@@ -444,7 +449,7 @@ static void long_stop_strings(void **state)
     enum { LONG = 100000, SAID = 1000000 };
     char *stop = malloc(LONG + 1);
     const char *list[] = {stop};
-    mm2_reply_options o;
+    mm2_reply_options o = {.size = sizeof o};
     mm2_reply *r;
     mm2_piece p = {.size = sizeof p};
     memset(stop, 'a', LONG);
@@ -462,6 +467,41 @@ static void long_stop_strings(void **state)
     assert_int_equal(p.end, MM2_END_STOP);
     assert_int_equal(mm2_reply_all(r, &p), MM2_OK);
     assert_int_equal(p.text_len, SAID - (LONG - 1));
+    mm2_reply_free(r);
+}
+
+/* ---- Two threads ---- */
+
+enum { PUSHES = 20000 };
+
+static void *push_many(void *reply)
+{
+    intptr_t done = 0;
+    for (int i = 0; i < PUSHES; i++) {
+        mm2_status status = mm2_reply_push(reply, 'a', NULL);
+        if (status && (status != MM2_E_BUSY || !strstr(mm2_status_text(), "reply")))
+            return (void *)-1;
+        done += !status;
+    }
+    return (void *)done;
+}
+
+/* A second thread is turned away, and nothing it wanted is done by half. */
+static void one_thread_at_a_time(void **state)
+{
+    const mm2_tokenizer *t = *state;
+    pthread_t other;
+    mm2_reply *r;
+    void *done;
+    mm2_piece p = {.size = sizeof p};
+    assert_int_equal(mm2_reply_new(&r, t, NULL), MM2_OK);
+    assert_int_equal(pthread_create(&other, NULL, push_many, r), 0);
+    intptr_t mine = (intptr_t)push_many(r);
+    assert_int_equal(pthread_join(other, &done), 0);
+    assert_true(mine > 0 && (intptr_t)done > 0);
+    assert_int_equal(mm2_reply_all(r, &p), MM2_OK);
+    assert_int_equal(p.count, mine + (intptr_t)done);
+    assert_int_equal(p.text_len, p.count);
     mm2_reply_free(r);
 }
 
@@ -645,7 +685,7 @@ static void random_replies(void **state)
         int32_t ids[MOST_IDS];
         const char *stop[4];
         int n = (int)(z % (MOST_IDS + 1));
-        mm2_reply_options o;
+        mm2_reply_options o = {.size = sizeof o};
         mm2_reply_options_init(&o);
         o.start = (int32_t)(z >> 8) % 3;
         o.start = o.start < 0 ? 0 : o.start;
@@ -689,6 +729,7 @@ int main(void)
         cmocka_unit_test(without_a_tokenizer),
         cmocka_unit_test(mistakes_are_refused),
         cmocka_unit_test(long_stop_strings),
+        cmocka_unit_test(one_thread_at_a_time),
         cmocka_unit_test(random_replies),
     };
     return cmocka_run_group_tests(tests, begin, end);

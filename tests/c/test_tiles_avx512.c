@@ -29,6 +29,7 @@ static int find_levels(void **state)
     (void)state;
     mm2_float_mode_enter();
     emulated = mm2_kernels_ref;
+    emulated.name = "emulated";
     emulated_amx(&emulated);
     levels[level_count++] = &emulated;
     const mm2_kernels *real = mm2_kernels_find(MM2_ISA_AMX);

@@ -5,6 +5,7 @@
 #include "inject.h"
 
 #include <errno.h>
+#include <malloc.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <sys/mman.h>
@@ -12,7 +13,7 @@
 #include <unistd.h>
 
 static _Atomic int active, forever;
-static _Atomic long countdown, hits, blocks, maps;
+static _Atomic long countdown, hits, blocks, maps, bytes, peak, base;
 
 void inject(long k, int lasting)
 {
@@ -50,9 +51,22 @@ static int fails(void)
     return 1;
 }
 
+void peak_begin(void)
+{
+    peak = base = bytes;
+}
+
+long peak_bytes(void)
+{
+    return peak - base;
+}
+
 static void *counted(void *block)
 {
     blocks += block != NULL;
+    bytes += (long)malloc_usable_size(block); /* 0 for NULL */
+    if (bytes > peak)
+        peak = bytes;
     return block;
 }
 
@@ -89,8 +103,13 @@ void *OURS(realloc)(void *block, size_t size)
 {
     if (fails())
         return NULL;
+    long before = (long)malloc_usable_size(block);
     void *moved = THEIRS(realloc)(block, size);
-    return block ? moved : counted(moved);
+    if (moved && block) {
+        blocks--;
+        bytes -= before;
+    }
+    return counted(moved);
 }
 
 void *OURS(memalign)(size_t alignment, size_t size);
@@ -118,6 +137,7 @@ void OURS(free)(void *block);
 void OURS(free)(void *block)
 {
     blocks -= block != NULL;
+    bytes -= (long)malloc_usable_size(block);
     THEIRS(free)(block);
 }
 
@@ -130,6 +150,29 @@ void *OURS(mmap)(void *address, size_t size, int protection, int flags, int file
     maps += map != -1;
     return map == -1 ? MAP_FAILED : (void *)map; /* syscall has set errno */
 }
+
+#ifdef __SANITIZE_ADDRESS__ /* whose own ones call its own malloc */
+char *THEIRS(strdup)(const char *text);
+char *OURS(strdup)(const char *text);
+char *OURS(strdup)(const char *text)
+{
+    return fails() ? NULL : counted(THEIRS(strdup)(text));
+}
+
+char *THEIRS(strndup)(const char *text, size_t most);
+char *OURS(strndup)(const char *text, size_t most);
+char *OURS(strndup)(const char *text, size_t most)
+{
+    return fails() ? NULL : counted(THEIRS(strndup)(text, most));
+}
+
+char *THEIRS(realpath)(const char *path, char *out);
+char *OURS(realpath)(const char *path, char *out);
+char *OURS(realpath)(const char *path, char *out)
+{
+    return fails() ? NULL : counted(THEIRS(realpath)(path, out)); /* out: always NULL */
+}
+#endif
 
 int OURS(munmap)(void *address, size_t size);
 int OURS(munmap)(void *address, size_t size)

@@ -10,5 +10,8 @@ long inject_end(void);
 /* Blocks and maps that are in use. */
 long blocks_in_use(void);
 long maps_in_use(void);
+/* The most bytes in blocks at once since peak_begin, less those that were in use then. */
+void peak_begin(void);
+long peak_bytes(void);
 
 #endif

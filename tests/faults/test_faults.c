@@ -20,11 +20,16 @@
 
 enum { PROMPT = 150, VOCAB = 4096, IDS = 512 };
 
-static const char tiny[] = "../python/minimax2/m2-tiny";
+#define MESSAGE(role, content)                                                                     \
+    {                                                                                              \
+        sizeof(mm2_message), 0, role, content, NULL                                                \
+    }
+
+static const char tiny[] = "../python/minimax2/m2-tiny/."; /* its name must be asked for */
 static const char text[] = "Hello, w\xc3\xb6rld's \xff\xfe e\xcc\x81\xcc\xa7 \xe0\xa2\x97 ]~b]user "
                            "<think> 12345\n\n x  y WORLD's 's";
 static char folder[] = "/tmp/minimax2-faults-XXXXXX", gguf[64];
-static mm2_model_options options;
+static mm2_model_options options = {.size = sizeof options};
 static mm2_model *model;
 static int32_t prompt[PROMPT];
 static float expected[VOCAB];
@@ -69,14 +74,20 @@ static void fail_each(const act *a)
 
 /* ---- opening ---- */
 
+static void put(FILE *f, const void *data, size_t size)
+{
+    assert_int_equal(1, fwrite(data, size, 1, f));
+}
+
 static mm2_tokenizer *tokenizer;
 
 static void mix_tokenizer(uint64_t *digest, const mm2_tokenizer *t)
 {
     int32_t ids[IDS], length;
     char out[1024];
-    const mm2_message messages[] = {{"user", "hi", NULL}, {"assistant", "<think>x</think>y", NULL}};
-    mm2_tokenizer_info facts;
+    const mm2_message messages[] = {MESSAGE("user", "hi"),
+                                    MESSAGE("assistant", "<think>x</think>y")};
+    mm2_tokenizer_info facts = {.size = sizeof facts};
     for (int32_t flags = 0; flags <= MM2_SPECIAL; flags += MM2_SPECIAL) {
         int32_t n = mm2_tokenizer_encode(t, text, sizeof text - 1, flags, ids, IDS);
         assert_in_range(n, 10, IDS);
@@ -84,7 +95,7 @@ static void mix_tokenizer(uint64_t *digest, const mm2_tokenizer *t)
     }
     int32_t n = mm2_chat_render(t, messages, 2, 0, out, sizeof out);
     mix(digest, out, n > 0 ? (size_t)n : 0);
-    mm2_tokenizer_facts(t, &facts);
+    assert_int_equal(MM2_OK, mm2_tokenizer_describe(t, &facts));
     mix(digest, &facts, sizeof facts);
     for (int32_t id = 0; id < facts.vocab_size; id++) {
         const char *bytes = mm2_tokenizer_token(t, id, &length);
@@ -102,17 +113,15 @@ static mm2_status open_model(void)
 
 static void check_model(mm2_status status, uint64_t *digest)
 {
-    mm2_config config;
-    mm2_sampling sampling;
+    mm2_config config = {.size = sizeof config};
+    mm2_sampling sampling = {.size = sizeof sampling};
     static const char *const keys[] = {"format", "architecture", "name", "license", "quantization"};
     if (status) {
         assert_null(opened);
         return;
     }
-    memset(&config, 0, sizeof config);
     mm2_model_config(opened, &config);
     mix(digest, &config, sizeof config);
-    memset(&sampling, 0, sizeof sampling);
     mm2_sampling_init(&sampling, opened);
     mix(digest, &sampling.temperature, sizeof sampling.temperature);
     for (int i = 0; i < 5; i++) {
@@ -170,15 +179,15 @@ static int32_t ids[4][IDS], counts[4];
 
 static mm2_status encode(void)
 {
-    const mm2_message messages[] = {{"system", "be nice", NULL},
-                                    {"user", "hi \xff", NULL},
-                                    {"assistant", "<think>x</think>y", NULL},
-                                    {"user", "z", NULL}};
+    const mm2_message messages[] = {MESSAGE("system", "be nice"), MESSAGE("user", "hi \xff"),
+                                    MESSAGE("assistant", "<think>x</think>y"),
+                                    MESSAGE("user", "z")};
     const mm2_tokenizer *t = mm2_model_tokenizer(model);
-    for (int32_t i = 0; i < 3; i++) {
+    for (int32_t i = 0; i < 4; i++) {
         counts[i] =
             i < 2 ? mm2_tokenizer_encode(t, text, sizeof text - 1, i ? MM2_SPECIAL : 0, ids[i], IDS)
-                  : mm2_chat_encode(t, messages, 4, 0, ids[i], IDS);
+            : i == 2 ? mm2_chat_encode(t, messages, 4, 0, ids[i], IDS)
+                     : mm2_chat_continue(t, ids[2], counts[2] - 3, &messages[1], 3, 0, ids[i], IDS);
         if (counts[i] < 0)
             return counts[i];
     }
@@ -187,7 +196,7 @@ static mm2_status encode(void)
 
 static void check_ids(mm2_status status, uint64_t *digest)
 {
-    for (int i = 0; !status && i < 3; i++)
+    for (int i = 0; !status && i < 4; i++)
         mix(digest, ids[i], (size_t)counts[i] * sizeof **ids);
 }
 
@@ -196,13 +205,73 @@ static void text_is_encoded_or_says_so(void **state)
     fail_each(&(act){encode, check_ids});
 }
 
+/* ---- a reply ---- */
+
+enum { REPLY = 3000 };
+
+static mm2_reply *reply;
+static int32_t pushed;
+static uint64_t reply_digest; /* of all of it, whatever failed on the way */
+
+/* Any ids but the end tokens, and </think> in the middle. */
+static int32_t reply_id(int32_t i)
+{
+    return i == REPLY / 2 ? mm2_tokenizer_id(mm2_model_tokenizer(model), "</think>", 8)
+                          : 300 + i % 3700;
+}
+
+static mm2_status push(void)
+{
+    mm2_status status = MM2_OK;
+    while (pushed < REPLY && !(status = mm2_reply_push(reply, reply_id(pushed), NULL)))
+        pushed++;
+    return status;
+}
+
+static mm2_status make_reply(void)
+{
+    const char *stop[] = {"never comes", "nor this"};
+    mm2_reply_options o = {.size = sizeof o};
+    mm2_reply_options_init(&o);
+    o.start = MM2_START_THINKING;
+    o.stop = stop;
+    o.stop_count = 2;
+    reply = NULL;
+    pushed = 0;
+    mm2_status status = mm2_reply_new(&reply, mm2_model_tokenizer(model), &o);
+    return status ? status : push();
+}
+
+/* A failed push has pushed nothing, and can be done again. */
+static void check_reply(mm2_status status, uint64_t *digest)
+{
+    mm2_piece all = {.size = sizeof all};
+    if (!reply) {
+        assert_int_equal(MM2_E_NOMEM, status);
+        return;
+    }
+    assert_int_equal(MM2_OK, push());
+    assert_int_equal(MM2_OK, mm2_reply_all(reply, &all));
+    assert_int_equal(REPLY, all.count);
+    mix(digest, all.text, (size_t)all.text_len);
+    mix(digest, all.thinking, (size_t)all.thinking_len);
+    reply_digest = reply_digest ? reply_digest : *digest;
+    assert_true(*digest == reply_digest);
+    mm2_reply_free(reply);
+}
+
+static void a_reply_grows_or_says_so_and_grows_then(void **state)
+{
+    fail_each(&(act){make_reply, check_reply});
+}
+
 /* ---- running ---- */
 
 static mm2_session *session;
 
 static mm2_status run_session(void)
 {
-    mm2_session_options o;
+    mm2_session_options o = {.size = sizeof o};
     mm2_session_options_init(&o);
     o.context = PROMPT + 10;
     session = (mm2_session *)1;
@@ -232,7 +301,7 @@ static void check_session(mm2_status status, uint64_t *digest)
     assert_int_equal(PROMPT, mm2_session_length(session));
     assert_int_equal(MM2_OK, mm2_session_run(session, 0, NULL));
     assert_expected(session);
-    assert_int_equal(MM2_OK, mm2_session_free(session));
+    mm2_session_free(session);
 }
 
 static void a_session_runs_or_says_so_and_runs_then(void **state)
@@ -240,12 +309,88 @@ static void a_session_runs_or_says_so_and_runs_then(void **state)
     fail_each(&(act){run_session, check_session});
 }
 
-/* ---- set up ---- */
+/* ---- in proportion ---- */
 
-static void put(FILE *f, const void *data, size_t size)
+enum { BOMB = 2 << 20, PER_BYTE = 8 };
+
+static char *read_file(const char *path, size_t *size)
 {
-    assert_int_equal(1, fwrite(data, size, 1, f));
+    FILE *f = fopen(path, "rb");
+    assert_non_null(f);
+    fseek(f, 0, SEEK_END);
+    *size = (size_t)ftell(f);
+    rewind(f);
+    char *data = malloc(*size + 1);
+    assert_int_equal(1, fread(data, *size, 1, f));
+    data[*size] = 0;
+    fclose(f);
+    return data;
 }
+
+/* m2-tiny's tokenizer with more text behind the first `anchor`: `piece` with a number in its place,
+ * `end`, BOMB bytes in all. */
+static void write_bomb(const char *path, const char *anchor, const char *piece, const char *end)
+{
+    char source[128];
+    size_t size;
+    snprintf(source, sizeof source, "%s/tokenizer.json", tiny);
+    char *json = read_file(source, &size), *at = strstr(json, anchor);
+    assert_non_null(at);
+    at += strlen(anchor);
+    FILE *f = fopen(path, "wb");
+    assert_non_null(f);
+    put(f, json, (size_t)(at - json));
+    for (int i = 5000; ftell(f) < BOMB; i++)
+        fprintf(f, piece, i, i);
+    fprintf(f, "%s%s", end, at);
+    fclose(f);
+    free(json);
+}
+
+static long peak_of(const char *path, mm2_status *status)
+{
+    mm2_tokenizer *t;
+    peak_begin();
+    *status = mm2_tokenizer_open(&t, path);
+    long most = peak_bytes();
+    mm2_tokenizer_release(*status ? NULL : t);
+    return most;
+}
+
+static void opening_takes_memory_in_proportion_to_the_file(void **state)
+{
+    static const struct {
+        const char *anchor, *piece, *end;
+        int opens;
+    } bombs[] = {
+        {"{", "\"a%x\":0,", "", 1},
+        {"{", "\"a%x\":{},", "", 1},
+        {"{", "\"b%x\":\"\",", "", 1},
+        {"{", "\"c%x\":[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0],", "", 1},
+        {"\"model\": {", "\"a%x\":[[],[],[],[],[],[],[]],", "", 1},
+        {"\"model\": {", "\"unk_token\":{\"%x\":[0,0,0,0,0,0]},", "", 1},
+        {"\"added_tokens\": [", "{\"id\":%d,\"content\":\"z%x\"},", "", 1},
+        {"\"vocab\": {", "\"z%x\":%d,", "", 1},
+        {"\"normalizer\": {", "\"a%x\":0,", "", 0},
+        {"\"decoder\": {", "\"a%x\":[0,0,0,0,0,0,0,0,0],", "", 0},
+        {"\"merges\": [", "\"\\u0120 \\u0120\",", "", 0},
+        {"\"added_tokens\": [", "%d,", "0],\"x\":[", 0},
+    };
+    char path[64];
+    snprintf(path, sizeof path, "%s/bomb.json", folder);
+    mm2_status status;
+    for (size_t i = 0; i < sizeof bombs / sizeof *bombs; i++) {
+        write_bomb(path, bombs[i].anchor, bombs[i].piece, bombs[i].end);
+        long most = peak_of(path, &status);
+        if (status != (bombs[i].opens ? MM2_OK : MM2_E_FORMAT))
+            fail_msg("%s: status %d: %s", bombs[i].piece, status, mm2_error());
+        if (most > (long)PER_BYTE * BOMB)
+            fail_msg("%s: %ld bytes for a file of %d", bombs[i].piece, most, BOMB);
+    }
+    unlink(path);
+}
+
+/* ---- set up ---- */
 
 static void put_number(FILE *f, uint64_t value, size_t size)
 {
@@ -317,7 +462,8 @@ static int set_up(void **state)
     mm2_tensor t;
     mm2_session_logits(session, &t);
     memcpy(expected, t.data, sizeof expected);
-    return mm2_session_free(session);
+    mm2_session_free(session);
+    return 0;
 }
 
 static int tear_down(void **state)
@@ -333,7 +479,9 @@ int main(void)
         cmocka_unit_test(a_model_opens_or_says_that_memory_ran_out),
         cmocka_unit_test(a_tokenizer_opens_or_says_so),
         cmocka_unit_test(text_is_encoded_or_says_so),
+        cmocka_unit_test(a_reply_grows_or_says_so_and_grows_then),
         cmocka_unit_test(a_session_runs_or_says_so_and_runs_then),
+        cmocka_unit_test(opening_takes_memory_in_proportion_to_the_file),
     };
     return cmocka_run_group_tests_name("faults", tests, set_up, tear_down);
 }

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 from pathlib import Path
 
 import minimax2 as mm
@@ -10,7 +11,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 VENDOR = Path(os.environ.get("MINIMAX2_VENDOR_DATA", ROOT.parent / "shared/data/minimax-m2"))
+TINY = Path(mm.__file__).parent / "m2-tiny"
 TAGS = ["]~!b[", "]~b]", "[e~[", "<think>", "</think>"]
+# The vendor's and other people's templates: those that render turns without tools as we do, and
+# those that do not.
+KNOWN = ["MiniMax-M2", "MiniMax-M2-rev2-derived", "MiniMax-M2.1-derived",
+         "MiniMax-M2.1-none-branch-derived", "MiniMax-M2.5", "MiniMax-M2.7", "llamacpp-MiniMax-M2",
+         "unsloth-MiniMax-M2"]
+OTHER = ["MiniMax-M3", "atlas-MiniMax-M2.7-thinking-switch"]
 
 
 @pytest.fixture(scope="module")
@@ -55,34 +63,142 @@ def conversation(rng):
     return messages
 
 
-def test_vendor_template_by_jinja(vendor):
-    """2,000 random conversations render as the vendor's template does."""
+def template_text(name):
+    """One of the templates of the vendor's folder; "m2-tiny" is ours."""
+    folder = TINY if name == "m2-tiny" else VENDOR / "templates"
+    path = folder / ("chat_template.jinja" if name == "m2-tiny" else f"{name}.jinja")
+    if not path.exists():
+        pytest.skip(f"no {path} (set MINIMAX2_VENDOR_DATA)")
+    return path.read_bytes().decode()
+
+
+class Folder:
+    """A tokenizer of m2-tiny's beside templates of the test's choice."""
+
+    def __init__(self, path):
+        self.path = path
+        shutil.copy(TINY / "tokenizer.json", path)
+
+    def tokenizer(self, template):
+        """The tokenizer, opened with this template."""
+        (self.path / "chat_template.jinja").write_bytes(template.encode())
+        return mm.Tokenizer(self.path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """See Folder."""
+    return Folder(tmp_path)
+
+
+def jinja(text):
+    """A template as Hugging Face's library compiles it: called with messages, it renders them."""
     jinja2 = pytest.importorskip("jinja2")
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((VENDOR / "chat_template.jinja").read_text())
+    template = environment.from_string(text)
+
+    def render(messages, prompt):
+        both = [{**message, "thinking": message["reasoning_content"]}  # m2-tiny's name for it
+                if "reasoning_content" in message else message for message in messages]
+        return template.render(messages=both, add_generation_prompt=prompt)
+
+    return render
+
+
+def is_known(tokenizer):
+    """Whether the template is recognised."""
+    try:
+        tokenizer.render([{"role": "user", "content": "x"}])
+    except mm.UnsupportedError as error:
+        assert "chat template" in str(error) and "chat_template.jinja" in str(error)
+        return False
+    return True
+
+
+@pytest.mark.parametrize("name", [*KNOWN, "m2-tiny"])
+def test_known_templates_by_jinja(folder, name):
+    """500 random conversations render as each known template does, run by Jinja."""
+    text = template_text(name)
+    tokenizer, render = folder.tokenizer(text), jinja(text)
     rng = random.Random(5)
-    for _ in range(2000):
-        messages, prompt = conversation(rng), rng.random() < 0.5
-        want = template.render(messages=messages, add_generation_prompt=prompt)
-        assert vendor.render(ours(messages), prompt) == want, messages
-
-
-def test_own_template_by_jinja():
-    """The template that comes with m2-tiny, run by Jinja, says what we say."""
-    jinja2 = pytest.importorskip("jinja2")
-    tokenizer = mm.load().tokenizer
-    folder = Path(mm.__file__).parent / "m2-tiny"
-    template = jinja2.Environment().from_string((folder / "chat_template.jinja").read_text())
-    assert "MiniMax-M2-Tiny" in tokenizer.render([{"role": "user", "content": "hi"}])
-    rng = random.Random(7)
     for _ in range(500):
-        messages, prompt = ours(conversation(rng)), rng.random() < 0.5
-        for message in messages:  # thinking is a field of its own here, without blank lines around
-            message["content"] = message["content"].replace("think>", "thought>")
-            if "thinking" in message:
-                message["thinking"] = message["thinking"].replace("think>", "thought>").strip("\n")
-        want = template.render(messages=messages, add_generation_prompt=prompt)
-        assert tokenizer.render(messages, prompt) == want, messages
+        messages, prompt = conversation(rng), rng.random() < 0.5
+        assert tokenizer.render(ours(messages), prompt) == render(messages, prompt), messages
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_other_templates_are_refused(folder, name):
+    """A template that renders something else is refused, by name."""
+    assert not is_known(folder.tokenizer(template_text(name)))
+
+
+@pytest.mark.parametrize("name", ["m2-tiny", "MiniMax-M2.7"])
+@pytest.mark.parametrize("old, new, known", [
+    ("-%}", "-%}\n\n{#- a comment -#}\n", True),
+    ("-%}", "-%} {#- a comment -#} ", True),
+    ("\n", "\r\n", True),
+    ("{%- if", "{%-\n  if", True),
+    ("{%- for", "\n\n  {%- for", True),
+    ("MiniMax-M2", "Somebody", True),  # the default system prompt may be any
+    ("add_generation_prompt", "not add_generation_prompt", False),
+    ("<think>", "<thought>", False),
+    ("[e~[", "[e~[ ", False),
+    ("{%- endfor -%}", "{%- endfor -%} and so on", False),
+    ("model_identity = ", "model_identity = '' ~ ", False),
+])
+def test_changed_templates(folder, name, old, new, known):
+    """White space that renders nothing, comments and the system prompt may differ, nothing else."""
+    text = template_text(name)
+    assert old in text
+    text = text.replace(old, new)
+    tokenizer = folder.tokenizer(text)
+    assert is_known(tokenizer) == known
+    if known:
+        messages = [{"role": "user", "content": "hi"}]
+        assert tokenizer.render(messages) == jinja(text)(messages, True)
+
+
+def test_thinking_switched_off_in_the_template(folder):
+    """A published change closes <think> at once: it is not rendered as if it did not."""
+    for name in ("m2-tiny", "MiniMax-M2.7"):
+        head, _, tail = template_text(name).rpartition("<think>")
+        tokenizer = folder.tokenizer(head + "<think>\\n\\n</think>" + tail)
+        messages = [{"role": "user", "content": "x"}]
+        for method in (tokenizer.render, tokenizer.apply_chat_template):
+            with pytest.raises(mm.UnsupportedError, match="chat_template.jinja"):
+                method(messages)
+
+
+@pytest.mark.parametrize("name", ["m2-tiny", "MiniMax-M2.7"])
+def test_what_is_recognised_renders_the_same(folder, name):
+    """Random small edits: where the template is still recognised, Jinja renders it as we do."""
+    original = template_text(name)
+    pieces = [" ", "\n", "\t", "\r\n", "-", "+", "{# x #}", "{#- x -#}", "{#+ x +#}", "{% if x %}",
+              "{{", "}}", "%}", "{%-", "-%}", "#}", "'", '"', "\\", "x", " \n ", "{% raw %}"]
+    rng = random.Random(11)
+    recognised = 0
+    for _ in range(600):
+        text = original
+        for _ in range(rng.choice([1, 1, 2, 4])):
+            at = rng.randrange(len(text))
+            kind = rng.random()
+            if kind < 0.6:
+                text = text[:at] + rng.choice(pieces) + text[at:]
+            elif kind < 0.8:
+                text = text[:at] + text[at + 1:]
+            else:  # change a sign or white space where it counts
+                marks = [i for i in range(len(text)) if text[i] in "-\n " and text[i - 1] in "{%}"]
+                at = rng.choice(marks)
+                text = text[:at] + rng.choice(["", " ", "\n", "+"]) + text[at + 1:]
+        tokenizer = folder.tokenizer(text)
+        if not is_known(tokenizer):
+            continue
+        recognised += 1
+        render = jinja(text)
+        for _ in range(10):
+            messages, prompt = conversation(rng), rng.random() < 0.5
+            assert tokenizer.render(ours(messages), prompt) == render(messages, prompt), text
+    assert recognised > 60
 
 
 def test_ids_are_those_of_the_text(vendor):

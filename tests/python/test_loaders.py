@@ -281,18 +281,11 @@ def test_matrices_of_experts_may_differ_in_type(made, tmp_path, types):
     assert close(logits(tmp_path / "mixed.gguf"), exact)
 
 
-def test_without_qk_norm_and_bias(copy, made, tmp_path):
+def test_without_qk_norm_and_bias(copy, made):
     change_json(copy / "config.json", use_qk_norm=False, use_routing_bias=False)
     with mm.load(copy) as model:
         assert (model.config.use_qk_norm, model.config.use_routing_bias) == (False, False)
     assert logits(copy) != logits(made("fp8"))
-    whole = Gguf.parse(made("q8_0", "gguf").read_bytes())
-    whole.infos = [info for info in whole.infos
-                   if not info.name.endswith((b"_q_norm.weight", b"_k_norm.weight", b"_b.bias"))]
-    path = tmp_path / "plain.gguf"
-    path.write_bytes(whole.build())
-    with mm.load(path) as model:
-        assert (model.config.use_qk_norm, model.config.use_routing_bias) == (False, False)
 
 
 # ---- Many files ----
@@ -450,6 +443,417 @@ def test_another_models_tokenizer_is_refused(copy):
     shutil.copy(ROOT / "python/minimax2/m2-tiny/tokenizer.json", copy)
     with pytest.raises(mm.FormatError, match="belongs to another model"):
         mm.load(copy)
+
+
+# ---- What nobody needs does not matter; what changes the result does ----
+
+def with_tensors(path, target, extra):
+    """A copy of a single-file directory with more tensors: {name: (dtype, shape, bytes)}."""
+    shutil.copytree(path, target)
+    header, data = read_safetensors(target / "model.safetensors")
+    for name, (dtype, shape, content) in extra.items():
+        header[name] = {"dtype": dtype, "shape": shape,
+                        "data_offsets": [len(data), len(data) + len(content)]}
+        data += content
+    write_safetensors(target / "model.safetensors", header, data)
+    return target
+
+
+@pytest.mark.parametrize("name, dtype, shape, nbytes, is_listed", [
+    ("model.layers.0.n", "I64", [1], 8, False), ("x.s", "U8", [4], 4, False),
+    ("inv_freq", "F64", [4], 32, False), ("b", "BOOL", [3], 3, False),
+    ("later", "F4_E2M1", [3, 2], 3, False), ("x.conv", "F32", [1] * 5, 4, False),
+    ("x.é", "F32", [1], 4, False), ("a b", "F32", [1], 4, False), ("", "F32", [1], 4, False),
+    ("x" * 300, "F32", [1], 4, False), ("nothing", "F32", [0], 0, True),
+    ("model.layers.0.self_attn.rotary_emb.inv_freq", "F32", [8], 32, True),
+    ("model.layers.62.weight", "BF16", [2, 2], 8, True)])
+def test_unneeded_safetensors_are_left_alone(made, tmp_path, name, dtype, shape, nbytes, is_listed):
+    path = with_tensors(made("fp8"), tmp_path / "more", {name: (dtype, shape, bytes(nbytes))})
+    with mm.load(path) as model, mm.load(made("fp8")) as plain:
+        assert list(model) == list(plain) + ([name] if is_listed else [])
+        assert model.nbytes == plain.nbytes + (nbytes if is_listed else 0)
+        assert (name in model) == is_listed
+    assert logits(path) == logits(made("fp8"))
+
+
+@pytest.mark.parametrize("name, type, dims, is_listed", [
+    ("x", 27, [4], False), ("x", 28, [4], False), ("x", 24, [4], False), ("x", 3, [32], False),
+    ("x", 999, [4], False), ("x", 0, [1] * 5, False), ("é", 0, [1], False), ("", 0, [1], False),
+    ("x" * 300, 0, [1], False), ("x", 0, [0], True), ("x", 0, [4, 0], True), ("x", 30, [4], True)])
+@pytest.mark.parametrize("first", [False, True])
+def test_unneeded_gguf_tensors_are_left_alone(made, tmp_path, name, type, dims, is_listed, first):
+    whole = Gguf.parse(made("q8_0", "gguf").read_bytes())
+    info = Info(name.encode(), dims, type, len(whole.data))
+    whole.infos.insert(0 if first else len(whole.infos), info)
+    whole.data += bytes(64)
+    (tmp_path / "more.gguf").write_bytes(whole.build())
+    with mm.load(tmp_path / "more.gguf") as model, mm.load(made("q8_0", "gguf")) as plain:
+        assert set(model) == set(plain) | ({name} if is_listed else set())
+        assert [other for other in model if other != name] == list(plain)
+    assert logits(tmp_path / "more.gguf") == logits(made("q8_0", "gguf"))
+
+
+def test_a_needed_tensor_of_another_type_is_named(made, tmp_path):
+    whole = Gguf.parse(made("q8_0", "gguf").read_bytes())
+    whole.info("blk.1.attn_q.weight").type = 39
+    (tmp_path / "bad.gguf").write_bytes(whole.build())
+    with pytest.raises(mm.UnsupportedError, match=r'"blk.1.attn_q.weight" has type 39 \(MXFP4\); '
+                       r"this build reads f32, f16, bf16, i32, q8_0.*iq4_xs"):
+        mm.load(tmp_path / "bad.gguf")
+
+
+@pytest.fixture
+def shards(tmp_path):
+    synth(tmp_path / "shards", like="tiny", shard=300_000)
+    return tmp_path / "shards"
+
+
+def test_an_index_may_name_what_nobody_needs(shards, made):
+    """Tensors that no shard holds, a shard that is not there, a name that is no tensor's."""
+    file = shards / "model.safetensors.index.json"
+    index = json.loads(file.read_text())
+    names = set(index["weight_map"])
+    index["weight_map"].update({"mtp.fc.weight": sorted(index["weight_map"].values())[0],
+                                "mtp.norm": "model-mtp.safetensors", "é": "model-mtp.safetensors",
+                                "x" * 300: "model-mtp.safetensors"})
+    file.write_text(json.dumps(index))
+    for link in False, True:
+        with mm.load(shards) as model:
+            assert set(model) == names
+        assert logits(shards) == logits(made("fp8"))
+        if not link:
+            (shards / "model-mtp.safetensors").symlink_to("not downloaded yet")
+    with mm.load(shards) as model, pytest.raises(KeyError, match="mtp.norm"):
+        model.weight("mtp.norm")
+
+
+def test_a_shard_may_hold_what_the_index_leaves_out(shards, made):
+    file = sorted(shards.glob("*.safetensors"))[1]
+    header, data = read_safetensors(file)
+    other = next(name for name in json.loads((shards / "model.safetensors.index.json").read_text())[
+        "weight_map"] if name not in header)
+    for name in "mtp.fc.weight", other:
+        header[name] = {"dtype": "F32", "shape": [2],
+                        "data_offsets": [len(data), len(data) + 8]}
+        data += bytes(8)
+    write_safetensors(file, header, data)
+    with mm.load(shards) as model:
+        assert "mtp.fc.weight" not in model
+    assert logits(shards) == logits(made("fp8"))
+
+
+def test_ids_without_a_token_are_left_out(made, tmp_path, copy):
+    whole = Gguf.parse(made("q8_0", "gguf").read_bytes())
+    for key in "padding", "bos", "eos", "unknown":
+        whole.set(f"tokenizer.ggml.{key}_token_id", 4, struct.pack("<I", 200004))
+    whole.set("tokenizer.ggml.eot_token_id", 4, struct.pack("<I", 2**32 - 1))
+    whole.set("tokenizer.ggml.eom_token_id", 8, string("none"))
+    (tmp_path / "ids.gguf").write_bytes(whole.build())
+    with mm.load(tmp_path / "ids.gguf") as model, mm.load(made("q8_0", "gguf")) as plain:
+        for name in "pad", "bos", "eos", "unk":
+            assert getattr(model.tokenizer, name) == getattr(plain.tokenizer, name)
+        assert model.end_tokens == plain.end_tokens
+    change_json(copy / "generation_config.json", eos_token_id=[-1, 512, 2**40, "x", 1.5, 511],
+                bos_token_id="x")
+    with mm.load(copy) as model:
+        assert model.end_tokens == [511]
+
+
+@pytest.mark.parametrize("changes", [
+    dict(temperature=-1, top_p=1.5, top_k=-1), dict(temperature="1", top_p=[], top_k=2**40),
+    dict(temperature=True, top_p=None, top_k=10**30), dict(temperature=1e300, top_p=-0.1)])
+def test_sampling_hints_that_cannot_be_meant_are_left_out(copy, changes):
+    change_json(copy / "generation_config.json", **changes)
+    with mm.load(copy) as model:
+        options = mm.Sampler(model).options
+        assert (options["temperature"], options["top_k"]) == (1.0, 40)
+        assert options["top_p"] == pytest.approx(0.95)
+
+
+def test_gguf_hints_that_cannot_be_meant_are_left_out(made, tmp_path):
+    whole = Gguf.parse(made("q8_0", "gguf").read_bytes())
+    whole.set("general.sampling.temp", 6, f32(float("nan")))
+    whole.set("general.sampling.top_p", 6, f32(2))
+    whole.set("general.sampling.top_k", 5, struct.pack("<i", 9))
+    whole.set("general.license", 4, struct.pack("<I", 1))
+    (tmp_path / "hints.gguf").write_bytes(whole.build())
+    with mm.load(tmp_path / "hints.gguf") as model:
+        options = mm.Sampler(model).options
+        assert (options["temperature"], options["top_k"]) == (1.0, 9)
+        assert options["top_p"] == pytest.approx(0.95)
+
+
+# ---- The end of a generation ----
+
+def test_end_tokens(tmp_path):
+    """generation_config.json goes before config.json; the end of a turn is always among them."""
+    source = ROOT / "python/minimax2/m2-tiny/tokenizer.json"
+    path = tmp_path / "with"
+    synth(path, like="tiny", layers=1, vocab=4096, tokenizer=source)
+    with mm.load(path) as model:
+        turn = model.tokenizer.id("[e~[")
+    assert turn is not None
+    for generation, config, expected in [
+            (..., ..., []), ([77, 5, 77], [9], [5, 77]), (..., [9, 4095, 4096], [9, 4095]),
+            (8, ..., [8]), (turn, 9, []), (None, 9, [9]), ([], 9, [9])]:
+        change_json(path / "generation_config.json", eos_token_id=generation)
+        change_json(path / "config.json", eos_token_id=config)
+        with mm.load(path) as model:
+            assert model.end_tokens == sorted({*expected, turn}), (generation, config)
+    (path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "b"}))
+    change_json(path / "generation_config.json", eos_token_id=...)
+    change_json(path / "config.json", eos_token_id=...)
+    with mm.load(path) as model:
+        assert model.end_tokens == sorted({model.tokenizer.id("b"), turn})
+    whole = tmp_path / "with.gguf"
+    synth(whole, like="tiny", layers=1, vocab=4096, tokenizer=source.parent, format="q8_0")
+    parsed = Gguf.parse(whole.read_bytes())
+    for key, id in ("eos", 300), ("eot", 20), ("eom", 7):
+        parsed.set(f"tokenizer.ggml.{key}_token_id", 4, struct.pack("<I", id))
+    whole.write_bytes(parsed.build())
+    with mm.load(whole) as model:
+        assert model.end_tokens == sorted({7, 20, 300, model.tokenizer.id("[e~[")})
+
+
+def test_facts_by_their_keys(tiny):
+    facts = tiny.info()
+    assert list(facts) == ["path", "format", "architecture", "name", "license", "quantization",
+                           "isa", "precision", "chat_template"]
+    assert all(tiny.info(key) == value for key, value in facts.items())
+
+
+# ---- Configurations ----
+
+def test_the_inner_rotation_goes_before_the_outer_one(copy, made):
+    """As in transformers: rope_scaling, else rope_parameters, else beside the other fields."""
+    def theta(**changes):
+        change_json(copy / "config.json", **changes)
+        with mm.load(copy) as model:
+            return model.config.rope_theta
+
+    assert theta(rope_theta=1e4) == 1e4
+    assert theta(rope_parameters={"rope_theta": 2e4}) == 2e4
+    assert theta(rope_scaling={"rope_theta": 3e4, "rope_type": "default"}) == 3e4
+    assert theta(rope_scaling={"type": "default"}) == 1e4  # rope_parameters is then not looked at
+    assert theta(rope_scaling={}) == 2e4
+    assert theta(rope_scaling=None) == 2e4
+    change_json(copy / "config.json", rotary_dim=..., partial_rotary_factor=1.0,
+                rope_parameters={"partial_rotary_factor": 0.5})
+    with mm.load(copy) as model:
+        assert (model.config.rotary_dim, model.config.rope_theta) == (16, 1e4)
+
+
+def table_of_facts():
+    """[(key of config.json, key of GGUF, the rest of the row)] of the family's table."""
+    text = (ROOT / "csrc/model/minimax_m2.c").read_text()
+    text = re.sub(r"/\*.*?\*/", "", text[:text.index("mm2_names names")])
+    rows = re.findall(r'\{(NULL|"[^"]+"), (NULL|"[^"]+"),\s+([^{}]*)\},', text)
+    return [(*(None if key == "NULL" else key.strip('"') for key in row[:2]), row[2])
+            for row in rows]
+
+
+def shown(json_key, gguf_key, rest):
+    """A row as MODELS.md has it."""
+    rest = " ".join(rest.split())
+    kind = re.match(r"(?:\.kind = )?(\w+)", rest)[1]
+    field, other = (re.search(form, rest) for form in (r"FIELD\((\w+)\)", r'gguf_else = "(\w+)"'))
+    says = {"MM2_FACT_SIZE": "read; must be there", "MM2_FACT_SIZE_OR": "read",
+            "MM2_FACT_NUMBER": "read; must be there", "MM2_FACT_NUMBER_OR": "read",
+            "MM2_FACT_SCALE": "read; 0 is none", "MM2_FACT_FLAG": "read",
+            "UNUSED": "changes nothing"}.get(kind)
+    if kind == "MM2_FACT_SAME":
+        says = f"must agree with {field[1]}"
+    elif kind in ("IS", "MM2_FACT_EACH_IS"):
+        values = re.findall(r"-?\d+", rest.removeprefix(kind))
+        says = ("each item " if "EACH" in kind else "") + "must be " + " or ".join(
+            dict.fromkeys(values))
+    elif kind in ("SAYS", "MM2_FACT_SAYS", "MM2_FACT_EACH_SAYS"):
+        says = ("each item " if "EACH" in kind else "") + "must be " + " or ".join(
+            re.findall(r'"(\w+)"', rest))
+    keys = [f"`{key}`" if key else "" for key in (json_key, gguf_key)]
+    return f"| {keys[0]} | {keys[1]}{f' or else `{other[1]}`' if other else ''} | {says} |"
+
+
+def test_every_fact_is_in_the_table_of_the_models_page():
+    facts, page = table_of_facts(), (ROOT / "MODELS.md").read_text().splitlines()
+    assert len(facts) > 100
+    assert [row for row in map(shown, *zip(*facts)) if row not in page] == []
+
+
+NEUTRAL = {(json_key, gguf_key): re.match(r"IS\((-?\d+), (-?\d+)\)", rest)
+           for json_key, gguf_key, rest in table_of_facts() if rest.startswith("IS(")}
+
+
+@pytest.mark.parametrize("key", [key[0] for key in NEUTRAL if key[0]])
+def test_a_key_of_config_that_changes_the_result_is_refused(copy, key):
+    match = next(m for (json_key, _), m in NEUTRAL.items() if json_key == key)
+    for value in {int(match[1]), int(match[2])}:
+        change_json(copy / "config.json", **{key: value})
+        mm.load(copy).close()
+    for value in 3, 2.5, "odd", [3], {"a": 1}:
+        change_json(copy / "config.json", **{key: value})
+        with pytest.raises(mm.UnsupportedError, match=f"config.json: {key} is "):
+            mm.load(copy)
+
+
+@pytest.mark.parametrize("key", [key[1] for key in NEUTRAL if key[1]])
+def test_a_key_of_gguf_that_changes_the_result_is_refused(made, tmp_path, key):
+    match = next(m for (_, gguf_key), m in NEUTRAL.items() if gguf_key == key)
+    whole = Gguf.parse(made("q8_0", "gguf").read_bytes())
+    path, name = tmp_path / "key.gguf", "minimax-m2." + key
+    for value in {int(match[1]), int(match[2])}:
+        for type, payload in (5, struct.pack("<i", value)), (6, f32(value)):
+            whole.set(name, type, payload)
+            path.write_bytes(whole.build())
+            mm.load(path).close()
+    for type, payload in (5, struct.pack("<i", 3)), (6, f32(2.5)), (8, string("odd")):
+        whole.set(name, type, payload)
+        path.write_bytes(whole.build())
+        with pytest.raises(mm.UnsupportedError, match=f"gguf: {re.escape(name)} is "):
+            mm.load(path)
+
+
+def array(form, values):
+    return struct.pack("<IQ", {"i": 5, "f": 6}[form], len(values)) + struct.pack(
+        f"<{len(values)}{form}", *values)
+
+
+def test_sizes_as_lists_with_an_item_for_each_layer(made, tmp_path):
+    whole = Gguf.parse(made("q8_0", "gguf").read_bytes())
+    path, key = tmp_path / "lists.gguf", "minimax-m2.attention.head_count_kv"
+    whole.set(key, 9, array("i", [2, 2]))
+    whole.set("minimax-m2.swiglu_clamp_exp", 9, array("f", [0, 0]))
+    path.write_bytes(whole.build())
+    assert logits(path) == logits(made("q8_0", "gguf"))
+    for values in [2, 1], [2], [2, 2, 2], []:
+        whole.set(key, 9, array("i", values))
+        path.write_bytes(whole.build())
+        with pytest.raises(mm.FormatError, match="head_count_kv must be a whole number, found an"):
+            mm.load(path)
+
+
+@pytest.mark.parametrize("changes, words", [
+    (dict(quantization={"group_size": 64, "bits": 4}, quantization_config=...),
+     "an MLX checkpoint.*GGUF"),
+    (dict(quantization_config={"group_size": 64, "bits": 4}), "an MLX checkpoint.*FP8 release"),
+    (dict(quantization_config={"quant_method": "gptq", "bits": 4}), "quant_method is gptq; this"),
+    (dict(quantization_config={"quant_method": "compressed-tensors"}), "is compressed-tensors"),
+    (dict(rope_parameters={"full_attention": {"rope_theta": 1}}), "full_attention is an object"),
+    (dict(layer_types=["full_attention", "sliding_attention"]),
+     r"layer_types\[1\] is sliding_attention; this build supports full_attention"),
+    (dict(num_experts=4), "num_experts is 4; this build supports 8")])
+def test_another_kind_of_model_is_named(copy, changes, words):
+    change_json(copy / "config.json", **changes)
+    with pytest.raises(mm.UnsupportedError, match=words):
+        mm.load(copy)
+
+
+# ---- The routing bias and the norms of queries and keys ----
+
+def renamed(whole, change):
+    for info in whole.infos:
+        info.name = change(info.name)
+    whole.infos = [info for info in whole.infos if info.name]
+    return whole.build()
+
+
+def test_the_routing_bias_under_its_other_names(made, tmp_path):
+    whole = Gguf.parse(made("q8_0", "gguf").read_bytes())
+    path = tmp_path / "bias.gguf"
+    path.write_bytes(renamed(whole, lambda name: name.replace(b"exp_probs_b.bias", b"exp_probs_b")))
+    assert logits(path) == logits(made("q8_0", "gguf"))
+    whole.infos.append(Info(b"blk.1.exp_probs_b.bias", [8], 0, len(whole.data)))
+    whole.data += bytes(32)
+    path.write_bytes(whole.build())
+    with pytest.raises(mm.FormatError, match='"blk.1.exp_probs_b.bias" and "blk.1.exp_probs_b" are '
+                       "two for one place"):
+        mm.load(path)
+    header, data = read_safetensors(made("fp8") / "model.safetensors")
+    for other in "mlp.", "block_sparse_moe.gate.", "mlp.gate.":
+        target = tmp_path / other
+        shutil.copytree(made("fp8"), target)
+        write_safetensors(target / "model.safetensors", {
+            name.replace("block_sparse_moe.e_score", other + "e_score"): facts
+            for name, facts in header.items()}, data)
+        assert logits(target) == logits(made("fp8"))
+
+
+@pytest.mark.parametrize("name", ["exp_probs_b.bias", "attn_q_norm.weight", "attn_k_norm.weight"])
+def test_what_the_family_always_has_must_be_there(made, tmp_path, name):
+    whole = Gguf.parse(made("q8_0", "gguf").read_bytes())
+    path = tmp_path / "without.gguf"
+    path.write_bytes(renamed(whole, lambda n: b"" if n.endswith(name.encode()) else n))
+    with pytest.raises(mm.FormatError, match=f'"blk.0.{re.escape(name)}" is missing'):
+        mm.load(path)
+
+
+def test_experts_under_the_names_of_transformers_5(made, tmp_path):
+    header, data = read_safetensors(made("fp8") / "model.safetensors")
+    names = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+    shutil.copytree(made("fp8"), tmp_path / "new")
+    write_safetensors(tmp_path / "new/model.safetensors", {
+        re.sub(r"\.(w[123])\.", lambda m: f".{names[m[1]]}.",
+               name.replace("block_sparse_moe", "mlp")): facts
+        for name, facts in header.items()}, data)
+    assert logits(tmp_path / "new") == logits(made("fp8"))
+
+
+@pytest.mark.parametrize("name", ["blk.0.attn_q.bias", "blk.1.ffn_gate_exps.scale", "output.bias",
+                                  "blk.1.ffn_gate_shexp.weight", "rope_freqs.weight",
+                                  "blk.0.attn_sinks.weight"])
+def test_gguf_tensors_of_another_model_are_refused(made, tmp_path, name):
+    whole = Gguf.parse(made("q8_0", "gguf").read_bytes())
+    whole.infos.append(Info(name.encode(), [4], 0, len(whole.data)))
+    whole.data += bytes(32)
+    (tmp_path / "more.gguf").write_bytes(whole.build())
+    with pytest.raises(mm.UnsupportedError, match=f'tensor "{re.escape(name)}" '):
+        mm.load(tmp_path / "more.gguf")
+
+
+# ---- Copies in memory ----
+
+@pytest.mark.parametrize("format, container", [("fp8", "safetensors"), ("q4_k", "gguf")])
+def test_unmapped_models_are_the_same(made, format, container):
+    path = made(format, container)
+    with mm.load(path, mapped=False, threads=1) as model, mm.load(path) as mapped:
+        assert list(model) == list(mapped)
+        assert all(raw(model[name]) == raw(mapped[name]) for name in mapped)
+        assert all(model[name].readonly for name in mapped)
+        assert raw(model(PROMPT)) == logits(path)
+
+
+def test_an_unmapped_model_outlives_its_files(shards, made):
+    with mm.load(shards, mapped=False, threads=1) as model:
+        for file in shards.glob("*.safetensors"):
+            os.truncate(file, 4096)
+        assert raw(model(PROMPT)) == logits(made("fp8"))
+
+
+def test_a_split_set_in_memory(made, tmp_path):
+    whole = Gguf.parse(made("q4_k", "gguf").read_bytes())
+    for name, content in split_gguf(whole, 3, "m2").items():
+        (tmp_path / name).write_bytes(content)
+    assert logits(tmp_path, mapped=False) == logits(made("q4_k", "gguf"))
+
+
+def test_an_unmapped_model_may_be_writable(made):
+    with mm.load(made("f32", "safetensors"), mapped=False, writable=True) as model:
+        model["model.norm.weight"][0] = 7
+        assert model["model.norm.weight"][0] == 7
+    with mm.load(made("f32", "safetensors")) as model:
+        assert model["model.norm.weight"][0] != 7
+
+
+def test_memory_that_will_not_do_is_refused_before_anything_is_read(tmp_path):
+    """A terabyte of weights, all of them a hole in the file."""
+    path = tmp_path / "large.gguf"
+    synth(path, like="tiny", format="q8_0")
+    os.truncate(path, 1 << 40)
+    started = time.process_time()
+    with pytest.raises(mm.OutOfMemory, match="needs 1099511627776 bytes, [0-9]+ are available"):
+        mm.load(path, mapped=False)
+    assert time.process_time() - started < 1.0
+    mm.load(path).close()
 
 
 # ---- The map ----

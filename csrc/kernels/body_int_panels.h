@@ -67,13 +67,15 @@ INLINE void ahead_go(ahead *a)
  * of 32, of a sub-block or, for Q5_K, of half a sub-block then stay below 2^15. */
 INLINE int is_small(int32_t dtype)
 {
-    return dtype != MM2_Q8_0 && dtype != MM2_IQ4_NL && dtype != MM2_IQ4_XS;
+    return mm2_format_of(dtype).bits < 8;
 }
 
-/* Groups of 16 codes that dot() adds up before dot_end() scales them. */
+/* Groups of 16 codes that dot() adds up before dot_end() scales them: what has one scale, but only
+ * half of it where codes of 5 or more bits are added up in int16. */
 INLINE int dot_step(int32_t dtype)
 {
-    return is_wide(dtype) && dtype != MM2_Q5_K ? 2 : 1;
+    int halved = is_small(dtype) && mm2_format_of(dtype).bits > 4;
+    return is_wide(dtype) && !halved ? 2 : 1;
 }
 
 /* Activation rows of the next tile, of `left`. */
@@ -302,11 +304,11 @@ INLINE void matmul_super_group(int panels, int32_t dtype, float *const *out, con
         for (int n = 0; n < panels; n++)
             super_panel_fill(dtype, panel + n,
                              group_at(w, first, count, i + n * ROWS,
-                                      (int64_t)block * super_bytes(dtype), super_bytes(dtype),
+                                      (int64_t)block * block_bytes(dtype), block_bytes(dtype),
                                       copy));
         super_panel_dot(panels, dtype, y, panel, acts, rows, w->n_in, block,
-                        ahead_of(panels, w, first, i, (int64_t)block * super_bytes(dtype),
-                                 super_bytes(dtype), rows, 16 / dot_step(dtype)));
+                        ahead_of(panels, w, first, i, (int64_t)block * block_bytes(dtype),
+                                 block_bytes(dtype), rows, 16 / dot_step(dtype)));
     }
     for (int32_t m = 0; m < rows; m++)
         for (int n = 0; n < panels; n++)
@@ -318,9 +320,9 @@ INLINE void matmul_super_group(int panels, int32_t dtype, float *const *out, con
 INLINE void matmul_integer(int32_t dtype, float *const *out, const mm2_weight *w, int32_t first,
                            int32_t count, const void *const *acts, int32_t rows)
 {
-    int super = is_super(dtype);
-    if (rows <= ONE_ACTS && w->n_in <= ONE_LIMIT) {
-        matmul_integer_few(dtype, out, w, first, count, acts, rows);
+    int super = mm2_is_super(dtype);
+    if (rows <= DIRECT_ACTS && w->n_in <= DIRECT_LIMIT) {
+        matmul_integer_direct(dtype, out, w, first, count, acts, rows);
         return;
     }
     for (int32_t m = 0; m < rows; m += SUM_ACTS) {

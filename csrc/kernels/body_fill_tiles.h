@@ -41,20 +41,58 @@ typedef struct filling {
     float scale;         /* FP8: of the row before */
     const uint8_t *line; /* the stream that is prefetched, up to here */
     chunk *to;           /* NULL: there is none left */
-    one_heads heads;     /* of the tile in hand: super-blocks */
+    direct_heads heads;  /* of the tile in hand: super-blocks */
     _Alignas(64) uint16_t halves[CHUNK_BLOCKS][TILE];
     uint8_t copy[FILL_BYTES];
 } filling;
 
-/* Blocks of 32 with a scale of their own? */
-INLINE int is_block(int32_t dtype)
+/* What the planes of a format of super-blocks are: how many, how far the upper one is up, and whether
+ * their sum is the negative of what is wanted. */
+typedef struct fill_facts {
+    int planes, shift, negative;
+} fill_facts;
+
+#define FILL_FACTS_q2_k                                                                            \
+    {                                                                                              \
+        1, 0, 0                                                                                    \
+    }
+#define FILL_FACTS_q3_k                                                                            \
+    {                                                                                              \
+        1, 0, 1                                                                                    \
+    }
+#define FILL_FACTS_q4_k                                                                            \
+    {                                                                                              \
+        2, 3, 0                                                                                    \
+    }
+#define FILL_FACTS_q5_k                                                                            \
+    {                                                                                              \
+        2, 3, 0                                                                                    \
+    }
+#define FILL_FACTS_q6_k                                                                            \
+    {                                                                                              \
+        2, 7, 0                                                                                    \
+    }
+#define FILL_FACTS_iq4_xs                                                                          \
+    {                                                                                              \
+        2, 7, 0                                                                                    \
+    }
+
+/* One plane for blocks of 32 and FP8. */
+INLINE fill_facts fill_facts_of(int32_t dtype)
 {
-    return dtype == MM2_Q8_0 || dtype == MM2_Q4_0 || dtype == MM2_Q5_0 || dtype == MM2_IQ4_NL;
+    switch (dtype) {
+#define FACTS(ID, name, ...)                                                                       \
+    case MM2_##ID:                                                                                 \
+        return (fill_facts)FILL_FACTS_##name;
+        MM2_SUPERS(FACTS)
+#undef FACTS
+    }
+    return (fill_facts){1, 0, 0};
 }
 
 INLINE int has_two_planes(int32_t dtype)
 {
-    return dtype == MM2_Q4_K || dtype == MM2_Q5_K || dtype == MM2_Q6_K || dtype == MM2_IQ4_XS;
+    return fill_facts_of(dtype).planes == 2;
 }
 
 /* Elements of k in a chunk, and bytes of a row of it in the file. */
@@ -65,53 +103,63 @@ INLINE int32_t chunk_span(int32_t dtype)
 
 INLINE int32_t chunk_bytes(int32_t dtype)
 {
-    return dtype == MM2_F8_E4M3 ? SCALE_SPAN
-           : is_block(dtype)    ? CHUNK_BLOCKS * block_bytes(dtype)
-                                : super_bytes(dtype);
+    return chunk_span(dtype) / mm2_format_of(dtype).elements * mm2_format_of(dtype).bytes;
 }
 
 /* ---- Rows ---- */
 
 /* Codes 64 t to 64 t + 63 of a super-block, as the file has them: without their offset; values of
  * IQ4_XS plus 128. */
-INLINE bytes64 super_codes(int32_t dtype, const uint8_t *p, int t)
+
+/* Two bits of each code. */
+INLINE bytes64 quarter_codes(const uint8_t *q, int t)
 {
-    switch (dtype) {
-    case MM2_Q2_K:
-    case MM2_Q3_K: {
-        const uint8_t *q =
-            p + t / 2 * 32 +
-            (dtype == MM2_Q2_K ? offsetof(mm2_block_q2_k, q) : offsetof(mm2_block_q3_k, q));
-        bytes64 c = bytes_and(bytes_shr_halves(bytes_repeat32(q), t % 2 * 4, t % 2 * 4 + 2), 3);
-        if (dtype == MM2_Q2_K)
-            return c;
-        bytes64 high = bytes_repeat32(p + offsetof(mm2_block_q3_k, high));
-        high = t == 0 ? bytes_shl_halves(high, 2, 1)
-                      : bytes_shr_halves(high, t * 2 - 2, t * 2 - 1); /* bits 2t, 2t + 1 to 2 */
-        return bytes_or_and(c, high, 4);
-    }
-    case MM2_Q6_K: {
-        bytes64 c = bytes_load(p + t / 2 * 64);
-        bytes64 high = bytes_repeat32(p + offsetof(mm2_block_q6_k, high) + t / 2 * 32);
-        high = t % 2 ? bytes_shr_halves(high, 0, 2) : bytes_shl_halves(high, 4, 2);
-        return bytes_or_and(bytes_and(t % 2 ? bytes_shr(c, 4) : c, 15), high, 0x30);
-    }
-    case MM2_IQ4_XS:
-        p += offsetof(mm2_block_iq4_xs, q) + t * 32;
-        return bytes_iq4(bytes_nibbles(p, p + 16));
-    default: { /* Q4_K, Q5_K */
-        const uint8_t *q =
-            p + t * 32 +
-            (dtype == MM2_Q4_K ? offsetof(mm2_block_q4_k, q) : offsetof(mm2_block_q5_k, q));
-        bytes64 c = bytes_and(bytes_shr_halves(bytes_repeat32(q), 0, 4), 15);
-        if (dtype == MM2_Q4_K)
-            return c;
-        bytes64 high = bytes_repeat32(p + offsetof(mm2_block_q5_k, high));
-        high = t < 2 ? bytes_shl_halves(high, 4 - t * 2, 3 - t * 2)
-                     : bytes_shr_halves(high, t * 2 - 4, t * 2 - 3); /* bits 2t, 2t + 1 to 4 */
-        return bytes_or_and(c, high, 16);
-    }
-    }
+    return bytes_and(bytes_shr_halves(bytes_repeat32(q + t / 2 * 32), t % 2 * 4, t % 2 * 4 + 2), 3);
+}
+
+INLINE bytes64 nibble_codes(const uint8_t *q, int t)
+{
+    return bytes_and(bytes_shr_halves(bytes_repeat32(q + t * 32), 0, 4), 15);
+}
+
+INLINE bytes64 fill_codes_q2_k(const uint8_t *p, int t)
+{
+    return quarter_codes(p + offsetof(mm2_block_q2_k, q), t);
+}
+
+INLINE bytes64 fill_codes_q3_k(const uint8_t *p, int t)
+{
+    bytes64 high = bytes_repeat32(p + offsetof(mm2_block_q3_k, high));
+    high = t == 0 ? bytes_shl_halves(high, 2, 1)
+                  : bytes_shr_halves(high, t * 2 - 2, t * 2 - 1); /* bits 2t, 2t + 1 to 2 */
+    return bytes_or_and(quarter_codes(p + offsetof(mm2_block_q3_k, q), t), high, 4);
+}
+
+INLINE bytes64 fill_codes_q4_k(const uint8_t *p, int t)
+{
+    return nibble_codes(p + offsetof(mm2_block_q4_k, q), t);
+}
+
+INLINE bytes64 fill_codes_q5_k(const uint8_t *p, int t)
+{
+    bytes64 high = bytes_repeat32(p + offsetof(mm2_block_q5_k, high));
+    high = t < 2 ? bytes_shl_halves(high, 4 - t * 2, 3 - t * 2)
+                 : bytes_shr_halves(high, t * 2 - 4, t * 2 - 3); /* bits 2t, 2t + 1 to 4 */
+    return bytes_or_and(nibble_codes(p + offsetof(mm2_block_q5_k, q), t), high, 16);
+}
+
+INLINE bytes64 fill_codes_q6_k(const uint8_t *p, int t)
+{
+    bytes64 c = bytes_load(p + t / 2 * 64);
+    bytes64 high = bytes_repeat32(p + offsetof(mm2_block_q6_k, high) + t / 2 * 32);
+    high = t % 2 ? bytes_shr_halves(high, 0, 2) : bytes_shl_halves(high, 4, 2);
+    return bytes_or_and(bytes_and(t % 2 ? bytes_shr(c, 4) : c, 15), high, 0x30);
+}
+
+INLINE bytes64 fill_codes_iq4_xs(const uint8_t *p, int t)
+{
+    p += offsetof(mm2_block_iq4_xs, q) + t * 32;
+    return bytes_iq4(bytes_nibbles(p, p + 16));
 }
 
 /* The even bytes of a, the odd ones of b. */
@@ -176,34 +224,53 @@ INLINE bytes64 spread_signed(bytes64 scales, const uint8_t control[64])
     return _mm512_srai_epi16(spread(scales, control), 8);
 }
 
-/* Row r of a chunk: a super-block and its 16 scales as one_heads_fill leaves them. */
+/* Codes 64 t to 64 t + 63 times their scales s, to the planes. */
+
+INLINE void fill_planes_q2_k(bytes64 q, bytes64 s, int t, uint8_t *low, uint8_t *high)
+{
+    _mm512_store_si512(low, bytes_times_small(q, spread(s, lower_16[t])));
+}
+
+INLINE void fill_planes_q3_k(bytes64 q, bytes64 s, int t, uint8_t *low, uint8_t *high)
+{
+    q = _mm512_sub_epi8(_mm512_set1_epi8(4), q);
+    _mm512_store_si512(low, bytes_times(q, spread(s, lower_16[t])));
+}
+
+INLINE void fill_planes_q4_k(bytes64 q, bytes64 s, int t, uint8_t *low, uint8_t *high)
+{
+    bytes64 lower = spread(bytes_and(s, 7), lower_32[t]);
+    bytes64 upper = spread(bytes_and(bytes_shr(s, 3), 7), lower_32[t]);
+    _mm512_store_si512(low, bytes_times_small(q, lower));
+    _mm512_store_si512(high, bytes_times_small(q, upper));
+}
+
+#define fill_planes_q5_k fill_planes_q4_k
+
+INLINE void fill_planes_q6_k(bytes64 q, bytes64 s, int t, uint8_t *low, uint8_t *high)
+{
+    bytes_times_wide(q, spread_signed(s, upper_16[t]), 5, low, high);
+}
+
+INLINE void fill_planes_iq4_xs(bytes64 q, bytes64 s, int t, uint8_t *low, uint8_t *high)
+{
+    bytes_times_wide(q, spread_signed(s, upper_iq4[t]), 7, low, high);
+}
+
+/* Row r of a chunk: a super-block and its 16 scales as direct_heads_fill leaves them. */
 INLINE void fill_super(int32_t dtype, chunk *c, uint32_t r, const uint8_t *p, const uint8_t *scales)
 {
     bytes64 s = bytes_repeat16(scales);
 #pragma GCC unroll 4
     for (int t = 0; t < 4; t++) {
         uint8_t *low = c->a[0][r / TILE][t][r % TILE], *high = c->a[1][r / TILE][t][r % TILE];
-        bytes64 q = super_codes(dtype, p, t);
         switch (dtype) {
-        case MM2_Q2_K:
-            _mm512_store_si512(low, bytes_times_small(q, spread(s, lower_16[t])));
-            break;
-        case MM2_Q3_K:
-            q = _mm512_sub_epi8(_mm512_set1_epi8(4), q);
-            _mm512_store_si512(low, bytes_times(q, spread(s, lower_16[t])));
-            break;
-        case MM2_Q6_K:
-            bytes_times_wide(q, spread_signed(s, upper_16[t]), 5, low, high);
-            break;
-        case MM2_IQ4_XS:
-            bytes_times_wide(q, spread_signed(s, upper_iq4[t]), 7, low, high);
-            break;
-        default: { /* Q4_K, Q5_K */
-            bytes64 lower = spread(bytes_and(s, 7), lower_32[t]);
-            bytes64 upper = spread(bytes_and(bytes_shr(s, 3), 7), lower_32[t]);
-            _mm512_store_si512(low, bytes_times_small(q, lower));
-            _mm512_store_si512(high, bytes_times_small(q, upper));
-        }
+#define FILL(ID, name, ...)                                                                        \
+    case MM2_##ID:                                                                                 \
+        fill_planes_##name(fill_codes_##name(p, t), s, t, low, high);                              \
+        break;
+            MM2_SUPERS(FILL)
+#undef FILL
         }
     }
 }
@@ -216,8 +283,8 @@ INLINE void fill_blocks(int32_t dtype, chunk *c, uint32_t r, const uint8_t *p, i
         if (t * 2 >= blocks)
             break;
         const uint8_t *q = p + (t * 2) * block_bytes(dtype);
-        bytes64 a = one_block_codes(dtype, q, t * 2 + 1 < blocks ? q + block_bytes(dtype) : q);
-        a = is_signed(dtype) ? bytes_signed(a) : words_sub8(a, one_bias(dtype));
+        bytes64 a = direct_block_codes(dtype, q, t * 2 + 1 < blocks ? q + block_bytes(dtype) : q);
+        a = is_signed(dtype) ? bytes_signed(a) : words_sub8(a, direct_bias(dtype));
         _mm512_store_si512(c->a[0][r / TILE][t][r % TILE], a);
     }
 }
@@ -248,9 +315,9 @@ INLINE void fill_f8(chunk *c, uint32_t r, const uint8_t *p)
 /* Before the rows of a tile of super-blocks. */
 INLINE void fill_heads(int32_t dtype, filling *f)
 {
-    const one_heads *h = &f->heads;
+    const direct_heads *h = &f->heads;
     int32_t r = f->done;
-    one_heads_fill(dtype, &f->heads, f->p + r * f->stride, f->stride);
+    direct_heads_fill(dtype, &f->heads, f->p + r * f->stride, f->stride);
     reals_store(f->to->d[0] + r, h->d);
     if (!has_minima(dtype))
         return;
@@ -291,18 +358,14 @@ INLINE void filling_open(int32_t dtype, filling *f, chunk *to)
         return;
     int32_t rows = smaller(PAIR, f->count - f->row),
             span = smaller(chunk_span(dtype), w->n_in - f->k);
-    int64_t at = dtype == MM2_F8_E4M3 ? f->k
-                 : is_block(dtype)    ? (int64_t)f->k / 32 * block_bytes(dtype)
-                                      : (int64_t)f->k / MM2_SUPER * super_bytes(dtype);
+    int64_t at = (int64_t)f->k / mm2_format_of(dtype).elements * block_bytes(dtype);
     f->p = (const uint8_t *)w->data + ((int64_t)f->first + f->row) * w->row_bytes + at;
     f->stride = w->row_bytes;
     if (f->k == 0)
         f->line = f->p + PREFETCH_PAIRS * PAIR * w->row_bytes;
     if (rows == PAIR && (dtype != MM2_F8_E4M3 || span == SCALE_SPAN))
         return;
-    int32_t bytes = is_block(dtype)        ? span / 32 * block_bytes(dtype)
-                    : dtype == MM2_F8_E4M3 ? span
-                                           : super_bytes(dtype);
+    int32_t bytes = span / mm2_format_of(dtype).elements * block_bytes(dtype);
     memset(f->copy, 0, (size_t)(PAIR * chunk_bytes(dtype)));
     for (int32_t r = 0; r < rows; r++)
         memcpy(f->copy + r * chunk_bytes(dtype), f->p + r * w->row_bytes, (size_t)bytes);
@@ -345,19 +408,19 @@ INLINE void filling_row(int32_t dtype, filling *f)
     if (dtype == MM2_F8_E4M3) {
         fill_f8(f->to, (uint32_t)r, p);
         f->to->d[0][r] = f8_scale(f, r);
-    } else if (is_block(dtype)) {
+    } else if (mm2_is_block(dtype)) {
         fill_blocks(dtype, f->to, (uint32_t)r, p, blocks);
-        for (int32_t b = 0; b < blocks; b++) /* d stands at the beginning in all four formats */
+        for (int32_t b = 0; b < blocks; b++) /* d stands at the beginning */
             memcpy(&f->halves[b][l], p + b * block_bytes(dtype), 2);
         if (l == TILE - 1)
             fill_scales(f, r - TILE + 1, blocks);
     } else {
         if (l == 0)
             fill_heads(dtype, f);
-        /* Scales lie as untranspose4 leaves them; Q6_K has them in the block. */
+        /* Scales lie in the block, or as untranspose4 leaves them. */
+        int at = direct_facts_of(dtype).scales;
         fill_super(dtype, f->to, (uint32_t)r, p,
-                   dtype == MM2_Q6_K ? p + offsetof(mm2_block_q6_k, scales)
-                                     : f->heads.scales[l % 4 * 4 + l / 4]);
+                   at >= 0 ? p + at : f->heads.scales[l % 4 * 4 + l / 4]);
     }
     f->done++;
 }
