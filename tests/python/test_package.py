@@ -156,4 +156,4 @@ def test_readmes_lines_run_where_it_is_installed(wheel):
     block, = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
     done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True,
                           cwd=wheel[1], env={"PYTHONPATH": str(wheel[1])})
-    assert (done.returncode, done.stderr) == (0, "") and done.stdout.endswith("(3, 4096)\n")
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.endswith("(2, 4096)\n")

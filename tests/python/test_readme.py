@@ -30,7 +30,7 @@ def test_the_lines_of_python(tmp_path, tiny):
         assert len(line) <= 140
     output = run([sys.executable, "-c", block], tmp_path)
     written = tiny.generate("def read_lines(path):\n", max_new_tokens=40, temperature=0.7, seed=6)
-    assert output.startswith(f"{written}\n") and output.endswith("(3, 4096)\n")
+    assert output.startswith(f"{written}\n") and output.endswith("(2, 4096)\n")
 
 
 def test_the_lines_of_lua(tmp_path, tiny):
