@@ -29,7 +29,8 @@ MOST_LINES = 800
 
 # Functions that a binding has no use for, and why.
 UNUSED = {
-    "python": {"mm2_model_retain": "Python counts references to the one handle itself"},
+    "python": {"mm2_model_retain": "Python counts references to the one handle itself",
+               "mm2_text_complete": "replies hold back what is not complete"},
     "lua": {},
 }
 # Structs that a binding takes whole, by asking for their fields' names.
@@ -39,7 +40,7 @@ WHOLE = {
 }
 # Fields that a binding has no use for, and why.
 UNUSED_FIELDS = {
-    "python": {"mm2_event.session": "its batches do not stop at taps"},
+    "python": {},
     "lua": {},
 }
 # Functions whose comment stands elsewhere: the header's opening speaks of all _init functions.

@@ -191,6 +191,16 @@ def empty(dtype: str, shape: Iterable[int]) -> Tensor:
     return Tensor._empty(DTYPES[dtype], tuple(shape))
 
 
+def dtype_block(dtype: str) -> int:
+    """Elements in a block."""
+    return int(lib.mm2_dtype_block(DTYPES[dtype]))
+
+
+def dtype_bytes(dtype: str) -> int:
+    """Bytes of a block."""
+    return int(lib.mm2_dtype_bytes(DTYPES[dtype]))
+
+
 def _floats(tensor: Tensor) -> Any:
     return ffi.cast("float *", tensor.address)
 
@@ -440,12 +450,14 @@ class Piece(NamedTuple):
     thinking: str
 
 
-def reply_new(tokenizer: Owned | None, start: int, max_tokens: int,
+def reply_new(tokenizer: Owned | None, start: int, max_tokens: int, ends: Sequence[int],
               stop: Sequence[bytes]) -> Owned:
     """A reply; keeps its tokenizer, None for ids without text."""
     options = _sized("mm2_reply_options")
     lib.mm2_reply_options_init(options)
     options.start, options.max_tokens = start, max_tokens
+    end_tokens = ffi.new("int32_t[]", ends)
+    options.end_tokens, options.end_count = end_tokens, len(ends)
     strings = [ffi.new("char[]", string) for string in stop]
     array, lengths = ffi.new("char *[]", strings), ffi.new("int32_t[]", [*map(len, stop)])
     options.stop, options.stop_len, options.stop_count = array, lengths, len(strings)

@@ -170,7 +170,13 @@ class Model(Handle, Mapping[str, Tensor]):
         """Elements of all weights, without block scales."""
         return self._sizes[2]
 
-    def info(self, key: str | None = None) -> Any:
+    @overload
+    def info(self, key: str) -> str | None: ...
+
+    @overload
+    def info(self) -> dict[str, str | None]: ...
+
+    def info(self, key: str | None = None) -> str | None | dict[str, str | None]:
         """A fact as a str, or None where the files do not tell; without a key, a dict of all.
 
         Keys: "path", "format", "architecture", "name", "license", "quantization", "isa",
@@ -180,7 +186,6 @@ class Model(Handle, Mapping[str, Tensor]):
             return {key: _native.model_info(self._c, key) for key in _native.model_info_keys()}
         return _native.model_info(self._c, key)
 
-    @property
     @property
     def end_tokens(self) -> list[int]:
         """Ids that end a generation, ascending: what the files name, and the end of a turn."""

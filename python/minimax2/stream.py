@@ -91,7 +91,8 @@ class Stream(Iterator[str], AsyncIterator[str]):
         tokenizer = session.model.tokenizer_or_none
         self._reply = _native.reply_new(
             None if tokenizer is None else tokenizer._c, request.start,
-            min(request.max_new_tokens, 2**31 - 1), [stop.encode() for stop in request.stop])
+            request.max_new_tokens, session.model.end_tokens,
+            [stop.encode("utf-8", "surrogatepass") for stop in request.stop])
         self._so_far = _native.reply_all(self._reply)
         if request.ids is not None:
             session.feed(request.ids)

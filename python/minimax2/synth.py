@@ -25,7 +25,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from minimax2._native import DTYPES, lib
+from minimax2 import _native
 from minimax2.errors import ArgumentError, FileError
 
 if TYPE_CHECKING:
@@ -70,14 +70,14 @@ class Format(NamedTuple):
     """What the minima must be, in units of the scales, so that the mean is zero."""
 
     @property
-    def block(self):
+    def block(self) -> int:
         """Elements in a block."""
-        return lib.mm2_dtype_block(DTYPES[self.dtype])
+        return _native.dtype_block(self.dtype)
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         """Bytes of a block."""
-        return lib.mm2_dtype_bytes(DTYPES[self.dtype])
+        return _native.dtype_bytes(self.dtype)
 
 
 # The units follow from the formats: random 8-bit codes have 73.9, 6-bit codes 18.48, the sixteen

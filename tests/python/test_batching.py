@@ -64,10 +64,11 @@ def test_polling_many(tiny, alone):
 
 def test_each_may_have_options_of_its_own(tiny):
     seen = []
-    own = [{"seed": 1}, {"seed": 2, "stop": ["n"]}, {"max_new_tokens": 3, "temperature": 0, "seed": 8},
+    own = [{"seed": 1}, {"seed": 2, "stop": ["n"]},
+           {"max_new_tokens": 3, "temperature": 0, "seed": 8},
            {"max_new_tokens": 0, "seed": 9}, {"seed": 3, "top_logprobs": 2, "kv_dtype": "f32"},
            {"seed": 4, "bias": {65: 50.0}, "context": 30},
-           {"seed": 5, "hooks": [(("resid_post", 1), lambda tensor, tap: seen.append(tap.first))]},
+           {"seed": 5, "hooks": [("mlp_out", lambda tensor, tap: seen.append(tap.first))]},
            {"seed": 6, "mask": lambda tokens: np.full(128, 2**32 - 1, np.uint32)},
            {"seed": 7, "logits_processor": lambda ids, logits: logits.__setitem__(65, 9.0)}]
     expected = [tiny.generate("import os", **{"max_new_tokens": 12, **options}) for options in own]

@@ -1,11 +1,14 @@
 """generate, Stream, Chat, Sampler: the same text however it is pulled, and where it ends."""
 
 import asyncio
+import json
 import math
+import shutil
 
 import minimax2 as mm
 import numpy as np
 import pytest
+from minimax2.model import EMBEDDED
 
 PROMPT = "def fibonacci(n):"
 QUESTION = [{"role": "user", "content": "What is 3 + 4?"}]
@@ -161,6 +164,30 @@ def test_the_end_token_ends(tiny):
     made = forced(tiny, "ab[e~[cd")
     assert (made.text, made.finish_reason) == ("ab", "stop")
     assert made.tokens[-1] == tiny.tokenizer.eos
+
+
+def test_each_of_several_end_tokens_ends(tmp_path):
+    copied = shutil.copytree(EMBEDDED, tmp_path / "ends")
+    facts = json.loads((copied / "generation_config.json").read_text())
+    (copied / "generation_config.json").write_text(json.dumps({**facts, "eos_token_id": [65, 70]}))
+    with mm.load(copied, threads=1) as model:
+        tag = model.tokenizer.id("[e~[")
+        assert set(model.end_tokens) >= {65, 70, tag}
+        for end in (65, 70, tag):
+            script = [80, 81, end, 82]
+            made = model.generate(PROMPT, seed=1, mask=lambda tokens: only(script[len(tokens)]))
+            assert (made.tokens, made.finish_reason) == (script[:3], "stop")
+            assert made.text == model.tokenizer.decode([80, 81])
+
+
+def test_a_row_of_the_head_without_a_token_writes_nothing(tiny):
+    rows, tokens = tiny.config.vocab_size, tiny.tokenizer.vocab_size
+    assert tokens <= rows
+    without = [i for i in range(rows) if i >= tokens or not tiny.tokenizer.token(i)]
+    script = [80, *without[:1], 81]
+    made = tiny.generate(PROMPT, seed=1, max_new_tokens=len(script),
+                         mask=lambda done: only(script[len(done)]))
+    assert made.tokens == script and made.text == tiny.tokenizer.decode([80, 81])
 
 
 def test_length_and_context(tiny):

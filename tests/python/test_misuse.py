@@ -46,7 +46,7 @@ def test_token_ids(tiny, session, expected, ids):
                 tiny.run_with_cache):
         if ids is None and use in (session.generate, session.trace):
             continue  # they go on from where the timeline ends
-        if ids in (["1"], [[1]]) and use == tiny.generate:
+        if repr(ids) in ("['1']", "[[1]]") and use == tiny.generate:
             continue  # several prompts
         with pytest.raises((mm.ArgumentError, TypeError)):
             use(ids)

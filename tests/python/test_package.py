@@ -150,3 +150,10 @@ def test_the_wheel_works_elsewhere(wheel, tiny):
     where, tokens = done.stdout.splitlines()
     assert where.startswith(str(wheel[1]))
     assert tokens == str(tiny.generate("import os", max_new_tokens=9, seed=2).tokens)
+
+
+def test_readmes_lines_run_where_it_is_installed(wheel):
+    block, = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True,
+                          cwd=wheel[1], env={"PYTHONPATH": str(wheel[1])})
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.endswith("(2, 4096)\n")

@@ -1,0 +1,62 @@
+"""The lines of README.md run as they stand: in this tree, and where the package is installed."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import minimax2 as mm
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    """What stands between ```language and ```."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
+
+
+def run(command, cwd, **options):
+    """What a program prints; it must say nothing on the side."""
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, **options)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return done.stdout
+
+
+def test_the_lines_of_python(tmp_path, tiny):
+    block, = blocks("python")
+    for line in block.splitlines():
+        assert len(line) <= 140
+    output = run([sys.executable, "-c", block], tmp_path)
+    written = tiny.generate("def read_lines(path):\n", max_new_tokens=40, temperature=0.7, seed=6)
+    assert output.startswith(f"{written}\n") and output.endswith("(2, 4096)\n")
+
+
+def test_the_lines_of_lua(tmp_path, tiny):
+    block, = blocks("lua")
+    line, = (line for shell in blocks("sh") for line in shell.splitlines() if "luajit" in line)
+    program = tmp_path / "lines.lua"
+    program.write_text(block)
+    where = {name: value for name, value in os.environ.items() if not name.startswith("LUA")}
+    output = run(line.replace("lines.lua", str(program)), ROOT, shell=True, env=where)
+    written = tiny.generate("def read_lines(path):\n", max_new_tokens=40, temperature=0.7, seed=6)
+    answer = tiny.generate([{"role": "user", "content": "What is 17 + 25?"}], seed=1)
+    assert output == f"{written}\n{answer}"
+
+
+def test_the_commands_are_there():
+    """Every `make` target and every `minimax2` command that it names."""
+    shells = "\n".join(blocks("sh"))
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", shells, re.M):
+        assert re.search(rf"^{target}:", makefile, re.M), target
+    asked, = re.findall(r'`minimax2 (chat "[^`]*)`', README)
+    output = run(f"{sys.executable} -m minimax2 {asked} --seed 1 -n 500", ROOT, shell=True)
+    chat = mm.load().chat(thinking=False, seed=1, max_new_tokens=500)
+    assert output == f"{chat.send('What is 17 + 25?')}\n"
+
+
+def test_what_it_links_to_is_there():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
