@@ -282,7 +282,7 @@ static mm2_status fill_entry(reader *r, mm2_entry *e, const header_fields *h, co
 {
     char why[64], text[sizeof h->dtype];
     int32_t dtype = mm2_dtype_from_safetensors(h->dtype);
-    mm2_text_clean(text, sizeof text, h->dtype, (int64_t)strlen(h->dtype));
+    mm2_format(text, sizeof text, "%s", h->dtype);
     if (!dtype)
         mm2_format(why, sizeof why, "has dtype %s", text);
     else if (h->ndim > MM2_MAX_DIMS)
@@ -306,7 +306,8 @@ static mm2_status read_tensor(reader *r, mm2_json *j, const mm2_file *f, int64_t
 {
     header_fields h = {0};
     mm2_entry *e = NULL;
-    const char *shown = *name ? name : "(a name that nobody can ask for)";
+    char shown[MM2_MAX_NAME + 1];
+    mm2_checkpoint_show(shown, name, strlen(name));
     mm2_status status = read_fields(j, shown, &h);
     if (!status)
         status = claim_entry(r, name, f->path, &e);

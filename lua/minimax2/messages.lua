@@ -12,7 +12,13 @@ local known = { role = true, content = true, thinking = true }
 
 --- Whether a prompt is a table of messages rather than of token ids.
 function messages.is(prompt)
-    return type(prompt) == "table" and type(prompt[1]) == "table"
+    return type(prompt) == "table" and type(prompt[1]) == "table" and prompt[1][1] == nil
+end
+
+--- Whether it is a table of prompts: strings, tables of token ids or of messages, tensors.
+function messages.are_prompts(prompt)
+    local first = type(prompt) == "table" and prompt[1]
+    return first and type(first) ~= "number" and not messages.is(prompt) or false
 end
 
 --- An array of mm2_message and its length. It points into the strings of `turns`, which must stay as

@@ -46,7 +46,7 @@ def refused(path, error, words):
         mm.load(path).close()
     assert time.process_time() - started < 1.0
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 64 << 10  # KiB
-    assert type(caught.value) is error, caught.value
+    assert isinstance(caught.value, error), caught.value
     sentence = str(caught.value)
     assert sentence.isprintable()
     assert words in sentence
@@ -460,9 +460,9 @@ SAFETENSORS_CASES = [
      "field dtype is given twice"),
     ("escapes for a terminal in a name",
      text_header(r'{"\u001b[2J\u001b]0;owned\u0007":{"dtype":"F32","shape":[1],"x":1}}'), BAD,
-     r'tensor "\x1b[2J\x1b]0;owned\x07": field of the header is unknown'),
+     'tensor "(a name that nobody can ask for)": field of the header is unknown'),
     ("control characters in a dtype", tensor(NORM, dtype="F\x1b[31m\x9b"), OTHER,
-     r"has dtype F?[31m\xc2\x9b; this build reads"),
+     r"has dtype F\x1b[31m\xc2\x9b; this build reads"),
     ("a field more", tensor(NORM, strides=[1]), BAD, "field of the header is unknown"),
     ("dtype missing", tensor(NORM, dtype=...), BAD, "dtype is missing"),
     ("shape missing", tensor(NORM, shape=...), BAD, "shape is missing"),
