@@ -31,8 +31,8 @@ function Reply.new(model, most, stops, thinking)
         lengths[i - 1] = #stop
     end
     o.stop, o.stop_len = strings, lengths
-    local ends, count = args.ids(model:end_tokens())
-    o.end_tokens, o.end_count = ends, count
+    local ends, n = args.ids(model:end_tokens())
+    o.end_tokens, o.end_count = ends, n
     local tokenizer = model.tokenizer
     local out = ffi.new "mm2_reply *[1]"
     check(lib.mm2_reply_new(out, tokenizer and tokenizer:live() or nil, o))
