@@ -13,6 +13,7 @@ local ffi = require "ffi"
 local native = require "minimax2.native"
 local handle = require "minimax2.handle"
 local args = require "minimax2.args"
+local messages = require "minimax2.messages"
 local trace = require "minimax2.trace"
 local Sampler = require "minimax2.sampling"
 local Session = require "minimax2.session"
@@ -122,7 +123,7 @@ end
 
 --- The same, but also returns when a member that has no stream has caught up: that session, which has its
 --- logits now, once after what was fed to it. Otherwise nil and what batch:run returns.
-function Batch:ready(ms)
+function Batch:next(ms)
     local status, event, member = run(self, ms, lib.MM2_READY)
     if status == lib.MM2_READY then
         return member
@@ -149,40 +150,38 @@ function Batch:start(plan)
     return Stream.new(session, plan, true)
 end
 
--- The options of prompt i: those for all, and over them those of each[i].
-local function options_of(options, i, count, where)
-    local all, each = {}, options.each
+-- A prompt, and its options: those for all, and over them those that stand beside it.
+local function parted(item, options, where)
+    if not messages.has_options(item) then
+        return item, options
+    end
+    local own = {}
     for name, value in pairs(options) do
-        if name ~= "each" then
-            all[name] = value
-        end
+        own[name] = value
     end
-    if each ~= nil then
-        if type(each) ~= "table" or #each > count then
-            raise(("%s: each must be a table of at most %d tables of options, not %s"):format(where, count,
-                type(each) == "table" and "of " .. #each or args.show(each)))
-        end
-        where = ("%s: each[%d]"):format(where, i)
-        for name, value in pairs(args.known(each[i], where, Stream.known, Sampler.known)) do
-            all[name] = value
-        end
+    for name, value in pairs(args.known(item, where, Stream.known, Sampler.known, { prompt = true })) do
+        own[name] = value
     end
-    return all, where
+    own.prompt = nil
+    return item.prompt, own
 end
 
 --- Goes on with several prompts at once, each in a session of its own. Returns a table of texts and one
---- of infos, in the prompts' order, each as model:generate would alone. Options: those of model:stream,
---- and each = { { seed = 1 }, ... }: what is different for the first prompt, the second, ...
+--- of infos, in the prompts' order, each as model:generate would alone. A prompt may be a table
+--- { prompt =, seed = 1, ... } with options of its own, which come before the common ones. All are
+--- checked before anything is fed. Options: those of model:stream.
 function Batch:generate(prompts, options, where)
     where = where or "batch:generate"
     self:live()
-    options = args.known(options, where, Stream.known, Sampler.known, { each = true })
+    options = args.known(options, where, Stream.known, Sampler.known)
     if type(prompts) ~= "table" then
         raise(("%s: prompts must be a table, not %s"):format(where, args.show(prompts)))
     end
     local plans, streams, texts, infos = {}, {}, {}, {}
     for i, prompt in ipairs(prompts) do
-        plans[i] = Stream.plan(self.model, prompt, options_of(options, i, #prompts, where))
+        local at = ("%s: prompt %d"):format(where, i)
+        local text, own = parted(prompt, options, at)
+        plans[i] = Stream.plan(self.model, text, own, at)
     end
     local ok, message = pcall(function()
         for i, plan in ipairs(plans) do

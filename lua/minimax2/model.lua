@@ -240,7 +240,7 @@ end
 
 --- Text that goes on with a prompt, and info: tokens, finish_reason, seed, thinking, logprobs. The
 --- options are those of model:stream. After messages the text is the answer alone. Of a table of prompts
---- a table of texts and one of infos, made together; see batch:generate for the option `each`.
+--- a table of texts and one of infos, made together: see batch:generate.
 function Model:generate(prompt, options)
     if messages.are_prompts(prompt) then
         local batch, message = self:batch()

@@ -4,6 +4,7 @@
 local ffi = require "ffi"
 local native = require "minimax2.native"
 local handle = require "minimax2.handle"
+local args = require "minimax2.args"
 
 local lib, check = native.lib, native.check
 
@@ -14,7 +15,8 @@ local reasons = { [lib.MM2_END_STOP] = "stop", [lib.MM2_END_LENGTH] = "length",
     [lib.MM2_END_CONTEXT] = "context", [lib.MM2_END_CANCELLED] = "cancelled" }
 local numbers = { context = lib.MM2_END_CONTEXT, cancelled = lib.MM2_END_CANCELLED }
 
---- A reply of a model of at most `most` ids, which ends before the strings of the list `stops`.
+--- A reply of a model of at most `most` ids, which ends at the model's end tokens and before the strings
+--- of the list `stops`.
 --- thinking: it begins inside a <think> block. The model's tokenizer must live until the last push: keep
 --- a session of the model open.
 function Reply.new(model, most, stops, thinking)
@@ -29,6 +31,8 @@ function Reply.new(model, most, stops, thinking)
         lengths[i - 1] = #stop
     end
     o.stop, o.stop_len = strings, lengths
+    local ends, n = args.ids(model:end_tokens())
+    o.end_tokens, o.end_count = ends, n
     local tokenizer = model.tokenizer
     local out = ffi.new "mm2_reply *[1]"
     check(lib.mm2_reply_new(out, tokenizer and tokenizer:live() or nil, o))

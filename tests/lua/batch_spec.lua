@@ -56,12 +56,11 @@ describe("a batch of prompts", function()
         end
     end)
 
-    it("takes options for each, over those for all", function()
+    it("takes options beside a prompt, over those for all", function()
         local batch = assert(model:batch(nil, { rows = 3 }))
-        local texts, infos = batch:generate({ "Once", "Once", "Once" }, {
-            max_new_tokens = 6, temperature = 0,
-            each = { { max_new_tokens = 2 }, { temperature = 1, seed = 4 } },
-        })
+        local texts, infos = batch:generate({
+            { prompt = "Once", max_new_tokens = 2 }, { prompt = "Once", temperature = 1, seed = 4 }, "Once",
+        }, { max_new_tokens = 6, temperature = 0 })
         assert.same({ (model:generate("Once", greedy(2))),
             (model:generate("Once", { seed = 4, max_new_tokens = 6, temperature = 1 })),
             (model:generate("Once", greedy(6))) }, texts)
@@ -74,8 +73,11 @@ describe("a batch of prompts", function()
 
     it("ends with stop strings, end tokens and contexts of each", function()
         local eos = model.tokenizer.eos
-        local _, infos = model:generate({ "Once", "Once", "Once" }, { max_new_tokens = 5, temperature = 0,
-            each = { { bias = { [eos] = 1e9 } }, { stop = (model:generate("Once", greedy(3))) } } })
+        local _, infos = model:generate({
+            { prompt = "Once", bias = { [eos] = 1e9 } },
+            { prompt = "Once", stop = (model:generate("Once", greedy(3))) },
+            { prompt = "Once" },
+        }, { max_new_tokens = 5, temperature = 0 })
         assert.same({ eos }, infos[1].tokens)
         assert.equal("stop", infos[2].finish_reason)
         assert.equal("length", infos[3].finish_reason)
@@ -87,14 +89,12 @@ describe("a batch of prompts", function()
             assert.matches(word, failure(batch.generate, batch, list, options))
             assert.same({}, batch.sessions)
         end
-        refused("each%[2%]: unknown option 'sed'", { "a", "b" }, { each = { {}, { sed = 1 } } })
-        refused("at most 1 tables of options, not of 2", { "a" }, { each = { {}, {} } })
-        refused("each must be", { "a" }, { each = 5 })
+        refused("prompt 2: unknown option 'sed'", { "a", { prompt = "b", sed = 1 } })
         refused("unknown option 'max_tokens'", { "a" }, { max_tokens = 1 })
         refused("the prompt is empty", { "a", "" })
-        refused("each%[1%]: temperature", { "a" }, { each = { { temperature = -1 } } })
+        refused("prompt 1: temperature", { { prompt = "a", temperature = -1 } })
         refused("prompts must be a table", "a")
-        refused("stop here", { "a", "b" }, { each = { {}, { mask = function() error "stop here" end } } })
+        refused("stop here", { "a", { prompt = "b", mask = function() error "stop here" end } })
         refused("do not fit", { "a", ("x "):rep(model.config.max_position_embeddings) })
         assert.matches("rows must be an integer", failure(model.batch, model, nil, { rows = 0.5 }))
         assert.matches("unknown option 'row'", failure(model.batch, model, nil, { row = 1 }))
@@ -150,8 +150,8 @@ describe("streams of a batch", function()
             end
         end
         local hooks = { { "mlp_out", 1, zero } }
-        local texts = model:generate({ support.prompt, support.prompt }, { temperature = 0,
-            max_new_tokens = 6, seed = 1, each = { { hooks = hooks } } })
+        local texts = model:generate({ { prompt = support.prompt, hooks = hooks }, support.prompt },
+            greedy(6))
         assert.equal((model:generate(support.prompt, greedy(6, { hooks = hooks }))), texts[1])
         assert.equal((model:generate(support.prompt, greedy(6))), texts[2])
         assert.are_not.equal(texts[1], texts[2])
@@ -186,7 +186,7 @@ describe("streams of a batch", function()
         b:feed { 1, 2, 3 }
         local ready = {}
         repeat
-            local session, done = batch:ready()
+            local session, done = batch:next()
             if session then
                 ready[#ready + 1] = session
             end
@@ -205,7 +205,7 @@ describe("streams of a batch", function()
         assert.equal(support.alone { 1, 2, 3, 4 }, b:logits():bytes())
         b:tap("embed")
         b:feed { 5 }
-        local session, done, tap = batch:ready()
+        local session, done, tap = batch:next()
         assert.same({ nil, false, "embed" }, { session, done, tap.point })
         b:tap("embed", nil, false)
         batch:close()
