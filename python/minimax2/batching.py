@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, Self, Unpack, overload
 
 from minimax2 import _native
-from minimax2.errors import ArgumentError, BusyError
+from minimax2.errors import ArgumentError, BusyError, Error
 from minimax2.generation import Generation
 from minimax2.handle import Handle
 from minimax2.options import Item, ModelGenerateOptions, spelled_out
@@ -35,8 +35,8 @@ class Batch(Handle):
     generate() has members of its own, one a prompt; whatever runs the batch brings them on.
     """
 
-    __slots__ = ("_at_tap", "_event", "_members", "_running", "_spent", "_streams", "_tracer",
-                 "_unsure", "model")
+    __slots__ = ("_at_tap", "_changing", "_event", "_members", "_running", "_spent", "_streams",
+                 "_tracer", "_unsure", "model")
 
     def __init__(self, model: Model, sessions: Iterable[Session] = (), *,
                  rows: int | None = None) -> None:
@@ -45,6 +45,7 @@ class Batch(Handle):
         self._members: list[tuple[Session, Hooks | None]] = []  # in the library's order
         self._streams: dict[Session, Stream] = {}  # those of generate()
         self._running = self._at_tap = False
+        self._changing: Session | None = None  # of which the library's list and ours may differ
         self._tracer: weakref.ref[BatchTaps] | None = None
         self._unsure = False  # whether a stream may have logits that it was not told of
         self._spent = 0.0  # seconds in which this batch ran
@@ -55,7 +56,7 @@ class Batch(Handle):
     @property
     def sessions(self) -> tuple[Session, ...]:
         """The members, a tuple."""
-        return tuple(session for session, _ in self._members)
+        return tuple(session for session, _ in self._members if session is not self._changing)
 
     def add(self, session: Session, hooks: Iterable[tuple[Where, Hook]] = ()) -> None:
         """Make a session of the same model a member.
@@ -71,19 +72,47 @@ class Batch(Handle):
 
     def _add(self, session: Session, hooks: Hooks | None) -> None:
         self._check_changeable()
-        _native.batch_add(self._c, session._c)
+        self._settle()
+        self._changing = session
+        try:
+            _native.batch_add(self._c, session._c)
+        except Error:  # refused; an interrupt leaves it to _settle()
+            self._changing = None
+            raise
         self._members.append((session, hooks))
+        self._changing = None
 
     def remove(self, session: Session) -> None:
         """Let a member go on alone, with its stream if it has one."""
-        at = next((at for at, member in enumerate(self.sessions) if member is session), None)
-        if at is None:
+        if not any(member is session for member in self.sessions):
             raise ArgumentError("the session is not a member of this batch")
         self._check_changeable()
-        _native.batch_remove(self._c, session._c)
-        del self._members[at]
-        if session in self._streams:
-            self._streams.pop(session)._batch = None
+        self._settle()
+        self._changing = session
+        try:
+            self._settle()
+        except Error:  # refused
+            self._changing = None
+            raise
+
+    def _settle(self) -> None:
+        """End the membership of a session that leaves, or whose joining was interrupted.
+
+        Ctrl-C may come between any two lines: the library's list of members and ours agree again
+        before anything else is done with them.
+        """
+        session = self._changing
+        if session is None:
+            return
+        try:
+            _native.batch_remove(self._c, session._c)
+        except ArgumentError:
+            pass  # it was not, or is no longer a member
+        self._members = [member for member in self._members if member[0] is not session]
+        stream = self._streams.pop(session, None)
+        if stream is not None:
+            stream._batch = None
+        self._changing = None
 
     # ---- Running ----
 
@@ -151,6 +180,7 @@ class Batch(Handle):
     def _step(self, deadline: float | None,
               begin: float) -> tuple[int, Session | None, Tap | None]:
         """One slice: (status, the member that waits, the tap that it waits at)."""
+        self._settle()
         for session, stream in list(self._streams.items()):
             # An interrupt, or an error in a callback, may have come before it was brought on.
             if stream._cancelled or (self._unsure and session.pos == session.length):
@@ -257,7 +287,7 @@ class Batch(Handle):
         self._members.clear()
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self.sessions)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{len(self)} sessions"
@@ -292,10 +322,10 @@ class BatchTaps(Iterator[tuple[Session, Tap]]):
     def close(self) -> None:
         """Switch the taps off and give the batch back; its run() finishes the rest."""
         if self._open:
-            self._open = False
             self._batch._tracer = None
             for taps in self._taps:
                 taps.close()
+            self._open = False
 
     def __enter__(self) -> Self:
         return self

@@ -231,9 +231,9 @@ class Session(Handle):
         """These taps on; nothing else may run the session until they are off."""
         self._switches.on(self._c, by, selected)
 
-    def _end_taps(self) -> None:
+    def _end_taps(self, by: Taps) -> None:
         if not self.closed:
-            self._switches.off(self._c)
+            self._switches.off(self._c, by)
 
     def _check_free(self) -> None:
         """BusyError while a trace or hooks run the session."""

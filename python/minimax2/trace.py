@@ -118,8 +118,8 @@ class Taps(Iterator[Tap]):
     def close(self) -> None:
         """Switch the taps off and give the session back; its run() finishes the rest."""
         if self._open:
-            self._open = False
-            self._session._end_taps()
+            self._session._end_taps(self)
+            self._open = False  # last: what Ctrl-C interrupts here can be closed again
 
     def __enter__(self) -> Self:
         return self
@@ -144,8 +144,12 @@ class Switches:
         for point, layer in selected:
             _native.session_tap(cdata, point, layer, True)
 
-    def off(self, cdata: _native.Owned) -> None:
-        """Switch all off that are on."""
+    def off(self, cdata: _native.Owned, by: Taps) -> None:
+        """Switch all off that are on for these Taps."""
+        if self._by is not None and self._by() is by:
+            self._clear(cdata)
+
+    def _clear(self, cdata: _native.Owned) -> None:
         for point, layer in self._on:
             _native.session_tap(cdata, point, layer, False)
         self._by, self._on = None, ()
@@ -157,7 +161,7 @@ class Switches:
         if self._by() is not None:
             raise BusyError("a trace of this session is under way: finish its loop or close() it "
                             "first")
-        self.off(cdata)
+        self._clear(cdata)
 
 
 class Hooks:

@@ -200,6 +200,38 @@ def test_ctrl_c_loses_nothing(tiny, alone):
     same(streams.result(), alone)
 
 
+def test_ctrl_c_while_members_come_and_go(tiny):
+    """Between any two lines: what the batch thinks of its members stays true."""
+    sessions = [tiny.session(context=16).feed([n + 1]) for n in range(6)]
+    expected = {session: bytes(tiny(session.tokens)) for session in sessions}
+    batch, chance, stops = tiny.batch(), random.Random(3), 0
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        while stops < 60:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.00002, 0.0004))
+                while True:
+                    for session in sessions:
+                        batch.add(session)
+                    batch.run(seconds=0)
+                    for session in sessions[::2] + sessions[1::2]:
+                        batch.remove(session)
+            except (KeyboardInterrupt, mm.BusyError):  # busy: it was a member already
+                stops += 1
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                for session in batch.sessions:
+                    batch.remove(session)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    for session in sessions:
+        batch.add(session)
+        session.rewind(0)
+        session.feed(tiny.session(context=8).feed([sessions.index(session) + 1]).tokens)
+    assert batch.run() is True and len(batch) == 6
+    assert all(bytes(session.logits) == expected[session] for session in sessions)
+
+
 def test_closing_a_batch_lets_its_streams_go_on_alone(tiny, alone):
     batch = tiny.batch()
     streams = batch.generate(PROMPTS, stream=True, **OPTIONS).streams
