@@ -111,7 +111,7 @@ lint: py
 	@$(PYTHON) -m pip install -qq flake8 flake8-pyproject
 	@git ls-files -co --exclude-standard '*.c' '*.h' | xargs clang-format --dry-run -Werror
 	@git ls-files -co --exclude-standard '*.py' | xargs $(PYTHON) -m flake8
-	@luacheck -q lua tests/lua
+	@luacheck -q lua tests/lua tests/parity
 
 notebooks: py build/test.stamp
 	@$(PYTHON) -m jupyter execute notebooks/*.ipynb

@@ -7,7 +7,9 @@ library, or MINIMAX2_LIBRARY.
 """
 
 import difflib
+import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -32,6 +34,14 @@ def make_damaged(folder):
             (folder / name / "config.json").write_text(config)
 
 
+def make_endings(folder):
+    """Copies of the model whose files name other end tokens: several; one that ends no turn."""
+    for name, eos in (("eos-list", [0, 2]), ("eos-wrong", 2)):
+        shutil.copytree(MODEL, folder / name)
+        path = folder / name / "generation_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": eos}))
+
+
 def run(language, command, folder):
     """The lines that a scenario prints."""
     library = os.environ.get("MINIMAX2_LIBRARY") or str(next(PACKAGE.glob("libminimax2.so.*")))
@@ -46,6 +56,7 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_damaged(folder)
+        make_endings(folder)
         python = run("Python", [sys.executable, str(HERE / "scenario.py")], folder)
         lua = run("Lua", ["luajit", str(HERE / "scenario.lua")], folder)
     difference = list(difflib.unified_diff(python, lua, "Python", "Lua", n=1, lineterm=""))

@@ -49,8 +49,8 @@ end
 
 say "# facts"
 say(mm.version, mm.cpu(), model:info "isa", model.nbytes, model.parameters)
-for _, key in ipairs { "format", "architecture", "name", "license", "quantization", "precision", "chat_template",
-    "x" } do
+for _, key in ipairs { "format", "architecture", "name", "license", "quantization", "precision",
+    "chat_template", "x" } do
     say(key, none(model:info(key)))
 end
 for _, name in ipairs { "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads",
@@ -170,6 +170,58 @@ scripted("one two three four", { max_new_tokens = 3 })
 scripted("日本語 🙂!", { stop = "!" })
 scripted("\n thoughts\n", { prompt = turns })
 
+-- Ids of the head that the tokenizer does not have.
+local padding = model.config.vocab_size - 1
+local empty, padded = model:generate("x", { max_new_tokens = 3, seed = 1, bias = { [padding] = 1e9 } })
+say(escaped(empty), padded.tokens, padded.finish_reason)
+
+say "# pieces"
+for piece in model:stream(prompt, { seed = 8, max_new_tokens = 30, stop = "\n\n" }) do
+    say(escaped(piece))
+end
+
+say "# turns"
+say(model:end_tokens())
+for _, name in ipairs { "eos-list", "eos-wrong" } do
+    local other = assert(mm.load(folder .. "/" .. name))
+    say(other:end_tokens())
+    local chat = assert(other:chat { system = "Be brief.", max_new_tokens = 9 })
+    for turn, options in ipairs { { seed = 1 }, { bias = { [other:end_tokens()[1]] = 1e9 } }, { seed = 3 },
+        { bias = { [tokenizer.think_close] = 20 }, seed = 4 } } do
+        local text, info = chat:send("Turn " .. turn, options)
+        say(escaped(text), escaped(info.thinking), info.tokens, info.finish_reason)
+    end
+    local timeline = {}
+    for i = 0, chat.session.length - 1 do
+        timeline[i + 1] = chat.session:tokens()[i]
+    end
+    say(timeline)
+end
+
+say "# forks"
+local trunk = assert(model:session())
+trunk:feed(prompt):run()
+local branch = assert(trunk:fork())
+say(branch.pos, branch.length, branch.context, hash(branch:logits():bytes()))
+trunk:feed({ 65, 66 }):run()
+branch:feed({ 67 }):run()
+say(hash(trunk:logits():bytes()), hash(branch:logits():bytes()))
+branch:rewind(4)
+branch:feed({ 65, 66 }):run()
+say(hash(branch:logits():bytes()))
+
+say "# prompts together"
+local answers, infos = model:generate({ prompt, { prompt = turns, seed = 3 }, { 5, 6, 7 },
+    { prompt = "Once", max_new_tokens = 4, stop = "e" } },
+    { max_new_tokens = 16, seed = 2, top_logprobs = 1 })
+for i, text in ipairs(answers) do
+    local chosen = {}
+    for j, entry in ipairs(infos[i].logprobs) do
+        chosen[j] = entry.logprob
+    end
+    say(escaped(text), infos[i].tokens, infos[i].finish_reason, infos[i].seed, bits(chosen))
+end
+
 say "# rewind and sync"
 session:rewind(4)
 say(session.pos, session.length)
@@ -229,6 +281,18 @@ local function fails(fn, ...)
         say("error:", (value:gsub("^[^:]+:%d+: ", "")))
     end
 end
+-- Options that are refused before anything is fed.
+local refused, talk = assert(model:session()), assert(model:chat())
+local function refuses(options)
+    for _, call in ipairs { refused.generate, model.generate, talk.send } do
+        local object = call == model.generate and model or call == talk.send and talk or refused
+        local ok, message = pcall(call, object, "Hi", options)
+        say("refused:", (message:gsub("^[^:]+:%d+: ", ""):gsub("^%l+:%l+: ", "")))
+        assert(not ok)
+    end
+    say(refused.length, talk.session.length, #talk.messages)
+end
+
 for _, name in ipairs { "absent", "empty.gguf", "short.gguf", "no-config", "bad-config", "no-weights" } do
     fails(mm.load, folder .. "/" .. name)
     fails(mm.tokenizer, folder .. "/" .. name)
@@ -265,6 +329,12 @@ fails(model.sampler, model, { repetition_penalty = 0 })
 fails(model.sampler, model, { bias = { [-1] = 1 } })
 fails(model.sampler, model, { breakers = { model.config.vocab_size } })
 fails(model.generate, model, "x", { mask = mm.mask(model.config.vocab_size) })
+fails(model.generate, model, "x", { top_logprobs = 1, temperature = 0, max_new_tokens = 1,
+    mask = function() return mm.mask(model.config.vocab_size) end })
+for _, options in ipairs { { temperature = -1 }, { top_k = -1 }, { min_p = 2 }, { dry_base = 0.5 },
+    { bias = { [model.config.vocab_size] = 1 } }, { breakers = { -1 } } } do
+    refuses(options)
+end
 fails(model.run_with_hooks, model, { 1, 2 }, { { "expert_indices", function(tensor)
     tensor[0] = 1000
 end } })

@@ -154,6 +154,48 @@ scripted("one two three four", max_new_tokens=3)
 scripted("日本語 🙂!", stop="!")
 scripted("\n thoughts\n", prompt=turns)
 
+# Ids of the head that the tokenizer does not have.
+padding = model.config.vocab_size - 1
+padded = model.generate("x", max_new_tokens=3, seed=1, bias={padding: 1e9})
+say(escaped(padded.text), padded.tokens, padded.finish_reason)
+
+say("# pieces")
+for piece in model.generate(prompt, seed=8, max_new_tokens=30, stop="\n\n", stream=True):
+    say(escaped(piece))
+
+say("# turns")
+say(model.end_tokens)
+for name in ("eos-list", "eos-wrong"):
+    other = mm.load(f"{folder}/{name}")
+    say(other.end_tokens)
+    chat = other.chat(system="Be brief.", max_new_tokens=9)
+    for turn, options in enumerate((
+            {"seed": 1}, {"bias": {other.end_tokens[0]: 1e9}}, {"seed": 3},
+            {"bias": {tokenizer.think_close: 20}, "seed": 4}), 1):
+        result = chat.send(f"Turn {turn}", **options)
+        say(escaped(result.text), escaped(result.thinking), result.tokens, result.finish_reason)
+    say(chat.session.tokens)
+
+say("# forks")
+trunk = model.session()
+trunk.feed(prompt).run()
+branch = trunk.fork()
+say(branch.pos, branch.length, branch.context, hash_of(branch.logits))
+trunk.feed([65, 66]).run()
+branch.feed([67]).run()
+say(hash_of(trunk.logits), hash_of(branch.logits))
+branch.rewind(4)
+branch.feed([65, 66]).run()
+say(hash_of(branch.logits))
+
+say("# prompts together")
+for result in model.generate(
+        [prompt, {"prompt": turns, "seed": 3}, [5, 6, 7],
+         {"prompt": "Once", "max_new_tokens": 4, "stop": "e"}],
+        max_new_tokens=16, seed=2, top_logprobs=1):
+    say(escaped(result.text), result.tokens, result.finish_reason, result.seed,
+        bits([entry.logprob for entry in result.logprobs]))
+
 say("# rewind and sync")
 session.rewind(4)
 say(session.pos, session.length)
@@ -221,6 +263,21 @@ def fails(call):
         say("error: missing")
 
 
+# Options that are refused before anything is fed.
+refused, talk = model.session(), model.chat()
+
+
+def refuses(**options):
+    for call in (refused.generate, model.generate, talk.send):
+        try:
+            call("Hi", **options)
+        except mm.Error as error:
+            say("refused:", INDEX.sub(lambda index: str(int(index[0]) + 1), str(error)))
+        else:
+            say("refused: missing")
+    say(refused.length, talk.session.length, len(talk.messages))
+
+
 def misroute(tensor, tap):
     memoryview(tensor)[0, 0] = 1000
 
@@ -265,5 +322,10 @@ fails(lambda: mm.Sampler(model, bias={-1: 1}))
 fails(lambda: mm.Sampler(model, breakers=[model.config.vocab_size]))
 nothing = memoryview(bytes((model.config.vocab_size + 31) // 32 * 4)).cast("I")
 fails(lambda: model.generate("x", mask=nothing))
+fails(lambda: model.generate("x", top_logprobs=1, temperature=0, max_new_tokens=1,
+                             mask=lambda tokens: nothing))
+for options in ({"temperature": -1}, {"top_k": -1}, {"min_p": 2}, {"dry_base": 0.5},
+                {"bias": {model.config.vocab_size: 1}}, {"breakers": [-1]}):
+    refuses(**options)
 fails(lambda: model.run_with_hooks([1, 2], [("expert_indices", misroute)]))
 fails(lambda: model.generate("x", max_new_tokens=2, seed=1, logits_processor=spoil))
