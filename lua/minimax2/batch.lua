@@ -134,16 +134,16 @@ function Batch:next(ms)
 end
 
 --- A stream that goes on with a prompt, in a session of its own that is a member until the stream ends.
---- See stream.lua for the options.
+--- See stream.lua for the options; those of model:session are taken too.
 function Batch:stream(prompt, options)
     self:live()
-    local plan = Stream.plan(self.model, prompt, options, "batch:stream")
+    local plan = Stream.plan(self.model, prompt, options, "batch:stream", nil, Session.known)
     return self:start(plan)
 end
 
 -- The same, by a plan.
 function Batch:start(plan)
-    local session = Session.with_room(self.model, plan.count + plan.most)
+    local session = Session.with_room(self.model, plan.count + plan.most, plan.options, plan.where)
     session:feed(plan.prompt, plan.count)
     plan.prompt = nil
     self:add(session)
@@ -159,7 +159,8 @@ local function parted(item, options, where)
     for name, value in pairs(options) do
         own[name] = value
     end
-    for name, value in pairs(args.known(item, where, Stream.known, Sampler.known, { prompt = true })) do
+    for name, value in pairs(args.known(item, where, { prompt = true }, Session.known, Stream.known,
+        Sampler.known)) do
         own[name] = value
     end
     own.prompt = nil
@@ -169,11 +170,11 @@ end
 --- Goes on with several prompts at once, each in a session of its own. Returns a table of texts and one
 --- of infos, in the prompts' order, each as model:generate would alone. A prompt may be a table
 --- { prompt =, seed = 1, ... } with options of its own, which come before the common ones. All are
---- checked before anything is fed. Options: those of model:stream.
+--- checked before anything is fed. Options: those of model:generate.
 function Batch:generate(prompts, options, where)
     where = where or "batch:generate"
     self:live()
-    options = args.known(options, where, Stream.known, Sampler.known)
+    options = args.known(options, where, Session.known, Stream.known, Sampler.known)
     if type(prompts) ~= "table" then
         raise(("%s: prompts must be a table, not %s"):format(where, args.show(prompts)))
     end
@@ -181,7 +182,7 @@ function Batch:generate(prompts, options, where)
     for i, prompt in ipairs(prompts) do
         local at = ("%s: prompt %d"):format(where, i)
         local text, own = parted(prompt, options, at)
-        plans[i] = Stream.plan(self.model, text, own, at)
+        plans[i] = Stream.plan(self.model, text, own, at, nil, Session.known)
     end
     local ok, message = pcall(function()
         for i, plan in ipairs(plans) do

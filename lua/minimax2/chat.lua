@@ -13,22 +13,23 @@ local Stream = require "minimax2.stream"
 local Chat = {}
 Chat.__index = Chat
 
-local known = { system = true, context = true }
+local known = { system = true }
 
 --- See model:chat.
 function Chat.new(model, options)
-    options = args.known(options, "model:chat", known, Stream.known, Sampler.known)
+    options = args.known(options, "model:chat", known, Session.known, Stream.known, Sampler.known)
     if options.system ~= nil then
         args.text(options.system, "model:chat: system")
     end
-    local defaults = {}
+    local defaults, own = {}, {}
     for name, value in pairs(options) do
-        if not known[name] then
-            defaults[name] = value
-        end
+        local of_turns = not (known[name] or Session.known[name])
+        local place = of_turns and defaults or own
+        place[name] = value
     end
+    own.system = nil
     Stream.plan(model, nil, defaults, "model:chat") -- refuses now what each turn would
-    local session, message = Session.new(model, { context = options.context }, "model:chat")
+    local session, message = Session.new(model, own, "model:chat")
     if not session then
         return nil, message
     end

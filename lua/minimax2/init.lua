@@ -93,6 +93,11 @@ function mm.sampler(options)
     return Sampler.new(model, options, "mm.sampler")
 end
 
+--- mm.chat(model[, options]): a conversation; see model:chat.
+function mm.chat(model, options)
+    return need_model(model, "mm.chat"):chat(options)
+end
+
 --- mm.batch(model[, sessions][, options]): sessions to be advanced together; see model:batch.
 function mm.batch(model, sessions, options)
     return need_model(model, "mm.batch"):batch(sessions, options)

@@ -199,7 +199,8 @@ end
 
 --- A new session; nil and a sentence if there is no memory for it. Options: context (positions, the
 --- smaller of 8192 and the model's), kv_dtype ("bf16": queries and attention weights are then rounded
---- to it too; or "f32"), chunk (prompt tokens that go through the layers together, 1024).
+--- to it too; or "f32", which is the default of a model of precision "exact"), chunk (prompt
+--- tokens that go through the layers together, 1024).
 function Model:session(options)
     return Session.new(self, options, "model:session")
 end
@@ -211,8 +212,8 @@ function Model:batch(sessions, options)
     return Batch.new(self, sessions, options, "model:batch")
 end
 
---- A conversation on a session of its own: see chat.lua. Options: system (its first message), context,
---- and defaults for its generations.
+--- A conversation on a session of its own: see chat.lua. Options: system (its first message), those of
+--- model:session, and defaults for its generations. nil and a sentence if there is no memory for it.
 function Model:chat(options)
     return Chat.new(self, options)
 end
@@ -223,17 +224,19 @@ function Model:sampler(options)
 end
 
 -- A session of its own for one prompt, fed.
-local function session_for(self, prompt)
+local function session_for(self, prompt, options, where)
+    args.known(options, where, Session.known)
     local ids, count = self:prompt_ids(prompt)
-    return Session.with_room(self, count):feed(ids, count)
+    return Session.with_room(self, count, options, where):feed(ids, count)
 end
 
 local function start_stream(self, prompt, options, where)
-    local plan = Stream.plan(self, prompt, options, where)
-    return Stream.new(Session.with_room(self, plan.count + plan.most), plan, true)
+    local plan = Stream.plan(self, prompt, options, where, nil, Session.known)
+    return Stream.new(Session.with_room(self, plan.count + plan.most, options, where), plan, true)
 end
 
---- A stream that goes on with a prompt; see stream.lua for the options.
+--- A stream that goes on with a prompt; see stream.lua for the options. Those of model:session are taken
+--- too; context is, if not given, what the prompt and max_new_tokens need.
 function Model:stream(prompt, options)
     return start_stream(self, prompt, options, "model:stream")
 end
@@ -255,20 +258,21 @@ function Model:generate(prompt, options)
 end
 
 --- for tap in model:trace(prompt, points, layers): every activation at these points and layers (names
---- or numbers, one or a list; nil: all) while the prompt is evaluated.
-function Model:trace(prompt, points, layers)
+--- or numbers, one or a list; nil: all) while the prompt is evaluated. Options: those of model:session.
+function Model:trace(prompt, points, layers, options)
     local switches = trace.switches(self, points, layers)
-    local session = session_for(self, prompt)
+    local session = session_for(self, prompt, options, "model:trace")
     return trace.iterate(session, switches, function()
         session:close()
     end)
 end
 
 --- Evaluates a prompt and calls hooks { { point, layer, function(tensor, tap) }, ... } on the way
---- (layer may be left out: all). Returns the logits after its last token, a copy.
-function Model:run_with_hooks(prompt, hooks)
+--- (layer may be left out: all). Returns the logits after its last token, a copy: f32 [vocab_size].
+--- Options: those of model:session.
+function Model:run_with_hooks(prompt, hooks, options)
     local switches = trace.hook_switches(self, hooks)
-    local session = session_for(self, prompt)
+    local session = session_for(self, prompt, options, "model:run_with_hooks")
     for tap in trace.iterate(session, switches) do
         trace.call_hooks(hooks, switches, tap)
     end
@@ -278,14 +282,14 @@ function Model:run_with_hooks(prompt, hooks)
 end
 
 --- Logits after a prompt, a copy: f32 [vocab_size]; or with rows = "all" those of every token,
---- f32 [tokens, vocab_size].
-function Model:logits(prompt, rows)
+--- f32 [tokens, vocab_size]. Options: those of model:session.
+function Model:logits(prompt, rows, options)
     if rows == nil or rows == "last" then
-        return self:run_with_hooks(prompt, {})
+        return self:run_with_hooks(prompt, {}, options)
     elseif rows ~= "all" then
         raise(("rows must be 'last' or 'all', not %s"):format(args.show(rows)))
     end
-    local session = session_for(self, prompt)
+    local session = session_for(self, prompt, options, "model:logits")
     local vocab = self.config.vocab_size
     local out = Tensor.new(lib.MM2_F32, { session.length, vocab })
     for tap in trace.iterate(session, trace.switches(self, "logits")) do

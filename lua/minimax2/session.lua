@@ -17,7 +17,8 @@ local lib, raise, check, check_list = native.lib, native.raise, native.check, na
 
 local Session, properties = handle.class("session", "mm2_session", "mm2_session_free")
 
-local known = { context = true, kv_dtype = true, chunk = true }
+--- The names of the options, for functions that take them among others.
+Session.known = { context = true, kv_dtype = true, chunk = true }
 
 local function hold(object, model)
     return Session.hold(object, {
@@ -29,7 +30,7 @@ end
 
 --- See model:session.
 function Session.new(model, options, where)
-    options = args.known(options, where, known)
+    options = args.known(options, where, Session.known)
     local o = native.sized "mm2_session_options"
     lib.mm2_session_options_init(o)
     if options.context ~= nil then
@@ -38,7 +39,8 @@ function Session.new(model, options, where)
     if options.chunk ~= nil then
         o.chunk = args.int(options.chunk, where .. ": chunk")
     end
-    o.kv_dtype = args.kv_dtype(options.kv_dtype, where)
+    local exact = options.kv_dtype == nil and model:info "precision" == "exact"
+    o.kv_dtype = args.kv_dtype(exact and "f32" or options.kv_dtype, where)
     local out = ffi.new "mm2_session *[1]"
     if lib.mm2_session_new(out, model:live(), o) < 0 then
         return nil, native.message()
@@ -46,11 +48,16 @@ function Session.new(model, options, where)
     return hold(out[0], model)
 end
 
---- A session with room for `positions` tokens, or for as many as the model has; raises if there is no
---- memory for it.
-function Session.with_room(model, positions)
-    local context = math.min(model.config.max_position_embeddings, positions)
-    local session, message = Session.new(model, { context = context }, "model:session")
+--- A session with room for `positions` tokens, or for as many as the model has, if `options`, of which
+--- those of sessions count, do not say otherwise. Raises if it cannot be made.
+function Session.with_room(model, positions, options, where)
+    local own = { context = math.min(model.config.max_position_embeddings, positions) }
+    for name in pairs(Session.known) do
+        if options and options[name] ~= nil then
+            own[name] = options[name]
+        end
+    end
+    local session, message = Session.new(model, own, where)
     return session or raise(message)
 end
 

@@ -56,9 +56,10 @@ end
 
 --- A prompt (nil: none) and the options of a stream, all of them checked, and what is made of them: a
 --- table for Stream.new. It comes before anything is fed, so that a refused call leaves everything as it
---- was. thinking: the text begins inside a <think> block; nil: as the prompt has it.
-function Stream.plan(model, prompt, options, where, thinking)
-    options = args.known(options, where, Stream.known, Sampler.known)
+--- was. thinking: the text begins inside a <think> block; nil: as the prompt has it. more: names of
+--- further options, which are kept in plan.options.
+function Stream.plan(model, prompt, options, where, thinking, more)
+    options = args.known(options, where, Stream.known, Sampler.known, more or {})
     local mask, processor, hooks = options.mask, options.logits_processor, options.hooks
     if type(mask) ~= "function" then
         args.mask(mask, model.config.vocab_size, where)
@@ -68,6 +69,8 @@ function Stream.plan(model, prompt, options, where, thinking)
             args.show(processor)))
     end
     local plan = {
+        options = options,
+        where = where,
         most = args.count(options.max_new_tokens, DEFAULT_TOKENS, nil, where .. ": max_new_tokens"),
         mask = mask,
         processor = processor,

@@ -62,6 +62,38 @@ describe("a session", function()
         assert.are_not.equal(support.alone(long), support.alone(long, { kv_dtype = "f32" }))
     end)
 
+    it("has its options wherever a prompt is given", function()
+        local f32 = support.alone(long, { kv_dtype = "f32" })
+        local options = { kv_dtype = "f32", chunk = 7, context = 300 }
+        assert.equal(f32, model:logits(long, nil, options):bytes())
+        assert.equal(f32, model:logits(long, "all", options):bytes():sub(-#f32))
+        assert.equal(f32, model:run_with_hooks(long, {}, options):bytes())
+        local last
+        for tap in model:trace(long, "logits", nil, { kv_dtype = "f32" }) do
+            last = tap.tensor:bytes()
+        end
+        assert.equal(f32, last:sub(-#f32))
+        local stream = model:stream(long, { kv_dtype = "f32", context = 200 })
+        assert.equal(200, stream.session.context)
+        local chat = assert(mm.chat(model, { context = 99, kv_dtype = "f32" }))
+        assert.equal(99, chat.session.context)
+        local wrong = { chunks = 1 }
+        assert.matches("model:logits: unknown option 'chunks'",
+            support.failure(model.logits, model, long, "all", wrong))
+        assert.matches("model:run_with_hooks: unknown option 'chunks'",
+            support.failure(model.run_with_hooks, model, long, {}, wrong))
+        assert.matches("model:trace: unknown option 'chunks'",
+            support.failure(model.trace, model, long, "q", 1, wrong))
+    end)
+
+    it("keeps the cache in f32 where the model is exact", function()
+        local exact = assert(mm.load(nil, { precision = "exact" }))
+        local whole = exact:logits(support.prompt):bytes()
+        assert.equal(whole, exact:logits(support.prompt, nil, { kv_dtype = "f32" }):bytes())
+        assert.are_not.equal(whole, exact:logits(support.prompt, nil, { kv_dtype = "bf16" }):bytes())
+        exact:close()
+    end)
+
     it("goes on after a rewind as if it had never gone further", function()
         local ids = model.tokenizer:ids(long)
         session:feed(ids):run()
