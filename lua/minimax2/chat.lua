@@ -51,15 +51,15 @@ local function close_turn(self)
     end
 end
 
--- The ids that a message adds to the timeline, and their number.
+-- The ids that a message adds to the timeline.
 local function new_ids(self, message)
     local session, tokenizer = self.session, self.session.model.tokenizer
     if session.length > 0 then
-        return tokenizer:encode_further(session:tokens(), { message })
+        return tokenizer:template({ message }, { after = session:tokens() })
     end
     local turns = { unpack(self.messages) }
     turns[#turns + 1] = message
-    return tokenizer:encode_chat(turns)
+    return tokenizer:template(turns)
 end
 
 -- Starts a turn. Nothing is changed before everything is checked and fed.
@@ -77,12 +77,12 @@ local function start(self, text, options, where)
         all[name] = value
     end
     local message = { role = "user", content = args.text(text, where .. ": the text") }
-    local plan = Stream.plan(session.model, nil, all, where, true)
-    session:feed(new_ids(self, message))
+    local plan = Stream.plan(session.model, new_ids(self, message), all, where, true)
+    local stream = Stream.new(session, plan)
     close_turn(self)
     table.insert(self.messages, message)
-    self.last = Stream.new(session, plan)
-    return self.last
+    self.last = stream
+    return stream
 end
 
 --- Says something: the answer as a stream. An answer that was not pulled to its end is closed where it

@@ -13,16 +13,17 @@ local Reply = handle.class("reply", "mm2_reply", "mm2_reply_free")
 -- Why a reply has ended, as scripts read it.
 local reasons = { [lib.MM2_END_STOP] = "stop", [lib.MM2_END_LENGTH] = "length",
     [lib.MM2_END_CONTEXT] = "context", [lib.MM2_END_CANCELLED] = "cancelled" }
+local starts = { text = lib.MM2_START_TEXT, thinking = lib.MM2_START_THINKING,
+    answer = lib.MM2_START_ANSWER }
 local numbers = { context = lib.MM2_END_CONTEXT, cancelled = lib.MM2_END_CANCELLED }
 
 --- A reply of a model of at most `most` ids, which ends at the model's end tokens and before the strings
---- of the list `stops`.
---- thinking: it begins inside a <think> block. The model's tokenizer must live until the last push: keep
---- a session of the model open.
-function Reply.new(model, most, stops, thinking)
+--- of the list `stops`. start: "text"; or of a chat turn "thinking", inside <think>, or "answer", behind
+--- it. The model's tokenizer must live until the last push: keep a session of the model open.
+function Reply.new(model, most, stops, start)
     local o = native.sized "mm2_reply_options"
     lib.mm2_reply_options_init(o)
-    o.start = thinking and lib.MM2_START_THINKING or lib.MM2_START_TEXT
+    o.start = starts[start]
     o.max_tokens = most
     o.stop_count = #stops
     local strings = ffi.new("const char *[?]", #stops, stops)

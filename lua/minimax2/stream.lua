@@ -17,6 +17,8 @@
 ---                     the model's own logits
 ---   hooks             { { point, layer, function(tensor, tap) }, ... }, called at these activations;
 ---                     without the layer: at all
+---   thinking          whether the text begins inside <think>; nil: as the prompt has it; false closes that
+---                     block in a prompt of messages, so that the model answers at once
 ---   yield             true: stream:next() yields between time slices; for use in coroutines
 ---
 --- Fields: session, seed, finish_reason: nil while it goes on, then "stop" (end token or stop string),
@@ -40,7 +42,7 @@ local YIELD_US = 5000
 --- The names of the options, beside those of the sampler.
 Stream.known = {
     max_new_tokens = true, stop = true, mask = true, logits_processor = true, top_logprobs = true,
-    hooks = true, yield = true,
+    hooks = true, thinking = true, yield = true,
 }
 
 local function stop_list(stop, where)
@@ -54,11 +56,32 @@ local function stop_list(stop, where)
     return list
 end
 
+-- A chat prompt, which ends inside <think>, with that block closed and empty.
+local function without_thinking(tokenizer, ids, count, where)
+    if not (tokenizer.think_open and tokenizer.think_close) then
+        raise(where .. ": thinking = false needs a tokenizer with <think> and </think>")
+    end
+    local opened = count - 1
+    while opened >= 0 and ids[opened] ~= tokenizer.think_open do
+        opened = opened - 1
+    end
+    local list, blank = {}, tokenizer:ids "\n\n"
+    for i = 0, opened do
+        list[i + 1] = ids[i]
+    end
+    for _, part in ipairs { blank, { tokenizer.think_close }, blank } do
+        for _, id in ipairs(part) do
+            list[#list + 1] = id
+        end
+    end
+    return args.ids(list)
+end
+
 --- A prompt (nil: none) and the options of a stream, all of them checked, and what is made of them: a
 --- table for Stream.new. It comes before anything is fed, so that a refused call leaves everything as it
---- was. thinking: the text begins inside a <think> block; nil: as the prompt has it. more: names of
---- further options, which are kept in plan.options.
-function Stream.plan(model, prompt, options, where, thinking, more)
+--- was. chat: the prompt is the ids of a chat turn. more: names of further options, which are kept in
+--- plan.options.
+function Stream.plan(model, prompt, options, where, chat, more)
     options = args.known(options, where, Stream.known, Sampler.known, more or {})
     local mask, processor, hooks = options.mask, options.logits_processor, options.hooks
     if type(mask) ~= "function" then
@@ -78,8 +101,14 @@ function Stream.plan(model, prompt, options, where, thinking, more)
         hooks = hooks,
         switches = hooks ~= nil and trace.hook_switches(model, hooks) or nil,
         yields = options.yield,
-        thinks = thinking or messages.is(prompt),
     }
+    local answers, thinks = chat or messages.is(prompt), options.thinking
+    if thinks == nil then
+        thinks = answers
+    elseif type(thinks) ~= "boolean" then
+        raise(("%s: thinking must be true or false, not %s"):format(where, args.show(thinks)))
+    end
+    plan.thinks = thinks
     local stops = stop_list(options.stop, where)
     local sampler, message = Sampler.new(model, options, where)
     if not sampler then
@@ -88,8 +117,11 @@ function Stream.plan(model, prompt, options, where, thinking, more)
     plan.sampler, plan.seed = sampler, sampler.seed
     if prompt ~= nil then
         plan.prompt, plan.count = model:prompt_ids(prompt)
+        if answers and not thinks then
+            plan.prompt, plan.count = without_thinking(model.tokenizer, plan.prompt, plan.count, where)
+        end
     end
-    plan.reply = Reply.new(model, plan.most, stops, plan.thinks)
+    plan.reply = Reply.new(model, plan.most, stops, thinks and "thinking" or answers and "answer" or "text")
     return plan
 end
 

@@ -141,10 +141,6 @@ function Tokenizer:id(bytes)
     return id >= 0 and id or nil
 end
 
-local function chat_flags(options, where)
-    return flag(options, where, "generation_prompt", true) and lib.MM2_GENERATION_PROMPT or 0
-end
-
 local function text_length(turns)
     local sum = 0
     for _, turn in ipairs(turns) do
@@ -157,34 +153,35 @@ end
 --- Options: generation_prompt = false leaves out the opening of the assistant's turn.
 function Tokenizer:render(turns, options)
     local ptr = self:live()
-    local flags = chat_flags(options, "tokenizer:render")
+    local flags = flag(options, "tokenizer:render", "generation_prompt", true) and lib.MM2_GENERATION_PROMPT
+        or 0
     local array, count = messages.array(turns)
     return ffi.string(collect(char_array, text_length(turns), function(out, room)
         return lib.mm2_chat_render(ptr, array, count, flags, out, room)
     end))
 end
 
+local known = { generation_prompt = true, after = true }
+
 --- The same as token ids to feed: an int32_t array and its length. Only the template's own tags become
---- control tokens, whatever the messages hold.
+--- control tokens, whatever the messages hold. Options: generation_prompt, and after: the token ids of a
+--- timeline that holds a conversation, sampled answers included, as far back as its last turn's
+--- beginning. The ids are then what further turns add to it; what is missing of that turn's end comes
+--- first.
 function Tokenizer:encode_chat(turns, options)
     local ptr = self:live()
-    local flags = chat_flags(options, "tokenizer:template")
+    options = args.known(options, "tokenizer:template", known)
+    local flags = options.generation_prompt ~= false and lib.MM2_GENERATION_PROMPT or 0
     local array, count = messages.array(turns)
+    local after, length
+    if options.after ~= nil then
+        after, length = args.ids(options.after, nil, "tokenizer:template: after")
+    end
     return collect(int32_array, text_length(turns), function(ids, room)
+        if after then
+            return lib.mm2_chat_continue(ptr, after, length, array, count, flags, ids, room)
+        end
         return lib.mm2_chat_encode(ptr, array, count, flags, ids, room)
-    end)
-end
-
---- The ids that further turns add to a timeline that holds a conversation, sampled answers included: an
---- int32_t array and its length. timeline: token ids, as far back as the last turn's beginning. What is
---- missing of that turn's end comes first.
-function Tokenizer:encode_further(timeline, turns, options)
-    local ptr = self:live()
-    local flags = chat_flags(options, "tokenizer:encode_further")
-    local ids, length = args.ids(timeline)
-    local array, count = messages.array(turns)
-    return collect(int32_array, text_length(turns), function(out, room)
-        return lib.mm2_chat_continue(ptr, ids, length, array, count, flags, out, room)
     end)
 end
 

@@ -333,6 +333,32 @@ describe("a chat", function()
         end
     end)
 
+    it("answers at once without thinking", function()
+        local blank = tokenizer:ids "\n\n"
+        local closed = tokenizer:template { { role = "user", content = "Hello!" } }
+        while closed[#closed] ~= tokenizer.think_open do
+            table.remove(closed)
+        end
+        for _, part in ipairs { blank, { tokenizer.think_close }, blank } do
+            for _, id in ipairs(part) do
+                closed[#closed + 1] = id
+            end
+        end
+        local options = greedy(12, { thinking = false })
+        local text, info = model:generate({ { role = "user", content = "Hello!" } }, options)
+        local _, plain = model:generate(closed, greedy(12))
+        assert.same(plain.tokens, info.tokens)
+        assert.is_nil(info.thinking)
+        local chat = assert(model:chat(options))
+        assert.equal(text, (chat:send "Hello!"))
+        chat:send "And you?"
+        chat:close()
+        assert.matches("thinking must be true or false", support.failure(model.generate, model, "x",
+            { thinking = 1 }))
+        local _, opened = model:generate("x", greedy(4, { thinking = true }))
+        assert.is_string(opened.thinking)
+    end)
+
     it("is ended by the next turn", function()
         local chat = assert(model:chat { temperature = 0, max_new_tokens = 30 })
         local first = chat:stream "Hello!"

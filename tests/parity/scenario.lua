@@ -149,6 +149,9 @@ end
 local _, answer = model:generate(turns, { seed = 5, max_new_tokens = 24 })
 say(answer.tokens, answer.finish_reason)
 
+local at_once, instant = model:generate(turns, { seed = 5, max_new_tokens = 12, thinking = false })
+say(escaped(at_once), instant.tokens, none(instant.thinking))
+
 -- A mask that leaves one token at a time makes the model say what we want.
 local function scripted(text, options)
     local script = tokenizer:ids(text)

@@ -132,6 +132,8 @@ for options in (
         [id for entry in result.logprobs for id, _ in entry.top])
 answer = model.generate(turns, seed=5, max_new_tokens=24)
 say(answer.tokens, answer.finish_reason)
+at_once = model.generate(turns, seed=5, max_new_tokens=12, thinking=False)
+say(escaped(at_once.text), at_once.tokens, none(at_once.thinking))
 
 
 def scripted(text, *, prompt="x", stop=(), max_new_tokens=1024):
