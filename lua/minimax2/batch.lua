@@ -69,8 +69,8 @@ function Batch:remove(session)
 end
 
 -- Runs until something happens to a member. Returns the library's status, the event, and the member;
--- nothing if it was a member's stream that went on by it. For `mine`, a member that is run by a stream or
--- a trace of its own, MM2_READY is MM2_OK, and what happens to other members is nothing.
+-- nothing if it was a member's stream that went on by it, or if it did not happen to `mine`, a member that
+-- its own stream or trace runs (nil: all are meant).
 function Batch:advance(budget_us, mine)
     local event = self.event
     local status = check(lib.mm2_batch_run(self:live(), budget_us, event))
@@ -78,11 +78,9 @@ function Batch:advance(budget_us, mine)
         return status, event
     end
     local member = self.sessions[event.session + 1]
-    if member == mine then
-        return status == lib.MM2_READY and lib.MM2_OK or status, event, member
-    elseif member.current and not member.closed then
+    if member ~= mine and member.current and not member.closed then
         member.current:happened(status, event)
-    elseif not mine then
+    elseif member == mine or not mine then
         return status, event, member
     end
 end

@@ -99,8 +99,9 @@ function Session:run(ms)
     return status == lib.MM2_OK
 end
 
--- Works until everything is evaluated (MM2_OK), a tap is reached (MM2_TAP, and the event) or there is
--- nothing `left` (MM2_MORE). A member of a batch is run by its batch, and others' streams go on by it.
+-- Works until everything is evaluated (MM2_OK or MM2_READY), a tap is reached (MM2_TAP, and the event) or
+-- there is nothing `left` (MM2_MORE). A member of a batch is run by its batch, and others' streams go on
+-- by it.
 function Session:step(left)
     local budget_us = left() or 1
     repeat

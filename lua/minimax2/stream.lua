@@ -211,11 +211,12 @@ local function ready(self)
     take(self, self.reply:push(id))
 end
 
---- What its session's batch tells while somebody else runs it: MM2_READY, or MM2_TAP and the event.
+--- What a run tells, maybe one of somebody else's batch: that the session is at a tap (MM2_TAP, and the
+--- event), or else that it has its logits.
 function Stream:happened(status, event)
     if self.traced and self.session.traced ~= self.traced then
         raise("the hooks of this stream were ended by another call on its session")
-    elseif status == lib.MM2_READY then
+    elseif status ~= lib.MM2_TAP then
         ready(self)
     elseif self.hooks then
         trace.call_hooks(self.hooks, self.switches, trace.tap(event, self.session))
@@ -231,8 +232,8 @@ local function advance(self, budget_us)
         if status == lib.MM2_MORE then
             break
         end
-        self:happened(status == lib.MM2_OK and lib.MM2_READY or status, event)
-        if status == lib.MM2_OK or not left() then
+        self:happened(status, event)
+        if status ~= lib.MM2_TAP or not left() then
             break
         end
     end

@@ -110,6 +110,10 @@ describe("streams of a batch", function()
         local batch = assert(model:batch())
         local first = batch:stream(prompts[1], greedy(10))
         local second = batch:stream(prompts[2], greedy(4))
+        for i = 1, 3 do
+            first:poll(1000)
+            assert.is_true(#first:tokens() <= i)
+        end
         local text = first:finish()
         assert.equal((model:generate(prompts[1], greedy(10))), text)
         assert.equal("length", second.finish_reason)
@@ -210,6 +214,38 @@ describe("streams of a batch", function()
         b:tap("embed", nil, false)
         batch:close()
         assert.is_true(b:run())
+    end)
+
+    it("go on alone when the batch is closed", function()
+        local batch = assert(model:batch())
+        local streams = { batch:stream(prompts[1], greedy(6)), batch:stream(prompts[2], greedy(6)) }
+        streams[1]:poll()
+        batch:close()
+        for i = 1, 2 do
+            assert.equal((model:generate(prompts[i], greedy(6))), (streams[i]:finish()))
+        end
+    end)
+
+    it("are collected with their batch", function()
+        assert.equal("10 0", support.script [[
+            local mm = require "minimax2"
+            local model, count = assert(mm.load()), 0
+            for i = 1, 10 do
+                local batch = assert(model:batch())
+                local stream = batch:stream("Once", { hooks = { { "resid_post", function() end } } })
+                batch:stream("Twice", { max_new_tokens = 3 })
+                stream:poll()
+                local fork = assert(stream.session:fork())
+                batch, stream = nil, nil
+                collectgarbage()
+                fork:run()
+                count = count + 1
+            end
+            local batch = assert(model:batch())
+            left = batch:stream "At the end"
+            left:poll()
+            io.write(count)
+        ]])
     end)
 
     it("end with their session", function()
