@@ -62,6 +62,23 @@ describe("a model", function()
         assert.matches("^minimax2 model: ", tostring(model))
     end)
 
+    it("tells all facts at once, and the ids that end a generation", function()
+        local facts = model:info()
+        for key, value in pairs(facts) do
+            assert.equal(value, model:info(key))
+        end
+        assert.is_string(facts.path)
+        assert.same({ model.tokenizer.eos }, model:end_tokens())
+    end)
+
+    it("may be read into memory instead of mapped", function()
+        local own = assert(mm.load(nil, { mapped = false }))
+        assert.equal(model:logits({ 1, 2, 3 }):bytes(), own:logits({ 1, 2, 3 }):bytes())
+        local name = "model.norm.weight"
+        assert.is_true(own:tensor(name).readonly)
+        own:close()
+    end)
+
     it("measures the machine and counts what tokens take", function()
         local limits = model:limits()
         assert.equal(model.threads, limits.threads)
