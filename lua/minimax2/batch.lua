@@ -141,7 +141,7 @@ end
 
 -- The same, by a plan.
 function Batch:start(plan)
-    local session = Session.with_room(self.model, plan.count + plan.most, plan.options, plan.where)
+    local session = Session.with_room(self.model, plan.count, plan.most, plan.options, plan.where)
     session:feed(plan.prompt, plan.count)
     plan.prompt = nil
     self:add(session)

@@ -227,12 +227,12 @@ end
 local function session_for(self, prompt, options, where)
     args.known(options, where, Session.known)
     local ids, count = self:prompt_ids(prompt)
-    return Session.with_room(self, count, options, where):feed(ids, count)
+    return Session.with_room(self, count, 0, options, where):feed(ids, count)
 end
 
 local function start_stream(self, prompt, options, where)
     local plan = Stream.plan(self, prompt, options, where, nil, Session.known)
-    return Stream.new(Session.with_room(self, plan.count + plan.most, options, where), plan, true)
+    return Stream.new(Session.with_room(self, plan.count, plan.most, options, where), plan, true)
 end
 
 --- A stream that goes on with a prompt; see stream.lua for the options. Those of model:session are taken

@@ -48,10 +48,15 @@ function Session.new(model, options, where)
     return hold(out[0], model)
 end
 
---- A session with room for `positions` tokens, or for as many as the model has, if `options`, of which
+--- A session for a prompt of `count` tokens and `more`, or as many as the model has, if `options`, of which
 --- those of sessions count, do not say otherwise. Raises if it cannot be made.
-function Session.with_room(model, positions, options, where)
-    local own = { context = math.min(model.config.max_position_embeddings, positions) }
+function Session.with_room(model, count, more, options, where)
+    local positions = model.config.max_position_embeddings
+    if count > positions then
+        raise(("the prompt is %d tokens long, the model has %d positions: shorten it"):format(count,
+            positions))
+    end
+    local own = { context = math.min(positions, count + more) }
     for name in pairs(Session.known) do
         if options and options[name] ~= nil then
             own[name] = options[name]

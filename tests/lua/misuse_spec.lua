@@ -65,6 +65,11 @@ describe("misuse", function()
         assert.matches("prompt is empty", failure(session.feed, session, ""))
         assert.matches("prompt is empty", failure(model.generate, model, ""))
         assert.matches("prompt is empty", failure(session.sync, session, {}))
+        local long = ("x "):rep(model.config.max_position_embeddings + 1)
+        for _, call in ipairs { model.generate, model.stream, model.logits, model.trace } do
+            assert.matches("the prompt is %d+ tokens long, the model has %d+ positions",
+                failure(call, model, long))
+        end
         assert.matches("3 positions", failure(session.feed, session, { 1, 2, 3, 4 }))
         session:feed { 1, 2, 3 }
         assert.is_true(session:run())

@@ -338,6 +338,8 @@ for _, options in ipairs { { temperature = -1 }, { top_k = -1 }, { min_p = 2 }, 
     { bias = { [model.config.vocab_size] = 1 } }, { breakers = { -1 } } } do
     refuses(options)
 end
+fails(model.generate, model, ("x "):rep(model.config.max_position_embeddings + 1))
+fails(model.logits, model, ("x "):rep(model.config.max_position_embeddings + 1))
 fails(model.run_with_hooks, model, { 1, 2 }, { { "expert_indices", function(tensor)
     tensor[0] = 1000
 end } })

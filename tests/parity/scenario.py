@@ -329,5 +329,7 @@ fails(lambda: model.generate("x", top_logprobs=1, temperature=0, max_new_tokens=
 for options in ({"temperature": -1}, {"top_k": -1}, {"min_p": 2}, {"dry_base": 0.5},
                 {"bias": {model.config.vocab_size: 1}}, {"breakers": [-1]}):
     refuses(**options)
+fails(lambda: model.generate("x " * (model.config.max_position_embeddings + 1)))
+fails(lambda: model("x " * (model.config.max_position_embeddings + 1)))
 fails(lambda: model.run_with_hooks([1, 2], [("expert_indices", misroute)]))
 fails(lambda: model.generate("x", max_new_tokens=2, seed=1, logits_processor=spoil))
