@@ -53,8 +53,8 @@ static mm2_status map_file(mm2_file *f, int fd)
         is_writable = (f->flags & MM2_FILE_WRITABLE) != 0;
     int protection = PROT_READ | (is_copy || is_writable ? PROT_WRITE : 0);
     /* Whoever fills copies compares their sizes with the memory that is left. */
-    int kind = MAP_PRIVATE | (is_copy || is_writable ? MAP_NORESERVE : 0) |
-               (is_copy ? MAP_ANONYMOUS : 0);
+    int kind =
+        MAP_PRIVATE | (is_copy || is_writable ? MAP_NORESERVE : 0) | (is_copy ? MAP_ANONYMOUS : 0);
     void *data = mmap(NULL, (size_t)f->size, protection, kind, is_copy ? -1 : fd, 0);
     if (data == MAP_FAILED)
         return mm2_file_fail(f->path,

@@ -20,17 +20,17 @@ char mm2_json_peek(mm2_json *j);
 /* Nothing but spaces may be left. */
 mm2_status mm2_json_end(mm2_json *j);
 
-/* Steps through an object (open '{') or an array (open '['): 1 in front of each member, 0 behind the
- * closing bracket, negative on failure. *begun is 0 before the first call. */
+/* Steps through an object (open '{') or an array (open '['): 1 in front of each member, 0 behind
+ * the closing bracket, negative on failure. *begun is 0 before the first call. */
 int32_t mm2_json_next(mm2_json *j, char open, int *begun);
-/* A string, decoded, checked to be UTF-8 without NUL, and terminated; FORMAT if it does not fit into
- * `cap` bytes. out NULL: read over it. A key is a string and its colon. */
+/* A string, decoded, checked to be UTF-8 without NUL, and terminated; FORMAT if it does not fit
+ * into `cap` bytes. out NULL: read over it. A key is a string and its colon. */
 mm2_status mm2_json_string(mm2_json *j, char *out, int32_t cap);
 mm2_status mm2_json_key(mm2_json *j, char *out, int32_t cap);
 /* A whole number, 0..2^63-1. */
 mm2_status mm2_json_integer(mm2_json *j, int64_t *out);
-/* The characters of a number, true, false or null, borrowed from the document, in *text; returns how
- * many. NaN, Infinity and -Infinity are numbers, because Python writes them. */
+/* The characters of a number, true, false or null, borrowed from the document, in *text; returns
+ * how many. NaN, Infinity and -Infinity are numbers, because Python writes them. */
 int32_t mm2_json_scalar(mm2_json *j, const char **text);
 /* Reads over any value; nesting deeper than MM2_JSON_DEPTH fails. */
 mm2_status mm2_json_skip(mm2_json *j);

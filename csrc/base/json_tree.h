@@ -28,7 +28,8 @@ typedef struct mm2_json_tree {
 } mm2_json_tree;
 
 /* Reads the value that `j` stands before. NOMEM, or FORMAT: not JSON, nested deeper than
- * MM2_JSON_DEPTH, more than 1 MiB, or an object with a key twice. After a failure there is nothing to free. */
+ * MM2_JSON_DEPTH, more than 1 MiB, or an object with a key twice. After a failure there is nothing
+ * to free. */
 mm2_status mm2_json_tree_read(mm2_json_tree *t, mm2_json *j);
 void mm2_json_tree_free(mm2_json_tree *t); /* idempotent */
 

@@ -5,8 +5,8 @@
  * The formatter is ours because the library may not depend on the host's locale ("1,5") and imports
  * nothing of stdio.
  *
- * Sentences end up in terminals and logs, and much in them comes out of files: in a sentence, what a
- * %s inserts keeps only whole printable characters. Of the rest every byte becomes \xNN, and the
+ * Sentences end up in terminals and logs, and much in them comes out of files: in a sentence, what
+ * a %s inserts keeps only whole printable characters. Of the rest every byte becomes \xNN, and the
  * middle of a very long text is left out, so that what stands behind it is still there. */
 #include "base/status.h"
 
@@ -75,7 +75,7 @@ static void put_clean(writer *w, const char *s, int64_t length)
     }
 }
 
-/* What file and caller have named, for a sentence. A limit may cut a character: its first bytes go. */
+/* What a file or a caller has named. A limit may cut a character: its first bytes go. */
 static void put_foreign(writer *w, const char *s, int limit)
 {
     int64_t length = limit < 0 ? (int64_t)strlen(s) : (int64_t)strnlen(s, (size_t)limit);

@@ -115,6 +115,14 @@ int mm2_checkpoint_can_name(const char *name, size_t length)
     return length > 0 && length <= MM2_MAX_NAME;
 }
 
+void mm2_checkpoint_show(char *out, const char *name, size_t length)
+{
+    if (mm2_checkpoint_can_name(name, length))
+        mm2_format(out, MM2_MAX_NAME + 1, "%.*s", (int)length, name);
+    else
+        mm2_format(out, MM2_MAX_NAME + 1, "(a name that nobody can ask for)");
+}
+
 mm2_status mm2_checkpoint_add(mm2_checkpoint *c, const char *name, const char *file,
                               mm2_entry **out)
 {

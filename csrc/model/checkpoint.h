@@ -77,6 +77,8 @@ mm2_status mm2_checkpoint_check(mm2_checkpoint *c);
 
 /* Can a tensor of this name be asked for? Others are left alone. */
 int mm2_checkpoint_can_name(const char *name, size_t length);
+/* The name as a sentence shows it, MM2_MAX_NAME + 1 bytes at most. */
+void mm2_checkpoint_show(char *out, const char *name, size_t length);
 /* Appends an entry of this name, which must outlive the checkpoint; FORMAT if it is taken, or one
  * too many. */
 mm2_status mm2_checkpoint_add(mm2_checkpoint *c, const char *name, const char *file,

@@ -48,7 +48,8 @@ static void get(const mm2_source *s, const char *key, int32_t item, mm2_given *o
         return;
     out->kind = MM2_GIVEN_OTHER;
     if (v->text)
-        mm2_text_clean(out->text, sizeof out->text, v->text, v->size);
+        mm2_format(out->text, sizeof out->text, "%.*s",
+                   (int)(v->size < INT32_MAX ? v->size : INT32_MAX), v->text);
     if (mm2_value_is(v, MM2_VALUE_NUMBER)) {
         out->kind = MM2_GIVEN_NUMBER;
         out->is_whole = mm2_value_is_whole(v);

@@ -331,7 +331,8 @@ static void get(const mm2_source *s, const char *key, int32_t item, mm2_given *o
     out->kind = MM2_GIVEN_OTHER;
     if (p->type == MM2_GGUF_STRING) {
         out->kind = MM2_GIVEN_TEXT;
-        mm2_text_clean(out->text, sizeof out->text, (const char *)p->data, p->count);
+        mm2_format(out->text, sizeof out->text, "%.*s",
+                   (int)(p->count < INT32_MAX ? p->count : INT32_MAX), (const char *)p->data);
     } else if (p->type != MM2_GGUF_ARRAY) {
         get_scalar(p->type, p->data, out);
     } else if (item < 0) {

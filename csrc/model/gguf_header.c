@@ -252,7 +252,7 @@ static mm2_status take_info(cursor *c, mm2_gguf_info *t)
     if (status)
         return status;
     t->name_length = (uint32_t)length;
-    mm2_text_clean(name, sizeof name, t->name, length);
+    mm2_checkpoint_show(name, t->name, (size_t)length);
     status = take_shape(c, t, name);
     uint64_t offset = 0;
     if (!status)
@@ -315,7 +315,7 @@ static mm2_status place_tensors(mm2_gguf *g, int64_t header_end)
     for (int32_t i = 0; i < g->info_count; i++) {
         mm2_gguf_info *t = &g->infos[i];
         char name[MM2_MAX_NAME + 1];
-        mm2_text_clean(name, sizeof name, t->name, t->name_length);
+        mm2_checkpoint_show(name, t->name, t->name_length);
         if (t->offset % alignment)
             return mm2_fail(MM2_E_FORMAT,
                             "%s: tensor \"%s\": its offset %lld is no multiple of the alignment "

@@ -69,15 +69,12 @@ static mm2_status shard_number(reader *r, mm2_strmap *shards, const char *where,
 static mm2_status read_name(mm2_json *j, char *name)
 {
     mm2_json begin = *j;
-    mm2_status status = mm2_json_key(j, NULL, 0);
-    if (status)
-        return status;
-    mm2_json end = *j;
+    mm2_status status = mm2_json_key(j, name, MM2_MAX_NAME + 1);
+    if (!status && mm2_checkpoint_can_name(name, strlen(name)))
+        return MM2_OK;
+    *name = 0; /* other characters, too long, or no string at all */
     *j = begin;
-    if (mm2_json_key(j, name, MM2_MAX_NAME + 1) || !mm2_checkpoint_can_name(name, strlen(name)))
-        *name = 0; /* too long, or of other characters */
-    *j = end;
-    return MM2_OK;
+    return mm2_json_key(j, NULL, 0);
 }
 
 static mm2_status read_weight_map(reader *r, mm2_json *j, mm2_strmap *shards)
@@ -285,7 +282,7 @@ static mm2_status fill_entry(reader *r, mm2_entry *e, const header_fields *h, co
 {
     char why[64], text[sizeof h->dtype];
     int32_t dtype = mm2_dtype_from_safetensors(h->dtype);
-    mm2_text_clean(text, sizeof text, h->dtype, (int64_t)strlen(h->dtype));
+    mm2_format(text, sizeof text, "%s", h->dtype);
     if (!dtype)
         mm2_format(why, sizeof why, "has dtype %s", text);
     else if (h->ndim > MM2_MAX_DIMS)
@@ -309,7 +306,8 @@ static mm2_status read_tensor(reader *r, mm2_json *j, const mm2_file *f, int64_t
 {
     header_fields h = {0};
     mm2_entry *e = NULL;
-    const char *shown = *name ? name : "(a name that nobody can ask for)";
+    char shown[MM2_MAX_NAME + 1];
+    mm2_checkpoint_show(shown, name, strlen(name));
     mm2_status status = read_fields(j, shown, &h);
     if (!status)
         status = claim_entry(r, name, f->path, &e);

@@ -1,8 +1,8 @@
 /* A reply: sampled ids go in, thinking and answer come out, until something ends it.
  *
- * Two texts grow, the thinking and the answer. Each is kept whole, with a mark up to which it may be
- * seen; a piece is what lies between two marks. Behind the mark waits what is not decided yet: the
- * first bytes of a character, what may become a stop string (answer), newlines that may be the
+ * Two texts grow, the thinking and the answer. Each is kept whole, with a mark up to which it may
+ * be seen; a piece is what lies between two marks. Behind the mark waits what is not decided yet:
+ * the first bytes of a character, what may become a stop string (answer), newlines that may be the
  * format's last ones (thinking).
  *
  * Stop strings are found byte by byte (Knuth, Morris, Pratt), each in time proportional to the

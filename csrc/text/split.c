@@ -7,10 +7,10 @@
  * that needs more ends in an error value.
  *
  * Steps are counted in callouts before every item of the pattern: one for each, and one for each
- * byte that the matcher has gone since. PCRE2's own limit counts backtracking only, and of one match
- * only: a look ahead to the end of the text costs nothing there, at every byte. The family's pattern
- * needs no callouts, which take half its time again: whatever it looks at without success is part of
- * the next match, so that some twenty steps a byte are enough.
+ * byte that the matcher has gone since. PCRE2's own limit counts backtracking only, and of one
+ * match only: a look ahead to the end of the text costs nothing there, at every byte. The family's
+ * pattern needs no callouts, which take half its time again: whatever it looks at without success
+ * is part of the next match, so that some twenty steps a byte are enough.
  *
  * Compiled once, never written again; what a match needs lives in the walk. */
 #define PCRE2_CODE_UNIT_WIDTH 8

@@ -1,7 +1,7 @@
 /* Recognising a chat template. A template is a Jinja program out of a downloaded file: it is never
- * run, it is compared with the ones that are known, by a hash of its normal form. Two templates with
- * the same normal form render the same, so that nothing which renders something else is taken for
- * a known one.
+ * run, it is compared with the ones that are known, by a hash of its normal form. Two templates
+ * with the same normal form render the same, so that nothing which renders something else is taken
+ * for a known one.
  *
  * The normal form is what Jinja's own lexer makes of the text, with trim_blocks and lstrip_blocks
  * as everybody sets them for chat templates: text after white space control, and tags. Comments,
@@ -9,10 +9,10 @@
  * `set model_identity = "..."` the string is taken out: the default system prompt is the only thing
  * in which the releases differ.
  *
- * Where this reading is simpler than Jinja's, the normal form keeps what it does not understand, and
- * the hash is then an unknown one: a template can be refused without need, never mistaken. The hash
- * is no shield against a template made to collide: who writes one harms the reader of that file
- * only, with a rendering that the same file could have asked for. */
+ * Where this reading is simpler than Jinja's, the normal form keeps what it does not understand,
+ * and the hash is then an unknown one: a template can be refused without need, never mistaken. The
+ * hash is no shield against a template made to collide: who writes one harms the reader of that
+ * file only, with a rendering that the same file could have asked for. */
 #include "text/template.h"
 
 #include "base/utf8.h"
@@ -108,23 +108,18 @@ static const char *skip_string(const char *at, const char *end)
     return at < end ? at + 1 : end;
 }
 
-/* Behind the end of a tag, whose last character was at r->at - 1: a minus there takes the white
- * space that follows, nothing takes one line end; a {{ }} is trimmed by a minus only. */
+/* Behind the end of a tag, at r->at: a minus in it takes all white space that follows; else one
+ * line end goes, if `trim`. */
 static void after_tag(reader *r, int minus, int trim)
 {
-    r->line_start = 0;
-    while (r->at < r->end && (minus ? is_space(*r->at) : trim && is_space(*r->at))) {
-        char c = *r->at;
-        if (!minus && c != '\n' && c != '\r')
-            return;
+    const char *begin = r->at;
+    while (minus && r->at < r->end && is_space(*r->at))
         r->at++;
-        r->line_start = c == '\n' || c == '\r';
-        if (!minus) {
-            if (c == '\r' && r->at < r->end && *r->at == '\n')
-                r->at++;
-            return;
-        }
+    if (!minus && trim) {
+        r->at += r->at < r->end && *r->at == '\r';
+        r->at += r->at < r->end && *r->at == '\n';
     }
+    r->line_start = r->at > begin && (r->at[-1] == '\n' || r->at[-1] == '\r');
 }
 
 /* The text from `begin` to the tag at r->at, of this kind and with this sign behind its opening. */

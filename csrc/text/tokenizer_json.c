@@ -4,10 +4,10 @@
  * compute is refused by name, never ignored. Not looked at because ids do not depend on them:
  * truncation, padding, the post-processor (it adds tokens of its own; here the caller does that).
  *
- * 99 % of the document are two lists, 200,000 words with their ids and as many merges. The document is
- * read over once: the places of these and of the added tokens are kept and read by the pull reader
- * then; the few small members that matter become trees, gone when the function returns; all others
- * cost nothing, however large they are. */
+ * 99 % of the document are two lists, 200,000 words with their ids and as many merges. The document
+ * is read over once: the places of these and of the added tokens are kept and read by the pull
+ * reader then; the few small members that matter become trees, gone when the function returns; all
+ * others cost nothing, however large they are. */
 #include "base/json_tree.h"
 #include "base/status.h"
 #include "text/parts.h"

@@ -1,20 +1,40 @@
 --- Batch: several sessions of one model advanced through the weights together, each with the bits it
---- would have alone. Feed, rewind and sample the members as ever; run the batch.
+--- would have alone. Feed, rewind and sample the members as ever; run the batch. Members that decode go
+--- first, and wait for others' prompts no longer than `rows` tokens take.
+---
+--- Streams of members go on whenever the batch runs, whoever runs it:
+---     local batch = assert(model:batch())
+---     local first, second = batch:stream("Once"), batch:stream("Twice", { seed = 3 })
+---     while not batch:run(4) do end
+---
+--- Fields: model, sessions (the members, for reading), closed.
 
 local ffi = require "ffi"
 local native = require "minimax2.native"
 local handle = require "minimax2.handle"
 local args = require "minimax2.args"
+local messages = require "minimax2.messages"
 local trace = require "minimax2.trace"
+local Sampler = require "minimax2.sampling"
+local Session = require "minimax2.session"
+local Stream = require "minimax2.stream"
 
-local lib, check = native.lib, native.check
+local lib, raise, check = native.lib, native.raise, native.check
 
 local Batch = handle.class("batch", "mm2_batch", "mm2_batch_free")
 
+local known = { rows = true }
+
 --- See model:batch.
-function Batch.new(model, sessions)
+function Batch.new(model, sessions, options, where)
+    options = args.known(options, where, known)
+    local o = native.sized "mm2_batch_options"
+    lib.mm2_batch_options_init(o)
+    if options.rows ~= nil then
+        o.rows = args.int(options.rows, where .. ": rows")
+    end
     local out = ffi.new "mm2_batch *[1]"
-    if lib.mm2_batch_new(out, model:live(), nil) < 0 then
+    if lib.mm2_batch_new(out, model:live(), o) < 0 then
         return nil, native.message()
     end
     local self = Batch.hold(out[0], {
@@ -32,6 +52,7 @@ end
 function Batch:add(session)
     check(lib.mm2_batch_add(self:live(), args.session(session, "batch:add")))
     table.insert(self.sessions, session)
+    session.batch = self
     return self
 end
 
@@ -44,18 +65,139 @@ function Batch:remove(session)
             break
         end
     end
+    session.batch = nil
 end
 
---- As session:run, for all members; a tap tells its session.
-function Batch:run(ms)
-    local status
+-- Runs until something happens to a member. Returns the library's status, the event, and the member;
+-- nothing if it was a member's stream that went on by it. For `mine`, a member that is run by a stream or
+-- a trace of its own, MM2_READY is MM2_OK, and what happens to other members is nothing.
+function Batch:advance(budget_us, mine)
+    local event = self.event
+    local status = check(lib.mm2_batch_run(self:live(), budget_us, event))
+    if status == lib.MM2_OK or status == lib.MM2_MORE then
+        return status, event
+    end
+    local member = self.sessions[event.session + 1]
+    if member == mine then
+        return status == lib.MM2_READY and lib.MM2_OK or status, event, member
+    elseif member.current and not member.closed then
+        member.current:happened(status, event)
+    elseif not mine then
+        return status, event, member
+    end
+end
+
+-- Streams that start where their session has its logits already, or that were refused a token.
+local function wake(self)
+    for _, member in ipairs { unpack(self.sessions) } do
+        if not member.closed and member.current and member.pos == member.length then
+            member.current:happened(lib.MM2_READY)
+        end
+    end
+end
+
+-- Runs the batch for `ms`. Returns the status and what Batch.advance said to it.
+local function run(self, ms, wanted)
+    local left = native.timer(args.budget(ms))
+    local budget_us = left() or 1
+    wake(self)
     repeat
-        status = check(lib.mm2_batch_run(self:live(), args.budget(ms), self.event))
-    until status ~= lib.MM2_READY
+        local status, event, member = self:advance(budget_us)
+        if status and (status ~= lib.MM2_READY or status == wanted) then
+            return status, event, member
+        end
+        budget_us = left()
+    until not budget_us
+    return lib.MM2_MORE
+end
+
+--- As session:run, for all members; a tap tells its session. Streams of members go on meanwhile: true
+--- is when they have ended, and every other member has caught up.
+function Batch:run(ms)
+    local status, event, member = run(self, ms)
     if status == lib.MM2_TAP then
-        return false, trace.tap(self.event, self, self.sessions[self.event.session + 1])
+        return false, trace.tap(event, member)
     end
     return status == lib.MM2_OK
+end
+
+--- The same, but also returns when a member that has no stream has caught up: that session, which has its
+--- logits now, once after what was fed to it. Otherwise nil and what batch:run returns.
+function Batch:next(ms)
+    local status, event, member = run(self, ms, lib.MM2_READY)
+    if status == lib.MM2_READY then
+        return member
+    elseif status == lib.MM2_TAP then
+        return nil, false, trace.tap(event, member)
+    end
+    return nil, status == lib.MM2_OK
+end
+
+--- A stream that goes on with a prompt, in a session of its own that is a member until the stream ends.
+--- See stream.lua for the options.
+function Batch:stream(prompt, options)
+    self:live()
+    local plan = Stream.plan(self.model, prompt, options, "batch:stream")
+    return self:start(plan)
+end
+
+-- The same, by a plan.
+function Batch:start(plan)
+    local session = Session.with_room(self.model, plan.count + plan.most)
+    session:feed(plan.prompt, plan.count)
+    plan.prompt = nil
+    self:add(session)
+    return Stream.new(session, plan, true)
+end
+
+-- A prompt, and its options: those for all, and over them those that stand beside it.
+local function parted(item, options, where)
+    if not messages.has_options(item) then
+        return item, options
+    end
+    local own = {}
+    for name, value in pairs(options) do
+        own[name] = value
+    end
+    for name, value in pairs(args.known(item, where, Stream.known, Sampler.known, { prompt = true })) do
+        own[name] = value
+    end
+    own.prompt = nil
+    return item.prompt, own
+end
+
+--- Goes on with several prompts at once, each in a session of its own. Returns a table of texts and one
+--- of infos, in the prompts' order, each as model:generate would alone. A prompt may be a table
+--- { prompt =, seed = 1, ... } with options of its own, which come before the common ones. All are
+--- checked before anything is fed. Options: those of model:stream.
+function Batch:generate(prompts, options, where)
+    where = where or "batch:generate"
+    self:live()
+    options = args.known(options, where, Stream.known, Sampler.known)
+    if type(prompts) ~= "table" then
+        raise(("%s: prompts must be a table, not %s"):format(where, args.show(prompts)))
+    end
+    local plans, streams, texts, infos = {}, {}, {}, {}
+    for i, prompt in ipairs(prompts) do
+        local at = ("%s: prompt %d"):format(where, i)
+        local text, own = parted(prompt, options, at)
+        plans[i] = Stream.plan(self.model, text, own, at)
+    end
+    local ok, message = pcall(function()
+        for i, plan in ipairs(plans) do
+            streams[i] = self:start(plan)
+        end
+        for i, stream in ipairs(streams) do
+            texts[i], infos[i] = stream:finish()
+        end
+    end)
+    if not ok then
+        for _, stream in ipairs(streams) do
+            stream:cancel()
+        end
+        error(message, 0)
+    end
+    return texts, infos
 end
 
 local free = Batch.close
@@ -63,6 +205,9 @@ local free = Batch.close
 --- Frees the batch; again is allowed. The members go on alone.
 function Batch:close()
     free(self)
+    for _, session in ipairs(self.sessions) do
+        session.batch = nil
+    end
     self.sessions = {}
 end
 

@@ -27,7 +27,7 @@ function Chat.new(model, options)
             defaults[name] = value
         end
     end
-    Stream.plan(model, defaults, "model:chat") -- refuses now what each turn would
+    Stream.plan(model, nil, defaults, "model:chat") -- refuses now what each turn would
     local session, message = Session.new(model, { context = options.context }, "model:chat")
     if not session then
         return nil, message
@@ -50,31 +50,15 @@ local function close_turn(self)
     end
 end
 
--- The ids that a message adds to the timeline. Rendered behind a stand-in for the turns before and cut
--- off there, at the tag that ends a turn: what the format puts between two turns stays.
+-- The ids that a message adds to the timeline, and their number.
 local function new_ids(self, message)
     local session, tokenizer = self.session, self.session.model.tokenizer
-    local length = session.length
-    if length == 0 then
-        local turns = { unpack(self.messages) }
-        turns[#turns + 1] = message
-        return tokenizer:template(turns)
+    if session.length > 0 then
+        return tokenizer:encode_further(session:tokens(), { message })
     end
-    local before = { role = "user", content = "." }
-    local head = tokenizer:template({ before }, { generation_prompt = false })
-    local both = tokenizer:template { before, message }
-    local cut = #head
-    while cut > 0 and head[cut] ~= tokenizer.turn_end do
-        cut = cut - 1
-    end
-    if session:tokens()[length - 1] ~= tokenizer.turn_end then
-        cut = cut - 1 -- the last turn was cut short: close it first
-    end
-    local ids = {}
-    for i = cut + 1, #both do
-        ids[#ids + 1] = both[i]
-    end
-    return ids
+    local turns = { unpack(self.messages) }
+    turns[#turns + 1] = message
+    return tokenizer:encode_chat(turns)
 end
 
 -- Starts a turn. Nothing is changed before everything is checked and fed.
@@ -92,11 +76,11 @@ local function start(self, text, options, where)
         all[name] = value
     end
     local message = { role = "user", content = args.text(text, where .. ": the text") }
-    local plan = Stream.plan(session.model, all, where)
+    local plan = Stream.plan(session.model, nil, all, where, true)
     session:feed(new_ids(self, message))
     close_turn(self)
     table.insert(self.messages, message)
-    self.last = Stream.new(session, plan, true)
+    self.last = Stream.new(session, plan)
     return self.last
 end
 

@@ -41,7 +41,7 @@ function handle.class(name, ctype, release)
     }
 
     -- `lib` is an upvalue here: a collected library would be unmapped.
-    local function finalise(cell)
+    local function free(cell)
         if cell.open[0] == 1 then
             cell.open[0] = 0
             lib[release](cell.object)
@@ -49,7 +49,7 @@ function handle.class(name, ctype, release)
     end
 
     function class.hold(object, fields)
-        fields.cell = object ~= nil and ffi.gc(Cell({ 1 }, object), finalise) or nil
+        fields.cell = object ~= nil and ffi.gc(Cell({ 1 }, object), free) or nil
         return setmetatable(fields, metatable)
     end
 
@@ -62,16 +62,9 @@ function handle.class(name, ctype, release)
         return cell.object
     end
 
-    --- Frees the object; again is allowed. Raises, and it stays open, while another thread runs it.
+    --- Frees the object; again is allowed.
     function class:close()
-        local cell = self.cell
-        if cell.open[0] == 1 then
-            local status = lib[release](cell.object)
-            if status and status < 0 then
-                raise(native.message())
-            end
-            cell.open[0] = 0
-        end
+        free(self.cell)
     end
 
     --- Whether close was called.

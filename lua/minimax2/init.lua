@@ -93,9 +93,9 @@ function mm.sampler(options)
     return Sampler.new(model, options, "mm.sampler")
 end
 
---- mm.batch(model[, sessions]): sessions to be advanced together.
-function mm.batch(model, sessions)
-    return need_model(model, "mm.batch"):batch(sessions)
+--- mm.batch(model[, sessions][, options]): sessions to be advanced together; see model:batch.
+function mm.batch(model, sessions, options)
+    return need_model(model, "mm.batch"):batch(sessions, options)
 end
 
 local function check_bit(mask, id, where)

@@ -12,7 +12,20 @@ local known = { role = true, content = true, thinking = true }
 
 --- Whether a prompt is a table of messages rather than of token ids.
 function messages.is(prompt)
-    return type(prompt) == "table" and type(prompt[1]) == "table"
+    return type(prompt) == "table" and type(prompt[1]) == "table" and prompt[1][1] == nil
+        and not messages.has_options(prompt[1])
+end
+
+--- Whether one of several prompts is a table { prompt =, ... } with options of its own.
+function messages.has_options(item)
+    return type(item) == "table" and item.prompt ~= nil
+end
+
+--- Whether it is a table of prompts: strings, tables of token ids or of messages, tensors, and tables
+--- { prompt =, ... }.
+function messages.are_prompts(prompt)
+    local first = type(prompt) == "table" and prompt[1]
+    return first and type(first) ~= "number" and not messages.is(prompt) or false
 end
 
 --- An array of mm2_message and its length. It points into the strings of `turns`, which must stay as

@@ -204,9 +204,11 @@ function Model:session(options)
     return Session.new(self, options, "model:session")
 end
 
---- A batch of sessions (a table, or none yet) to be advanced together.
-function Model:batch(sessions)
-    return Batch.new(self, sessions)
+--- A batch of sessions (a table, or none yet) to be advanced together. Options: rows (256, 1..4096), the
+--- tokens that go through the layers together: fewer of them, and members that decode wait less for
+--- others' prompts; more, and prompts use the machine better.
+function Model:batch(sessions, options)
+    return Batch.new(self, sessions, options, "model:batch")
 end
 
 --- A conversation on a session of its own: see chat.lua. Options: system (its first message), context,
@@ -220,20 +222,15 @@ function Model:sampler(options)
     return Sampler.new(self, args.known(options, "model:sampler", Sampler.known), "model:sampler")
 end
 
--- A session of its own for one prompt and up to `more` tokens, with the prompt fed.
-local function session_for(self, prompt, more)
+-- A session of its own for one prompt, fed.
+local function session_for(self, prompt)
     local ids, count = self:prompt_ids(prompt)
-    local context = math.min(self.config.max_position_embeddings, count + more)
-    local session, message = self:session { context = context }
-    if not session then
-        raise(message)
-    end
-    return session:feed(ids, count)
+    return Session.with_room(self, count):feed(ids, count)
 end
 
 local function start_stream(self, prompt, options, where)
-    local plan = Stream.plan(self, options, where)
-    return Stream.new(session_for(self, prompt, plan.most), plan, messages.is(prompt), true)
+    local plan = Stream.plan(self, prompt, options, where)
+    return Stream.new(Session.with_room(self, plan.count + plan.most), plan, true)
 end
 
 --- A stream that goes on with a prompt; see stream.lua for the options.
@@ -242,8 +239,18 @@ function Model:stream(prompt, options)
 end
 
 --- Text that goes on with a prompt, and info: tokens, finish_reason, seed, thinking, logprobs. The
---- options are those of model:stream. After messages the text is the answer alone.
+--- options are those of model:stream. After messages the text is the answer alone. Of a table of prompts
+--- a table of texts and one of infos, made together: see batch:generate.
 function Model:generate(prompt, options)
+    if messages.are_prompts(prompt) then
+        local batch, message = self:batch()
+        if not batch then
+            raise(message)
+        end
+        local texts, infos = batch:generate(prompt, options, "model:generate")
+        batch:close()
+        return texts, infos
+    end
     return start_stream(self, prompt, options, "model:generate"):finish()
 end
 
@@ -251,7 +258,7 @@ end
 --- or numbers, one or a list; nil: all) while the prompt is evaluated.
 function Model:trace(prompt, points, layers)
     local switches = trace.switches(self, points, layers)
-    local session = session_for(self, prompt, 0)
+    local session = session_for(self, prompt)
     return trace.iterate(session, switches, function()
         session:close()
     end)
@@ -261,7 +268,7 @@ end
 --- (layer may be left out: all). Returns the logits after its last token, a copy.
 function Model:run_with_hooks(prompt, hooks)
     local switches = trace.hook_switches(self, hooks)
-    local session = session_for(self, prompt, 0)
+    local session = session_for(self, prompt)
     for tap in trace.iterate(session, switches) do
         trace.call_hooks(hooks, switches, tap)
     end
@@ -278,7 +285,7 @@ function Model:logits(prompt, rows)
     elseif rows ~= "all" then
         raise(("rows must be 'last' or 'all', not %s"):format(args.show(rows)))
     end
-    local session = session_for(self, prompt, 0)
+    local session = session_for(self, prompt)
     local vocab = self.config.vocab_size
     local out = Tensor.new(lib.MM2_F32, { session.length, vocab })
     for tap in trace.iterate(session, trace.switches(self, "logits")) do

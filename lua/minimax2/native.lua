@@ -101,6 +101,36 @@ function native.check_list(status)
     return status
 end
 
+-- Of the system, under a name of our own: the host may have declared it too.
+local Time = ffi.typeof "struct { int64_t seconds, nanoseconds; }"
+if not pcall(ffi.typeof, "mm2_lua_clock") then
+    ffi.cdef [[
+        typedef int32_t mm2_lua_clock;
+        int mm2_lua_gettime(mm2_lua_clock clock, void *time) __asm__("clock_gettime");
+    ]]
+end
+local MONOTONIC = 1
+local time = Time()
+
+local function now_us()
+    ffi.C.mm2_lua_gettime(MONOTONIC, time)
+    return tonumber(time.seconds) * 1e6 + tonumber(time.nanoseconds) / 1e3
+end
+
+--- What is left of a budget in microseconds, a function: 0 if there is no limit, nil when it is spent.
+function native.timer(budget_us)
+    if budget_us == 0 then
+        return function()
+            return 0
+        end
+    end
+    local ending = now_us() + budget_us
+    return function()
+        local left = ending - now_us()
+        return left >= 1 and left or nil
+    end
+end
+
 --- A struct that begins with its size, zero but for that.
 function native.sized(name)
     local struct = ffi.new(name)

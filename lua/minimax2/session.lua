@@ -8,7 +8,6 @@ local ffi = require "ffi"
 local native = require "minimax2.native"
 local handle = require "minimax2.handle"
 local args = require "minimax2.args"
-local messages = require "minimax2.messages"
 local Tensor = require "minimax2.tensor"
 local trace = require "minimax2.trace"
 local Sampler = require "minimax2.sampling"
@@ -19,6 +18,14 @@ local lib, raise, check, check_list = native.lib, native.raise, native.check, na
 local Session, properties = handle.class("session", "mm2_session", "mm2_session_free")
 
 local known = { context = true, kv_dtype = true, chunk = true }
+
+local function hold(object, model)
+    return Session.hold(object, {
+        event = native.sized "mm2_event",
+        model = model,
+        taps = {}, -- [point * layers + layer] = true: those that the script switched on
+    })
+end
 
 --- See model:session.
 function Session.new(model, options, where)
@@ -36,11 +43,27 @@ function Session.new(model, options, where)
     if lib.mm2_session_new(out, model:live(), o) < 0 then
         return nil, native.message()
     end
-    return Session.hold(out[0], {
-        event = native.sized "mm2_event",
-        model = model,
-        taps = {}, -- [point * layers + layer] = true: those that the script switched on
-    })
+    return hold(out[0], model)
+end
+
+--- A session with room for `positions` tokens, or for as many as the model has; raises if there is no
+--- memory for it.
+function Session.with_room(model, positions)
+    local context = math.min(model.config.max_position_embeddings, positions)
+    local session, message = Session.new(model, { context = context }, "model:session")
+    return session or raise(message)
+end
+
+--- A second session that stands where this one stands: tokens, those not evaluated yet too, and logits.
+--- It shares the cache, so it takes microseconds, and memory only as one of the two goes on; both go on
+--- with the bits of sessions that were never forked. Taps and a membership in a batch stay with this one.
+--- nil and a sentence if there is no memory for it.
+function Session:fork()
+    local out = ffi.new "mm2_session *[1]"
+    if lib.mm2_session_fork(out, self:live()) < 0 then
+        return nil, native.message()
+    end
+    return hold(out[0], self.model)
 end
 
 function Session:describe()
@@ -64,9 +87,29 @@ function Session:run(ms)
     trace.stop(self)
     local status = check(lib.mm2_session_run(ptr, budget_us, self.event))
     if status == lib.MM2_TAP then
-        return false, trace.tap(self.event, self, self)
+        return false, trace.tap(self.event, self)
     end
     return status == lib.MM2_OK
+end
+
+-- Works until everything is evaluated (MM2_OK), a tap is reached (MM2_TAP, and the event) or there is
+-- nothing `left` (MM2_MORE). A member of a batch is run by its batch, and others' streams go on by it.
+function Session:step(left)
+    local budget_us = left() or 1
+    repeat
+        local ptr, batch = self:live(), self.batch
+        if not batch then
+            return check(lib.mm2_session_run(ptr, budget_us, self.event)), self.event
+        elseif self.pos == self.length then
+            return lib.MM2_OK
+        end
+        local status, event = batch:advance(budget_us, self)
+        if status then
+            return status, event
+        end
+        budget_us = left()
+    until not budget_us
+    return lib.MM2_MORE
 end
 
 --- From any thread: a run in progress returns at its next unit of work.
@@ -117,19 +160,13 @@ function Session:sample(sampler, mask)
     return (sampler:next(self, mask))
 end
 
--- Feeds the prompt, if there is one, and starts a stream. A lone table without a first element is
--- the options.
+-- Starts a stream. A lone table without a first element is the options.
 local function start_stream(self, prompt, options, where)
     if options == nil and type(prompt) == "table" and prompt[1] == nil then
         prompt, options = nil, prompt
     end
     self:live()
-    local plan = Stream.plan(self.model, options, where)
-    if prompt ~= nil then
-        self:feed(prompt)
-    end
-    trace.stop(self)
-    return Stream.new(self, plan, messages.is(prompt))
+    return Stream.new(self, Stream.plan(self.model, prompt, options, where))
 end
 
 --- session:stream([prompt][, options]): goes on with the prompt, or where the timeline ends; a stream

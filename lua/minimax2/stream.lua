@@ -6,11 +6,13 @@
 ---
 --- Pieces end at whole characters and hold back what may become a stop string, so joined they are the
 --- final text. After a prompt of messages they are the answer; stream:thinking() grows before it.
+--- Pulling one stream of a batch lets those of the other members go on as well.
 --- Options: those of mm.sampler, and
 ---   max_new_tokens    how many tokens at most, 1024; a full context may end it earlier
 ---   stop              a string or a list: the text ends before the first of them
 ---   mask              made by mm.mask; or a function(tokens) that returns one, or nil, for each token
----   logits_processor  a function(tokens, logits) that edits the f32 tensor before each choice
+---   logits_processor  a function(tokens, logits) that edits an f32 tensor [vocab_size], a copy of the
+---                     logits, before each choice
 ---   top_logprobs      n > 0: info.logprobs[i] = { id=, logprob=, top = { { id=, logprob= }, ... } }, by
 ---                     the model's own logits
 ---   hooks             { { point, layer, function(tensor, tap) }, ... }, called at these activations;
@@ -22,11 +24,12 @@
 
 local native = require "minimax2.native"
 local args = require "minimax2.args"
+local messages = require "minimax2.messages"
 local trace = require "minimax2.trace"
+local Reply = require "minimax2.reply"
 local Sampler = require "minimax2.sampling"
-local Tokenizer = require "minimax2.tokenizer"
 
-local lib, raise, check = native.lib, native.raise, native.check
+local lib, raise = native.lib, native.raise
 
 local Stream = {}
 Stream.__index = Stream
@@ -51,9 +54,10 @@ local function stop_list(stop, where)
     return list
 end
 
---- The options of a stream, all of them checked, and what is made of them: a table for Stream.new. It
---- comes before anything is fed, so that a refused call leaves everything as it was.
-function Stream.plan(model, options, where)
+--- A prompt (nil: none) and the options of a stream, all of them checked, and what is made of them: a
+--- table for Stream.new. It comes before anything is fed, so that a refused call leaves everything as it
+--- was. thinking: the text begins inside a <think> block; nil: as the prompt has it.
+function Stream.plan(model, prompt, options, where, thinking)
     options = args.known(options, where, Stream.known, Sampler.known)
     local mask, processor, hooks = options.mask, options.logits_processor, options.hooks
     if type(mask) ~= "function" then
@@ -65,132 +69,69 @@ function Stream.plan(model, options, where)
     end
     local plan = {
         most = args.count(options.max_new_tokens, DEFAULT_TOKENS, nil, where .. ": max_new_tokens"),
-        stops = stop_list(options.stop, where),
         mask = mask,
         processor = processor,
         top = args.count(options.top_logprobs, 0, model.config.vocab_size, where .. ": top_logprobs"),
         hooks = hooks,
         switches = hooks ~= nil and trace.hook_switches(model, hooks) or nil,
         yields = options.yield,
+        thinks = thinking or messages.is(prompt),
     }
+    local stops = stop_list(options.stop, where)
     local sampler, message = Sampler.new(model, options, where)
     if not sampler then
         raise(("%s: %s"):format(where, message))
     end
     plan.sampler, plan.seed = sampler, sampler.seed
+    if prompt ~= nil then
+        plan.prompt, plan.count = model:prompt_ids(prompt)
+    end
+    plan.reply = Reply.new(model, plan.most, stops, plan.thinks)
     return plan
 end
 
---- A stream that goes on with `session`, by a plan, which becomes the stream. thinking: the text begins
---- inside a <think> block. owned: close the session at the end.
-function Stream.new(session, plan, thinking, owned)
-    local self = setmetatable(plan, Stream)
-    self.session = session
-    self.owned = owned
-    self.tokenizer = session.model.tokenizer
-    self.logprobs = self.top > 0 and {} or nil
-    self.ids = {}
-    self.pieces = {}
-    self.held = "" -- bytes that may still become part of a character or of a stop string
-    self.thought = thinking and "" or nil
-    self.in_thought = thinking
-    if self.switches then
-        self.traced = trace.start(session, self.switches)
+-- Takes what the reply tells: a piece, and maybe the end.
+local function take(self, piece, reason)
+    self.fresh = self.fresh .. piece
+    if not reason then
+        return
     end
-    return self
-end
-
--- Takes bytes off the front of what is held, as the next piece.
-local function show(self, count)
-    local piece = self.held:sub(1, count)
-    self.held = self.held:sub(count + 1)
-    if piece ~= "" then
-        table.insert(self.pieces, piece)
-        return piece
-    end
-end
-
--- Ends the stream. Returns what was held back, its last piece.
-local function finish(self, reason)
-    self.finish_reason = reason
     local session = self.session
+    self.finish_reason = reason
+    if session.current == self then
+        session.current = nil
+    end
     if self.traced and session.traced == self.traced then
         trace.stop(session)
     end
-    if self.owned then
+    if self.owned and not session.closed then
+        if session.batch then
+            session.batch:remove(session)
+        end
         session:close()
     end
-    return show(self, #self.held)
 end
 
--- Where the first stop string in the held bytes begins, or nil; and how many bytes at the end may be
--- the beginning of one.
-local function find_stop(self)
-    local held, first, partial = self.held, nil, 0
-    for _, stop in ipairs(self.stops) do
-        local at = held:find(stop, 1, true)
-        if at and (not first or at < first) then
-            first = at
-        end
-        for length = math.min(#stop - 1, #held), partial + 1, -1 do
-            if held:sub(-length) == stop:sub(1, length) then
-                partial = length
-                break
-            end
-        end
+--- A stream that goes on with `session`, by a plan, which becomes the stream. owned: the session is
+--- closed at the end.
+function Stream.new(session, plan, owned)
+    local self = setmetatable(plan, Stream)
+    if plan.prompt then
+        session:feed(plan.prompt, plan.count)
     end
-    return first, partial
-end
-
--- Adds a token's text. Returns the piece to show now.
-local function read(self, id)
-    local tokenizer = self.tokenizer
-    if not tokenizer then
-        return nil
+    trace.stop(session)
+    self.session = session
+    self.owned = owned
+    self.logprobs = self.top > 0 and {} or nil
+    self.ids = {}
+    self.fresh = "" -- text that the script has not got yet
+    session.current = self
+    if self.switches then
+        self.traced = trace.start(session, self.switches)
     end
-    if id == tokenizer.eos or id == tokenizer.turn_end then
-        return finish(self, "stop")
-    elseif id >= tokenizer.vocab_size then
-        return nil -- a padding row of the head: it writes nothing
-    end
-    if self.in_thought and id == tokenizer.think_close then
-        self.in_thought = false
-        return nil
-    end
-    local bytes = tokenizer:decode({ id })
-    if self.in_thought then
-        self.thought = self.thought .. bytes
-        return nil
-    end
-    if self.thought and self.held == "" and #self.pieces == 0 then
-        bytes = bytes:gsub("^\n+", "") -- the format's blank lines between thinking and answer
-    end
-    self.held = self.held .. bytes
-    local first, partial = find_stop(self)
-    if first then
-        self.held = self.held:sub(1, first - 1)
-        return finish(self, "stop")
-    end
-    return show(self, Tokenizer.complete(self.held:sub(1, #self.held - partial)))
-end
-
--- Evaluates what is pending, within a budget; true when all is done.
-local function evaluate(self, budget_us)
-    local session = self.session
-    while true do
-        local ptr = session:live() -- a hook may have closed it
-        if self.traced and session.traced ~= self.traced then
-            raise("the hooks of this stream were ended by another call on its session")
-        end
-        local status = check(lib.mm2_session_run(ptr, budget_us, session.event))
-        if status ~= lib.MM2_TAP then
-            return status == lib.MM2_OK
-        end
-        if self.hooks then
-            trace.call_hooks(self.hooks, self.traced.switches,
-                trace.tap(session.event, session, session))
-        end
-    end
+    local _, reason = self.reply:all()
+    take(self, "", reason)
+    return self
 end
 
 -- The log-probabilities of the token at hand by the model's own logits.
@@ -223,26 +164,45 @@ local function choose(self)
     return id
 end
 
--- At most one token: its piece (nil if there is none to show yet), and whether the stream has ended.
-local function advance(self, budget_us)
-    if self.finish_reason then
-        return nil, true
-    end
+-- The session has its logits: one token more.
+local function ready(self)
     local session = self.session
-    if #self.ids == self.most then
-        return finish(self, "length"), true
-    elseif not evaluate(self, budget_us) then
-        return nil, false
-    elseif session.length == session.context then
-        return finish(self, "context"), true
+    if session.length == session.context then
+        return take(self, self.reply:finish "context")
     end
     local id = choose(self)
-    check(lib.mm2_session_feed(session:live(), args.ids({ id }), 1))
+    native.check(lib.mm2_session_feed(session:live(), args.ids({ id }), 1))
     table.insert(self.ids, id)
-    local piece = read(self, id)
-    if #self.ids == self.most and not self.finish_reason then
-        piece = (piece or "") .. (finish(self, "length") or "")
+    take(self, self.reply:push(id))
+end
+
+--- What its session's batch tells while somebody else runs it: MM2_READY, or MM2_TAP and the event.
+function Stream:happened(status, event)
+    if self.traced and self.session.traced ~= self.traced then
+        raise("the hooks of this stream were ended by another call on its session")
+    elseif status == lib.MM2_READY then
+        ready(self)
+    elseif self.hooks then
+        trace.call_hooks(self.hooks, self.switches, trace.tap(event, self.session))
     end
+end
+
+-- Works within a budget, at most one token. Returns the piece (nil if there is none to show yet), and
+-- whether the stream has ended.
+local function advance(self, budget_us)
+    local left = native.timer(budget_us)
+    while self.fresh == "" and not self.finish_reason do
+        local status, event = self.session:step(left)
+        if status == lib.MM2_MORE then
+            break
+        end
+        self:happened(status == lib.MM2_OK and lib.MM2_READY or status, event)
+        if status == lib.MM2_OK or not left() then
+            break
+        end
+    end
+    local piece = self.fresh
+    self.fresh = ""
     return piece ~= "" and piece or nil, self.finish_reason ~= nil
 end
 
@@ -271,18 +231,12 @@ Stream.__call = Stream.next
 
 --- All the text so far.
 function Stream:text()
-    return table.concat(self.pieces)
+    return (self.reply:all())
 end
 
 --- What stood before </think> so far; nil unless the prompt was a table of messages.
 function Stream:thinking()
-    if self.thought then
-        local bytes = self.thought
-        if self.in_thought then
-            bytes = bytes:sub(1, Tokenizer.complete(bytes))
-        end
-        return (bytes:gsub("^\n+", ""):gsub("\n+$", ""))
-    end
+    return self.thinks and select(3, self.reply:all()) or nil
 end
 
 --- The tokens so far, an end token included: a table.
@@ -316,7 +270,7 @@ end
 --- Ends the stream now. What it held back joins the text.
 function Stream:cancel()
     if not self.finish_reason then
-        finish(self, "cancelled")
+        take(self, self.reply:finish "cancelled")
     end
 end
 

@@ -1,8 +1,7 @@
 --- Tokenizer: text to token ids and back. `model.tokenizer`, or mm.tokenizer(path) for one alone.
 ---
 --- Fields: vocab_size (highest id + 1) and the ids bos, eos, unk, pad, think_open, think_close, nil
---- where the files name none; turn_end, the tag that ends a turn of the chat format. Lua strings are
---- bytes: invalid UTF-8 may go in and come out.
+--- where the files name none. Lua strings are bytes: invalid UTF-8 may go in and come out.
 
 local ffi = require "ffi"
 local native = require "minimax2.native"
@@ -25,7 +24,6 @@ local function with_facts(self)
     for _, name in ipairs { "bos", "eos", "unk", "pad", "think_open", "think_close" } do
         self[name] = facts[name] >= 0 and facts[name] or nil
     end
-    self.turn_end = self:id "[e~["
     return self
 end
 
@@ -174,6 +172,19 @@ function Tokenizer:encode_chat(turns, options)
     local array, count = messages.array(turns)
     return collect(int32_array, text_length(turns), function(ids, room)
         return lib.mm2_chat_encode(ptr, array, count, flags, ids, room)
+    end)
+end
+
+--- The ids that further turns add to a timeline that holds a conversation, sampled answers included: an
+--- int32_t array and its length. timeline: token ids, as far back as the last turn's beginning. What is
+--- missing of that turn's end comes first.
+function Tokenizer:encode_further(timeline, turns, options)
+    local ptr = self:live()
+    local flags = chat_flags(options, "tokenizer:encode_further")
+    local ids, length = args.ids(timeline)
+    local array, count = messages.array(turns)
+    return collect(int32_array, text_length(turns), function(out, room)
+        return lib.mm2_chat_continue(ptr, ids, length, array, count, flags, out, room)
     end)
 end
 

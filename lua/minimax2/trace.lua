@@ -36,13 +36,13 @@ end
 
 --- The tap that `event`, an mm2_event, tells of. The tensor is live: borrowed until the next call on the
 --- session.
-function trace.tap(event, owner, session)
+function trace.tap(event, session)
     return {
         point = trace.points[event.point + 1],
         layer = event.layer,
         first = event.first,
         count = event.count,
-        tensor = Tensor.view(event.tensor, owner),
+        tensor = Tensor.view(event.tensor, session),
         session = session,
     }
 end
@@ -138,16 +138,16 @@ function trace.iterate(session, switches, finish)
         if traced.done then
             return nil
         end
-        local ptr = session:live() -- it may have been closed since
+        session:live() -- it may have been closed since
         if session.traced ~= traced then
             raise("this trace was ended by another call on its session")
         end
-        local status
+        local status, event
         repeat
-            status = native.check(lib.mm2_session_run(ptr, trace.SLICE_US, session.event))
+            status, event = session:step(native.timer(trace.SLICE_US))
         until status ~= lib.MM2_MORE
         if status == lib.MM2_TAP then
-            return trace.tap(session.event, session, session)
+            return trace.tap(event, session)
         end
         traced.done = true
         trace.stop(session)

@@ -345,6 +345,35 @@ static void a_tree_refuses_what_is_not_json(void **state)
     }
 }
 
+/* Any damaged byte gives a tree or a sentence: nothing is read beyond the text. */
+static void damaged_bytes_give_a_tree_or_a_sentence(void **state)
+{
+    static const char document[] =
+        "{\"a\": [1, -2.5e+3, true, null, \"x\\u00e9\\ud83d\\ude00\\n\"], "
+        "\"b\": {\"c\": [[], {}], \"\xc3\xa9\": NaN}, \"d\": \"\\\\\"}";
+    static const char bytes[] = "{}[]\",:\\u0e-+.tnN \n\xff\xc3\x01";
+    enum { LENGTH = sizeof document - 1 };
+    int opened = 0;
+    for (int round = 0; round < 40000; round++) {
+        int length = round % 5 ? LENGTH : 1 + round * 31 % LENGTH;
+        char *text = malloc((size_t)length); /* exactly: a sanitizer sees the byte behind it */
+        memcpy(text, document, (size_t)length);
+        for (int i = 0; i <= round % 3; i++)
+            text[(round * 7919 + i * 104729) % length] =
+                bytes[(round + i * 5) % (int)(sizeof bytes - 1)];
+        mm2_json j;
+        mm2_json_tree t;
+        mm2_json_begin(&j, "x.json", text, length);
+        mm2_status status = mm2_json_tree_read(&t, &j);
+        assert_true(status == MM2_OK || (status == MM2_E_FORMAT && *mm2_error()));
+        opened += !status;
+        free(text);
+        mm2_value_field(t.values, "d"); /* the tree is its own */
+        mm2_json_tree_free(&t);
+    }
+    assert_in_range(opened, 1000, 39000);
+}
+
 enum { BOMB = 300000 };
 
 static void *read_deep_tree(void *text)
@@ -620,6 +649,7 @@ int main(void)
         cmocka_unit_test(a_tree_is_looked_up_by_name_and_by_place),
         cmocka_unit_test(numbers_are_text_until_they_are_asked_for),
         cmocka_unit_test(a_tree_refuses_what_is_not_json),
+        cmocka_unit_test(damaged_bytes_give_a_tree_or_a_sentence),
         cmocka_unit_test(a_tree_is_small_beside_its_text_and_deep_ones_need_no_stack),
         cmocka_unit_test(every_unit_is_run_once),
         cmocka_unit_test(units_done_are_a_prefix_of_each_node),

@@ -668,8 +668,8 @@ static void t16_quadratic_patterns(void **state)
     }
 }
 
-/* The family's pattern costs few steps a byte whatever the text: it is not counted, and a spelling of
- * it that is counted gives the same ids. */
+/* The family's pattern costs few steps a byte whatever the text: it is not counted, and a spelling
+ * of it that is counted gives the same ids. */
 static void t17_the_familys_pattern_is_linear(void **state)
 {
     (void)state;
@@ -1065,8 +1065,11 @@ static void gguf_vocabulary(void **state)
     g.merge_lengths[1] = 2;
     refuse_gguf(&g, MM2_E_FORMAT, "merge 1");
     fill(&g);
-    g.v.eos = GGUF_TOKENS;
-    refuse_gguf(&g, MM2_E_FORMAT, "eos");
+    g.v.eos = GGUF_TOKENS; /* an id without a token: the format's own stays */
+    assert_int_equal(mm2_tokenizer_from_vocabulary(&t, &g.v, "m.gguf"), MM2_OK);
+    assert_int_equal(mm2_tokenizer_describe(t, &facts), MM2_OK);
+    assert_int_equal(facts.eos, 257);
+    mm2_tokenizer_release(t);
     fill(&g);
     g.v.count = 0;
     refuse_gguf(&g, MM2_E_FORMAT, "0 entries");

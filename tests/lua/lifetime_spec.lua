@@ -119,7 +119,7 @@ describe("lifetimes", function()
             assert(model:tensor "model.norm.weight")
         end
         assert.is_true(megabytes() < before + 50)
-        assert.is_true(collectgarbage "count" < lua + 256)
+        assert.is_true(collectgarbage "count" < lua + 1024) -- 20,000 tensors that stayed would be 4 MB
     end)
 
     it("end with taps that were never finished", function()

@@ -313,6 +313,10 @@ describe("a chat", function()
                 '"eos_token_id": ' .. eos)
             local other = assert(require("minimax2").load(folder))
             local chat = assert(other:chat { max_new_tokens = 5 })
+            for _, id in ipairs(other:end_tokens()) do
+                local _, info = other:generate("hello", greedy(5, { bias = { [id] = 1e9 } }))
+                assert.same({ { id }, "stop" }, { info.tokens, info.finish_reason })
+            end
             local _, info = chat:send("hello", { bias = { [tag] = 1e9 } })
             assert.same({ { tag }, "stop" }, { info.tokens, info.finish_reason })
             chat:send("hello", { seed = 1 })

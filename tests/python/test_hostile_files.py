@@ -46,7 +46,7 @@ def refused(path, error, words):
         mm.load(path).close()
     assert time.process_time() - started < 1.0
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 64 << 10  # KiB
-    assert type(caught.value).code == error.code, caught.value  # FileError has subclasses
+    assert isinstance(caught.value, error), caught.value
     sentence = str(caught.value)
     assert sentence.isprintable()
     assert words in sentence
@@ -219,7 +219,7 @@ GGUF_CASES = [
     ("another architecture", set_pair("general.architecture", 8, string("llama")), OTHER,
      "general.architecture is llama; this build supports minimax-m2"),
     ("architecture of control characters", set_pair("general.architecture", 8, string("a\n\x1b[")),
-     OTHER, "general.architecture is a??["),
+     OTHER, "general.architecture is a\\x0a\\x1b["),
     ("architecture as a number", set_pair("general.architecture", 4, u32(0)), BAD,
      "must be a string, found uint32"),
     *[(f"no {key}", drop(ARCH + key), BAD, f"{key} is missing")
@@ -460,9 +460,9 @@ SAFETENSORS_CASES = [
      "field dtype is given twice"),
     ("escapes for a terminal in a name",
      text_header(r'{"\u001b[2J\u001b]0;owned\u0007":{"dtype":"F32","shape":[1],"x":1}}'), BAD,
-     r'tensor "\x1b[2J\x1b]0;owned\x07": field of the header is unknown'),
+     'tensor "(a name that nobody can ask for)": field of the header is unknown'),
     ("control characters in a dtype", tensor(NORM, dtype="F\x1b[31m\x9b"), OTHER,
-     r"has dtype F?[31m\xc2\x9b; this build reads"),
+     r"has dtype F\x1b[31m\xc2\x9b; this build reads"),
     ("a field more", tensor(NORM, strides=[1]), BAD, "field of the header is unknown"),
     ("dtype missing", tensor(NORM, dtype=...), BAD, "dtype is missing"),
     ("shape missing", tensor(NORM, shape=...), BAD, "shape is missing"),
@@ -471,7 +471,7 @@ SAFETENSORS_CASES = [
     ("tensor is null", lambda h, d: ({**h, NORM: None}, d), BAD, "expected an object"),
     *[(f"dtype {name}", tensor(NORM, dtype=name), OTHER, f"has dtype {shown}; this build reads")
       for name, shown in {"F8_E5M2": "F8_E5M2", "I64": "I64", "U8": "U8", "bf16": "bf16",
-                          "": "", "F\n16": "F?16"}.items()],
+                          "": "", "F\n16": r"F\x0a16"}.items()],
     ("dtype a number", tensor(NORM, dtype=16), BAD, "expected a string, found 1"),
     ("dtype of 1 MB", tensor(NORM, dtype="F" * 1_000_000), BAD, "longer than 31 bytes"),
     *[(f"shape {shape}", tensor(NORM, shape=shape), BAD, words)
@@ -765,7 +765,7 @@ def test_any_number_may_stand_in_a_field_that_nobody_reads(tmp_path):
 
 
 HOW = {
-    "a link to nothing": (lambda file: file.symlink_to("../blobs/gone"), "link to a file that does"),
+    "a link to nothing": (lambda file: file.symlink_to("../blobs/gone"), "link to a file that"),
     "a folder": (lambda file: file.mkdir(), "expected a regular file, found a directory"),
     "a link to itself": (lambda file: file.symlink_to(file.name), "Too many levels of symbolic"),
     "a link to a folder": (lambda file: file.symlink_to("."), "expected a regular file, found a"),

@@ -91,16 +91,17 @@ MUTATIONS = [
     Mutation("norm weights with one added", "kernels/ref.c",
              "out[i] = x[i] * r * w[i];",
              "out[i] = x[i] * r * (1 + w[i]);"),
-    Mutation("eps of another model", "model/config.c",
-             "k->rms_norm_eps = (float)eps;",
-             "k->rms_norm_eps = 1e-6f;"),
+    Mutation("eps of another model", "model/directory.c",
+             "status = mm2_config_check(&c->config, s->where);",
+             "status = (c->config.rms_norm_eps = 1e-6f,\n"
+             "                  mm2_config_check(&c->config, s->where));"),
     Mutation("eps outside of the root", "kernels/ref.c",
              "sqrtf(tree(lane) / (float)n + eps)",
              "(sqrtf(tree(lane) / (float)n) + eps)"),
     # Rotation
-    Mutation("whole head rotated", "model/config.c",
-             'status = need_int(d, "rotary_dim", &c->rotary_dim);',
-             "status = MM2_OK;"),
+    Mutation("whole head rotated", "model/directory.c",
+             "c->rotary_dim = (int32_t)rotary;",
+             "c->rotary_dim = c->head_dim;"),
     Mutation("neighbours rotated, not halves", "kernels/ref.c",
              "float a = x[i], b = x[i + half];\n"
              "        x[i] = fmaf(a, cosine[i], -(b * sine[i]));\n"
@@ -111,7 +112,7 @@ MUTATIONS = [
     Mutation("rotated the other way for keys", "run/gqa.c",
              "p->model->kernels->rope(k + head * n, cosine, sine, half);",
              "p->model->kernels->rope(k + head * n, sine, cosine, half);"),
-    Mutation("theta of another model", "model/config.c",
+    Mutation("theta of another model", "model/directory.c",
              "c->rope_theta = (float)theta;",
              "c->rope_theta = 1e6f;"),
     Mutation("positions start again in every chunk", "run/gqa.c",

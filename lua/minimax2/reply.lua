@@ -1,0 +1,68 @@
+--- Reply: from sampled ids to thinking and answer. The library keeps the rules: which ids and strings
+--- end it, what is thinking, what is held back. Streams and chats are drivers around one.
+
+local ffi = require "ffi"
+local native = require "minimax2.native"
+local handle = require "minimax2.handle"
+local args = require "minimax2.args"
+
+local lib, check = native.lib, native.check
+
+local Reply = handle.class("reply", "mm2_reply", "mm2_reply_free")
+
+-- Why a reply has ended, as scripts read it.
+local reasons = { [lib.MM2_END_STOP] = "stop", [lib.MM2_END_LENGTH] = "length",
+    [lib.MM2_END_CONTEXT] = "context", [lib.MM2_END_CANCELLED] = "cancelled" }
+local numbers = { context = lib.MM2_END_CONTEXT, cancelled = lib.MM2_END_CANCELLED }
+
+--- A reply of a model of at most `most` ids, which ends at the model's end tokens and before the strings
+--- of the list `stops`.
+--- thinking: it begins inside a <think> block. The model's tokenizer must live until the last push: keep
+--- a session of the model open.
+function Reply.new(model, most, stops, thinking)
+    local o = native.sized "mm2_reply_options"
+    lib.mm2_reply_options_init(o)
+    o.start = thinking and lib.MM2_START_THINKING or lib.MM2_START_TEXT
+    o.max_tokens = most
+    o.stop_count = #stops
+    local strings = ffi.new("const char *[?]", #stops, stops)
+    local lengths = ffi.new("int32_t[?]", #stops)
+    for i, stop in ipairs(stops) do
+        lengths[i - 1] = #stop
+    end
+    o.stop, o.stop_len = strings, lengths
+    local ends, n = args.ids(model:end_tokens())
+    o.end_tokens, o.end_count = ends, n
+    local tokenizer = model.tokenizer
+    local out = ffi.new "mm2_reply *[1]"
+    check(lib.mm2_reply_new(out, tokenizer and tokenizer:live() or nil, o))
+    return Reply.hold(out[0], { piece = native.sized "mm2_piece" })
+end
+
+-- The piece as Lua values: what came of the answer, why the reply has ended (nil: it goes on), what came
+-- of the thinking.
+local function read(piece)
+    return ffi.string(piece.text, piece.text_len), reasons[piece["end"]],
+        ffi.string(piece.thinking, piece.thinking_len)
+end
+
+--- The next id. Returns the text that it adds to the answer, and why the reply has ended, nil if it goes
+--- on: "stop" (an end token, a stop string) or "length".
+function Reply:push(id)
+    check(lib.mm2_reply_push(self:live(), id, self.piece))
+    return read(self.piece)
+end
+
+--- Ends the reply, "context" or "cancelled"; returns likewise, with what was held back.
+function Reply:finish(reason)
+    check(lib.mm2_reply_end(self:live(), numbers[reason], self.piece))
+    return read(self.piece)
+end
+
+--- Everything so far: answer, why it has ended or nil, thinking.
+function Reply:all()
+    check(lib.mm2_reply_all(self:live(), self.piece))
+    return read(self.piece)
+end
+
+return Reply
