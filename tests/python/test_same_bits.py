@@ -106,7 +106,7 @@ def test_memory_nodes(kind, truths, threads, nodes, monkeypatch, assert_bits):
     monkeypatch.setenv("MM2_NUMA_FAKE", str(nodes))
     with load(kind, path, threads=threads) as model:
         assert_bits(all_logits(model, IDS, 64), truth[:len(IDS)])
-        with model.session(context=len(IDS), chunk=100) as session:
+        with model.session(kv_dtype="bf16", context=len(IDS), chunk=100) as session:
             session.feed(IDS)
             slices = 1
             while not session.run(0.00001):
@@ -126,7 +126,7 @@ def test_prefill(model, truth, chunk, assert_bits):
 
 
 def test_decode(model, truth, assert_bits):
-    with model.session(context=len(IDS)) as session:
+    with model.session(kv_dtype="bf16", context=len(IDS)) as session:
         session.feed(IDS[:TAIL]).run()
         assert_bits(session.logits.numpy(), truth[TAIL - 1])
         for position in range(TAIL, len(IDS)):
@@ -137,7 +137,7 @@ def test_decode(model, truth, assert_bits):
 @pytest.mark.parametrize("length", [1, 100, 255, 256])
 def test_rewind(model, truth, length, assert_bits):
     """Another future was evaluated, and must leave nothing behind."""
-    with model.session(context=len(IDS) + 40) as session:
+    with model.session(kv_dtype="bf16", context=len(IDS) + 40) as session:
         session.feed(IDS[:length]).feed(IDS[::-1][: len(IDS) + 40 - length]).run()
         session.rewind(length)
         session.feed(IDS[length:]).run()
@@ -153,7 +153,7 @@ def test_pages_as_units(threads, truths, assert_bits):
     logits = []
     for count in (1, threads):  # one thread has heads enough
         with mm.load(path, threads=count) as model:
-            sessions = [model.session(context=len(long)) for _ in range(2)]
+            sessions = [model.session(kv_dtype="bf16", context=len(long)) for _ in range(2)]
             for session, length in zip(sessions, (len(long), 600), strict=True):
                 session.feed(long[: length - 1]).run()
             with model.batch(sessions) as batch:
@@ -168,7 +168,7 @@ def test_pages_as_units(threads, truths, assert_bits):
 
 def test_rewind_half_way(model, truth, assert_bits):
     """A chunk is in flight when the timeline is cut: below what is evaluated, and above it."""
-    with model.session(context=len(IDS), chunk=64) as session:
+    with model.session(kv_dtype="bf16", context=len(IDS), chunk=64) as session:
         session.feed(IDS)
         assert not session.run(0.00001)
         session.rewind(200)
@@ -180,7 +180,7 @@ def test_rewind_half_way(model, truth, assert_bits):
 
 def test_sliced_by_a_budget(model, truth, assert_bits):
     slices = 1
-    with model.session(context=len(IDS), chunk=64) as session:
+    with model.session(kv_dtype="bf16", context=len(IDS), chunk=64) as session:
         session.feed(IDS)
         while not session.run(0.00001):
             slices += 1
@@ -189,14 +189,15 @@ def test_sliced_by_a_budget(model, truth, assert_bits):
 
 
 def test_every_activation_watched(model, truth, assert_bits):
-    with model.session(context=len(IDS), chunk=100) as session:
+    with model.session(kv_dtype="bf16", context=len(IDS), chunk=100) as session:
         stops = sum(1 for _ in session.trace(IDS))
         assert_bits(session.logits.numpy(), truth[-1])
     assert stops > 3 * 2 * 14
 
 
 def test_batch(model, truth, assert_bits):
-    sessions = [model.session(context=len(IDS), chunk=chunk) for chunk in (64, 256, 7)]
+    sessions = [model.session(kv_dtype="bf16", context=len(IDS), chunk=chunk)
+                for chunk in (64, 256, 7)]
     with model.batch(sessions) as batch:
         for session, length in zip(sessions, LENGTHS, strict=True):
             session.feed(IDS[: length - 4])
