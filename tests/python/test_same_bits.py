@@ -33,6 +33,11 @@ LONG = np.concatenate([IDS, checkpoints.prompt(CASE, 242)])  # 512
 TAIL = 250  # where decoding starts: before the border between two chunks of attention
 
 
+def session_of(model, context, chunk=None):
+    """With the cache of the hashes, also where precision "exact" would have another default."""
+    return model.session(context=context, chunk=chunk, kv_dtype="bf16")
+
+
 @pytest.fixture(scope="module")
 def truths(tmp_path_factory):
     """Kind -> (path, float32 [512, vocab_size] by the reference kernels, 64 tokens at a time)."""
@@ -106,7 +111,7 @@ def test_memory_nodes(kind, truths, threads, nodes, monkeypatch, assert_bits):
     monkeypatch.setenv("MM2_NUMA_FAKE", str(nodes))
     with load(kind, path, threads=threads) as model:
         assert_bits(all_logits(model, IDS, 64), truth[:len(IDS)])
-        with model.session(kv_dtype="bf16", context=len(IDS), chunk=100) as session:
+        with session_of(model, context=len(IDS), chunk=100) as session:
             session.feed(IDS)
             slices = 1
             while not session.run(0.00001):
@@ -126,7 +131,7 @@ def test_prefill(model, truth, chunk, assert_bits):
 
 
 def test_decode(model, truth, assert_bits):
-    with model.session(kv_dtype="bf16", context=len(IDS)) as session:
+    with session_of(model, context=len(IDS)) as session:
         session.feed(IDS[:TAIL]).run()
         assert_bits(session.logits.numpy(), truth[TAIL - 1])
         for position in range(TAIL, len(IDS)):
@@ -137,7 +142,7 @@ def test_decode(model, truth, assert_bits):
 @pytest.mark.parametrize("length", [1, 100, 255, 256])
 def test_rewind(model, truth, length, assert_bits):
     """Another future was evaluated, and must leave nothing behind."""
-    with model.session(kv_dtype="bf16", context=len(IDS) + 40) as session:
+    with session_of(model, context=len(IDS) + 40) as session:
         session.feed(IDS[:length]).feed(IDS[::-1][: len(IDS) + 40 - length]).run()
         session.rewind(length)
         session.feed(IDS[length:]).run()
@@ -153,7 +158,7 @@ def test_pages_as_units(threads, truths, assert_bits):
     logits = []
     for count in (1, threads):  # one thread has heads enough
         with mm.load(path, threads=count) as model:
-            sessions = [model.session(kv_dtype="bf16", context=len(long)) for _ in range(2)]
+            sessions = [session_of(model, context=len(long)) for _ in range(2)]
             for session, length in zip(sessions, (len(long), 600), strict=True):
                 session.feed(long[: length - 1]).run()
             with model.batch(sessions) as batch:
@@ -168,7 +173,7 @@ def test_pages_as_units(threads, truths, assert_bits):
 
 def test_rewind_half_way(model, truth, assert_bits):
     """A chunk is in flight when the timeline is cut: below what is evaluated, and above it."""
-    with model.session(kv_dtype="bf16", context=len(IDS), chunk=64) as session:
+    with session_of(model, context=len(IDS), chunk=64) as session:
         session.feed(IDS)
         assert not session.run(0.00001)
         session.rewind(200)
@@ -180,7 +185,7 @@ def test_rewind_half_way(model, truth, assert_bits):
 
 def test_sliced_by_a_budget(model, truth, assert_bits):
     slices = 1
-    with model.session(kv_dtype="bf16", context=len(IDS), chunk=64) as session:
+    with session_of(model, context=len(IDS), chunk=64) as session:
         session.feed(IDS)
         while not session.run(0.00001):
             slices += 1
@@ -189,15 +194,14 @@ def test_sliced_by_a_budget(model, truth, assert_bits):
 
 
 def test_every_activation_watched(model, truth, assert_bits):
-    with model.session(kv_dtype="bf16", context=len(IDS), chunk=100) as session:
+    with session_of(model, context=len(IDS), chunk=100) as session:
         stops = sum(1 for _ in session.trace(IDS))
         assert_bits(session.logits.numpy(), truth[-1])
     assert stops > 3 * 2 * 14
 
 
 def test_batch(model, truth, assert_bits):
-    sessions = [model.session(kv_dtype="bf16", context=len(IDS), chunk=chunk)
-                for chunk in (64, 256, 7)]
+    sessions = [session_of(model, context=len(IDS), chunk=chunk) for chunk in (64, 256, 7)]
     with model.batch(sessions) as batch:
         for session, length in zip(sessions, LENGTHS, strict=True):
             session.feed(IDS[: length - 4])
@@ -208,5 +212,59 @@ def test_batch(model, truth, assert_bits):
             batch.run()
             for session, length in zip(sessions, LENGTHS, strict=True):
                 assert_bits(session.logits.numpy(), truth[length + step])
+    for session in sessions:
+        session.close()
+
+
+@pytest.mark.parametrize("length", [1, 100, 255, 256])
+def test_fork(model, truth, length, assert_bits):
+    """Two branches of a fork: one takes another way, the other goes on; then a fork of that."""
+    with session_of(model, context=len(IDS) + 40) as session:
+        session.feed(IDS[:length]).run()
+        with session.fork() as other:
+            other.feed(IDS[::-1][:40]).run()
+            session.feed(IDS[length:-3]).run()
+            with session.fork() as third:
+                other.rewind(length)
+                for branch in (third, other):
+                    branch.feed(IDS[branch.length:]).run()
+                    assert_bits(branch.logits.numpy(), truth[-1])
+
+
+def test_fork_in_the_middle_of_a_prompt(model, truth, assert_bits):
+    with session_of(model, context=len(IDS), chunk=64) as session:
+        session.feed(IDS[:30]).run()
+        session.feed(IDS[30:])
+        forks = []
+        while not session.run(0.00001):
+            if len(forks) < 3:
+                forks.append(session.fork())
+        for branch in (*forks, session):
+            branch.run()
+            assert_bits(branch.logits.numpy(), truth[-1])
+            branch.close()
+
+
+@pytest.mark.parametrize("rows", [16, 100])
+def test_batch_with_a_cut_in_the_middle(model, truth, rows, assert_bits):
+    """A member decodes while others' prompts flow; one of these is cut while it is in flight."""
+    start = 200
+    sessions = [session_of(model, context=len(IDS)) for _ in range(3)]
+    sessions[0].feed(IDS[:start]).run()
+    with model.batch(sessions, rows=rows) as batch:
+        for session in sessions[1:]:
+            session.feed(IDS)
+        sessions[0].feed(IDS[start:start + 1])
+        assert not batch.run(0.00001)
+        sessions[1].rewind(50)
+        for position in range(start, start + 5):
+            while sessions[0].pos <= position:
+                batch.run(0.00001)
+            assert_bits(sessions[0].logits.numpy(), truth[position])
+            sessions[0].feed(IDS[position + 1:position + 2])
+        sessions[1].feed(IDS[50:])
+        batch.run()
+        for session in sessions[1:]:
+            assert_bits(session.logits.numpy(), truth[-1])
     for session in sessions:
         session.close()

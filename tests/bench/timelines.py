@@ -1,0 +1,128 @@
+"""Forks and batches: what sharing costs, and what flowing together gives.
+
+    python tests/bench/timelines.py -m model.gguf [--fork] [--batch] [--wait]
+
+--fork  a session of 32,768 positions is forked: microseconds a fork, and the memory of 1,000 forks
+        alive, before and after they go on by a token. The positions are evaluated first, which
+        takes a while: --depth asks for fewer.
+--batch tokens a second of 1 to 16 sessions that decode together.
+--wait  one session's prompt of 4,096 tokens flows through a batch in which others decode: the time
+        between two tokens of these, and how fast the prompt goes, for several sizes of a pass.
+
+All of them by default. Medians; memory is what the system says is resident.
+"""
+
+import argparse
+import statistics
+import time
+
+import minimax2 as mm
+
+
+def resident():
+    """Bytes."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+
+def prompt(model, length, start=0):
+    """Ids that no row of a padded vocabulary spoils."""
+    vocabulary = min(model.config.vocab_size, 2000)
+    return [(17 * i + start) % vocabulary for i in range(length)]
+
+
+def forks(model, depth, count=1000):
+    session = model.session(context=depth + 16)
+    session.feed(prompt(model, depth)).run()
+    times, alive, before = [], [], resident()
+    for _ in range(count):
+        start = time.perf_counter()
+        alive.append(session.fork())
+        times.append((time.perf_counter() - start) * 1e6)
+    forked = resident()
+    print(f"fork at {depth:,}: median {statistics.median(times):.1f} us, "
+          f"{(forked - before) / count / 1024:.2f} KiB a fork resident", flush=True)
+    some = alive[:16]
+    start = time.perf_counter()
+    for fork in some:
+        fork.feed([5]).run()
+    print(f"  then a token each: {(time.perf_counter() - start) / len(some) * 1e3:.2f} ms, "
+          f"{(resident() - forked) / len(some) / 2**20:.2f} MiB a branch")
+    start = time.perf_counter()
+    for fork in alive:
+        fork.close()
+    print(f"  closed in {(time.perf_counter() - start) / count * 1e6:.1f} us each")
+
+
+def decode(batch, sessions, tokens):
+    """Seconds for `tokens` more of each member."""
+    start = time.perf_counter()
+    for i in range(tokens):
+        for session in sessions:
+            session.feed([7 + i])
+        batch.run()
+    return time.perf_counter() - start
+
+
+def throughput(model, repeat, tokens=24):
+    counts = (1, 2, 4, 8, 16)
+    sessions = [model.session(context=2048) for _ in range(max(counts))]
+    for i, session in enumerate(sessions):
+        session.feed(prompt(model, 16, 31 * i)).run()
+    rates = {count: [] for count in counts}
+    for _ in range(repeat):
+        for count in counts:
+            with model.batch(sessions[:count]) as batch:
+                rates[count].append(count * tokens / decode(batch, sessions[:count], tokens))
+            for session in sessions:
+                session.rewind(16)
+                session.feed([3]).run()
+    for count in counts:
+        print(f"{count:2} sessions: {statistics.median(rates[count]):7.1f} tokens/s in all",
+              flush=True)
+
+
+def waiting(model, sizes, length=4096):
+    for rows in sizes:
+        with model.session(context=length) as long, \
+                model.session(context=length) as short, model.batch([long, short], rows=rows) as both:
+            short.feed(prompt(model, 16)).run()
+            short.feed([5])
+            long.feed(prompt(model, length))
+            gaps, start = [], time.perf_counter()
+            last = start
+            for session in both.ready():
+                now = time.perf_counter()
+                if session is long:
+                    break
+                gaps.append(now - last)
+                last = now
+                short.feed([len(gaps) % 1000])
+            spent = time.perf_counter() - start
+            print(f"passes of {rows:4}: prompt {length / spent:7.1f} tokens/s; between two tokens "
+                  f"median {statistics.median(gaps) * 1e3:.0f} ms, longest {max(gaps) * 1e3:.0f} ms",
+                  flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-m", "--model", required=True, metavar="PATH")
+    parser.add_argument("-t", "--threads", type=int, metavar="N")
+    parser.add_argument("--depth", type=int, default=32768, metavar="N", help="(32768)")
+    parser.add_argument("--repeat", type=int, default=5, metavar="N", help="(5)")
+    for name in ("fork", "batch", "wait"):
+        parser.add_argument(f"--{name}", action="store_true")
+    arguments = parser.parse_args()
+    every = not (arguments.fork or arguments.batch or arguments.wait)
+    with mm.load(arguments.model, threads=arguments.threads) as model:
+        print(mm.cpu(), f"{model.threads} threads, {model.info('quantization')}", sep=", ")
+        if arguments.batch or every:
+            throughput(model, arguments.repeat)
+        if arguments.wait or every:
+            waiting(model, (64, 128, 256, 512, 1024))
+        if arguments.fork or every:
+            forks(model, arguments.depth)
+
+
+if __name__ == "__main__":
+    main()
