@@ -14,7 +14,7 @@ from typing import Unpack as _Unpack
 
 from minimax2._native import VERSION as __version__
 from minimax2._native import cpu
-from minimax2.batching import Batch
+from minimax2.batching import Batch, Streams
 from minimax2.conversation import Chat
 from minimax2.errors import (ArgumentError, BusyError, ContextFull, Error, FileError, FormatError,
                              NumericError, OutOfMemory, UnsupportedError)
@@ -51,6 +51,6 @@ def chat(model: Model, system: str | None = None,
 __all__ = [
     "ArgumentError", "Batch", "BusyError", "Cache", "Chat", "Config", "ContextFull", "Cost",
     "Error", "FileError", "FormatError", "Generation", "Limits", "Model", "NumericError",
-    "OutOfMemory", "Sampler", "Session", "Stream", "Tap", "Taps", "Tensor", "Tokenizer",
+    "OutOfMemory", "Sampler", "Session", "Stream", "Streams", "Tap", "Taps", "Tensor", "Tokenizer",
     "UnsupportedError", "__version__", "batch", "chat", "cpu", "load", "tokenizer",
 ]

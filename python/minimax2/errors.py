@@ -6,6 +6,7 @@
 import errno
 import os
 import re
+from typing import Any
 
 
 class Error(Exception):
@@ -33,21 +34,8 @@ class FileError(Error, OSError):
     def __str__(self) -> str:
         return str(super().__str__() if self.strerror is None else self.strerror)
 
-
-class _FileMissing(FileError, FileNotFoundError):
-    pass
-
-
-class _FileForbidden(FileError, PermissionError):
-    pass
-
-
-class _FileIsFolder(FileError, IsADirectoryError):
-    pass
-
-
-class _FileInNoFolder(FileError, NotADirectoryError):
-    pass
+    def __reduce__(self) -> Any:
+        return file_error, (str(self),)
 
 
 class FormatError(Error, ValueError):
@@ -70,8 +58,16 @@ class NumericError(Error, ArithmeticError):
     """Logits that are NaN, or leave no token to choose."""
 
 
-_BY_ERRNO = {errno.ENOENT: _FileMissing, errno.EACCES: _FileForbidden, errno.EPERM: _FileForbidden,
-             errno.EISDIR: _FileIsFolder, errno.ENOTDIR: _FileInNoFolder}
+def _also(builtin: type[OSError]) -> type[FileError]:
+    """A FileError, by name too, that is of this class as well."""
+    return type("FileError", (FileError, builtin), {"__doc__": FileError.__doc__,
+                                                    "__module__": __name__})
+
+
+_missing, _forbidden, _folder, _no_folder = map(_also, (
+    FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError))
+_BY_ERRNO = {errno.ENOENT: _missing, errno.EACCES: _forbidden, errno.EPERM: _forbidden,
+             errno.EISDIR: _folder, errno.ENOTDIR: _no_folder}
 _REASONS = {os.strerror(number): number for number in errno.errorcode}
 # The library's sentences on files: "PATH: cannot open it: REASON", "PATH: expected a ..., found a
 # folder", "PATH: no such file".

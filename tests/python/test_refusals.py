@@ -171,6 +171,7 @@ def test_missing_files_are_file_not_found(tmp_path):
         error = caught.value
         assert isinstance(error, mm.FileError) and isinstance(error, mm.Error)
         assert (error.errno, error.filename) == (errno.ENOENT, str(missing))
+        assert type(error).__name__ == "FileError"
         assert str(error).startswith(f"{missing}: ") and "No such file" in str(error)
         again = pickle.loads(pickle.dumps(error))
         assert (type(again), str(again), again.errno, again.filename) == (
