@@ -84,14 +84,14 @@ def throughput(model, repeat, tokens=24):
 
 def waiting(model, sizes, length=4096):
     for rows in sizes:
-        with model.session(context=length) as long, \
-                model.session(context=length) as short, model.batch([long, short], rows=rows) as both:
-            short.feed(prompt(model, 16)).run()
+        long, short = model.session(context=length), model.session(context=length)
+        short.feed(prompt(model, 16)).run()
+        with model.batch([long, short], rows=rows) as both:
             short.feed([5])
             long.feed(prompt(model, length))
             gaps, start = [], time.perf_counter()
             last = start
-            for session in both.ready():
+            while session := both.next():
                 now = time.perf_counter()
                 if session is long:
                     break
