@@ -53,14 +53,10 @@ def load(kind, path, **options):
 
 
 def all_logits(model, ids, chunk):
-<<<<<<< HEAD
     """float32 [n, vocab_size]; the prompt goes through the layers `chunk` tokens at a time.
 
     Keys and values are BF16 in all hashes, in those of precision "exact" too.
     """
-=======
-    """float32 [n, vocab_size]; the prompt goes through the layers `chunk` tokens at a time."""
->>>>>>> main
     with model.session(context=len(ids), chunk=chunk, kv_dtype="bf16") as session:
         taps = session.trace(ids, points=["logits"])
         return np.concatenate([np.array(tap.tensor.numpy()) for tap in taps])

@@ -163,12 +163,14 @@ def test_fields_that_a_binding_does_not_use(tree):
 
 
 def test_a_field_of_another_struct_is_not_enough(tree):
-    edit(tree / "csrc/minimax2.h", "    double kv_bytes;", "    double kv_bytes;\n    int32_t chunk;")
+    edit(tree / "csrc/minimax2.h", "    double kv_bytes;",
+         "    double kv_bytes;\n    int32_t chunk;")
     violation(tree, "the lua binding does not use mm2_cost.chunk")
 
 
 def test_fields_in_comments_do_not_count(tree):
-    edit(tree / "lua/minimax2/model.lua", '"threads", "plain_read",', '"threads", -- "plain_read"\n')
+    edit(tree / "lua/minimax2/model.lua", '"threads", "plain_read",',
+         '"threads", -- "plain_read"\n')
     violation(tree, "the lua binding does not use mm2_limits.plain_read")
 
 
