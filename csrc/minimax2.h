@@ -74,16 +74,16 @@ enum {
 
 typedef int32_t mm2_status;
 enum {
-    MM2_OK = 0,             /* done; run: caught up with everything that was fed */
-    MM2_MORE = 1,           /* run: out of time or interrupted; call again to go on */
-    MM2_TAP = 2,            /* run: stopped at an activation; call again to go on */
-    MM2_READY = 3,          /* batch run: a member has caught up and has logits; call again to go on */
-    MM2_E_ARG = -1,         /* an argument is out of range or NULL, or it is too early for this */
-    MM2_E_NOMEM = -2,       /* not enough memory; the sentence says how much was needed */
-    MM2_E_IO = -3,          /* a file cannot be opened, mapped or read */
-    MM2_E_FORMAT = -4,      /* a file is damaged, inconsistent or not of this family */
-    MM2_E_FULL = -5,        /* the session's context is full */
-    MM2_E_BUSY = -6,        /* the object is in use by another thread, or by a batch */
+    MM2_OK = 0,        /* done; run: caught up with everything that was fed */
+    MM2_MORE = 1,      /* run: out of time or interrupted; call again to go on */
+    MM2_TAP = 2,       /* run: stopped at an activation; call again to go on */
+    MM2_READY = 3,     /* batch run: a member has caught up and has logits; call again to go on */
+    MM2_E_ARG = -1,    /* an argument is out of range or NULL, or it is too early for this */
+    MM2_E_NOMEM = -2,  /* not enough memory; the sentence says how much was needed */
+    MM2_E_IO = -3,     /* a file cannot be opened, mapped or read */
+    MM2_E_FORMAT = -4, /* a file is damaged, inconsistent or not of this family */
+    MM2_E_FULL = -5,   /* the session's context is full */
+    MM2_E_BUSY = -6,   /* the object is in use by another thread, or by a batch */
     MM2_E_UNSUPPORTED = -7, /* valid, but this build or machine cannot serve it */
     MM2_E_NUMERIC = -8      /* logits that are NaN, or leave no token to choose */
 };
@@ -244,8 +244,8 @@ const char *mm2_model_info_key(int32_t index);
 int32_t mm2_model_end_tokens(const mm2_model *m, int32_t *ids, int32_t cap);
 int32_t mm2_model_threads(const mm2_model *m);
 int64_t mm2_model_bytes(const mm2_model *m); /* of all tensors */
-int64_t
-mm2_model_parameters(const mm2_model *m); /* elements of all weights, without block scales */
+/* Elements of all weights, block scales left out. */
+int64_t mm2_model_parameters(const mm2_model *m);
 
 /* Tensors as they lie in the files, by index 0..count-1 in file order or by their name in the file.
  * Views are borrowed while the model lives; read-only unless it was opened with MM2_WRITABLE. Name:
@@ -266,8 +266,9 @@ mm2_status mm2_model_weight(const mm2_model *m, const char *name, int64_t first,
 typedef struct mm2_limits { /* of all threads together */
     uint32_t size;          /* sizeof(mm2_limits) */
     int32_t threads;        /* that took part */
-    double plain_read; /* bytes per second of memory read by the level's widest loads alone */
-    double best_read;  /* the same with the best of several software prefetches; >= plain_read */
+    /* Bytes per second of memory: read by the level's widest loads alone, and with the best of
+     * several software prefetches; best_read >= plain_read. */
+    double plain_read, best_read;
     /* Operations per second, 2 a multiply-add, on random data in the first-level cache: int8
      * codes, and weights of bf16 and f32, by what the model's instruction-set level has for them. */
     double int8_ops, bf16_ops, f32_ops;
@@ -283,7 +284,7 @@ mm2_status mm2_model_limits(mm2_model *m, mm2_limits *out);
 typedef struct mm2_cost { /* what must be read and computed at least, however it is done */
     uint32_t size;        /* sizeof(mm2_cost) */
     uint32_t reserved;
-    double weight_bytes;  /* block scales included */
+    double weight_bytes; /* block scales included */
     double kv_bytes;
     /* Operations, 2 a multiply-add: with integer weights; with BF16 and FP8 weights, and attention
      * to a BF16 cache; with F16 and F32 weights, and attention to an F32 cache. */

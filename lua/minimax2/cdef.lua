@@ -121,8 +121,7 @@ mm2_status mm2_model_weight(const mm2_model *m, const char *name, int64_t first,
 typedef struct mm2_limits {
     uint32_t size;
     int32_t threads;
-    double plain_read;
-    double best_read;
+    double plain_read, best_read;
     double int8_ops, bf16_ops, f32_ops;
 } mm2_limits;
 mm2_status mm2_model_limits(mm2_model *m, mm2_limits *out);
