@@ -35,6 +35,32 @@ tell(idle=time.process_time() - before)
 """
 
 
+SESSIONS = """
+import sys
+import minimax2 as mm
+
+def resident():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon"))
+
+model = mm.load({path!r}, threads=2)
+def idle():
+    session = model.session(context=4096)
+    session.feed([7 * i % 2000 for i in range(1024)]).run()
+    return session
+
+sessions = [idle()]
+before = resident()
+sessions += [idle() for _ in range(4)]
+print((resident() - before) // 4)
+forks = [sessions[0].fork() for _ in range(1000)]
+forked = resident()
+print((forked - before) // 4)
+forks[7].feed([1]).run()
+print(resident() - forked)
+"""
+
+
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     """Two layers of full width with few experts and few tokens: 310 MB of Q4_K."""
@@ -112,6 +138,17 @@ def test_memory_beyond_the_map(path):
         used = runner.status("RssAnon") - before
         assert 10 * MB < used < 100 * MB, f"{used / MB:.0f} MB"
         assert runner.map()["Anonymous"] == 0  # nothing of the file was copied
+
+
+def test_idle_sessions_hold_their_pages_and_forks_hold_nothing(path):
+    """Of 1,024 positions; the buffers that evaluated them serve every session of the model."""
+    out = subprocess.run([sys.executable, "-c", SESSIONS.format(path=str(path))], check=True,
+                         capture_output=True, text=True).stdout
+    session, forked, branch = (int(line) for line in out.split())
+    pages = 2 * 1024 * 2 * 8 * 128 * 2  # layers, positions, keys and values, heads, bf16
+    assert pages <= session < pages + 1 * MB
+    assert (forked - session) * 4 < 3000 * 1000  # three kilobytes a fork: its tables
+    assert branch < 1 * MB  # the page behind 1,024 positions is new, nothing is copied
 
 
 def test_processes_share_the_weights(path):
