@@ -45,9 +45,9 @@ lua: lib
 
 # The package, editable, with what its build needs; stamped so that the second time is quick.
 build/package.stamp: .venv/pyvenv.cfg $(BUILD_INPUTS) | packages
-	@echo "Building the C library and the Python package"
+	@echo "Building the C library and the Python package (a minute or two)"
 	@$(PYTHON) -m pip install -qq setuptools wheel "cffi >= 1.15"
-	@$(PYTHON) -m pip install -qq --no-build-isolation --no-deps -e .
+	@$(PYTHON) -m pip install -qq --no-build-isolation -e .
 	@pkg-config --exists openblas || $(PYTHON) -m pip install -qq scipy-openblas32
 	@mkdir -p build && touch $@
 

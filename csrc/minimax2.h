@@ -19,13 +19,13 @@
  * done, its time budget is spent or a tap is reached, and says which. Calling it again resumes
  * where it stopped.
  *
- *     mm2_model *m;  mm2_session *s;  mm2_sampler *p;  mm2_event e;  int32_t ids[64], n, id;
+ *     mm2_model *m;  mm2_session *s;  mm2_sampler *p;  int32_t ids[64], n, id;
  *     if (mm2_model_open(&m, "MiniMax-M2.5", NULL)) { puts(mm2_error()); return 1; }
  *     mm2_session_new(&s, m, NULL);
  *     mm2_sampler_new(&p, m, NULL);
  *     n = mm2_tokenizer_encode(mm2_model_tokenizer(m), "Once upon", 9, 0, ids, 64);
  *     mm2_session_feed(s, ids, n);
- *     while (mm2_session_run(s, 0, &e) == MM2_OK && (id = mm2_sampler_next(p, s, NULL)) >= 0)
+ *     while (mm2_session_run(s, 0, NULL) == MM2_OK && (id = mm2_sampler_next(p, s, NULL)) >= 0)
  *         mm2_session_feed(s, &id, 1);
  *
  * Errors. A function that can fail returns a negative mm2_status (or a negative count); mm2_error()
@@ -178,7 +178,8 @@ enum {
      * FP8, float32 for F16 and F32. */
     MM2_PRECISION_FAST = 0,
     /* float32, by the weights' own float32 values, whatever their type; for measurements. Decoding
-     * takes up to five times as long in the smallest formats, a prompt two to four times. */
+     * takes up to five times as long in the smallest formats, a prompt two to four times. The cache
+     * has a type of its own: choose MM2_F32 for it too (mm2_session_options.kv_dtype). */
     MM2_PRECISION_EXACT = 1
 };
 
@@ -303,8 +304,8 @@ mm2_status mm2_model_cost(const mm2_model *m, int32_t tokens, int32_t depth, int
 /* ----------------------------------------------------------------------------------------------
  * Text: byte-level BPE and the family's chat format */
 
-/* A tokenizer without a model: from tokenizer.json, a directory that holds one, or a GGUF file.
- * Owned. */
+/* A tokenizer without a model: from tokenizer.json, a directory that holds one, or a GGUF file. *out
+ * is owned: mm2_tokenizer_release. */
 mm2_status mm2_tokenizer_open(mm2_tokenizer **out, const char *path);
 void mm2_tokenizer_release(mm2_tokenizer *t);
 /* The model's own; borrowed while the model lives. NULL, with a sentence, if the checkpoint has
@@ -609,7 +610,7 @@ typedef struct mm2_sampling {
  * top_k 40), everything else off, seed 0. m may be NULL for the family's. */
 void mm2_sampling_init(mm2_sampling *o, const mm2_model *m);
 
-/* *out is owned. Retains the model (its vocabulary size). `o` NULL: mm2_sampling_init. Fails with
+/* *out is owned: mm2_sampler_free. Retains the model (its vocabulary size). `o` NULL: mm2_sampling_init. Fails with
  * ARG if a field is out of range. */
 mm2_status mm2_sampler_new(mm2_sampler **out, mm2_model *m, const mm2_sampling *o);
 void mm2_sampler_free(mm2_sampler *p);
