@@ -14,7 +14,7 @@ static void announce(const mm2_weight *w)
     madvise((void *)first, end - first, MADV_WILLNEED); /* a hint: it may fail */
 }
 
-void mm2_experts_expect(const mm2_weights *w, int32_t layer, int32_t expert)
+void mm2_experts_prefetch(const mm2_weights *w, int32_t layer, int32_t expert)
 {
     const mm2_expert *e = mm2_experts_get(w, layer, expert);
     atomic_uchar *expected = &w->expected[e - w->experts];

@@ -26,6 +26,6 @@ static inline const mm2_expert *mm2_experts_get(const mm2_weights *w, int32_t la
 /* Says that the expert will be asked for soon. The first time, the system is told to read its
  * weights from the file: whole matrices at once, where page faults would read a little of them and
  * much of their neighbours. Any thread. */
-void mm2_experts_expect(const mm2_weights *w, int32_t layer, int32_t expert);
+void mm2_experts_prefetch(const mm2_weights *w, int32_t layer, int32_t expert);
 
 #endif

@@ -247,11 +247,11 @@ static void multiply_expert(mm2_pass *p, const mm2_weight *w, int32_t e, int32_t
 
 enum { EXPECTED = 8 }; /* experts whose weights are being read from the file before they are used */
 
-static void expect(const mm2_pass *p, int32_t i)
+static void prefetch(const mm2_pass *p, int32_t i)
 {
     moe *b = own(p);
     if (i < b->active)
-        mm2_experts_expect(&p->model->weights, p->layer, b->unit_expert[i]);
+        mm2_experts_prefetch(&p->model->weights, p->layer, b->unit_expert[i]);
 }
 
 /* One unit packs the rows of one expert: nothing where the kernels do not pack. */
@@ -264,7 +264,7 @@ static mm2_status begin_pack(mm2_pass *p, int32_t round, int32_t *units)
     if (!b->held) {
         group_slots(p);
         for (int32_t i = 0; i < EXPECTED; i++)
-            expect(p, i);
+            prefetch(p, i);
     }
     for (; b->held < b->active; b->held++)
         if (!mm2_experts_hold(&p->model->weights, p->layer, b->unit_expert[b->held]))
@@ -321,7 +321,7 @@ static void gate_up_tile(void *pass, int32_t unit, int32_t thread)
     int32_t rows = b->group_begin[e + 1] - b->group_begin[e];
     const int32_t *slots = b->slots + b->group_begin[e];
     if (!first)
-        expect(p, unit / per_expert + EXPECTED);
+        prefetch(p, unit / per_expert + EXPECTED);
     const mm2_expert *expert = mm2_experts_get(&p->model->weights, p->layer, e);
     multiply_expert(p, &expert->gate, e, k, s->a, first, count, thread);
     multiply_expert(p, &expert->up, e, k, s->b, first, count, thread);

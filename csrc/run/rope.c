@@ -41,10 +41,16 @@ void mm2_rope_angles(float *cosine, float *sine, const float *frequency, int32_t
     static const double pi_2_high = 1.57079632673412561417, pi_2_low = 6.07710050650619224932e-11;
     for (int32_t i = 0; i < half; i++) {
         double angle = (float)position * frequency[i];
-        double turns = (double)(int64_t)(angle * two_over_pi + 0.5); /* angles are not negative */
+        double turns = floor(angle * two_over_pi + 0.5); /* angles are not negative */
         double x = angle - turns * pi_2_high - turns * pi_2_low;
         double s = sine_of(x), c = cosine_of(x);
-        switch ((int64_t)turns & 3) {
+        /* A tiny theta makes angles that no integer holds; what has no angle is no number. */
+        double quarter = turns - 4 * floor(turns / 4);
+        if (!(quarter >= 0 && quarter < 4)) {
+            cosine[i] = sine[i] = NAN;
+            continue;
+        }
+        switch ((int32_t)quarter) {
         case 0:
             cosine[i] = (float)c, sine[i] = (float)s;
             break;

@@ -8,9 +8,10 @@ between two slices.
 
 import operator
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from minimax2 import errors
 from minimax2._cffi import ffi, lib
@@ -346,6 +347,30 @@ def tokenizer_facts(tokenizer: Owned) -> dict[str, int]:
     return _fields(facts)
 
 
+LONG_TEXT = 1 << 20  # bytes; shorter ones are encoded in less than a second
+_T = TypeVar("_T")
+
+
+def _interruptible(call: Callable[[], _T]) -> _T:
+    """Makes a long call in a thread of its own: Ctrl-C comes through at once, and the thread ends
+    by itself. For calls that change nothing."""
+    done: list[_T] = []
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            done.append(call())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return done[0]
+
+
 def tokenizer_encode(tokenizer: Owned, text: Any, special: bool) -> list[int]:
     """Text, str or bytes, to a list of ids."""
     if isinstance(text, str):
@@ -356,8 +381,12 @@ def tokenizer_encode(tokenizer: Owned, text: Any, special: bool) -> list[int]:
         raise ArgumentError("text must be shorter than 2 GiB")
     flags = lib.MM2_SPECIAL if special else 0
     source = ffi.from_buffer("char[]", text)
-    out, n = _filled("int32_t[]", len(text) + 1, lambda out, cap: lib.mm2_tokenizer_encode(
-        tokenizer.pointer, source, len(text), flags, out, cap))
+
+    def encode() -> tuple[Any, int]:
+        return _filled("int32_t[]", len(text) + 1, lambda out, cap: lib.mm2_tokenizer_encode(
+            tokenizer.pointer, source, len(text), flags, out, cap))
+
+    out, n = _interruptible(encode) if len(text) > LONG_TEXT else encode()
     return list(out[0:n])
 
 

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 
+import minimax2 as mm
 import pytest
 
 IDS = [13 * i % 4000 for i in range(1, 2001)]
@@ -133,3 +134,17 @@ def test_interrupt_from_another_thread_only_slices(tiny, expected):
             over.set()
             thread.join()
         assert bytes(session.logits) == expected
+
+
+def test_ctrl_c_stops_the_encoding_of_a_long_text(tiny):
+    """A word of 32 MiB takes many seconds; the thread that encodes it is left behind."""
+    text = b" " * (32 << 20)
+    assert with_ctrl_c(0.1, lambda: tiny.tokenizer.encode(text)) is not None
+    assert tiny.tokenizer.encode("import os") == tiny.tokenizer.encode(b"import os")
+
+
+def test_a_long_text_is_encoded_whole(tiny):
+    text = "def f(x):\n    return x\n" * 60_000  # long enough for a thread of its own
+    assert tiny.tokenizer.decode(tiny.tokenizer.encode(text)) == text
+    with pytest.raises(mm.ArgumentError, match="at most"):
+        tiny.tokenizer.encode(b"x" * ((64 << 20) + 1))
