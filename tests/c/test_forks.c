@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "run/session.h"
+#include "run/walk.h"
 
 #include <pthread.h>
 #include <sched.h>
@@ -205,6 +206,45 @@ static void pages_are_shared_until_they_are_written(void **state)
     mm2_session_free(a);
     assert_alone(b);
     mm2_session_free(b);
+}
+
+/* ---- Layers ---- */
+
+static void a_walk_may_be_parted_by_layers(void **state)
+{
+    enum { ROWS = 100 };
+    mm2_session *s = session_of(0, MM2_BF16);
+    mm2_timeline *t = &s->timeline;
+    mm2_pass *p;
+    mm2_event e = {.size = sizeof e};
+    static const int32_t ends[] = {1, 4, 5};
+    assert_int_equal(MM2_OK, mm2_session_feed(s, ids, ROWS));
+    assert_int_equal(MM2_OK, mm2_pages_reserve(&t->pages, 0, ROWS));
+    assert_int_equal(MM2_OK, mm2_pass_lease(&p, model, ROWS));
+    p->spans[0] = (mm2_span){.timeline = t, .rows = ROWS};
+    p->span_count = 1;
+    p->rows = ROWS;
+    p->logits_rows = 0;
+    for (int32_t r = 0; r < ROWS; r++) {
+        p->row_span[r] = 0;
+        p->row_position[r] = r;
+    }
+    const mm2_limit limit = {.deadline = INT64_MAX, .stop = &p->stop};
+    uint32_t mode = mm2_float_mode_enter();
+    for (int32_t i = 0; i < 3; i++) {
+        p->first_layer = i ? ends[i - 1] : 0;
+        p->end_layer = ends[i];
+        mm2_walk_start(p);
+        assert_int_equal(MM2_OK, mm2_walk_on(p, &limit, &e));
+        assert_int_equal(ends[i] == 5, p->logits_rows); /* the head belongs to the last layer */
+    }
+    mm2_float_mode_leave(mode);
+    mm2_session *alone = session_of(0, MM2_BF16);
+    feed_and_run(alone, ids, ROWS);
+    assert_memory_equal(logits_of(alone), p->logits, VOCAB * sizeof(float));
+    mm2_pass_return(p);
+    mm2_session_free(alone);
+    mm2_session_free(s);
 }
 
 /* ---- Batches ---- */
@@ -421,6 +461,7 @@ int main(void)
         cmocka_unit_test(a_fork_has_the_logits_and_edits_stay_apart),
         cmocka_unit_test(taps_stay_with_the_session),
         cmocka_unit_test(pages_are_shared_until_they_are_written),
+        cmocka_unit_test(a_walk_may_be_parted_by_layers),
         cmocka_unit_test(decoding_members_do_not_wait_for_a_prompt),
         cmocka_unit_test(cutting_a_member_drops_nobody_elses_rows),
         cmocka_unit_test(handles_may_go_while_others_use_the_object),
