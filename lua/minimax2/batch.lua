@@ -56,7 +56,7 @@ function Batch:add(session)
     return self
 end
 
---- Takes a session out; it goes on alone.
+--- Takes a session out; it goes on alone. A session that is closed is taken out by that.
 function Batch:remove(session)
     check(lib.mm2_batch_remove(self:live(), args.session(session, "batch:remove")))
     for i, member in ipairs(self.sessions) do
@@ -78,7 +78,7 @@ function Batch:advance(budget_us, mine)
         return status, event
     end
     local member = self.sessions[event.session + 1]
-    if member ~= mine and member.current and not member.closed then
+    if member ~= mine and member.current then
         member.current:happened(status, event)
     elseif member == mine or not mine then
         return status, event, member

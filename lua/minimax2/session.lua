@@ -78,6 +78,16 @@ function Session:fork()
     return hold(out[0], self.model)
 end
 
+local free = Session.close
+
+--- Frees the session; again is allowed. A member leaves its batch first.
+function Session:close()
+    if self.batch and not self.closed then
+        self.batch:remove(self)
+    end
+    free(self)
+end
+
 function Session:describe()
     return ("%d of %d positions"):format(self.length, self.context)
 end

@@ -139,10 +139,7 @@ local function take(self, piece, reason)
     if self.traced and session.traced == self.traced then
         trace.stop(session)
     end
-    if self.owned and not session.closed then
-        if session.batch then
-            session.batch:remove(session)
-        end
+    if self.owned then
         session:close()
     end
 end
