@@ -179,6 +179,8 @@ function Session:sample(sampler, mask)
             self.sampler = assert(Sampler.new(self.model, nil, "session:sample"))
         end
         sampler = self.sampler
+    elseif handle.kind(sampler) ~= "sampler" then
+        raise(("session:sample needs a sampler, not %s"):format(args.show(sampler)))
     end
     return (sampler:next(self, mask))
 end

@@ -80,9 +80,12 @@ end
 --- A prompt (nil: none) and the options of a stream, all of them checked, and what is made of them: a
 --- table for Stream.new. It comes before anything is fed, so that a refused call leaves everything as it
 --- was. chat: the prompt is the ids of a chat turn. more: names of further options, which are kept in
---- plan.options.
+--- plan.options, of a call that makes a session and so needs a prompt.
 function Stream.plan(model, prompt, options, where, chat, more)
     options = args.known(options, where, Stream.known, Sampler.known, more or {})
+    if more and prompt == nil then
+        raise(where .. ": the prompt must be a string, token ids or a table of messages, not nil")
+    end
     local mask, processor, hooks = options.mask, options.logits_processor, options.hooks
     if type(mask) ~= "function" then
         args.mask(mask, model.config.vocab_size, where)

@@ -75,6 +75,28 @@ describe("misuse", function()
         assert.is_true(session:run())
     end)
 
+    it("prompts and samplers that are missing or something else", function()
+        local batch, session = assert(model:batch()), assert(model:session())
+        for where, call in pairs {
+            ["model:generate"] = function() return model:generate(nil) end,
+            ["model:stream"] = function() return model:stream() end,
+            ["batch:stream"] = function() return batch:stream() end,
+        } do
+            local ok, message = pcall(call)
+            assert.is_false(ok)
+            assert.matches("misuse_spec.lua:%d+: " .. where .. ": the prompt must be a string", message)
+        end
+        assert.same({}, batch.sessions)
+        session:feed({ 1, 2 }):run()
+        for _, sampler in ipairs { 5, {}, session, true } do
+            local ok, message = pcall(function()
+                return (session:sample(sampler))
+            end)
+            assert.is_false(ok)
+            assert.matches("misuse_spec.lua:%d+: session:sample needs a sampler, not", message)
+        end
+    end)
+
     it("A7: logits that are not there yet", function()
         local session = assert(model:session())
         for _, call in ipairs { session.logits, session.top, session.sample } do
