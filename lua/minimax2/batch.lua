@@ -41,6 +41,7 @@ function Batch.new(model, sessions, options, where)
         event = native.sized "mm2_event",
         model = model,
         sessions = {}, -- members, in the library's order
+        waiting = {}, -- [member] = true: has its logits, met by a run that was not batch:next
     })
     for _, session in ipairs(sessions or {}) do
         self:add(session)
@@ -65,6 +66,7 @@ function Batch:remove(session)
             break
         end
     end
+    self.waiting[session] = nil
     session.batch = nil
 end
 
@@ -82,6 +84,8 @@ function Batch:advance(budget_us, mine)
         member.current:happened(status, event)
     elseif member == mine or not mine then
         return status, event, member
+    elseif status == lib.MM2_READY then
+        self.waiting[member] = true
     end
 end
 
@@ -122,6 +126,15 @@ end
 --- The same, but also returns when a member that has no stream has caught up: that session, which has its
 --- logits now, once after what was fed to it. Otherwise nil and what batch:run returns.
 function Batch:next(ms)
+    args.budget(ms)
+    for _, member in ipairs(self.sessions) do
+        if self.waiting[member] then
+            self.waiting[member] = nil
+            if member:has_logits() then -- neither rewound nor fed again since
+                return member
+            end
+        end
+    end
     local status, event, member = run(self, ms, lib.MM2_READY)
     if status == lib.MM2_READY then
         return member
@@ -207,7 +220,7 @@ function Batch:close()
     for _, session in ipairs(self.sessions) do
         session.batch = nil
     end
-    self.sessions = {}
+    self.sessions, self.waiting = {}, {}
 end
 
 return Batch

@@ -257,6 +257,11 @@ function Session:logits()
     return Tensor.view(raw, self)
 end
 
+--- Whether there are logits: something was evaluated, and all that was fed.
+function Session:has_logits()
+    return lib.mm2_session_logits(self:live(), ffi.new "mm2_tensor") >= 0
+end
+
 --- Natural-log probabilities of these ids by the logits: a table in their order.
 function Session:logprobs(ids, n)
     local ptr = self:live()

@@ -207,6 +207,7 @@ describe("streams of a batch", function()
         end
         assert.equal(model.config.num_hidden_layers, #seen)
         assert.equal(support.alone { 1, 2, 3, 4 }, b:logits():bytes())
+        assert.equal(a, (batch:next())) -- the last token of its stream was evaluated meanwhile
         b:tap("embed")
         b:feed { 5 }
         local session, done, tap = batch:next()
@@ -224,6 +225,33 @@ describe("streams of a batch", function()
         for i = 1, 2 do
             assert.equal((model:generate(prompts[i], greedy(6))), (streams[i]:finish()))
         end
+    end)
+
+    it("name the members that became ready meanwhile", function()
+        local sessions = {}
+        for i = 1, 4 do
+            sessions[i] = assert(model:session())
+        end
+        local batch = assert(model:batch(sessions))
+        for i = 1, 4 do
+            sessions[i]:feed { i, i + 1 }
+        end
+        batch:generate({ "c" }, greedy(8))
+        sessions[2]:feed { 9 }
+        sessions[3]:rewind(1)
+        sessions[4]:close()
+        local named = {}
+        for i = 1, 2 do
+            named[i] = batch:next()
+        end
+        assert.equal(sessions[1], named[1])
+        assert.equal(sessions[2], named[2])
+        local none, done = batch:next()
+        assert.is_nil(none)
+        assert.is_true(done)
+        assert.equal(support.alone { 1, 2 }, sessions[1]:logits():bytes())
+        batch:close()
+        assert.equal("the batch is closed", failure(batch.next, batch))
     end)
 
     it("are collected with their batch", function()
