@@ -7,6 +7,8 @@
 ---     local first, second = batch:stream("Once"), batch:stream("Twice", { seed = 3 })
 ---     while not batch:run(4) do end
 ---
+--- A hook, mask or logits_processor of a member's stream may neither run nor change the batch.
+---
 --- Fields: model, sessions (the members, for reading), closed.
 
 local ffi = require "ffi"
@@ -49,9 +51,29 @@ function Batch.new(model, sessions, options, where)
     return self
 end
 
+--- The C object, for what a callback of a member's stream may not do; raises inside one.
+function Batch:idle()
+    if self.calling then
+        raise("a hook, mask or logits_processor is being called: it cannot run or change its batch")
+    end
+    return self:live()
+end
+
+--- Calls fn(...), a callback of a member's stream, and returns its result.
+function Batch:call(fn, ...)
+    self:idle()
+    self.calling = true
+    local ok, result = pcall(fn, ...)
+    self.calling = nil
+    if not ok then
+        error(result, 0)
+    end
+    return result
+end
+
 --- Adds a session of the same model. Returns the batch.
 function Batch:add(session)
-    check(lib.mm2_batch_add(self:live(), args.session(session, "batch:add")))
+    check(lib.mm2_batch_add(self:idle(), args.session(session, "batch:add")))
     table.insert(self.sessions, session)
     session.batch = self
     return self
@@ -59,7 +81,7 @@ end
 
 --- Takes a session out; it goes on alone. A session that is closed is taken out by that.
 function Batch:remove(session)
-    check(lib.mm2_batch_remove(self:live(), args.session(session, "batch:remove")))
+    check(lib.mm2_batch_remove(self:idle(), args.session(session, "batch:remove")))
     for i, member in ipairs(self.sessions) do
         if member == session then
             table.remove(self.sessions, i)
@@ -75,7 +97,7 @@ end
 -- its own stream or trace runs (nil: all are meant).
 function Batch:advance(budget_us, mine)
     local event = self.event
-    local status = check(lib.mm2_batch_run(self:live(), budget_us, event))
+    local status = check(lib.mm2_batch_run(self:idle(), budget_us, event))
     if status == lib.MM2_OK or status == lib.MM2_MORE then
         return status, event
     end
@@ -100,6 +122,7 @@ end
 
 -- Runs the batch for `ms`. Returns the status and what Batch.advance said to it.
 local function run(self, ms, wanted)
+    self:idle()
     local left = native.timer(args.budget(ms))
     local budget_us = left() or 1
     wake(self)
@@ -126,6 +149,7 @@ end
 --- The same, but also returns when a member that has no stream has caught up: that session, which has its
 --- logits now, once after what was fed to it. Otherwise nil and what batch:run returns.
 function Batch:next(ms)
+    self:idle()
     args.budget(ms)
     for _, member in ipairs(self.sessions) do
         if self.waiting[member] then
@@ -147,7 +171,7 @@ end
 --- A stream that goes on with a prompt, in a session of its own that is a member until the stream ends.
 --- See stream.lua for the options; those of model:session are taken too.
 function Batch:stream(prompt, options)
-    self:live()
+    self:idle()
     local plan = Stream.plan(self.model, prompt, options, "batch:stream", nil, Session.known)
     return self:start(plan)
 end
@@ -184,7 +208,7 @@ end
 --- checked before anything is fed. Options: those of model:generate.
 function Batch:generate(prompts, options, where)
     where = where or "batch:generate"
-    self:live()
+    self:idle()
     options = args.known(options, where, Session.known, Stream.known, Sampler.known)
     if type(prompts) ~= "table" then
         raise(("%s: prompts must be a table, not %s"):format(where, args.show(prompts)))
@@ -216,6 +240,9 @@ local free = Batch.close
 
 --- Frees the batch; again is allowed. The members go on alone.
 function Batch:close()
+    if not self.closed then
+        self:idle()
+    end
     free(self)
     for _, session in ipairs(self.sessions) do
         session.batch = nil

@@ -123,7 +123,9 @@ function Session:step(left)
         local ptr, batch = self:live(), self.batch
         if not batch then
             return check(lib.mm2_session_run(ptr, budget_us, self.event)), self.event
-        elseif self.pos == self.length then
+        end
+        batch:idle()
+        if self.pos == self.length then
             return lib.MM2_OK
         end
         local status, event = batch:advance(budget_us, self)
