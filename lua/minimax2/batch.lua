@@ -33,7 +33,7 @@ function Batch.new(model, sessions, options, where)
     local o = native.sized "mm2_batch_options"
     lib.mm2_batch_options_init(o)
     if options.rows ~= nil then
-        o.rows = args.int(options.rows, where .. ": rows")
+        o.rows = args.positive(options.rows, where .. ": rows")
     end
     local out = ffi.new "mm2_batch *[1]"
     if lib.mm2_batch_new(out, model:live(), o) < 0 then

@@ -34,10 +34,10 @@ function Session.new(model, options, where)
     local o = native.sized "mm2_session_options"
     lib.mm2_session_options_init(o)
     if options.context ~= nil then
-        o.context = args.int(options.context, where .. ": context")
+        o.context = args.positive(options.context, where .. ": context")
     end
     if options.chunk ~= nil then
-        o.chunk = args.int(options.chunk, where .. ": chunk")
+        o.chunk = args.positive(options.chunk, where .. ": chunk")
     end
     local exact = options.kv_dtype == nil and model:info "precision" == "exact"
     o.kv_dtype = args.kv_dtype(exact and "f32" or options.kv_dtype, where)

@@ -274,15 +274,26 @@ describe("misuse", function()
     end)
 
     it("A19, A20: sizes of models and sessions", function()
-        for _, threads in ipairs { -1, 1025, 10 ^ 6 } do
+        for _, threads in ipairs { 1025, 10 ^ 6 } do
             local none, message = mm.load(nil, { threads = threads })
             assert.is_nil(none)
             assert.matches("threads", message)
         end
+        for _, count in ipairs { 0, -1 } do
+            assert.matches("mm.load: threads must be 1 or more, not " .. count,
+                failure(mm.load, nil, { threads = count }), 1, true)
+            assert.matches("context must be 1 or more", failure(model.session, model, { context = count }))
+            assert.matches("chunk must be 1 or more", failure(model.session, model, { chunk = count }))
+            assert.matches("rows must be 1 or more", failure(model.batch, model, nil, { rows = count }))
+        end
+        for _, value in ipairs { 0, 1, "no", {} } do
+            assert.matches("writable must be true or false", failure(mm.load, nil, { writable = value }))
+            assert.matches("mapped must be true or false", failure(mm.load, nil, { mapped = value }))
+        end
         assert.matches("threads must be an integer", failure(mm.load, nil, { threads = 1.5 }))
         assert.matches("isa must be", failure(mm.load, nil, { isa = "sse2" }))
         assert.matches("precision must be", failure(mm.load, nil, { precision = "best" }))
-        for _, context in ipairs { -1, model.config.max_position_embeddings + 1, 2 ^ 31 - 1 } do
+        for _, context in ipairs { model.config.max_position_embeddings + 1, 2 ^ 31 - 1 } do
             local none, message = model:session { context = context }
             assert.is_nil(none)
             assert.matches("context", message)
