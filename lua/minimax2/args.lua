@@ -46,6 +46,24 @@ function args.count(value, default, most, what)
     return value
 end
 
+--- An integer from 1.
+function args.positive(value, what)
+    if args.int(value, what) < 1 then
+        raise(("%s must be 1 or more, not %d"):format(what, value))
+    end
+    return value
+end
+
+--- true or false, or the default for nil.
+function args.flag(value, default, what)
+    if value == nil then
+        return default
+    elseif type(value) ~= "boolean" then
+        raise(("%s must be true or false, not %s"):format(what, show(value)))
+    end
+    return value
+end
+
 function args.number(value, what)
     if type(value) ~= "number" then
         raise(("%s must be a number, not %s"):format(what, show(value)))

@@ -7,6 +7,8 @@
 ---     local first, second = batch:stream("Once"), batch:stream("Twice", { seed = 3 })
 ---     while not batch:run(4) do end
 ---
+--- A hook, mask or logits_processor of a member's stream may neither run nor change the batch.
+---
 --- Fields: model, sessions (the members, for reading), closed.
 
 local ffi = require "ffi"
@@ -31,7 +33,7 @@ function Batch.new(model, sessions, options, where)
     local o = native.sized "mm2_batch_options"
     lib.mm2_batch_options_init(o)
     if options.rows ~= nil then
-        o.rows = args.int(options.rows, where .. ": rows")
+        o.rows = args.positive(options.rows, where .. ": rows")
     end
     local out = ffi.new "mm2_batch *[1]"
     if lib.mm2_batch_new(out, model:live(), o) < 0 then
@@ -41,6 +43,7 @@ function Batch.new(model, sessions, options, where)
         event = native.sized "mm2_event",
         model = model,
         sessions = {}, -- members, in the library's order
+        waiting = {}, -- [member] = true: has its logits, met by a run that was not batch:next
     })
     for _, session in ipairs(sessions or {}) do
         self:add(session)
@@ -48,23 +51,44 @@ function Batch.new(model, sessions, options, where)
     return self
 end
 
+--- The C object, for what a callback of a member's stream may not do; raises inside one.
+function Batch:idle()
+    if self.calling then
+        raise("a hook, mask or logits_processor is being called: it cannot run or change its batch")
+    end
+    return self:live()
+end
+
+--- Calls fn(...), a callback of a member's stream, and returns its result.
+function Batch:call(fn, ...)
+    self:idle()
+    self.calling = true
+    local ok, result = pcall(fn, ...)
+    self.calling = nil
+    if not ok then
+        error(result, 0)
+    end
+    return result
+end
+
 --- Adds a session of the same model. Returns the batch.
 function Batch:add(session)
-    check(lib.mm2_batch_add(self:live(), args.session(session, "batch:add")))
+    check(lib.mm2_batch_add(self:idle(), args.session(session, "batch:add")))
     table.insert(self.sessions, session)
     session.batch = self
     return self
 end
 
---- Takes a session out; it goes on alone.
+--- Takes a session out; it goes on alone. A session that is closed is taken out by that.
 function Batch:remove(session)
-    check(lib.mm2_batch_remove(self:live(), args.session(session, "batch:remove")))
+    check(lib.mm2_batch_remove(self:idle(), args.session(session, "batch:remove")))
     for i, member in ipairs(self.sessions) do
         if member == session then
             table.remove(self.sessions, i)
             break
         end
     end
+    self.waiting[session] = nil
     session.batch = nil
 end
 
@@ -73,15 +97,17 @@ end
 -- its own stream or trace runs (nil: all are meant).
 function Batch:advance(budget_us, mine)
     local event = self.event
-    local status = check(lib.mm2_batch_run(self:live(), budget_us, event))
+    local status = check(lib.mm2_batch_run(self:idle(), budget_us, event))
     if status == lib.MM2_OK or status == lib.MM2_MORE then
         return status, event
     end
     local member = self.sessions[event.session + 1]
-    if member ~= mine and member.current and not member.closed then
+    if member ~= mine and member.current then
         member.current:happened(status, event)
     elseif member == mine or not mine then
         return status, event, member
+    elseif status == lib.MM2_READY then
+        self.waiting[member] = true
     end
 end
 
@@ -96,6 +122,7 @@ end
 
 -- Runs the batch for `ms`. Returns the status and what Batch.advance said to it.
 local function run(self, ms, wanted)
+    self:idle()
     local left = native.timer(args.budget(ms))
     local budget_us = left() or 1
     wake(self)
@@ -122,6 +149,16 @@ end
 --- The same, but also returns when a member that has no stream has caught up: that session, which has its
 --- logits now, once after what was fed to it. Otherwise nil and what batch:run returns.
 function Batch:next(ms)
+    self:idle()
+    args.budget(ms)
+    for _, member in ipairs(self.sessions) do
+        if self.waiting[member] then
+            self.waiting[member] = nil
+            if member:has_logits() then -- neither rewound nor fed again since
+                return member
+            end
+        end
+    end
     local status, event, member = run(self, ms, lib.MM2_READY)
     if status == lib.MM2_READY then
         return member
@@ -134,7 +171,7 @@ end
 --- A stream that goes on with a prompt, in a session of its own that is a member until the stream ends.
 --- See stream.lua for the options; those of model:session are taken too.
 function Batch:stream(prompt, options)
-    self:live()
+    self:idle()
     local plan = Stream.plan(self.model, prompt, options, "batch:stream", nil, Session.known)
     return self:start(plan)
 end
@@ -171,7 +208,7 @@ end
 --- checked before anything is fed. Options: those of model:generate.
 function Batch:generate(prompts, options, where)
     where = where or "batch:generate"
-    self:live()
+    self:idle()
     options = args.known(options, where, Session.known, Stream.known, Sampler.known)
     if type(prompts) ~= "table" then
         raise(("%s: prompts must be a table, not %s"):format(where, args.show(prompts)))
@@ -203,11 +240,14 @@ local free = Batch.close
 
 --- Frees the batch; again is allowed. The members go on alone.
 function Batch:close()
+    if not self.closed then
+        self:idle()
+    end
     free(self)
     for _, session in ipairs(self.sessions) do
         session.batch = nil
     end
-    self.sessions = {}
+    self.sessions, self.waiting = {}, {}
 end
 
 return Batch

@@ -70,7 +70,7 @@ function Model.load(path, options)
     local o = native.sized "mm2_model_options"
     lib.mm2_model_options_init(o)
     if options.threads ~= nil then
-        o.threads = args.int(options.threads, "mm.load: threads")
+        o.threads = args.positive(options.threads, "mm.load: threads")
     end
     if options.isa ~= nil then
         o.isa = isa_levels[options.isa] or raise(("mm.load: isa must be 'auto', 'ref', 'avx2', "
@@ -80,8 +80,8 @@ function Model.load(path, options)
         o.precision = precisions[options.precision] or raise(("mm.load: precision must be 'fast' or "
             .. "'exact', not %s"):format(args.show(options.precision)))
     end
-    o.flags = (options.writable and lib.MM2_WRITABLE or 0)
-        + (options.mapped == false and lib.MM2_IN_MEMORY or 0)
+    o.flags = (args.flag(options.writable, false, "mm.load: writable") and lib.MM2_WRITABLE or 0)
+        + (args.flag(options.mapped, true, "mm.load: mapped") and 0 or lib.MM2_IN_MEMORY)
     local out = ffi.new "mm2_model *[1]"
     if lib.mm2_model_open(out, args.text(path, "the path"), o) < 0 then
         return nil, native.message()

@@ -34,10 +34,10 @@ function Session.new(model, options, where)
     local o = native.sized "mm2_session_options"
     lib.mm2_session_options_init(o)
     if options.context ~= nil then
-        o.context = args.int(options.context, where .. ": context")
+        o.context = args.positive(options.context, where .. ": context")
     end
     if options.chunk ~= nil then
-        o.chunk = args.int(options.chunk, where .. ": chunk")
+        o.chunk = args.positive(options.chunk, where .. ": chunk")
     end
     local exact = options.kv_dtype == nil and model:info "precision" == "exact"
     o.kv_dtype = args.kv_dtype(exact and "f32" or options.kv_dtype, where)
@@ -78,6 +78,16 @@ function Session:fork()
     return hold(out[0], self.model)
 end
 
+local free = Session.close
+
+--- Frees the session; again is allowed. A member leaves its batch first.
+function Session:close()
+    if self.batch and not self.closed then
+        self.batch:remove(self)
+    end
+    free(self)
+end
+
 function Session:describe()
     return ("%d of %d positions"):format(self.length, self.context)
 end
@@ -113,7 +123,9 @@ function Session:step(left)
         local ptr, batch = self:live(), self.batch
         if not batch then
             return check(lib.mm2_session_run(ptr, budget_us, self.event)), self.event
-        elseif self.pos == self.length then
+        end
+        batch:idle()
+        if self.pos == self.length then
             return lib.MM2_OK
         end
         local status, event = batch:advance(budget_us, self)
@@ -169,6 +181,8 @@ function Session:sample(sampler, mask)
             self.sampler = assert(Sampler.new(self.model, nil, "session:sample"))
         end
         sampler = self.sampler
+    elseif handle.kind(sampler) ~= "sampler" then
+        raise(("session:sample needs a sampler, not %s"):format(args.show(sampler)))
     end
     return (sampler:next(self, mask))
 end
@@ -243,6 +257,11 @@ function Session:logits()
     local raw = ffi.new "mm2_tensor"
     check(lib.mm2_session_logits(self:live(), raw))
     return Tensor.view(raw, self)
+end
+
+--- Whether there are logits: something was evaluated, and all that was fed.
+function Session:has_logits()
+    return lib.mm2_session_logits(self:live(), ffi.new "mm2_tensor") >= 0
 end
 
 --- Natural-log probabilities of these ids by the logits: a table in their order.

@@ -80,9 +80,12 @@ end
 --- A prompt (nil: none) and the options of a stream, all of them checked, and what is made of them: a
 --- table for Stream.new. It comes before anything is fed, so that a refused call leaves everything as it
 --- was. chat: the prompt is the ids of a chat turn. more: names of further options, which are kept in
---- plan.options.
+--- plan.options, of a call that makes a session and so needs a prompt.
 function Stream.plan(model, prompt, options, where, chat, more)
     options = args.known(options, where, Stream.known, Sampler.known, more or {})
+    if more and prompt == nil then
+        raise(where .. ": the prompt must be a string, token ids or a table of messages, not nil")
+    end
     local mask, processor, hooks = options.mask, options.logits_processor, options.hooks
     if type(mask) ~= "function" then
         args.mask(mask, model.config.vocab_size, where)
@@ -139,10 +142,7 @@ local function take(self, piece, reason)
     if self.traced and session.traced == self.traced then
         trace.stop(session)
     end
-    if self.owned and not session.closed then
-        if session.batch then
-            session.batch:remove(session)
-        end
+    if self.owned then
         session:close()
     end
 end
@@ -179,16 +179,25 @@ local function keep_logprobs(self, id)
     table.insert(self.logprobs, { id = id, logprob = self.session:logprobs({ id })[1], top = top })
 end
 
+-- Calls a function of the script, which may neither run nor change the session's batch.
+local function call(self, fn, ...)
+    local batch = self.session.batch
+    if batch then
+        return batch:call(fn, ...)
+    end
+    return fn(...)
+end
+
 -- Chooses the next token. What a processor edits is a copy: the session's logits stay the model's.
 local function choose(self)
     local session, mask = self.session, self.mask
     if type(mask) == "function" then
-        mask = mask(self.ids)
+        mask = call(self, mask, self.ids)
     end
     local id
     if self.processor then
         local logits, tokens = session:logits():copy(), session:tokens()
-        self.processor(tokens, logits)
+        call(self, self.processor, tokens, logits)
         id = self.sampler:pick(logits, tokens, mask)
     else
         id = self.sampler:next(session, mask)
@@ -219,7 +228,7 @@ function Stream:happened(status, event)
     elseif status ~= lib.MM2_TAP then
         ready(self)
     elseif self.hooks then
-        trace.call_hooks(self.hooks, self.switches, trace.tap(event, self.session))
+        call(self, trace.call_hooks, self.hooks, self.switches, trace.tap(event, self.session))
     end
 end
 
@@ -306,6 +315,9 @@ end
 --- Ends the stream now. What it held back joins the text.
 function Stream:cancel()
     if not self.finish_reason then
+        if self.session.batch then
+            self.session.batch:idle()
+        end
         take(self, self.reply:finish "cancelled")
     end
 end

@@ -207,6 +207,7 @@ describe("streams of a batch", function()
         end
         assert.equal(model.config.num_hidden_layers, #seen)
         assert.equal(support.alone { 1, 2, 3, 4 }, b:logits():bytes())
+        assert.equal(a, (batch:next())) -- the last token of its stream was evaluated meanwhile
         b:tap("embed")
         b:feed { 5 }
         local session, done, tap = batch:next()
@@ -224,6 +225,68 @@ describe("streams of a batch", function()
         for i = 1, 2 do
             assert.equal((model:generate(prompts[i], greedy(6))), (streams[i]:finish()))
         end
+    end)
+
+    it("name the members that became ready meanwhile", function()
+        local sessions = {}
+        for i = 1, 4 do
+            sessions[i] = assert(model:session())
+        end
+        local batch = assert(model:batch(sessions))
+        for i = 1, 4 do
+            sessions[i]:feed { i, i + 1 }
+        end
+        batch:generate({ "c" }, greedy(8))
+        sessions[2]:feed { 9 }
+        sessions[3]:rewind(1)
+        sessions[4]:close()
+        local named = {}
+        for i = 1, 2 do
+            named[i] = batch:next()
+        end
+        assert.equal(sessions[1], named[1])
+        assert.equal(sessions[2], named[2])
+        local none, done = batch:next()
+        assert.is_nil(none)
+        assert.is_true(done)
+        assert.equal(support.alone { 1, 2 }, sessions[1]:logits():bytes())
+        batch:close()
+        assert.equal("the batch is closed", failure(batch.next, batch))
+    end)
+
+    it("have callbacks that cannot run or change the batch", function()
+        local batch, other = assert(model:batch()), assert(model:session())
+        local member = assert(model:session())
+        batch:add(member)
+        local tried, stream = {}, batch:stream("z", greedy(20))
+        local function attempt()
+            for name, action in pairs {
+                run = function() batch:run() end, next = function() batch:next() end,
+                add = function() batch:add(other) end, close = function() batch:close() end,
+                remove = function() batch:remove(member) end, closing = function() member:close() end,
+                stream = function() batch:stream "x" end, cancel = function() stream:cancel() end,
+                generate = function() batch:generate { "x" } end,
+            } do
+                assert.matches("^a hook, mask or logits_processor is being called", failure(action))
+                tried[name] = (tried[name] or 0) + 1
+            end
+            model:generate("y", greedy(1)) -- other work is free
+        end
+        local prompt = support.prompt
+        local texts = batch:generate({
+            { prompt = prompt, hooks = { { "resid_post", 0, attempt } } },
+            { prompt = prompt, mask = attempt }, { prompt = prompt, logits_processor = attempt },
+        }, greedy(3))
+        local text = model:generate(prompt, greedy(3))
+        assert.same({ text, text, text }, texts)
+        assert.is_true(tried.run >= 9)
+        assert.equal((model:generate("z", greedy(20))), (stream:finish()))
+        assert.same({ member }, batch.sessions)
+        assert.equal("mine", failure(batch.generate, batch, { "x" },
+            greedy(3, { hooks = { { "resid_post", function() error("mine", 0) end } } })))
+        assert.same({ member }, batch.sessions)
+        assert.is_true(batch:run())
+        batch:close()
     end)
 
     it("are collected with their batch", function()

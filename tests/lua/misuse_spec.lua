@@ -75,6 +75,28 @@ describe("misuse", function()
         assert.is_true(session:run())
     end)
 
+    it("prompts and samplers that are missing or something else", function()
+        local batch, session = assert(model:batch()), assert(model:session())
+        for where, call in pairs {
+            ["model:generate"] = function() return model:generate(nil) end,
+            ["model:stream"] = function() return model:stream() end,
+            ["batch:stream"] = function() return batch:stream() end,
+        } do
+            local ok, message = pcall(call)
+            assert.is_false(ok)
+            assert.matches("misuse_spec.lua:%d+: " .. where .. ": the prompt must be a string", message)
+        end
+        assert.same({}, batch.sessions)
+        session:feed({ 1, 2 }):run()
+        for _, sampler in ipairs { 5, {}, session, true } do
+            local ok, message = pcall(function()
+                return (session:sample(sampler))
+            end)
+            assert.is_false(ok)
+            assert.matches("misuse_spec.lua:%d+: session:sample needs a sampler, not", message)
+        end
+    end)
+
     it("A7: logits that are not there yet", function()
         local session = assert(model:session())
         for _, call in ipairs { session.logits, session.top, session.sample } do
@@ -142,8 +164,14 @@ describe("misuse", function()
         local batch = assert(model:batch { session })
         session:feed { 1, 2 }
         session:close()
+        assert.same({}, batch.sessions)
+        assert.is_nil(session.batch)
+        local member, done = batch:next()
+        assert.is_nil(member)
+        assert.is_true(done)
         assert.is_true(batch:run())
         batch:close()
+        session:close()
     end)
 
     it("A17, A18: sampling options", function()
@@ -246,15 +274,26 @@ describe("misuse", function()
     end)
 
     it("A19, A20: sizes of models and sessions", function()
-        for _, threads in ipairs { -1, 1025, 10 ^ 6 } do
+        for _, threads in ipairs { 1025, 10 ^ 6 } do
             local none, message = mm.load(nil, { threads = threads })
             assert.is_nil(none)
             assert.matches("threads", message)
         end
+        for _, count in ipairs { 0, -1 } do
+            assert.matches("mm.load: threads must be 1 or more, not " .. count,
+                failure(mm.load, nil, { threads = count }), 1, true)
+            assert.matches("context must be 1 or more", failure(model.session, model, { context = count }))
+            assert.matches("chunk must be 1 or more", failure(model.session, model, { chunk = count }))
+            assert.matches("rows must be 1 or more", failure(model.batch, model, nil, { rows = count }))
+        end
+        for _, value in ipairs { 0, 1, "no", {} } do
+            assert.matches("writable must be true or false", failure(mm.load, nil, { writable = value }))
+            assert.matches("mapped must be true or false", failure(mm.load, nil, { mapped = value }))
+        end
         assert.matches("threads must be an integer", failure(mm.load, nil, { threads = 1.5 }))
         assert.matches("isa must be", failure(mm.load, nil, { isa = "sse2" }))
         assert.matches("precision must be", failure(mm.load, nil, { precision = "best" }))
-        for _, context in ipairs { -1, model.config.max_position_embeddings + 1, 2 ^ 31 - 1 } do
+        for _, context in ipairs { model.config.max_position_embeddings + 1, 2 ^ 31 - 1 } do
             local none, message = model:session { context = context }
             assert.is_nil(none)
             assert.matches("context", message)
