@@ -87,7 +87,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
     """
 
     def __init__(self, session: Session, request: Request) -> None:
-        session._check_free()
+        session._check_alone()
         tokenizer = session.model.tokenizer_or_none
         self._reply = _native.reply_new(
             None if tokenizer is None else tokenizer._c, request.start,
@@ -194,7 +194,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
 
     def _step(self, seconds: float) -> None:
         if self._batch is not None:
-            self._batch._turn(time.monotonic() + seconds)
+            self._batch._go_on(time.monotonic() + seconds)
             return
         self._catch_up()
         if self._cancelled:
