@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, Self, Unpack, overload
 
 from minimax2 import _native
@@ -142,7 +143,7 @@ class Batch(Handle):
                 stream._batch = None
             if session._batch is self._ref:
                 session._batch = None
-            self._leaving = [one for one in self._leaving if one is not session]
+            self._leaving.remove(session)
 
     # ---- Running ----
 
@@ -241,7 +242,7 @@ class Batch(Handle):
         for session, stream in list(self._streams.items()):
             # An interrupt, or an error in a callback, may have come before it was brought on.
             if stream._batch is self and (
-                    stream._cancelled or (self._unsure and session.pos == session.length)):
+                    stream.done or (self._unsure and session.pos == session.length)):
                 self._bring_on(stream, begin)
         self._unsure = True
         status = _native.batch_run(self._c, self._event, deadline)
@@ -417,8 +418,10 @@ class BatchTaps(Iterator[tuple[Session, Tap]]):
         self.close()
 
 
-class Streams(Iterator[tuple[int, str]]):
+class Streams(Iterator[tuple[int, str]], AsyncIterator[tuple[int, str]]):
     """Several generations while they are made: iterate over it for (index, piece of text).
+
+    `async for` works under asyncio.
 
     `streams` are the Stream of each prompt, in their order: each can be read, cancelled, iterated
     over or polled apart, which brings the others on as well.
@@ -435,7 +438,7 @@ class Streams(Iterator[tuple[int, str]]):
         return all(stream.done for stream in self.streams)
 
     def cancel(self) -> None:
-        """End all; may be called from any thread."""
+        """End all; may be called from any thread. `done` is true at once."""
         for stream in self.streams:
             stream.cancel()
 
@@ -460,6 +463,22 @@ class Streams(Iterator[tuple[int, str]]):
                 raise StopIteration
             self._step(time.monotonic() + _SLICE)
         return self._pieces.popleft()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> tuple[int, str]:
+        try:
+            return await asyncio.to_thread(self._next_or_stop)
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+
+    def _next_or_stop(self) -> tuple[int, str]:
+        piece = next(self, None)
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
 
     def _step(self, deadline: float) -> None:
         under_way = next((stream for stream in self.streams if not stream.done), None)

@@ -1,5 +1,6 @@
 """Batches: many prompts at once, each as it would be alone, and what may happen in between."""
 
+import asyncio
 import gc
 import random
 import signal
@@ -441,3 +442,48 @@ def test_a_generation_leaves_readiness_to_next(tiny):
     batch.generate(["c"], max_new_tokens=3)
     batch.remove(session)
     assert batch.next() is None
+
+
+def test_async_iteration_over_many(tiny, alone):
+    async def collect():
+        texts = [""] * len(PROMPTS)
+        streams = tiny.generate(PROMPTS, stream=True, **OPTIONS)
+        async for index, piece in streams:
+            texts[index] += piece
+        return texts, streams
+
+    texts, streams = asyncio.run(collect())
+    assert texts == [one.text for one in alone] and streams.done
+
+
+def test_a_cancelled_task_cancels_all(tiny):
+    async def collect():
+        streams = tiny.generate(PROMPTS, stream=True, max_new_tokens=4000, stop=["\0"])
+
+        async def read():
+            async for _ in streams:
+                pass
+
+        task = asyncio.create_task(read())
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return streams
+
+    made = asyncio.run(collect()).result()
+    assert all(one.finish_reason in ("cancelled", "stop") for one in made)
+
+
+def test_what_is_cancelled_is_done_at_once(tiny):
+    batch = tiny.batch()
+    streams = batch.generate(PROMPTS, stream=True, **OPTIONS)
+    next(streams)
+    streams.streams[0].cancel()
+    assert streams.streams[0].done and not streams.done and len(batch) == len(PROMPTS) - 1
+    streams.cancel()
+    assert streams.done and len(batch) == 0 and batch.run() is True
+    assert {one.finish_reason for one in streams.result()} == {"cancelled"}
+    single = tiny.generate("x", stream=True)
+    single.cancel()
+    assert single.done and single.finish_reason == "cancelled" and list(single) == []
