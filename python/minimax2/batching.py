@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, Self, Unpack, overload
 
 from minimax2 import _native
@@ -35,8 +37,8 @@ class Batch(Handle):
     generate() has members of its own, one a prompt; whatever runs the batch brings them on.
     """
 
-    __slots__ = ("_at_tap", "_changing", "_event", "_members", "_running", "_spent", "_streams",
-                 "_tracer", "_unsure", "model")
+    __slots__ = ("_at_tap", "_event", "_leaving", "_members", "_ready", "_ref", "_runner", "_spent",
+                 "_streams", "_tracer", "_unsure", "model")
 
     def __init__(self, model: Model, sessions: Iterable[Session] = (), *,
                  rows: int | None = None) -> None:
@@ -44,8 +46,11 @@ class Batch(Handle):
         self._event = _native.new_event()
         self._members: list[tuple[Session, Hooks | None]] = []  # in the library's order
         self._streams: dict[Session, Stream] = {}  # those of generate()
-        self._running = self._at_tap = False
-        self._changing: Session | None = None  # of which the library's list and ours may differ
+        self._ready: deque[Session] = deque()  # that next() has not named yet
+        self._leaving: list[Session] = []  # or joining: the library's list and ours may differ
+        self._runner: int | None = None  # the thread that runs or changes it
+        self._at_tap = False
+        self._ref = weakref.ref(self)  # for the members
         self._tracer: weakref.ref[BatchTaps] | None = None
         self._unsure = False  # whether a stream may have logits that it was not told of
         self._spent = 0.0  # seconds in which this batch ran
@@ -56,7 +61,9 @@ class Batch(Handle):
     @property
     def sessions(self) -> tuple[Session, ...]:
         """The members, a tuple."""
-        return tuple(session for session, _ in self._members if session is not self._changing)
+        if self.closed:
+            return ()
+        return tuple(session for session, _ in self._members if session not in self._leaving)
 
     def add(self, session: Session, hooks: Iterable[tuple[Where, Hook]] = ()) -> None:
         """Make a session of the same model a member.
@@ -71,48 +78,72 @@ class Batch(Handle):
         self._add(session, made if made.selected else None)
 
     def _add(self, session: Session, hooks: Hooks | None) -> None:
-        self._check_changeable()
-        self._settle()
-        self._changing = session
+        outer = self._enter_changes()
         try:
-            _native.batch_add(self._c, session._c)
-        except Error:  # refused; an interrupt leaves it to _settle()
-            self._changing = None
-            raise
-        self._members.append((session, hooks))
-        self._changing = None
+            self._settle()
+            before = session._batch
+            self._leaving.append(session)
+            if session._home() is None:  # else the library refuses it
+                session._batch = self._ref
+            try:
+                _native.batch_add(self._c, session._c)
+            except Error:  # refused; an interrupt leaves it to _settle()
+                self._leaving.remove(session)
+                session._batch = before
+                raise
+            self._members.append((session, hooks))
+            self._leaving.remove(session)
+        finally:
+            self._runner = outer
 
     def remove(self, session: Session) -> None:
         """Let a member go on alone, with its stream if it has one."""
         if not any(member is session for member in self.sessions):
             raise ArgumentError("the session is not a member of this batch")
-        self._check_changeable()
-        self._settle()
-        self._changing = session
+        self._drop(session)
+
+    def _drop(self, session: Session) -> None:
+        """End a membership, if there is one."""
+        outer = self._enter_changes()
         try:
             self._settle()
-        except Error:  # refused
-            self._changing = None
-            raise
+            self._leaving.append(session)
+            try:
+                self._settle()
+            except Error:  # refused
+                self._leaving.remove(session)
+                raise
+        finally:
+            self._runner = outer
+
+    def _drop_soon(self, session: Session) -> None:
+        """End a membership now, or if the batch is in use, with its next step. From any thread."""
+        self._leaving.append(session)
+        with contextlib.suppress(BusyError):
+            outer = self._enter_changes()
+            try:
+                self._settle()
+            finally:
+                self._runner = outer
 
     def _settle(self) -> None:
-        """End the membership of a session that leaves, or whose joining was interrupted.
+        """End the memberships of sessions that leave, or whose joining was interrupted.
 
         Ctrl-C may come between any two lines: the library's list of members and ours agree again
         before anything else is done with them.
         """
-        session = self._changing
-        if session is None:
-            return
-        try:
-            _native.batch_remove(self._c, session._c)
-        except ArgumentError:
-            pass  # it was not, or is no longer a member
-        self._members = [member for member in self._members if member[0] is not session]
-        stream = self._streams.pop(session, None)
-        if stream is not None:
-            stream._batch = None
-        self._changing = None
+        for session in list(self._leaving):
+            with contextlib.suppress(ArgumentError):  # it was not, or is no longer a member
+                _native.batch_remove(self._c, session._c)
+            self._members = [member for member in self._members if member[0] is not session]
+            with contextlib.suppress(ValueError):
+                self._ready.remove(session)
+            stream = self._streams.pop(session, None)
+            if stream is not None:
+                stream._batch = None
+            if session._batch is self._ref:
+                session._batch = None
+            self._leaving.remove(session)
 
     # ---- Running ----
 
@@ -122,6 +153,7 @@ class Batch(Handle):
         Streams of generate() run to their ends. Ctrl-C interrupts between two slices; nothing is
         lost, run() goes on.
         """
+        self._ready.clear()
         return self._until(seconds, ready=False)[0]
 
     def next(self, seconds: float | None = None) -> Session | None:
@@ -130,6 +162,11 @@ class Batch(Handle):
         Sample and feed it, or leave it, and call again; each is named once after what was fed to
         it, and never those that generate() samples. None: all have caught up, or the time is over.
         """
+        self._check_free()
+        while self._ready:
+            member = self._ready.popleft()
+            if member.pos == member.length:
+                return member
         return self._until(seconds, ready=True)[1]
 
     def trace(self, points: str | Iterable[str] | None = None,
@@ -158,9 +195,9 @@ class Batch(Handle):
 
         Returns (status, a member that has its logits and is not brought on by its stream).
         """
+        me, begin = threading.get_ident(), time.perf_counter() - self._spent
         self._check_free()
-        begin = time.perf_counter() - self._spent
-        self._running = True
+        self._runner = me
         try:
             with contextlib.ExitStack() as stack:
                 for session, hooks in self._members:
@@ -174,8 +211,29 @@ class Batch(Handle):
                         return status, member
                     self._call_hooks(member, tap)
         finally:
-            self._running = False
+            self._runner = None  # first: Ctrl-C may come at any call
             self._spent = time.perf_counter() - begin
+            if self.closed:
+                self._forget()
+
+    def _go_on(self, deadline: float) -> None:
+        """A turn for a stream: other members that have their logits are left to next()."""
+        member = self._turn(deadline)[1]
+        if member is not None and member not in self._ready:
+            self._ready.append(member)
+
+    def _traced_step(self) -> tuple[int, Session | None, Tap | None]:
+        me, begin = threading.get_ident(), time.perf_counter() - self._spent
+        if self._runner is not None:
+            raise self._busy()
+        self._runner = me
+        try:
+            return self._step(None, begin)
+        finally:
+            self._runner = None  # first: Ctrl-C may come at any call
+            self._spent = time.perf_counter() - begin
+            if self.closed:
+                self._forget()
 
     def _step(self, deadline: float | None,
               begin: float) -> tuple[int, Session | None, Tap | None]:
@@ -183,10 +241,12 @@ class Batch(Handle):
         self._settle()
         for session, stream in list(self._streams.items()):
             # An interrupt, or an error in a callback, may have come before it was brought on.
-            if stream._cancelled or (self._unsure and session.pos == session.length):
+            if stream._batch is self and (
+                    stream.done or (self._unsure and session.pos == session.length)):
                 self._bring_on(stream, begin)
         self._unsure = True
         status = _native.batch_run(self._c, self._event, deadline)
+        self._c  # another thread may have closed it
         member, tap = None, None
         if status in (_native.TAP, _native.READY):
             member = self._members[_native.event_member(self._event)][0]
@@ -200,8 +260,8 @@ class Batch(Handle):
 
     def _bring_on(self, stream: Stream, begin: float) -> None:
         stream._bring_on(time.perf_counter() - begin)
-        if stream.done:
-            self.remove(stream.session)
+        if stream.done and stream._batch is self:
+            self._drop(stream.session)
 
     def _call_hooks(self, session: Session, tap: Tap) -> None:
         self._at_tap = True
@@ -213,18 +273,35 @@ class Batch(Handle):
             self._at_tap = False
 
     def _check_free(self) -> None:
-        if self._running:
-            raise BusyError("this batch is being run: a callback cannot run it")
+        self._check_trace()
+        if self._runner is not None:  # last: no thread comes between this and taking it
+            raise self._busy()
+
+    def _check_trace(self) -> None:
         if self._tracer is not None and self._tracer() is not None:
             raise BusyError("a trace of this batch is under way: finish its loop or close() it "
                             "first")
         self._tracer = None
 
+    def _busy(self) -> BusyError:
+        if self._runner == threading.get_ident():
+            return BusyError("this batch is being run: a callback cannot run it")
+        return BusyError("this batch is in use by another thread")
+
     def _check_changeable(self) -> None:
-        if self._at_tap:
+        me = threading.get_ident()
+        if self._at_tap and self._runner == me:
             raise BusyError("this batch is at an activation: a hook cannot change its members")
-        if not self._running:
-            self._check_free()
+        self._check_trace()
+        if self._runner is not None and self._runner != me:
+            raise self._busy()
+
+    def _enter_changes(self) -> int | None:
+        """Take the batch for this thread, or for a callback: whom to leave it to afterwards."""
+        me = threading.get_ident()
+        self._check_changeable()
+        outer, self._runner = self._runner, me
+        return outer
 
     # ---- Many prompts ----
 
@@ -263,28 +340,37 @@ class Batch(Handle):
         sessions = [self.model._session_for(request.ids or [], request.max_new_tokens, kept)
                     for request, kept in wanted]
         made = [Stream(session, request) for session, (request, _) in zip(sessions, wanted)]
-        joined: list[Session] = []
+        streams = Streams(self, made)
         try:
             for one in made:
                 if not one.done:
                     self._add(one.session, one._request.hooks)
-                    joined.append(one.session)
                     self._streams[one.session] = one
                     one._batch, one._clock = self, self._spent
+            return streams if stream else streams.result()
         except BaseException:
-            for session in joined:
-                self.remove(session)
+            for one in made:
+                one.cancel()
+                self._drop_soon(one.session)
+                with contextlib.suppress(BusyError):  # then it ends with the next step
+                    one.session.close()
             raise
-        streams = Streams(self, made)
-        return streams if stream else streams.result()
 
     def close(self) -> None:
-        """Let all members go on alone."""
+        """Let all members go on alone. A run in another thread ends: this Batch is closed."""
         super().close()
-        for stream in self._streams.values():
+        if self._runner is None or self._runner == threading.get_ident():
+            self._forget()  # else that thread does
+
+    def _forget(self) -> None:
+        """Of a batch that is closed: what the library has let go."""
+        for stream in list(self._streams.values()):
             stream._batch = None
-        self._streams.clear()
-        self._members.clear()
+        for session, _ in self._members:
+            if session._batch is self._ref:
+                session._batch = None
+        self._streams, self._members, self._leaving = {}, [], []
+        self._ready.clear()
 
     def __len__(self) -> int:
         return len(self.sessions)
@@ -307,9 +393,7 @@ class BatchTaps(Iterator[tuple[Session, Tap]]):
     def __next__(self) -> tuple[Session, Tap]:
         try:
             while self._open:
-                begin = time.perf_counter() - self._batch._spent
-                status, member, tap = self._batch._step(None, begin)
-                self._batch._spent = time.perf_counter() - begin
+                status, member, tap = self._batch._traced_step()
                 if member is not None and tap is not None:
                     return member, tap
                 if status == _native.OK:
@@ -334,8 +418,10 @@ class BatchTaps(Iterator[tuple[Session, Tap]]):
         self.close()
 
 
-class Streams(Iterator[tuple[int, str]]):
+class Streams(Iterator[tuple[int, str]], AsyncIterator[tuple[int, str]]):
     """Several generations while they are made: iterate over it for (index, piece of text).
+
+    `async for` works under asyncio.
 
     `streams` are the Stream of each prompt, in their order: each can be read, cancelled, iterated
     over or polled apart, which brings the others on as well.
@@ -352,7 +438,7 @@ class Streams(Iterator[tuple[int, str]]):
         return all(stream.done for stream in self.streams)
 
     def cancel(self) -> None:
-        """End all; may be called from any thread."""
+        """End all; may be called from any thread. `done` is true at once."""
         for stream in self.streams:
             stream.cancel()
 
@@ -377,6 +463,22 @@ class Streams(Iterator[tuple[int, str]]):
                 raise StopIteration
             self._step(time.monotonic() + _SLICE)
         return self._pieces.popleft()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> tuple[int, str]:
+        try:
+            return await asyncio.to_thread(self._next_or_stop)
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+
+    def _next_or_stop(self) -> tuple[int, str]:
+        piece = next(self, None)
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
 
     def _step(self, deadline: float) -> None:
         under_way = next((stream for stream in self.streams if not stream.done), None)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal, Self, Unpack, overload
 
 from minimax2 import _native
 from minimax2._native import Buffer, Owned
-from minimax2.errors import ArgumentError
+from minimax2.errors import ArgumentError, BusyError
 from minimax2.generation import Generation
 from minimax2.handle import Handle
 from minimax2.options import GenerateOptions, Ids, KvDtype, Prompt, spelled_out
@@ -18,6 +19,7 @@ from minimax2.tensor import Tensor
 from minimax2.trace import Cache, Hook, Hooks, Switches, Taps, Where, pick_positions, select
 
 if TYPE_CHECKING:
+    from minimax2.batching import Batch
     from minimax2.model import Model
 
 
@@ -29,7 +31,7 @@ class Session(Handle):
     change with the next run.
     """
 
-    __slots__ = ("_event", "_sampler", "_switches", "model")
+    __slots__ = ("_batch", "_event", "_sampler", "_switches", "model")
 
     def __init__(self, model: Model, context: int | None = None, kv_dtype: KvDtype | None = None,
                  chunk: int | None = None) -> None:
@@ -37,6 +39,7 @@ class Session(Handle):
 
     def _adopt(self, owned: Owned, model: Model) -> None:
         super().__init__(owned)
+        self._batch: weakref.ref[Batch] | None = None  # that it is a member of
         self._event = _native.new_event()
         self._sampler: Sampler | None = None
         self._switches = Switches()
@@ -170,7 +173,7 @@ class Session(Handle):
         trace (BusyError). Leaving the loop early switches the taps off; run() finishes the rest.
         """
         selected = select(self.model, points, layers)
-        self._check_free()
+        self._check_alone()
         if prompt is not None:
             self.feed(prompt)
         return Taps(self, selected)
@@ -211,6 +214,7 @@ class Session(Handle):
         return self.logits.copy(), cache
 
     def _feed_some(self, prompt: Prompt | None) -> None:
+        self._check_alone()
         if prompt is not None:
             self.feed(prompt)
         elif self.length == self.pos:
@@ -239,6 +243,18 @@ class Session(Handle):
         """BusyError while a trace or hooks run the session."""
         self._switches.check(self._c)
 
+    def _home(self) -> Batch | None:
+        """The batch that it is a member of."""
+        batch = None if self._batch is None else self._batch()
+        return None if batch is None or batch.closed else batch
+
+    def _check_alone(self) -> None:
+        """BusyError while this session cannot be run: before anything is fed."""
+        self._check_free()
+        if self._home() is not None:
+            raise BusyError("the session is a member of a batch; run the batch, or remove the "
+                            "session from it")
+
     # ---- Text ----
 
     @overload
@@ -262,6 +278,16 @@ class Session(Handle):
         """
         made = Stream(self, Request(self.model, prompt, **options))
         return made if stream else made.result()
+
+    def close(self) -> None:
+        """Give the session up; a batch that it is a member of goes on without it.
+
+        Raises BusyError, and nothing changes, while another thread or a trace runs that batch.
+        """
+        batch = self._home()
+        if batch is not None:
+            batch._drop(self)
+        super().close()
 
     def __repr__(self) -> str:
         if self.closed:

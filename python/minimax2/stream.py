@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Self, Unpack
@@ -87,7 +88,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
     """
 
     def __init__(self, session: Session, request: Request) -> None:
-        session._check_free()
+        session._check_alone()
         tokenizer = session.model.tokenizer_or_none
         self._reply = _native.reply_new(
             None if tokenizer is None else tokenizer._c, request.start,
@@ -101,7 +102,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
         self.seed = request.sampler.seed
         self._request = request
         self._logprobs: list[TokenLogprob] | None = [] if request.top_logprobs else None
-        self._cancelled = False
+        self._lock = threading.RLock()  # of the reply, which cancel() ends from any thread
         self._batch: Batch | None = None  # that runs the session
         self._clock = 0.0  # of that batch, when it last chose a token here
         self._taken = 0  # characters of the text that were given out
@@ -130,10 +131,15 @@ class Stream(Iterator[str], AsyncIterator[str]):
         return self._so_far.end != _native.END_NONE
 
     def cancel(self) -> None:
-        """End the generation; may be called from any thread."""
-        self._cancelled = True
+        """End the generation; may be called from any thread. `done` is true at once."""
+        with self._lock:
+            if not self.done:
+                self._end(_native.END_CANCELLED)
         if not self.session.closed:
             self.session.interrupt()
+        batch = self._batch
+        if batch is not None:
+            batch._leaving.append(self.session)
 
     def poll(self, seconds: float = 0.0) -> str:
         """Work for about `seconds`; the text that came, "" if none yet. See `done` for the end."""
@@ -181,7 +187,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
 
     async def __anext__(self) -> str:
         try:
-            while not self.done:
+            while not self.done or self._waits:
                 piece = await asyncio.to_thread(self.poll, _SLICE)
                 if piece:
                     return piece
@@ -194,16 +200,14 @@ class Stream(Iterator[str], AsyncIterator[str]):
 
     def _step(self, seconds: float) -> None:
         if self._batch is not None:
-            self._batch._turn(time.monotonic() + seconds)
+            self._batch._go_on(time.monotonic() + seconds)
             return
         self._catch_up()
-        if self._cancelled:
-            self._end(_native.END_CANCELLED)
         if self.done:
             return
         first, start = not self.tokens, time.perf_counter()
         try:
-            if self._run(seconds):
+            if self._run(seconds) and not self.done:
                 self._sample()
         finally:
             self._spend(time.perf_counter() - start, first)
@@ -217,8 +221,6 @@ class Stream(Iterator[str], AsyncIterator[str]):
     def _bring_on(self, clock: float) -> None:
         """In a batch that has brought the logits: choose the next token."""
         self._catch_up()
-        if self._cancelled:
-            self._end(_native.END_CANCELLED)
         if not self.done:
             first = not self.tokens
             self._sample()
@@ -239,11 +241,14 @@ class Stream(Iterator[str], AsyncIterator[str]):
         if callable(mask):
             mask = mask(list(self.tokens))
         token = self._choose(mask)
-        if self._logprobs is not None:
-            self._logprobs[len(self.tokens):] = [TokenLogprob(
-                token, session.logprobs([token])[0], session.top(self._request.top_logprobs))]
-        _native.session_feed(session._c, [token])
-        self._catch_up()
+        with self._lock:
+            if self.done:  # cancelled
+                return
+            if self._logprobs is not None:
+                self._logprobs[len(self.tokens):] = [TokenLogprob(
+                    token, session.logprobs([token])[0], session.top(self._request.top_logprobs))]
+            _native.session_feed(session._c, [token])
+            self._catch_up()
 
     def _choose(self, mask: Buffer | None) -> int:
         sampler = self._request.sampler
@@ -260,12 +265,13 @@ class Stream(Iterator[str], AsyncIterator[str]):
     def _catch_up(self) -> None:
         """Read what the timeline has more than we: an interrupt may have come between any two
         lines of this, so nothing is believed that the reply and the timeline do not say."""
-        if (self._so_far.end, self._so_far.count) != _native.reply_stands(self._reply):
-            self._so_far = _native.reply_all(self._reply)
-        timeline = memoryview(_native.session_tokens(self.session._c))[self._start:]
-        while not self.done and self._so_far.count < len(timeline):
-            self._add(_native.reply_push(self._reply, timeline[self._so_far.count]))
-        self.tokens += timeline[len(self.tokens):self._so_far.count].tolist()
+        with self._lock:
+            if (self._so_far.end, self._so_far.count) != _native.reply_stands(self._reply):
+                self._so_far = _native.reply_all(self._reply)
+            timeline = memoryview(_native.session_tokens(self.session._c))[self._start:]
+            while not self.done and self._so_far.count < len(timeline):
+                self._add(_native.reply_push(self._reply, timeline[self._so_far.count]))
+            self.tokens += timeline[len(self.tokens):self._so_far.count].tolist()
 
     def _add(self, piece: _native.Piece) -> None:
         before = self._so_far

@@ -1,5 +1,6 @@
 """Batches: many prompts at once, each as it would be alone, and what may happen in between."""
 
+import asyncio
 import gc
 import random
 import signal
@@ -329,3 +330,160 @@ def test_rows(tiny):
     with tiny.session(context=600) as session:
         batch = tiny.batch([session.feed([1] * 500)], rows=32)
         assert {tap.count for _, tap in batch.trace("embed")} == {32, 500 % 32}
+
+
+# ---- What goes wrong half-way ----
+
+
+def test_a_member_that_is_closed_leaves_its_batch(tiny):
+    seen = [[], [], []]
+    sessions = [tiny.session(context=16).feed([n + 1]) for n in range(3)]
+    batch = tiny.batch()
+    for session, mine in zip(sessions, seen):
+        batch.add(session, hooks=[(("q", 0), lambda tensor, tap, mine=mine: mine.append(tap))])
+    sessions[0].close()
+    assert batch.sessions == tuple(sessions[1:])
+    with pytest.raises(mm.ArgumentError, match="not a member"):
+        batch.remove(sessions[0])
+    sessions[2].close()
+    assert batch.run() is True and [len(mine) for mine in seen] == [0, 1, 0]
+    assert bytes(sessions[1].logits) == bytes(tiny([2]))
+    sessions[1].close()
+    assert batch.run() is True and len(batch) == 0
+
+
+class Elsewhere:
+    """Another thread that stands in a hook of a batch for the length of a `with` block."""
+
+    def __init__(self, batch, session, use):
+        self.inside, self.done, self.error = threading.Event(), threading.Event(), None
+        batch.add(session, hooks=[(("q", 0), self.hook)])
+        self.thread = threading.Thread(target=self.run, args=(use,))
+
+    def hook(self, tensor, tap):
+        self.inside.set()
+        assert self.done.wait(30)
+
+    def run(self, use):
+        try:
+            use()
+        except mm.Error as error:
+            self.error = error
+
+    def __enter__(self):
+        self.thread.start()
+        assert self.inside.wait(30)
+        return self
+
+    def __exit__(self, *exception):
+        self.done.set()
+        self.thread.join(30)
+        assert not self.thread.is_alive()
+
+
+def test_a_batch_that_another_thread_runs(tiny):
+    session, other = (tiny.session(context=16).feed([1, 2]) for _ in range(2))
+    batch = tiny.batch()
+    with Elsewhere(batch, session, batch.run) as elsewhere:
+        for use in (session.close, batch.run, batch.next, lambda: batch.generate(["x"]),
+                    lambda: batch.add(other), lambda: batch.remove(session)):
+            with pytest.raises(mm.BusyError, match="in use by another thread"):
+                use()
+        assert batch.sessions == (session,) and not session.closed
+    assert elsewhere.error is None and bytes(session.logits) == bytes(tiny([1, 2]))
+
+
+def test_a_batch_closed_while_another_thread_runs_it(tiny):
+    session = tiny.session(context=16).feed([1, 2])
+    batch = tiny.batch()
+    with Elsewhere(batch, session, batch.run) as elsewhere:
+        batch.close()
+        assert batch.sessions == ()
+    assert isinstance(elsewhere.error, mm.ArgumentError) and "closed" in str(elsewhere.error)
+    assert session.run() is True and bytes(session.logits) == bytes(tiny([1, 2]))
+
+
+def fail(*arguments):
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("options", [
+    {"logits_processor": fail}, {"hooks": [("q", fail)]}, {"mask": fail},
+    {"mask": np.zeros(128, np.uint32)}], ids=repr)
+def test_a_generation_that_fails_leaves_nothing_behind(tiny, alone, options):
+    batch = tiny.batch()
+    streams = batch.generate(PROMPTS[:1], stream=True, **OPTIONS)
+    with pytest.raises((ZeroDivisionError, mm.Error)):
+        batch.generate(["c", {"prompt": "d", **options}])
+    assert batch.sessions == (streams.streams[0].session,)
+    same(streams.result(), alone[:1])
+    same(batch.generate(PROMPTS, **OPTIONS), alone)
+
+
+def test_what_a_member_refuses_feeds_nothing(tiny):
+    with tiny.chat() as chat:
+        session = chat.session
+        batch = tiny.batch([session.feed([1, 2])])
+        for use in (lambda: session.generate("hello"), lambda: session.generate("x", stream=True),
+                    lambda: session.run_with_cache([3]), lambda: session.run_with_hooks([3]),
+                    lambda: session.trace([3], "q"), lambda: chat.send("hello")):
+            with pytest.raises(mm.BusyError, match="run the batch, or remove the session"):
+                use()
+            assert session.tokens == [1, 2] and chat.messages == []
+        assert batch.run() is True
+
+
+def test_a_generation_leaves_readiness_to_next(tiny):
+    session = tiny.session(context=16).feed([1, 2])
+    batch = tiny.batch([session])
+    batch.generate(["c"], max_new_tokens=3)
+    assert batch.next() is session and batch.next() is None
+    session.feed([3])
+    batch.generate(["c"], max_new_tokens=3)
+    batch.remove(session)
+    assert batch.next() is None
+
+
+def test_async_iteration_over_many(tiny, alone):
+    async def collect():
+        texts = [""] * len(PROMPTS)
+        streams = tiny.generate(PROMPTS, stream=True, **OPTIONS)
+        async for index, piece in streams:
+            texts[index] += piece
+        return texts, streams
+
+    texts, streams = asyncio.run(collect())
+    assert texts == [one.text for one in alone] and streams.done
+
+
+def test_a_cancelled_task_cancels_all(tiny):
+    async def collect():
+        streams = tiny.generate(PROMPTS, stream=True, max_new_tokens=4000, stop=["\0"])
+
+        async def read():
+            async for _ in streams:
+                pass
+
+        task = asyncio.create_task(read())
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return streams
+
+    made = asyncio.run(collect()).result()
+    assert all(one.finish_reason in ("cancelled", "stop") for one in made)
+
+
+def test_what_is_cancelled_is_done_at_once(tiny):
+    batch = tiny.batch()
+    streams = batch.generate(PROMPTS, stream=True, **OPTIONS)
+    next(streams)
+    streams.streams[0].cancel()
+    assert streams.streams[0].done and not streams.done and len(batch) == len(PROMPTS) - 1
+    streams.cancel()
+    assert streams.done and len(batch) == 0 and batch.run() is True
+    assert {one.finish_reason for one in streams.result()} == {"cancelled"}
+    single = tiny.generate("x", stream=True)
+    single.cancel()
+    assert single.done and single.finish_reason == "cancelled" and list(single) == []
