@@ -52,9 +52,11 @@ def test_the_commands_are_there():
     for target in re.findall(r"^make (\w+)", shells, re.M):
         assert re.search(rf"^{target}:", makefile, re.M), target
     asked, = re.findall(r'`minimax2 (chat "[^`]*)`', README)
-    output = run(f"{sys.executable} -m minimax2 {asked} --seed 1 -n 500", ROOT, shell=True)
-    chat = mm.load().chat(thinking=False, seed=1, max_new_tokens=500)
-    assert output == f"{chat.send('What is 17 + 25?')}\n"
+    command = f"{sys.executable} -m minimax2 {asked} --seed 1 -n 500"
+    output = subprocess.run(command, cwd=ROOT, shell=True, check=True, text=True, timeout=120,
+                            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout  # thinking
+    answer = mm.load().chat(seed=1, max_new_tokens=500).send("What is 17 + 25?")
+    assert output == f"{answer}\n"
 
 
 def test_what_it_links_to_is_there():
