@@ -1,8 +1,10 @@
 --- Model: an opened checkpoint; immutable, to be shared by any number of sessions.
 ---
 --- Fields: tokenizer (nil if the checkpoint has none), config (a table, names as in config.json),
---- threads, nbytes (of all tensors), parameters, closed. close() ends its views and its tokenizer;
---- sessions, batches and samplers go on, and the files stay mapped until they are closed too.
+--- threads, nbytes (of all tensors), parameters, closed. close() ends its views and its tokenizer.
+--- Sessions, batches, samplers and streams that were made before go on with token ids, and the files stay
+--- mapped until they are closed too; what encodes text or starts a stream (feed of a string or messages,
+--- stream, generate, chat, sample without a sampler) then raises "the model is closed".
 
 local ffi = require "ffi"
 local native = require "minimax2.native"

@@ -133,8 +133,13 @@ describe("misuse", function()
             return weight[0]
         end))
 
-        -- The session goes on: the library counts references.
+        -- The session goes on with token ids: the library counts references.
+        assert.equal("the model is closed", failure(session.feed, session, "x"))
+        assert.equal("the model is closed", failure(session.generate, session, { 3 }))
+        assert.equal("the model is closed", failure(session.sample, session))
+        assert.equal("the model is closed", failure(batch.stream, batch, { 3 }))
         assert.is_true(session:feed({ 3 }):run())
+        assert.is_number(session:sample(sampler))
         assert.equal(support.alone { 1, 2, 3 }, logits:bytes())
         session:close()
         session:close()
