@@ -246,7 +246,12 @@ class Model(Handle, Mapping[str, Tensor]):
         elif is_messages(prompt):
             ids = self.tokenizer.apply_chat_template(prompt)
         else:
-            ids = _native.ids(prompt)
+            try:
+                ids = _native.ids(prompt)
+            except TypeError as error:
+                raise TypeError(f"{error}; a prompt is a str, token ids or messages (dicts of role "
+                                "and content), and several prompts are a list or tuple of "
+                                "these") from None
         if not ids:
             raise ArgumentError("the prompt is empty")
         return ids
@@ -311,6 +316,7 @@ class Model(Handle, Mapping[str, Tensor]):
         called for the prompt and for every token generated; context, kv_dtype and chunk as in
         session(), context None: as much as the prompt and max_new_tokens need.
         """
+        stream = _native.flag(stream, "stream")
         if is_prompts(prompt):
             return self.batch().generate(prompt, stream=stream, **options)
         request, kept = self._request(prompt, options)

@@ -276,6 +276,7 @@ class Session(Handle):
 
         The tokens generated stay in the timeline. Every option is checked before anything is fed.
         """
+        stream = _native.flag(stream, "stream")
         made = Stream(self, Request(self.model, prompt, **options))
         return made if stream else made.result()
 
