@@ -123,8 +123,8 @@ class Model(Handle, Mapping[str, Tensor]):
 
     A mapping of tensor names to views on the weights as they lie in the files. `model(prompt)`
     gives logits, generate() text, session() a timeline to work with, trace() and run_with_*() what
-    goes on inside. close() gives the model up; sessions and tensors taken from it keep what they
-    need.
+    goes on inside. close() gives the model up; sessions and tensors taken from it keep the weights
+    that they need.
     """
 
     __slots__ = ("_config", "_sizes", "_tokenizer")
@@ -436,7 +436,12 @@ class Model(Handle, Mapping[str, Tensor]):
         return self._session_for(ids, 0, options)
 
     def close(self) -> None:
-        """Give the model up; its sessions and tensors stay as they are."""
+        """Give the model up; its tensors, tokenizer and sessions stay valid.
+
+        A session still runs, is fed ids, traced and forked, and samples with a Sampler made before.
+        What asks the model itself raises ArgumentError: feed() of a str or messages, generate(),
+        sample() without a Sampler.
+        """
         super().close()
         self._tokenizer = None
 
