@@ -115,6 +115,13 @@ def number(value: Any, name: str) -> float:
         raise ArgumentError(f"{name} is {value}, which is out of range") from None
 
 
+def flag(value: Any, name: str) -> bool:
+    """True or False; TypeError for strings, lists and None."""
+    if value is None or not hasattr(value, "__bool__"):
+        raise TypeError(f"{name} must be a bool, not {type(value).__name__}")
+    return bool(value)
+
+
 def choice(value: Any, name: str, known: Mapping[str, int]) -> int:
     """The number behind one of several words."""
     if not isinstance(value, str) or value not in known:
@@ -128,7 +135,7 @@ def duration(seconds: Any) -> float | None:
         return None
     value = number(seconds, "seconds")
     if not value >= 0:
-        raise ArgumentError(f"seconds is {seconds}, must not be negative")
+        raise ArgumentError(f"seconds is {seconds}, must be a number that is not negative")
     return value
 
 
@@ -227,9 +234,9 @@ def model_open(path: Any, threads: Any, writable: Any, mapped: Any, isa: Any,
     """An opened checkpoint. threads None: all cores; isa None: the best."""
     options = _sized("mm2_model_options")
     lib.mm2_model_options_init(options)
-    options.flags = ((lib.MM2_WRITABLE if writable else 0)
-                     | (0 if mapped else lib.MM2_IN_MEMORY))
-    options.threads = 0 if threads is None else integer(threads, "threads", 1)
+    options.flags = ((lib.MM2_WRITABLE if flag(writable, "writable") else 0)
+                     | (0 if flag(mapped, "mapped") else lib.MM2_IN_MEMORY))
+    options.threads = 0 if threads is None else integer(threads, "threads", 1, 1024)
     options.isa = choice("auto" if isa is None else isa, "isa", ISAS)
     options.precision = choice(precision, "precision", PRECISIONS)
     out = ffi.new("mm2_model **")
@@ -539,8 +546,11 @@ def session_new(model: Owned, context: Any, kv_dtype: Any, chunk: Any) -> Owned:
     """A timeline; zeros mean the library's defaults."""
     options = _sized("mm2_session_options")
     lib.mm2_session_options_init(options)
-    options.context = 0 if context is None else integer(context, "context", 1)
-    options.chunk = 0 if chunk is None else integer(chunk, "chunk", 1)
+    if context is not None:
+        positions = model_config(model)["max_position_embeddings"]
+        options.context = integer(context, "context", 1, positions)
+    if chunk is not None:
+        options.chunk = integer(chunk, "chunk", 1, 4096)
     options.kv_dtype = _kv_dtype(kv_dtype, model)
     out = ffi.new("mm2_session **")
     check(lib.mm2_session_new(out, model.pointer, options))
@@ -676,7 +686,7 @@ def batch_new(model: Owned, rows: Any = None) -> Owned:
     options = _sized("mm2_batch_options")
     lib.mm2_batch_options_init(options)
     if rows is not None:
-        options.rows = integer(rows, "rows", 1)
+        options.rows = integer(rows, "rows", 1, 4096)
     out = ffi.new("mm2_batch **")
     check(lib.mm2_batch_new(out, model.pointer, options))
     return _owned("batch", out)

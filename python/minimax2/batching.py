@@ -15,7 +15,7 @@ from minimax2 import _native
 from minimax2.errors import ArgumentError, BusyError, Error
 from minimax2.generation import Generation
 from minimax2.handle import Handle
-from minimax2.options import Item, ModelGenerateOptions, spelled_out
+from minimax2.options import Item, ModelGenerateOptions, check_names, spelled_out
 from minimax2.session import Session
 from minimax2.stream import Stream
 from minimax2.trace import Hook, Hooks, Tap, Taps, Where, select, tap_of
@@ -330,12 +330,16 @@ class Batch(Handle):
         if isinstance(prompts, (str, bytes)) or not hasattr(prompts, "__iter__"):
             raise TypeError("prompts must be several, not one "
                             f"{type(prompts).__name__}")
-        wanted = []
-        for item in prompts:
+        check_names(options, ModelGenerateOptions)
+        stream, wanted = _native.flag(stream, "stream"), []
+        for index, item in enumerate(prompts):
             own = dict(item) if isinstance(item, Mapping) else {"prompt": item}
             if own.get("prompt") is None:
                 raise ArgumentError(f"one of the prompts is a dict without `prompt`: {sorted(own)}")
-            wanted.append(self.model._request(own.pop("prompt"), {**options, **own}))
+            try:
+                wanted.append(self.model._request(own.pop("prompt"), {**options, **own}))
+            except (ArgumentError, TypeError) as error:
+                raise type(error)(f"prompts[{index}]: {error}") from None
         self._check_changeable()
         sessions = [self.model._session_for(request.ids or [], request.max_new_tokens, kept)
                     for request, kept in wanted]

@@ -67,6 +67,7 @@ class Chat:
         where it stopped. Raises ContextFull if there is no room left. Whatever is refused leaves
         the conversation as it was.
         """
+        stream = _native.flag(stream, "stream")
         message: Message = {"role": "user", "content": text}
         wanted: GenerateOptions = {**self._options, **options}
         request = Request(self.model, self._continuation(message), chat=True, **wanted)

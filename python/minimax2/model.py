@@ -123,8 +123,8 @@ class Model(Handle, Mapping[str, Tensor]):
 
     A mapping of tensor names to views on the weights as they lie in the files. `model(prompt)`
     gives logits, generate() text, session() a timeline to work with, trace() and run_with_*() what
-    goes on inside. close() gives the model up; sessions and tensors taken from it keep what they
-    need.
+    goes on inside. close() gives the model up; sessions and tensors taken from it keep the weights
+    that they need.
     """
 
     __slots__ = ("_config", "_sizes", "_tokenizer")
@@ -246,7 +246,12 @@ class Model(Handle, Mapping[str, Tensor]):
         elif is_messages(prompt):
             ids = self.tokenizer.apply_chat_template(prompt)
         else:
-            ids = _native.ids(prompt)
+            try:
+                ids = _native.ids(prompt)
+            except TypeError as error:
+                raise TypeError(f"{error}; a prompt is a str, token ids or messages (dicts of role "
+                                "and content), and several prompts are a list or tuple of "
+                                "these") from None
         if not ids:
             raise ArgumentError("the prompt is empty")
         return ids
@@ -311,6 +316,7 @@ class Model(Handle, Mapping[str, Tensor]):
         called for the prompt and for every token generated; context, kv_dtype and chunk as in
         session(), context None: as much as the prompt and max_new_tokens need.
         """
+        stream = _native.flag(stream, "stream")
         if is_prompts(prompt):
             return self.batch().generate(prompt, stream=stream, **options)
         request, kept = self._request(prompt, options)
@@ -430,7 +436,12 @@ class Model(Handle, Mapping[str, Tensor]):
         return self._session_for(ids, 0, options)
 
     def close(self) -> None:
-        """Give the model up; its sessions and tensors stay as they are."""
+        """Give the model up; its tensors, tokenizer and sessions stay valid.
+
+        A session still runs, is fed ids, traced and forked, and samples with a Sampler made before.
+        What asks the model itself raises ArgumentError: feed() of a str or messages, generate(),
+        sample() without a Sampler.
+        """
         super().close()
         self._tokenizer = None
 

@@ -53,7 +53,8 @@ class Request:
         self.hooks = None if hooks is None else trace.Hooks(model, hooks)
         self.ids = None if prompt is None else model.ids(prompt)
         self.answers = chat or is_messages(prompt)  # in the chat format
-        self.thinking = self.answers if thinking is None else bool(thinking)
+        self.thinking = (
+            self.answers if thinking is None else _native.flag(thinking, "thinking"))
         if self.ids is not None and self.answers and not self.thinking:
             self.ids = without_thinking(model.tokenizer, self.ids)
         self.sampler = Sampler(model, **given)

@@ -461,3 +461,38 @@ def test_any_order_of_calls_keeps_the_promises(blank, calls):
             except mm.ArgumentError:  # gone with a rewind
                 return
             assert logits == bytes(blank(tokens))
+
+
+# ---- Sentences ----
+
+
+@pytest.mark.parametrize("prompt", [["a", 5], {"a", "b"}, (x for x in "ab")], ids=repr)
+def test_it_says_what_a_prompt_is(tiny, prompt):
+    with pytest.raises(TypeError, match="a str, token ids or messages.* several prompts are"):
+        tiny.generate(prompt)
+
+
+@pytest.mark.parametrize("use, sentence", [
+    (lambda model: model.generate(["a", ""]), r"prompts\[1\]: the prompt is empty"),
+    (lambda model: model.batch().run(float("nan")), "seconds is nan, must be a number that is not"),
+    (lambda model: model.batch(rows=0), r"rows is 0, must be 1\.\.4096$"),
+    (lambda model: model.session(chunk=0), r"chunk is 0, must be 1\.\.4096$"),
+    (lambda model: model.session(context=0), r"context is 0, must be 1\.\.4096$"),
+    (lambda model: mm.load(threads=0), r"threads is 0, must be 1\.\.1024$")])
+def test_it_says_what_is_wrong_and_what_may_be(tiny, use, sentence):
+    with pytest.raises(mm.ArgumentError, match=sentence):
+        use(tiny)
+
+
+@pytest.mark.parametrize("name, use", [
+    ("mapped", lambda model: mm.load(mapped="no")),
+    ("writable", lambda model: mm.load(writable="yes")),
+    ("writable", lambda model: mm.load(writable=None)),
+    ("thinking", lambda model: model.generate("x", thinking="no")),
+    ("stream", lambda model: model.generate("x", stream="no")),
+    ("stream", lambda model: model.batch().generate(["x"], stream="no")),
+    ("stream", lambda model: model.session(context=8).generate("x", stream="no")),
+    ("stream", lambda model: model.chat().send("x", stream="no"))])
+def test_words_are_no_booleans(tiny, name, use):
+    with pytest.raises(TypeError, match=f"{name} must be a bool, not"):
+        use(tiny)

@@ -280,3 +280,16 @@ def test_many_answers_from_one_prompt(tiny):
             with session.fork() as fork:
                 made = fork.generate(seed=seed, max_new_tokens=5)
             assert made.tokens == tiny.generate("import os\n", seed=seed, max_new_tokens=5).tokens
+
+
+def test_what_a_session_of_a_closed_model_can(blank_path):
+    model = mm.load(blank_path, threads=1)
+    session, sampler = model.session(context=64), mm.Sampler(model, seed=1)
+    model.close()
+    assert session.feed([1, 2]).run() is True and len(session.top(3)) == 3
+    assert session.fork().feed([3]).run() is True
+    assert session.sample(sampler) >= 0 and len(list(session.trace([4], "embed"))) == 1
+    for use in (lambda: session.feed("x"), lambda: session.generate([1]), session.sample):
+        with pytest.raises(mm.ArgumentError, match="this Model is closed"):
+            use()
+        assert session.tokens == [1, 2, 4]
