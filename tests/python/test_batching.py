@@ -487,3 +487,15 @@ def test_what_is_cancelled_is_done_at_once(tiny):
     single = tiny.generate("x", stream=True)
     single.cancel()
     assert single.done and single.finish_reason == "cancelled" and list(single) == []
+
+
+def test_streams_that_are_cancelled_while_another_thread_runs_them(tiny):
+    batch = tiny.batch()
+    streams = batch.generate(PROMPTS, stream=True, **OPTIONS)
+    with Elsewhere(batch, tiny.session(context=16).feed([1, 2]), batch.run) as elsewhere:
+        with pytest.raises(mm.BusyError, match="in use by another thread"):
+            streams.result()
+        streams.cancel()
+        assert streams.done and len(batch) == 1
+    assert elsewhere.error is None and len(batch) == 1
+    assert all(one.session.run() for one in streams.streams)  # members no more
