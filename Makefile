@@ -67,9 +67,11 @@ test: py build/test.stamp
 	@bash .ci/test
 
 test-c: lib
+	@$(MAKE) -s -C csrc -j $(shell nproc) tests
 	@$(MAKE) -s -C csrc test
 
 test-asan: packages
+	@$(MAKE) -s -C csrc -j $(shell nproc) SANITIZE=address,undefined tests
 	@$(MAKE) -s -C csrc SANITIZE=address,undefined test
 
 test-py: py build/test.stamp
