@@ -105,6 +105,14 @@ def integer(value: Any, name: str, low: int = -2**31, high: int = 2**31 - 1) -> 
     return number
 
 
+def positive(value: Any, name: str) -> int:
+    """A whole number of at least 1: 0 means a default to the library, which knows the limit."""
+    number = integer(value, name)
+    if number < 1:
+        raise ArgumentError(f"{name} is {number}, must be 1 or more")
+    return number
+
+
 def number(value: Any, name: str) -> float:
     """A number as a float; TypeError for booleans, strings and the like."""
     if isinstance(value, bool) or not (hasattr(value, "__float__") or hasattr(value, "__index__")):
@@ -236,7 +244,7 @@ def model_open(path: Any, threads: Any, writable: Any, mapped: Any, isa: Any,
     lib.mm2_model_options_init(options)
     options.flags = ((lib.MM2_WRITABLE if flag(writable, "writable") else 0)
                      | (0 if flag(mapped, "mapped") else lib.MM2_IN_MEMORY))
-    options.threads = 0 if threads is None else integer(threads, "threads", 1, 1024)
+    options.threads = 0 if threads is None else positive(threads, "threads")
     options.isa = choice("auto" if isa is None else isa, "isa", ISAS)
     options.precision = choice(precision, "precision", PRECISIONS)
     out = ffi.new("mm2_model **")
@@ -547,10 +555,9 @@ def session_new(model: Owned, context: Any, kv_dtype: Any, chunk: Any) -> Owned:
     options = _sized("mm2_session_options")
     lib.mm2_session_options_init(options)
     if context is not None:
-        positions = model_config(model)["max_position_embeddings"]
-        options.context = integer(context, "context", 1, positions)
+        options.context = positive(context, "context")
     if chunk is not None:
-        options.chunk = integer(chunk, "chunk", 1, 4096)
+        options.chunk = positive(chunk, "chunk")
     options.kv_dtype = _kv_dtype(kv_dtype, model)
     out = ffi.new("mm2_session **")
     check(lib.mm2_session_new(out, model.pointer, options))
@@ -686,7 +693,7 @@ def batch_new(model: Owned, rows: Any = None) -> Owned:
     options = _sized("mm2_batch_options")
     lib.mm2_batch_options_init(options)
     if rows is not None:
-        options.rows = integer(rows, "rows", 1, 4096)
+        options.rows = positive(rows, "rows")
     out = ffi.new("mm2_batch **")
     check(lib.mm2_batch_new(out, model.pointer, options))
     return _owned("batch", out)

@@ -475,10 +475,10 @@ def test_it_says_what_a_prompt_is(tiny, prompt):
 @pytest.mark.parametrize("use, sentence", [
     (lambda model: model.generate(["a", ""]), r"prompts\[1\]: the prompt is empty"),
     (lambda model: model.batch().run(float("nan")), "seconds is nan, must be a number that is not"),
-    (lambda model: model.batch(rows=0), r"rows is 0, must be 1\.\.4096$"),
-    (lambda model: model.session(chunk=0), r"chunk is 0, must be 1\.\.4096$"),
-    (lambda model: model.session(context=0), r"context is 0, must be 1\.\.4096$"),
-    (lambda model: mm.load(threads=0), r"threads is 0, must be 1\.\.1024$")])
+    (lambda model: model.batch(rows=0), "rows is 0, must be 1 or more$"),
+    (lambda model: model.session(chunk=0), "chunk is 0, must be 1 or more$"),
+    (lambda model: model.session(context=0), "context is 0, must be 1 or more$"),
+    (lambda model: mm.load(threads=0), "threads is 0, must be 1 or more$")])
 def test_it_says_what_is_wrong_and_what_may_be(tiny, use, sentence):
     with pytest.raises(mm.ArgumentError, match=sentence):
         use(tiny)
