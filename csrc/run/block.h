@@ -40,6 +40,7 @@ typedef struct mm2_block {
 } mm2_block;
 
 enum { MM2_BLOCK_GQA = 0, MM2_BLOCK_MOE = 1, MM2_BLOCK_COUNT = 2 }; /* of pass->own */
+_Static_assert((int)MM2_BLOCK_COUNT <= (int)MM2_BLOCKS, "room in pass->own");
 
 extern const mm2_block mm2_block_gqa, mm2_block_moe;       /* gqa.c, moe.c */
 extern const mm2_block mm2_block_embed, mm2_block_head;    /* ends.c */

@@ -14,8 +14,8 @@ typedef struct mm2_schedule {
  * NULL. */
 mm2_status mm2_schedule_run(mm2_schedule *s, mm2_timeline *const *members, int32_t count,
                             int32_t rows, int announce, int32_t budget_us, mm2_event *event);
-/* Drops the rows in flight that nobody wants any more, and gives the pass back if none is left.
- * Call it when a member has been cut or has gone. */
+/* Gives the pass back if nobody wants any of its rows. Call it when a member has been cut or has
+ * gone. */
 void mm2_schedule_tidy(mm2_schedule *s);
 /* Drops all rows in flight. */
 void mm2_schedule_drop(mm2_schedule *s);
