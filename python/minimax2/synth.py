@@ -670,7 +670,8 @@ def _progress_bar() -> Iterator[Callable[[int, int], None] | None]:
 
     with tqdm(unit="B", unit_scale=True, leave=False) as bar:
         def progress(done: int, total: int) -> None:
-            bar.total = total
+            if bar.total is None:
+                bar.reset(total)  # draws; update() draws only now and then
             bar.update(done - bar.n)
 
         yield progress
