@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import struct
 import zlib
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 CHUNK = 1 << 22  # elements drawn at once
-HALF_FIELD = struct.Struct("<e").size
 
 
 class Spec(NamedTuple):
@@ -160,6 +158,18 @@ def _pairs(table_of: Callable[[float, float], Array], std: float, mean: float) -
     return both.view(numpy.uint16).ravel()
 
 
+@cache
+def _halves(size: float, signs: bool) -> Array:
+    """uint16 [256]: half floats from 3/4 to 5/4 of a size; every second one negative, if wanted."""
+    import numpy
+
+    values = size * numpy.linspace(0.75, 1.25, 256)
+    if signs:
+        values[1::2] *= -1
+    bits: Array = values.astype("<f2").view("<u2")
+    return bits
+
+
 # ---- Drawing ----
 
 def _random_bytes(random: np.random.Generator, count: int) -> Array:
@@ -217,25 +227,24 @@ def _draw_blocks(random: np.random.Generator, spec: Spec, count: int) -> Array:
     elif spec.format == "tq2_0":  # nobody writes the fourth code
         codes = blocks[:, :64]
         codes &= ~((codes & codes << 1) & 0xaa)
-    scale: Array = size * random.uniform(0.75, 1.25, number)
-    if kind.minimum_at is None:  # codes reach one further down than up: signs even that out
-        scale *= 1 - 2 * random.integers(0, 2, number)
-    else:
-        _put_half(blocks, kind.minimum_at, scale * kind.centre)
+    # Codes reach one further down than up: signs even that out where there are no minima.
+    scales = _halves(size, kind.minimum_at is None)
+    indices = _random_bytes(random, number)
+    if kind.minimum_at is not None:
+        _put(blocks, kind.minimum_at, _halves(size * kind.centre, False)[indices])
     if spec.format == "iq1_m":  # the half is spread over the highest bits of four words
         words: Array = blocks[:, 48:56].copy().view("<u2")
-        halves = scale.astype("<f2").view("<u2")[:, None] >> numpy.array([0, 4, 8, 12], "<u2")
-        blocks[:, 48:56] = (words & 0xfff | (halves & 15) << 12).view(numpy.uint8)
+        parts = scales[indices][:, None] >> numpy.array([0, 4, 8, 12], "<u2")
+        blocks[:, 48:56] = (words & 0xfff | (parts & 15) << 12).view(numpy.uint8)
     else:
-        _put_half(blocks, kind.scale_at, scale)
+        _put(blocks, kind.scale_at, scales[indices])
     return blocks
 
 
-def _put_half(blocks: Array, at: int, values: Array) -> None:
+def _put(blocks: Array, at: int, halves: Array) -> None:
     import numpy
 
-    halves = values.astype("<f2").view(numpy.uint8).reshape(-1, HALF_FIELD)
-    blocks[:, at:at + HALF_FIELD] = halves
+    blocks[:, at:at + 2] = halves.view(numpy.uint8).reshape(-1, 2)
 
 
 def draw(spec: Spec, seed: int) -> Iterator[Array]:
