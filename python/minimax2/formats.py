@@ -76,6 +76,9 @@ _FORMATS = {
     "mxfp4": Format("mxfp4", None, 39, 0, E2M1),
     "nvfp4": Format("nvfp4", None, 40, 0, E2M1),
 }
+# By number in GGUF, with those that occur in files but hold no weights.
+GGML = {kind.ggml: kind.dtype for kind in _FORMATS.values() if kind.ggml is not None} | {
+    9: "q8_1", 15: "q8_k", 24: "i8", 25: "i16", 26: "i32", 27: "i64", 28: "f64"}
 FORMATS = {name: kind for name, kind in _FORMATS.items() if kind.dtype in _native.DTYPES}
 
 
