@@ -1,4 +1,4 @@
-"""The command minimax2: info, generate, chat, inspect, bench, synth."""
+"""The command minimax2: info, generate, chat, inspect, bench, convert, synth."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 from typing import Any
 
 import minimax2 as mm
-from minimax2 import bench, show, synth
+from minimax2 import bench, convert, show, synth
 
 EPILOG = "Without -m these work on m2-tiny, the small model that comes with the package."
 
@@ -113,6 +113,9 @@ def _parser() -> argparse.ArgumentParser:
     opens_model(made)
     bench.add_arguments(made)
 
+    convert.add_arguments(command(
+        convert.run, "write a checkpoint of GPTQ, AutoRound or AWQ in a layout that opens, without "
+        "loss", "convert"))
     synth.add_arguments(command(synth.run, "write random weights, to measure with", "synth"))
     return parser
 

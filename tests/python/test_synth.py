@@ -6,12 +6,11 @@ import re
 import subprocess
 import sys
 
-import ml_dtypes
 import numpy as np
 import pytest
 
 import minimax2 as mm
-from containers import read_safetensors
+from layouts import decoded, tensors_of
 from minimax2 import cli, drawing, writing
 from minimax2.formats import FORMATS, LAYOUTS, MIXES, NAMES
 from minimax2.synth import synth
@@ -80,67 +79,7 @@ def test_a_mix_is_that_of_the_downloads(tmp_path, format):
             assert model[name].dtype == rule, name
 
 
-# ---- Layouts of safetensors, decoded by the formulas of those who write them ----
-
-E2M1 = np.array([0, .5, 1, 1.5, 2, 3, 4, 6, 0, -.5, -1, -1.5, -2, -3, -4, -6], np.float32)
-
-
-def tensors_of(path):
-    """{name: array}: bf16 as float32, FP8 by value, everything else as it lies."""
-    header, data = read_safetensors(path / "model.safetensors")
-    made = {}
-    for name, facts in header.items():
-        if name == "__metadata__":
-            continue
-        raw = np.frombuffer(data[slice(*facts["data_offsets"])], np.uint8)
-        kind = facts["dtype"]
-        if kind == "BF16":
-            raw = (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
-        elif kind == "F8_E4M3":
-            raw = raw.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
-        elif kind != "U8":
-            raw = raw.view({"F32": "<f4", "I32": "<u4", "I64": "<i8"}[kind])
-        made[name] = raw.reshape(facts["shape"])
-    return made
-
-
-def nibbles(words, bits=4):
-    """The fields of words or bytes along the last dimension, the lowest bits first."""
-    fields = np.arange(0, words.itemsize * 8, bits, dtype=words.dtype)
-    return (words[..., None] >> fields & (1 << bits) - 1).reshape(*words.shape[:-1], -1)
-
-
-def spread(scales, columns):
-    return np.repeat(scales, columns // scales.shape[1], axis=1)
-
-
-def decoded(format, t, base):
-    """The values of one matrix, float32."""
-    scale = t[base + ".weight_scale"].astype(np.float32) if "mxfp4" not in format else (
-        np.exp2(t[base + ".weight_scale"].astype(np.float32) - 127))
-    if format == "nvfp4-modelopt":
-        codes, scale = t[base + ".weight"], scale * t[base + ".weight_scale_2"]
-    elif format == "mxfp4-quark":
-        codes = t[base + ".weight"]
-    elif format == "fp8-channel":
-        return t[base + ".weight"] * scale
-    else:
-        codes = t[base + ".weight_packed"]
-    if format == "nvfp4-ct":
-        scale = scale / t[base + ".weight_global_scale"]
-    if codes.dtype == np.uint8:
-        values = E2M1[nibbles(codes)]
-    else:
-        bits = 8 if format == "w8a16" else 4
-        values = nibbles(codes, bits).astype(np.float32)
-        assert tuple(t[base + ".weight_shape"]) == values.shape
-        if format == "w4a16-asym":
-            zeros = nibbles(t[base + ".weight_zero_point"].T.copy()).T
-            values = values - spread(zeros, values.shape[1]).astype(np.float32)
-        else:
-            values = values - 2.0 ** (bits - 1)
-    return values * spread(scale, values.shape[1])
-
+# ---- Layouts of safetensors ----
 
 @pytest.mark.parametrize("format", [name for name in LAYOUTS if name != "fp8"])
 def test_layouts_hold_the_wanted_values(tmp_path, format):
