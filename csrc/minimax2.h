@@ -118,7 +118,16 @@ enum {
     MM2_Q6_K = 13,
     MM2_IQ4_NL = 14,
     MM2_IQ4_XS = 15,
-    MM2_DTYPE_COUNT = 16
+    MM2_U8 = 30,
+    /* Codes only, as safetensors keep them in a tensor of their own (there it is U8 or I32); their
+     * scales lie in another one, and mm2_tensor_decode gives what they multiply: E2M1, two a byte,
+     * the even column in the low nibble, with a scale for 16 (NVFP4) or 32 (MXFP4); integers of 4
+     * bits, 8 in an int32, less 8, and of 8 bits less 128 (compressed-tensors). */
+    MM2_F4_16 = 31,
+    MM2_F4_32 = 32,
+    MM2_I4 = 33,
+    MM2_I8 = 34,
+    MM2_DTYPE_COUNT = 35
 };
 
 enum { MM2_READ_ONLY = 1 }; /* mm2_tensor.flags: writing would fault */

@@ -338,8 +338,8 @@ INLINE void fill_scales(filling *f, int32_t begin, int32_t blocks)
 /* FP8: the scale of row r, looked up where it changes. */
 INLINE float f8_scale(filling *f, int32_t r)
 {
-    int32_t step;
-    if (r == 0 || ((int64_t)f->first + f->row + r + f->w->scale_row) % SCALE_SPAN == 0) {
+    int32_t step, rows = f->w->scale_rows ? f->w->scale_rows : SCALE_SPAN;
+    if (r == 0 || ((int64_t)f->first + f->row + r + f->w->scale_row) % rows == 0) {
         const float *scale = scale_row(f->w, f->first, f->count, f->row + r, &step);
         f->scale = scale[f->k / SCALE_SPAN * step];
     }

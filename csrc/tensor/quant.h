@@ -29,9 +29,11 @@ MM2_INTEGER_FORMATS(SIZE)
 
 /* The 16 values of IQ4_NL and IQ4_XS codes. */
 extern const int8_t mm2_iq4_values[16];
+/* Twice the values of the E2M1 codes of the 4-bit floats. */
+extern const int8_t mm2_e2m1_doubled[16];
 
 /* Decode n elements of one row (n a multiple of the block) of any weight dtype to float32.
- * Bit-equal to the gguf package. FP8 gives the bare codes. */
+ * Bit-equal to the gguf package. FP8 and PLANES give the bare codes: see mm2_weight_values. */
 void mm2_dequantize_row(int32_t dtype, const void *data, float *out, int64_t n);
 
 #endif

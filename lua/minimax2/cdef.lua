@@ -40,7 +40,12 @@ enum {
     MM2_Q6_K = 13,
     MM2_IQ4_NL = 14,
     MM2_IQ4_XS = 15,
-    MM2_DTYPE_COUNT = 16,
+    MM2_U8 = 30,
+    MM2_F4_16 = 31,
+    MM2_F4_32 = 32,
+    MM2_I4 = 33,
+    MM2_I8 = 34,
+    MM2_DTYPE_COUNT = 35,
 };
 enum {
     MM2_READ_ONLY = 1,

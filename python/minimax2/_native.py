@@ -80,7 +80,8 @@ def _owned(kind: str, out: Any) -> Owned:
 
 VERSION = _string(lib.mm2_version())
 POINTS = tuple(_string(lib.mm2_point_name(i)) for i in range(lib.MM2_POINT_COUNT))
-DTYPES = {_string(lib.mm2_dtype_name(i)): i for i in range(1, lib.MM2_DTYPE_COUNT)}
+DTYPES = {_string(name): i for i in range(1, lib.MM2_DTYPE_COUNT)
+          if (name := lib.mm2_dtype_name(i)) != ffi.NULL}
 ISAS = {name.removeprefix("MM2_ISA_").lower(): getattr(lib, name)
         for name in sorted((name for name in dir(lib) if name.startswith("MM2_ISA_")),
                            key=lambda name: getattr(lib, name))}

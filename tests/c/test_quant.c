@@ -31,10 +31,14 @@ static void every_dtype_has_its_facts(void **state)
         {MM2_Q2_K, 256, 84, 10, "q2_k", NULL},      {MM2_Q3_K, 256, 110, 11, "q3_k", NULL},
         {MM2_Q4_K, 256, 144, 12, "q4_k", NULL},     {MM2_Q5_K, 256, 176, 13, "q5_k", NULL},
         {MM2_Q6_K, 256, 210, 14, "q6_k", NULL},     {MM2_IQ4_NL, 32, 18, 20, "iq4_nl", NULL},
-        {MM2_IQ4_XS, 256, 136, 23, "iq4_xs", NULL},
+        {MM2_IQ4_XS, 256, 136, 23, "iq4_xs", NULL}, {MM2_U8, 1, 1, -1, "u8", "U8"},
+        {MM2_F4_16, 32, 16, -1, "f4_16", NULL},     {MM2_F4_32, 32, 16, -1, "f4_32", NULL},
+        {MM2_I4, 32, 16, -1, "i4", NULL},           {MM2_I8, 32, 32, -1, "i8", NULL},
     };
-    int32_t count = sizeof want / sizeof *want;
-    assert_int_equal(MM2_DTYPE_COUNT - 1, count);
+    int32_t count = sizeof want / sizeof *want, all = 0;
+    for (int32_t d = 1; d < MM2_DTYPE_COUNT; d++)
+        all += mm2_dtype_name(d) != NULL;
+    assert_int_equal(all, count);
     for (int32_t i = 0; i < count; i++) {
         int32_t d = want[i].dtype;
         assert_string_equal(want[i].name, mm2_dtype_name(d));
@@ -68,14 +72,16 @@ static void sections_agree_with_sizes(void **state)
         const mm2_format_facts f = mm2_format_of(d);
         assert_int_equal(mm2_dtype_block(d), f.elements);
         assert_int_equal(mm2_dtype_bytes(d), f.bytes);
-        assert_int_equal(f.elements == 32, mm2_is_block(d));
+        if (!f.elements)
+            continue;
+        assert_int_equal(f.elements > 1, mm2_is_block(d) + mm2_is_plane(d) + mm2_is_super(d));
         assert_int_equal(f.elements == MM2_SUPER, mm2_is_super(d));
-        assert_int_equal(f.elements > 1, mm2_is_integer(d));
         assert_int_equal(f.elements > 1, f.bits > 0);
         assert_true(f.elements % f.span == 0 && f.offset < 1 << f.bits);
     }
     assert_int_equal(0, mm2_format_of(MM2_DTYPE_COUNT).elements);
-    assert_false(mm2_is_integer(0) || mm2_is_block(-1) || mm2_is_super(MM2_DTYPE_COUNT));
+    assert_false(mm2_is_integer(0) || mm2_is_block(-1) || mm2_is_plane(-1) ||
+                 mm2_is_super(MM2_DTYPE_COUNT));
 }
 
 /* ---- single values ---- */
@@ -151,6 +157,29 @@ static void simple_blocks_decode_as_by_hand(void **state)
     mm2_block_iq4_nl iq4 = {.d = HALF_TWO, .q = {0xf0}};
     mm2_dequantize_row(MM2_IQ4_NL, &iq4, out, 32);
     assert_true(out[0] == -254 && out[16] == 226);
+}
+
+/* The codes alone, without their scales. */
+static void planes_decode_as_by_hand(void **state)
+{
+    static const float e2m1[16] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
+    uint8_t in[32];
+    float out[32];
+    for (int i = 0; i < 32; i++)
+        in[i] = (uint8_t)(2 * i % 16 | (2 * i + 1) % 16 << 4); /* element i is code i % 16 */
+    mm2_dequantize_row(MM2_F4_16, in, out, 32);
+    for (int i = 0; i < 32; i++)
+        assert_int_equal(mm2_f32_bits(out[i]),
+                         mm2_f32_bits(i % 16 > 8 ? -e2m1[i % 8] : e2m1[i % 8]));
+    mm2_dequantize_row(MM2_I4, in, out, 32);
+    for (int i = 0; i < 32; i++)
+        assert_true(out[i] == (float)(i % 16 - 8));
+    for (int i = 0; i < 32; i++)
+        in[i] = (uint8_t)(i * 8 + i / 31 * 7);
+    mm2_dequantize_row(MM2_I8, in, out, 32);
+    assert_true(out[0] == -128 && out[1] == -120 && out[31] == 127);
+    mm2_dequantize_row(MM2_U8, in, out, 32);
+    assert_true(out[0] == 0 && out[31] == 255);
 }
 
 /* Eight different scales and minima through the 6-bit packing of Q4_K and Q5_K. */
@@ -296,6 +325,7 @@ int main(void)
         cmocka_unit_test(every_e4m3_value_is_exact),
         cmocka_unit_test(bf16_rounds_to_nearest_even),
         cmocka_unit_test(simple_blocks_decode_as_by_hand),
+        cmocka_unit_test(planes_decode_as_by_hand),
         cmocka_unit_test(packed_scales_are_unpacked),
         cmocka_unit_test(super_blocks_decode_as_by_hand),
         cmocka_unit_test(whole_tensors_are_decoded),
