@@ -44,8 +44,8 @@
  * call that runs a session or a batch may take 256 KB of its thread's stack.
  *
  * Same bits. The logits of a token do not depend on thread count, batch mates, chunking of the
- * prompt, time budgets, forks, rewinds, the calling language or the instruction-set level, blas
- * excepted (numerics version MM2_NUMERICS).
+ * prompt, time budgets, forks, rewinds, saving and restoring, the calling language or the
+ * instruction-set level, blas excepted (numerics version MM2_NUMERICS).
  *
  * Sizes: int32_t for ids, counts and positions; int64_t for shapes and bytes. Structs that may grow
  * begin with `size`: set it to sizeof of the struct before any call sees it. An options struct is
@@ -540,10 +540,11 @@ typedef struct mm2_event { /* what the last run call ended with */
 /* Work until everything fed is evaluated (OK), `budget_us` microseconds are spent (MORE; 0: no
  * limit) or a tap is reached (TAP). A budget is kept to within one unit of work, a few
  * milliseconds. `event` may be NULL if no taps are on. Fails with NOMEM, ARG (a tap left impossible
- * expert indices), BUSY. Nothing to do: OK. */
+ * expert indices), BUSY, IO (a mapped file was changed), FORMAT (a restored session's file is
+ * damaged). Nothing to do: OK. */
 mm2_status mm2_session_run(mm2_session *s, int32_t budget_us, mm2_event *event);
-/* From any thread: a run in progress, of the session or of its batch, returns MORE at its next unit
- * of work; without one, nothing happens. */
+/* From any thread: a run in progress, of the session or of its batch, or a save, returns MORE at its
+ * next unit of work; without one, nothing happens. */
 void mm2_session_interrupt(mm2_session *s);
 
 int32_t mm2_session_context(const mm2_session *s);  /* positions there is room for */
@@ -564,6 +565,57 @@ mm2_status mm2_session_logits(mm2_session *s, mm2_tensor *out);
  * lower id). */
 mm2_status mm2_session_logprobs(mm2_session *s, const int32_t *ids, int32_t n, float *out);
 mm2_status mm2_session_top(mm2_session *s, int32_t n, int32_t *ids, float *logprobs);
+
+/* ----------------------------------------------------------------------------------------------
+ * Sessions on disk */
+
+/* Write a session to a file: its tokens, pending ones too, the keys and values of those that are
+ * evaluated, and the logits if they are at hand, edits of a script included. The session stays as it
+ * is. Rows of a prompt that it is in the middle of do not count, as in a fork: it stands in the file
+ * where the last tokens were committed. Taps and a membership in a batch are not saved; nor are
+ * samplers and replies, which are the caller's: a sampler of the same options, seed included, goes on
+ * with the same draws, and a reply comes back by pushing its ids again.
+ *
+ * The file is written as path.tmp beside it, brought to the disk, and renamed: whatever stops the
+ * process or the machine, `path` leads to the old file or to the new one, each of them whole. A call
+ * that fails leaves no trace; a process that is killed may leave path.tmp, which the next save to the
+ * same path takes over. A link at `path` is replaced, not followed. The file holds what was said: its
+ * permissions are those of the process's umask. It takes as many bytes as the pages of the cache, so
+ * saving can take seconds: mm2_session_interrupt ends it with MORE, and nothing is saved. To go on
+ * meanwhile, save a fork in another thread. Fails with IO, NOMEM, FORMAT (it was restored from a file
+ * that is damaged), BUSY (the session, or the path: somebody is writing the same file). */
+mm2_status mm2_session_save(mm2_session *s, const char *path);
+
+typedef struct mm2_restore_options {
+    uint32_t size;    /* sizeof(mm2_restore_options) */
+    uint32_t flags;   /* MM2_IN_MEMORY: read the keys and values instead of mapping the file */
+    int32_t context;  /* positions, at least as many as there are tokens; 0: as many as the session
+                         had, or the model has */
+    int32_t kv_dtype; /* 0: as in the file; MM2_BF16 or MM2_F32: refuse a file with another */
+    int32_t chunk;    /* as in mm2_session_options */
+} mm2_restore_options;
+
+void mm2_restore_options_init(mm2_restore_options *o);
+
+/* A session that stands where the saved one stood, and goes on with the same bits; owned like any
+ * other. The file is mapped, not read, so it takes milliseconds however long it is; what the session
+ * writes stays in this process. Replace or delete the file as you like (a map keeps the old one), but
+ * do not write into it or cut it short: a run looks at its size and time and fails with IO, and what
+ * it cannot see in time is a fault, as with weights; MM2_IN_MEMORY is the remedy.
+ *
+ * All of the file is held against its checksums: keys and values when a run first needs them, all
+ * the rest here. A run that meets damage fails with FORMAT before it evaluates anything, and says
+ * what can be kept by mm2_session_rewind; in a batch, event->session says which member it is.
+ *
+ * The model must be the same in what it computes: its configuration but for the number of positions,
+ * the types of its weights, precision, blas or not, and samples of the weights: 256 bytes of each one
+ * outside the experts, and of one expert a layer. That tells other trainings, merges and
+ * quantisations, but no edit of a few weights (MM2_WRITABLE). Checksums protect from accidents only:
+ * restore files from people whom you trust with what the session says. Fails with IO, FORMAT
+ * (damaged, cut short, no session), ARG (another model, kv_dtype, or too small a context),
+ * UNSUPPORTED (numerics or format of another version), NOMEM; the sentence says what differs. */
+mm2_status mm2_session_restore(mm2_session **out, mm2_model *m, const char *path,
+                               const mm2_restore_options *o);
 
 /* ----------------------------------------------------------------------------------------------
  * Batch: sessions advanced together */

@@ -269,6 +269,16 @@ mm2_status mm2_session_rewind(mm2_session *s, int32_t length);
 mm2_status mm2_session_logits(mm2_session *s, mm2_tensor *out);
 mm2_status mm2_session_logprobs(mm2_session *s, const int32_t *ids, int32_t n, float *out);
 mm2_status mm2_session_top(mm2_session *s, int32_t n, int32_t *ids, float *logprobs);
+mm2_status mm2_session_save(mm2_session *s, const char *path);
+typedef struct mm2_restore_options {
+    uint32_t size;
+    uint32_t flags;
+    int32_t context;
+    int32_t kv_dtype;
+    int32_t chunk;
+} mm2_restore_options;
+void mm2_restore_options_init(mm2_restore_options *o);
+mm2_status mm2_session_restore(mm2_session **out, mm2_model *m, const char *path, const mm2_restore_options *o);
 typedef struct mm2_batch mm2_batch;
 typedef struct mm2_batch_options {
     uint32_t size;

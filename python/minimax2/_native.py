@@ -367,9 +367,10 @@ LONG_TEXT = 1 << 20  # bytes; shorter ones are encoded in less than a second
 _T = TypeVar("_T")
 
 
-def _interruptible(call: Callable[[], _T]) -> _T:
-    """Makes a long call in a thread of its own: Ctrl-C comes through at once, and the thread ends
-    by itself. For calls that change nothing."""
+def _interruptible(call: Callable[[], _T], stop: Callable[[], None] | None = None) -> _T:
+    """Makes a long call in a thread of its own: Ctrl-C comes through at once. Then `stop` makes the
+    call end, and is waited for; without it the thread ends by itself, for calls that change
+    nothing."""
     done: list[_T] = []
     failed: list[BaseException] = []
 
@@ -381,7 +382,13 @@ def _interruptible(call: Callable[[], _T]) -> _T:
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join()
+    try:
+        thread.join()
+    except BaseException:
+        while stop is not None and thread.is_alive():
+            stop()
+            thread.join(0.01)
+        raise
     if failed:
         raise failed[0]
     return done[0]
@@ -570,6 +577,35 @@ def session_fork(session: Owned) -> Owned:
     out = ffi.new("mm2_session **")
     check(lib.mm2_session_fork(out, session.pointer))
     return _owned("session", out)
+
+
+def session_save(session: Owned, path: Any) -> None:
+    """Write it to a file; Ctrl-C leaves the file as it was."""
+    name = _path(path)
+    while _interruptible(lambda: check(lib.mm2_session_save(session.pointer, name)),
+                         lambda: session_interrupt(session)) == MORE:
+        pass  # an interrupt that was meant for a run
+
+
+def session_restore(model: Owned, path: Any, context: Any, kv_dtype: Any, chunk: Any,
+                    mapped: Any) -> Owned:
+    """The session that a file holds; None: as it was."""
+    options = _sized("mm2_restore_options")
+    lib.mm2_restore_options_init(options)
+    options.flags = 0 if flag(mapped, "mapped") else lib.MM2_IN_MEMORY
+    if context is not None:
+        options.context = positive(context, "context")
+    if kv_dtype is not None:
+        options.kv_dtype = _kv_dtype(kv_dtype, model)
+    if chunk is not None:
+        options.chunk = positive(chunk, "chunk")
+    name, out = _path(path), ffi.new("mm2_session **")
+
+    def restore() -> Owned:
+        check(lib.mm2_session_restore(out, model.pointer, name, options))
+        return _owned("session", out)
+
+    return _interruptible(restore) if options.flags else restore()
 
 
 def session_feed(session: Owned, values: Sequence[int]) -> None:
