@@ -362,35 +362,52 @@ int32_t mm2_tokenizer_id(const mm2_tokenizer *t, const char *bytes, int32_t len)
  * complete. */
 int32_t mm2_text_complete(const char *bytes, int32_t len);
 
-/* One turn; strings are NUL-terminated UTF-8, copied. */
-typedef struct mm2_message {
-    uint32_t size; /* sizeof(mm2_message), the same in every element of an array */
-    uint32_t reserved;
-    const char *role; /* "system" (first only), "user", "assistant" */
-    const char *content;
-    const char *thinking; /* assistant: what stood between <think> and </think>; NULL if none */
-} mm2_message;
+/* mm2_conversation.flags */
+enum {
+    MM2_GENERATION_PROMPT = 2, /* end with the opening of an assistant's turn, inside <think> */
+    MM2_NO_THINKING = 4,       /* that is, behind an empty block of thinking: answer at once */
+    MM2_KEEP_THINKING = 8 /* of all assistant turns, not only of those behind the last user's */
+};
 
-/* chat: end with the opening of an assistant turn, inside <think>. */
-enum { MM2_GENERATION_PROMPT = 2 };
+/* Messages and tools as JSON, in UTF-8 and NUL-terminated, the form that everybody sends. A message
+ * is an object of
+ *
+ *     role         "system" (first only; "developer" is the same), "user", "assistant", "tool"
+ *     content      a string, or a list of strings and of {"type": "text", "text": ...}, which are
+ *                  joined; of a tool, which has the results of the calls before it, each is one
+ *     thinking     assistant: what stood between <think> and </think>; also under the names
+ *                  reasoning_content, reasoning and reasoning_details, and as blocks in the content
+ *     tool_calls   assistant: [{"name": ..., "arguments": {...}}, ...]; also inside of "function",
+ *                  and the arguments also as JSON in a string
+ *     current_date, current_location   system: lines behind its text
+ *
+ * Tools are [{"type": "function", "function": {"name": ..., "description": ..., "parameters": its
+ * JSON schema}}, ...]. Names and schemas go to the model as they are, their keys in this order. */
+typedef struct mm2_conversation {
+    uint32_t size;        /* sizeof(mm2_conversation) */
+    int32_t flags;        /* MM2_GENERATION_PROMPT, ... */
+    const char *messages; /* a JSON array */
+    const char *tools;    /* a JSON array; NULL: none */
+    const char *identity; /* the system text where no message gives one; NULL: the checkpoint's */
+} mm2_conversation;
 
 /* Render turns in the vendor's format. Thinking is kept for assistant turns after the last user
  * turn, as the vendor's template does. _render gives the text (to read), _encode the ids (to feed):
  * in these, only the template's own tags become control tokens, whatever the messages contain. Both
  * return a length under the rule for cap. Fail with UNSUPPORTED if the checkpoint brings a chat
- * template that is not known to render the same. */
-int32_t mm2_chat_render(const mm2_tokenizer *t, const mm2_message *messages, int32_t n,
-                        int32_t flags, char *out, int32_t cap);
-int32_t mm2_chat_encode(const mm2_tokenizer *t, const mm2_message *messages, int32_t n,
-                        int32_t flags, int32_t *ids, int32_t cap);
-/* The ids that further turns, of users and assistants, add to a timeline that holds a conversation,
- * sampled replies included: `timeline` are its `length` > 0 ids, or the last ones as far back as
- * the last turn's beginning. What is missing of that turn's end comes first: of one that ended with
- * [e~[ a newline; of one that was cut, or ended with another token, [e~[ and the newline; of one
- * that was cut while it was thinking, </think> before that, and so an empty answer. */
+ * template that is not known to render the same, and with ARG where a message holds something that
+ * the format has no place for. */
+int32_t mm2_chat_render(const mm2_tokenizer *t, const mm2_conversation *c, char *out, int32_t cap);
+int32_t mm2_chat_encode(const mm2_tokenizer *t, const mm2_conversation *c, int32_t *ids,
+                        int32_t cap);
+/* The ids that further turns, of users, assistants and tools, add to a timeline that holds a
+ * conversation, sampled replies included: `timeline` are its `length` > 0 ids, or the last ones as
+ * far back as the last turn's beginning. What is missing of that turn's end comes first: of one that
+ * ended with [e~[ a newline; of one that was cut, or ended with another token, [e~[ and the newline;
+ * of one that was cut while it was thinking, </think> before that, and so an empty answer. Tools and
+ * identity stand at the beginning of the timeline: they are ignored here. */
 int32_t mm2_chat_continue(const mm2_tokenizer *t, const int32_t *timeline, int32_t length,
-                          const mm2_message *messages, int32_t n, int32_t flags, int32_t *ids,
-                          int32_t cap);
+                          const mm2_conversation *c, int32_t *ids, int32_t cap);
 
 /* ----------------------------------------------------------------------------------------------
  * Reply: from sampled ids to thinking and answer */

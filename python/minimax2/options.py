@@ -16,7 +16,9 @@ from minimax2._native import Buffer
 from minimax2.trace import Hook, Where
 
 AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
-Message = Mapping[str, str | None]
+Message = Mapping[str, Any]
+Tools = Sequence[Mapping[str, Any]] | str
+"""JSON schemas of functions, [{"type": "function", "function": {...}}], or JSON in a str."""
 Ids = Iterable[SupportsIndex]
 Prompt = str | Ids | Sequence[Message]
 """A text, token ids, or messages: dicts of role and content."""
