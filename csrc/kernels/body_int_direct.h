@@ -33,17 +33,12 @@ typedef struct direct_terms {
     float least[DIRECT_ACTS][DIRECT_SUPER_TERMS];
 } direct_terms;
 
-/* What belongs to the activations: their scales and, for m_w, the sums of their pieces. */
-typedef struct act_heads {
-    const float *d;
-    const int32_t *sums;
-} act_heads;
-
-/* Adds up the terms of `vectors` * ROWS rows, `blocks` blocks or pieces each: lanes are rows. What the
- * last step takes beyond a row is not used. */
+/* Adds up the terms of `vectors` * ROWS rows, `blocks` blocks or pieces each: lanes are rows. d: scales
+ * of the activations; asum: sums of their pieces, for m_w. What the last step takes beyond a row is not
+ * used. */
 INLINE void direct_sums(int32_t dtype, int acts, int vectors,
                         reals y[DIRECT_ACTS][CHAIN_ROWS / ROWS], const direct_terms *t,
-                        const act_heads *x, int32_t blocks)
+                        const float *const *d, const int32_t *const *asum, int32_t blocks)
 {
     const int spans = mm2_is_super(dtype) ? 1 : spans_of(dtype);
     const int least = has_minima(dtype) && mm2_is_super(dtype), minima = has_minima(dtype);
@@ -75,7 +70,7 @@ INLINE void direct_sums(int32_t dtype, int acts, int vectors,
                 for (int j = 0; j < 4; j++) {
                     if (b + j == blocks)
                         break;
-                    float a = x[m].d[b + j];
+                    float a = d[m][b + j];
 #pragma GCC unroll 2
                     for (int s = 0; s < spans; s++)
                         y[m][v] = reals_fma(reals_times(reals_of(scale[s][j]), a),
@@ -84,9 +79,8 @@ INLINE void direct_sums(int32_t dtype, int acts, int vectors,
                         y[m][v] = reals_fnma(reals_times(reals_of(min[j]), a), reals_of(msum[j]),
                                              y[m][v]);
                     else if (minima)
-                        y[m][v] =
-                            reals_fma(reals_times(reals_of(min[j]), a),
-                                      reals_from_words(words_set1(x[m].sums[b + j])), y[m][v]);
+                        y[m][v] = reals_fma(reals_times(reals_of(min[j]), a),
+                                            reals_from_words(words_set1(asum[m][b + j])), y[m][v]);
                 }
             }
         }
@@ -94,31 +88,37 @@ INLINE void direct_sums(int32_t dtype, int acts, int vectors,
 
 /* The sums of `rows` rows, from i on. */
 INLINE void direct_chain(int32_t dtype, int acts, float *const *out, int32_t i,
-                         const direct_terms *t, const act_heads *x, int32_t rows, int32_t blocks)
+                         const direct_terms *t, const float *const *d, const int32_t *const *asum,
+                         int32_t rows, int32_t blocks)
 {
     reals y[DIRECT_ACTS][CHAIN_ROWS / ROWS];
     int vectors = rows > ROWS ? CHAIN_ROWS / ROWS : 1;
     if (vectors > 1)
-        direct_sums(dtype, acts, CHAIN_ROWS / ROWS, y, t, x, blocks);
+        direct_sums(dtype, acts, CHAIN_ROWS / ROWS, y, t, d, asum, blocks);
     else
-        direct_sums(dtype, acts, 1, y, t, x, blocks);
+        direct_sums(dtype, acts, 1, y, t, d, asum, blocks);
     for (int m = 0; m < acts; m++)
         for (int v = 0; v < vectors; v++)
             reals_store_n(out[m] + i + v * ROWS, y[m][v], rows - v * ROWS);
 }
 
-/* Blocks or pieces [at, at + ROWS) of `total`, where they are or, if there are not so many, in a copy
- * that ends with zeros. */
-INLINE const uint8_t *direct_group(int32_t dtype, const uint8_t *p, int32_t at, int32_t total,
+/* Blocks [at, at + n) of `total`, where they are or, if there are not so many, in a copy that ends with
+ * zeros. */
+INLINE const uint8_t *direct_blocks(int32_t n, const uint8_t *p, int32_t at, int32_t total,
+                                    int32_t bytes, uint8_t *copy)
+{
+    p += (int64_t)at * bytes;
+    if (total - at >= n)
+        return p;
+    memset(copy, 0, (size_t)(n * bytes));
+    memcpy(copy, p, (size_t)((total - at) * bytes));
+    return copy;
+}
+
+INLINE const uint8_t *direct_group(const uint8_t *p, int32_t at, int32_t total, int32_t bytes,
                                    uint8_t *copy)
 {
-    const int32_t each = mm2_is_super(dtype) ? 1 : pieces_of(dtype), bytes = block_bytes(dtype);
-    p += (int64_t)(at / each) * bytes;
-    if (total - at >= ROWS)
-        return p;
-    memset(copy, 0, (size_t)(ROWS / each * bytes));
-    memcpy(copy, p, (size_t)((total - at) / each * bytes));
-    return copy;
+    return direct_blocks(ROWS, p, at, total, bytes, copy);
 }
 
 /* What lies 64 bytes apart in [from, to): parts of a group prefetch no line twice. */
@@ -361,22 +361,54 @@ INLINE void direct_heads_of_blocks(int32_t dtype, direct_terms *t, int32_t at, c
 
 /* ... and of all pieces of `rows` rows of a plane; in the place of minima zero points of I4, less the
  * usual 8. */
+
+/* n numbers, each of them for `same` pieces: stores of four, whose surplus the next one replaces. */
+static inline void repeat_floats(float *out, const float *x, int32_t n, int32_t same)
+{
+    for (int32_t j = 0; j < n; j++, out += same)
+        for (int32_t k = 0; k < same; k += 4)
+            _mm_storeu_ps(out + k, _mm_set1_ps(x[j]));
+}
+
+/* 8 zero points of a row, from a word on that exists; AVX2 does at every level. */
+static inline void zeros_of_8(float out[8], const uint8_t *p, int32_t words_left, int32_t row)
+{
+    uint32_t rest[8] = {0};
+    memcpy(rest, p, (size_t)smaller(8, words_left) * 4);
+    __m256i a = _mm256_loadu_si256((const __m256i *)rest);
+    a = _mm256_srl_epi32(a, _mm_cvtsi32_si128(row % 8 * 4));
+    a = _mm256_sub_epi32(_mm256_and_si256(a, _mm256_set1_epi32(15)), _mm256_set1_epi32(8));
+    _mm256_storeu_ps(out, _mm256_cvtepi32_ps(a));
+}
+
 INLINE void direct_heads_of_planes(int32_t dtype, direct_terms *t, const mm2_weight *w, int64_t row,
                                    int32_t rows)
 {
-    int32_t each = spans_of_row(w), same = w->group / mm2_format_of(dtype).span;
-    float some[16];
-    for (int32_t s = 0; s < rows * each; s += 16) {
-        v16_store(some, span_floats(dtype, w, row * each + s));
-        for (int32_t j = 0; j < smaller(16, rows * each - s); j++)
-            for (int32_t k = 0; k < same; k++) {
-                int32_t span = (s + j) * same + k, spans = spans_of(dtype);
-                t->d[span % spans * DIRECT_SECOND + span / spans] = some[j];
-            }
+    int32_t each = spans_of_row(w), all = rows * each, same = w->group / mm2_format_of(dtype).span;
+    for (int32_t s = 0; s < all; s += 16 * spans_of(dtype)) {
+        v16 d = span_floats(dtype, w, row * each + s);
+        float some[16];
+        if (dtype == MM2_F4_16) {
+            v16 odd;
+            d = v16_unzip(d, s + 16 < all ? span_floats(dtype, w, row * each + s + 16) : d, &odd);
+            v16_store(t->d + s / 2, d);
+            v16_store(t->d + DIRECT_SECOND + s / 2, odd);
+        } else if (dtype == MM2_F4_32) {
+            v16_store(t->d + s, d);
+        } else {
+            v16_store(some, d);
+            repeat_floats(t->d + s * same, some, smaller(16, all - s), same);
+        }
     }
-    for (int32_t r = 0; r < rows && w->zeros; r++)
-        for (int32_t b = 0; b < w->n_in / 32; b++)
-            t->min[r * (w->n_in / 32) + b] = (float)(mm2_weight_zero(w, row + r, b * 32) - 8);
+    for (int32_t r = 0; r < rows && dtype == MM2_I4 && w->zeros; r++) {
+        int64_t in_words = row + r + w->zeros_first;
+        const uint8_t *p = (const uint8_t *)w->zeros + in_words / 8 * each * 4;
+        for (int32_t s = 0; s < each; s += 8) {
+            float some[8];
+            zeros_of_8(some, p + s * 4, each - s, (int32_t)(in_words % 8));
+            repeat_floats(t->min + (r * each + s) * same, some, smaller(8, each - s), same);
+        }
+    }
 }
 
 /* zeros: are there zero points in the place of minima? What is computed of them is exact. */
@@ -417,29 +449,36 @@ INLINE void matmul_pieces_direct(int32_t dtype, int acts, float *const *out, con
 {
     _Alignas(64) uint8_t copy[ROWS * sizeof(mm2_block_q8_0)];
     direct_act x[DIRECT_ACTS];
-    act_heads scales[DIRECT_ACTS];
+    const float *d[DIRECT_ACTS];
+    const int32_t *asum[DIRECT_ACTS];
     direct_terms t;
-    int32_t pieces = w->n_in / 32, most = smaller(CHAIN_ROWS, DIRECT_LIMIT / 4 / pieces);
+    int32_t pieces = w->n_in / 32, each = pieces_of(dtype), most = CHAIN_ROWS;
     for (int m = 0; m < acts; m++) {
         direct_prepare(dtype, x + m, act[m], w->n_in, direct_bias(dtype));
-        scales[m].d = (const float *)(act[m] + w->n_in);
-        scales[m].sums = x[m].sums;
+        d[m] = (const float *)(act[m] + w->n_in);
+        asum[m] = x[m].sums;
     }
-    most = spans_of(dtype) == 2 ? most : CHAIN_ROWS;
+    if (spans_of(dtype) == 2)
+        most = smaller(CHAIN_ROWS, DIRECT_LIMIT / 4 / pieces);
     const uint8_t *p = (const uint8_t *)w->data + first * w->row_bytes;
     for (int32_t i = 0; i < count; i += most, p += most * w->row_bytes) {
         int32_t rows = smaller(most, count - i), total = rows * pieces;
         if (mm2_is_plane(dtype))
             direct_heads_of_planes(dtype, &t, w, (int64_t)first + i, rows);
         for (int32_t at = 0, b = 0; at < total; at += ROWS) {
-            const uint8_t *q = direct_group(dtype, p, at, total, copy);
+            const uint8_t *q =
+                direct_blocks(ROWS / each, p, at / each, total / each, block_bytes(dtype), copy);
             if (!mm2_is_plane(dtype))
                 direct_heads_of_blocks(dtype, &t, at, q, global_of(w));
+            else /* scales of the rows that come next: at most a line for ROWS pieces */
+                prefetch((const uint8_t *)w->spans + (first + i + most) * w->span_bytes +
+                             at * w->span_bytes / pieces,
+                         64);
             direct_piece_terms(dtype, acts, &t, at, q, x, b, w->zeros != NULL);
             for (b += ROWS; b >= pieces;)
                 b -= pieces;
         }
-        direct_chain(dtype, acts, out, i, &t, scales, rows, pieces);
+        direct_chain(dtype, acts, out, i, &t, d, asum, rows, pieces);
     }
 }
 
@@ -809,49 +848,21 @@ INLINE void matmul_super_direct(int32_t dtype, int acts, float *const *out, cons
 {
     _Alignas(64) uint8_t copy[ROWS * sizeof(mm2_block_q6_k)];
     direct_super_act x[DIRECT_ACTS];
-    act_heads scales[DIRECT_ACTS] = {{NULL, NULL}};
+    const float *d[DIRECT_ACTS];
     direct_terms t;
-    int32_t blocks = w->n_in / MM2_SUPER;
+    int32_t blocks = w->n_in / MM2_SUPER, bytes = block_bytes(dtype);
     for (int m = 0; m < acts; m++) {
         direct_super_prepare(dtype, x + m, act[m], w->n_in);
-        scales[m].d = (const float *)(act[m] + w->n_in);
+        d[m] = (const float *)(act[m] + w->n_in);
     }
     const uint8_t *p = (const uint8_t *)w->data + first * w->row_bytes;
     for (int32_t i = 0; i < count; i += CHAIN_ROWS, p += CHAIN_ROWS * w->row_bytes) {
         int32_t rows = smaller(CHAIN_ROWS, count - i), total = rows * blocks;
         for (int32_t at = 0, b = 0; at < total; at += ROWS) {
-            direct_super_terms(dtype, acts, &t, at, direct_group(dtype, p, at, total, copy), x, b);
+            direct_super_terms(dtype, acts, &t, at, direct_group(p, at, total, bytes, copy), x, b);
             for (b += ROWS; b >= blocks;)
                 b -= blocks;
         }
-        direct_chain(dtype, acts, out, i, &t, scales, rows, blocks);
+        direct_chain(dtype, acts, out, i, &t, d, NULL, rows, blocks);
     }
-}
-
-/* ---- All integer formats ---- */
-
-INLINE void matmul_direct(int32_t dtype, int acts, float *const *out, const mm2_weight *w,
-                          int32_t first, int32_t count, const void *const *act)
-{
-    const int8_t *a[DIRECT_ACTS];
-    for (int m = 0; m < acts; m++)
-        a[m] = act[m];
-    if (mm2_is_super(dtype))
-        matmul_super_direct(dtype, acts, out, w, first, count, a);
-    else
-        matmul_pieces_direct(dtype, acts, out, w, first, count, a);
-}
-
-INLINE void matmul_integer_direct(int32_t dtype, float *const *out, const mm2_weight *w,
-                                  int32_t first, int32_t count, const void *const *acts,
-                                  int32_t rows)
-{
-    if (rows == 1)
-        matmul_direct(dtype, 1, out, w, first, count, acts);
-    else if (rows == 2)
-        matmul_direct(dtype, 2, out, w, first, count, acts);
-    else if (rows == 3)
-        matmul_direct(dtype, 3, out, w, first, count, acts);
-    else if (DIRECT_ACTS == 4)
-        matmul_direct(dtype, 4, out, w, first, count, acts);
 }

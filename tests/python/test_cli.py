@@ -126,7 +126,7 @@ def test_chat_on_a_terminal_has_a_history():
 def test_synth_shows_progress_on_a_terminal(tmp_path):
     shown = terminal(["synth", str(tmp_path / "m.gguf"), "--like", "tiny", "--format", "f16"], [],
                      b"")
-    assert "7.50M" in shown and f"{tmp_path / 'm.gguf'}: 0.0" in shown
+    assert "/7.50M" in shown and f"{tmp_path / 'm.gguf'}: 0.0" in shown
     assert good("synth", tmp_path / "n.gguf", "--like", "tiny", "--format", "f16")
 
 
