@@ -612,6 +612,7 @@ typedef struct mm2_restore_options {
     int32_t chunk;    /* as in mm2_session_options */
 } mm2_restore_options;
 
+/* Sets every field to its default: as in the file, mapped. */
 void mm2_restore_options_init(mm2_restore_options *o);
 
 /* A session that stands where the saved one stood, and goes on with the same bits; owned like any
