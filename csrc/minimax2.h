@@ -349,6 +349,22 @@ enum { MM2_SPECIAL = 1 };
  * control tokens unless MM2_SPECIAL is given. */
 int32_t mm2_tokenizer_encode(const mm2_tokenizer *t, const char *text, int32_t len, int32_t flags,
                              int32_t *ids, int32_t cap);
+
+/* The same in parts, for a text that takes longer than its caller wants to wait. The tokenizer and
+ * the text are borrowed until the encoding is freed. *out is owned: mm2_encoding_free. Fails with
+ * ARG, NOMEM. An encoding is used by one thread at a time. */
+typedef struct mm2_encoding mm2_encoding;
+mm2_status mm2_encoding_new(mm2_encoding **out, const mm2_tokenizer *t, const char *text,
+                            int32_t len, int32_t flags);
+void mm2_encoding_free(mm2_encoding *e); /* NULL is allowed */
+/* Writes the next *count ids, at most `cap`: OK at the end of the text; MORE if `budget_us`
+ * microseconds are spent (0: no limit) or the room is: call again to go on. A budget is kept to
+ * within a millisecond and, in a text with long words, the 50 nanoseconds a byte that it takes to
+ * find where the longest one ends. Fails with ARG, NOMEM, BUSY, and UNSUPPORTED if the tokenizer's
+ * own pattern is too costly for the text; but for BUSY an encoding that failed cannot go on. */
+mm2_status mm2_encoding_run(mm2_encoding *e, int32_t budget_us, int32_t *ids, int32_t cap,
+                            int32_t *count);
+
 /* Ids to bytes, same rule for cap. Special tokens are left out unless MM2_SPECIAL is given; ids
  * that have no token write nothing; ids outside 0..vocab_size-1 fail. */
 int32_t mm2_tokenizer_decode(const mm2_tokenizer *t, const int32_t *ids, int32_t n, int32_t flags,
