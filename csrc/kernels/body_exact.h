@@ -63,7 +63,10 @@ INLINE void decode_step(int one, decoded *out, int i, const words code[4], reals
 INLINE void decode_super(int32_t dtype, int one, decoded *out, const uint8_t *p, int64_t stride)
 {
     super_panel s;
-    unpack_super(dtype, &s, p, stride);
+    if (mm2_is_codebook(dtype))
+        unpack_codebook(dtype, &s, p, stride);
+    else
+        unpack_super(dtype, &s, p, stride);
     for (int i = 0; i < 16; i++) {
         words scale = s.scale[is_wide(dtype) ? i / 2 * 2 : i]; /* may be there twice: scale_form */
         reals factor = reals_from_words(words_sar(words_shl(scale, 16), 16)), less;

@@ -11,6 +11,7 @@
  *                isum = -low. Computed modulo 256.
  *   Q4_K, Q5_K   code * (scale >> 3) and code * (scale & 7) <= 217: unsigned bytes, shift 3.
  *   Q6_K, IQ4_XS the product has 13 bits and a sign; its upper and its lower 7 bits, shift 7.
+ *   IQ1, IQ2, IQ3  the same, with at most 11 bits; TQ1_0 and TQ2_0 are their codes.
  *
  * A last chunk with fewer than 32 rows, or FP8 codes, is filled from a copy that zeros complete. */
 
@@ -77,7 +78,7 @@ typedef struct fill_facts {
         2, 7, 0                                                                                    \
     }
 
-/* One plane for blocks of 32 and FP8. */
+/* One plane for blocks of 32, FP8 and ternary codes, whose scales are 1. */
 INLINE fill_facts fill_facts_of(int32_t dtype)
 {
     switch (dtype) {
@@ -87,6 +88,8 @@ INLINE fill_facts fill_facts_of(int32_t dtype)
         MM2_SUPERS(FACTS)
 #undef FACTS
     }
+    if (mm2_is_codebook(dtype) && dtype != MM2_TQ1_0 && dtype != MM2_TQ2_0)
+        return (fill_facts){2, 7, 0};
     return (fill_facts){1, 0, 0};
 }
 
@@ -275,6 +278,24 @@ INLINE void fill_super(int32_t dtype, chunk *c, uint32_t r, const uint8_t *p, co
     }
 }
 
+/* Row r of a chunk: a codebook super-block. */
+INLINE void fill_codebook(int32_t dtype, chunk *c, uint32_t r, const uint8_t *p)
+{
+    mm2_codes from;
+    codebook_open(dtype, &from, p);
+    bytes64 s = bytes_repeat16(from.scale);
+    c->d[0][r] = from.d;
+#pragma GCC unroll 4
+    for (int t = 0; t < 4; t++) {
+        uint8_t *low = c->a[0][r / TILE][t][r % TILE], *high = c->a[1][r / TILE][t][r % TILE];
+        bytes64 q = bytes_load((const uint8_t *)from.code + t * 64);
+        if (has_two_planes(dtype))
+            bytes_times_wide(bytes_raised(q), spread(s, lower_16[t]), 6, low, high);
+        else
+            _mm512_store_si512(low, q);
+    }
+}
+
 /* Two blocks of 32 a step. A block that there is not is a repeat, and not used. */
 INLINE void fill_blocks(int32_t dtype, chunk *c, uint32_t r, const uint8_t *p, int32_t blocks)
 {
@@ -414,6 +435,8 @@ INLINE void filling_row(int32_t dtype, filling *f)
             memcpy(&f->halves[b][l], p + b * block_bytes(dtype), 2);
         if (l == TILE - 1)
             fill_scales(f, r - TILE + 1, blocks);
+    } else if (mm2_is_codebook(dtype)) {
+        fill_codebook(dtype, f->to, (uint32_t)r, p);
     } else {
         if (l == 0)
             fill_heads(dtype, f);

@@ -202,7 +202,10 @@ INLINE void matmul_block_group(int panels, int32_t dtype, float *const *out, con
 INLINE void super_panel_fill(int32_t dtype, super_panel *p, group g)
 {
     int step = dot_step(dtype);
-    unpack_super(dtype, p, g.p, g.stride);
+    if (mm2_is_codebook(dtype))
+        unpack_codebook(dtype, p, g.p, g.stride);
+    else
+        unpack_super(dtype, p, g.p, g.stride);
     for (int i = 0; i < 16; i += step)
         p->start[i] = dot_start(has_minima(dtype), p->code + i * 4, step * 4);
 }
@@ -316,6 +319,34 @@ INLINE void matmul_super_group(int panels, int32_t dtype, float *const *out, con
 }
 
 /* ---- All integer formats ---- */
+
+INLINE void matmul_direct(int32_t dtype, int acts, float *const *out, const mm2_weight *w,
+                          int32_t first, int32_t count, const void *const *act)
+{
+    const int8_t *a[DIRECT_ACTS];
+    for (int m = 0; m < acts; m++)
+        a[m] = act[m];
+    if (mm2_is_codebook(dtype))
+        matmul_codebook_direct(dtype, acts, out, w, first, count, a);
+    else if (mm2_is_super(dtype))
+        matmul_super_direct(dtype, acts, out, w, first, count, a);
+    else
+        matmul_block_direct(dtype, acts, out, w, first, count, a);
+}
+
+INLINE void matmul_integer_direct(int32_t dtype, float *const *out, const mm2_weight *w,
+                                  int32_t first, int32_t count, const void *const *acts,
+                                  int32_t rows)
+{
+    if (rows == 1)
+        matmul_direct(dtype, 1, out, w, first, count, acts);
+    else if (rows == 2)
+        matmul_direct(dtype, 2, out, w, first, count, acts);
+    else if (rows == 3)
+        matmul_direct(dtype, 3, out, w, first, count, acts);
+    else if (DIRECT_ACTS == 4)
+        matmul_direct(dtype, 4, out, w, first, count, acts);
+}
 
 INLINE void matmul_integer(int32_t dtype, float *const *out, const mm2_weight *w, int32_t first,
                            int32_t count, const void *const *acts, int32_t rows)

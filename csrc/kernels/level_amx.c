@@ -23,6 +23,7 @@
 #include "kernels/body_float.h"
 #include "kernels/body_unpack.h"
 #include "kernels/body_int_direct.h"
+#include "kernels/body_codebooks.h"
 #include "kernels/body_fill_tiles.h"
 #include "kernels/body_packed.h"
 #include "kernels/body_attend_tiles.h"
