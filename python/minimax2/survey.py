@@ -127,7 +127,7 @@ def info(path: AnyPath | None = None, *, threads: int | None = None, isa: Isa | 
 
     Types by their share of the bytes and where they stand, bits a weight, the memory it needs
     beside what there is, and what is known to hurt. path and the others as in load(). Raises
-    FileError, FormatError, OSError.
+    FileError, FormatError.
     """
     facts: dict[str, Any] = dict.fromkeys((
         "architecture", "name", "license", "chat_template", "isa", "threads", "refusal"))
