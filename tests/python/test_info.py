@@ -122,6 +122,12 @@ def test_only_what_the_index_names_is_read(tmp_path):
     (tmp_path / "m/stray.safetensors").write_text("no safetensors")
     after = mm.info(tmp_path / "m")
     assert before == after and before["files"] > 3
+    index = tmp_path / "m/model.safetensors.index.json"
+    places = json.loads(index.read_text())["weight_map"]
+    del places["model.layers.1.self_attn.q_proj.weight"]
+    change_json(index, weight_map=places)
+    found = mm.info(tmp_path / "m")
+    assert by(found["places"], "place")["attention"]["tensors"] == 7
 
 
 def entry(dtype, *shape):
