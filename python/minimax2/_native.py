@@ -379,15 +379,17 @@ def _interruptible(call: Callable[[], _T], stop: Callable[[], None] | None = Non
             done.append(call())
         except BaseException as error:
             failed.append(error)
+        finally:
+            finished.set()
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
+    finished = threading.Event()  # an interrupted join() takes the thread for finished
+    threading.Thread(target=work, daemon=True).start()
     try:
-        thread.join()
+        finished.wait()
     except BaseException:
-        while stop is not None and thread.is_alive():
+        while stop is not None and not finished.is_set():
             stop()
-            thread.join(0.01)
+            finished.wait(0.01)
         raise
     if failed:
         raise failed[0]
