@@ -28,7 +28,8 @@ typedef struct job { /* of one call */
     mm2_ids *out;
 } job;
 
-const char *const mm2_tag_text[MM2_TAG_COUNT] = {"]~!b[", "]~b]", "[e~[", "<think>", "</think>"};
+const char *const mm2_tag_text[MM2_TAG_COUNT] = {
+    "]~!b[", "]~b]", "[e~[", "<think>", "</think>", "<minimax:tool_call>", "</minimax:tool_call>"};
 
 mm2_status mm2_tokenizer_finish(mm2_tokenizer *t, const uint8_t *normalized)
 {

@@ -165,19 +165,21 @@ int32_t mm2_tokenizer_decode(const mm2_tokenizer *t, const int32_t *ids, int32_t
 const char *mm2_tokenizer_token(const mm2_tokenizer *t, int32_t id, int32_t *len);
 int32_t mm2_tokenizer_id(const mm2_tokenizer *t, const char *bytes, int32_t len);
 int32_t mm2_text_complete(const char *bytes, int32_t len);
-typedef struct mm2_message {
-    uint32_t size;
-    uint32_t reserved;
-    const char *role;
-    const char *content;
-    const char *thinking;
-} mm2_message;
 enum {
     MM2_GENERATION_PROMPT = 2,
+    MM2_NO_THINKING = 4,
+    MM2_KEEP_THINKING = 8,
 };
-int32_t mm2_chat_render(const mm2_tokenizer *t, const mm2_message *messages, int32_t n, int32_t flags, char *out, int32_t cap);
-int32_t mm2_chat_encode(const mm2_tokenizer *t, const mm2_message *messages, int32_t n, int32_t flags, int32_t *ids, int32_t cap);
-int32_t mm2_chat_continue(const mm2_tokenizer *t, const int32_t *timeline, int32_t length, const mm2_message *messages, int32_t n, int32_t flags, int32_t *ids, int32_t cap);
+typedef struct mm2_conversation {
+    uint32_t size;
+    int32_t flags;
+    const char *messages;
+    const char *tools;
+    const char *identity;
+} mm2_conversation;
+int32_t mm2_chat_render(const mm2_tokenizer *t, const mm2_conversation *c, char *out, int32_t cap);
+int32_t mm2_chat_encode(const mm2_tokenizer *t, const mm2_conversation *c, int32_t *ids, int32_t cap);
+int32_t mm2_chat_continue(const mm2_tokenizer *t, const int32_t *timeline, int32_t length, const mm2_conversation *c, int32_t *ids, int32_t cap);
 typedef struct mm2_reply mm2_reply;
 enum {
     MM2_START_TEXT = 0,
@@ -269,6 +271,16 @@ mm2_status mm2_session_rewind(mm2_session *s, int32_t length);
 mm2_status mm2_session_logits(mm2_session *s, mm2_tensor *out);
 mm2_status mm2_session_logprobs(mm2_session *s, const int32_t *ids, int32_t n, float *out);
 mm2_status mm2_session_top(mm2_session *s, int32_t n, int32_t *ids, float *logprobs);
+mm2_status mm2_session_save(mm2_session *s, const char *path);
+typedef struct mm2_restore_options {
+    uint32_t size;
+    uint32_t flags;
+    int32_t context;
+    int32_t kv_dtype;
+    int32_t chunk;
+} mm2_restore_options;
+void mm2_restore_options_init(mm2_restore_options *o);
+mm2_status mm2_session_restore(mm2_session **out, mm2_model *m, const char *path, const mm2_restore_options *o);
 typedef struct mm2_batch mm2_batch;
 typedef struct mm2_batch_options {
     uint32_t size;

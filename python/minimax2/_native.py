@@ -6,6 +6,7 @@ releases the interpreter lock around every call; runs come back every SLICE so t
 between two slices.
 """
 
+import json
 import operator
 import os
 import threading
@@ -367,9 +368,10 @@ LONG_TEXT = 1 << 20  # bytes; shorter ones are encoded in less than a second
 _T = TypeVar("_T")
 
 
-def _interruptible(call: Callable[[], _T]) -> _T:
-    """Makes a long call in a thread of its own: Ctrl-C comes through at once, and the thread ends
-    by itself. For calls that change nothing."""
+def _interruptible(call: Callable[[], _T], stop: Callable[[], None] | None = None) -> _T:
+    """Makes a long call in a thread of its own: Ctrl-C comes through at once. Then `stop` makes the
+    call end, and is waited for; without it the thread ends by itself, for calls that change
+    nothing."""
     done: list[_T] = []
     failed: list[BaseException] = []
 
@@ -381,7 +383,13 @@ def _interruptible(call: Callable[[], _T]) -> _T:
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join()
+    try:
+        thread.join()
+    except BaseException:
+        while stop is not None and thread.is_alive():
+            stop()
+            thread.join(0.01)
+        raise
     if failed:
         raise failed[0]
     return done[0]
@@ -431,49 +439,66 @@ def tokenizer_id(tokenizer: Owned, chars: bytes) -> int | None:
     return None if token < 0 else int(token)
 
 
-def _messages(messages: Any) -> tuple[Any, int, list[Any]]:
-    """An mm2_message array, its length, and the strings it points to."""
-    keep: list[Any] = []
-    array = ffi.new("mm2_message[]", len(messages))
-    for turn, message in zip(array, messages):
-        turn.size = ffi.sizeof(turn)
-        unknown = set(message) - {"role", "content", "thinking"}
-        if unknown or "role" not in message:
-            raise ArgumentError("a message is a dict of role, content and, for the assistant, "
-                                f"thinking; got {sorted(map(str, message))}")
-        for field in ("role", "content", "thinking"):
-            value = message.get(field)
-            if value is not None:
-                keep.append(_chars(value, field))
-                setattr(turn, field, keep[-1])
-    return array, len(messages), keep
+def json_text(value: Any, name: str) -> bytes:
+    """JSON of what a caller hands in, terminated; a str is JSON already. Keys keep their order."""
+    def plain(other: Any) -> Any:
+        if isinstance(other, Mapping):
+            return dict(other)
+        raise TypeError(f"{name} must be values that JSON has, not {type(other).__name__}")
+
+    try:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False,
+                                                               default=plain)
+    except ValueError as error:  # a list that holds itself
+        raise ArgumentError(f"{name}: {error}") from None
+    if "\0" in text:
+        raise ArgumentError(f"{name} cannot hold a NUL character")
+    return text.encode("utf-8", "surrogatepass")
 
 
-def chat_render(tokenizer: Owned, messages: Any, generation_prompt: bool) -> str:
+def _conversation(messages: Any, tools: Any, identity: str | None, prompt: bool, thinking: bool,
+                  keep_thinking: bool) -> tuple[Any, list[Any]]:
+    """An mm2_conversation, and the strings it points to."""
+    conversation = _sized("mm2_conversation")
+    conversation.flags = ((lib.MM2_GENERATION_PROMPT if prompt else 0)
+                          | (0 if thinking else lib.MM2_NO_THINKING)
+                          | (lib.MM2_KEEP_THINKING if keep_thinking else 0))
+    keep = [ffi.new("char[]", json_text(messages, "messages"))]
+    conversation.messages = keep[0]
+    if tools is not None:
+        keep.append(ffi.new("char[]", json_text(tools, "tools")))
+        conversation.tools = keep[-1]
+    if identity is not None:
+        keep.append(_chars(identity, "identity"))
+        conversation.identity = keep[-1]
+    return conversation, keep
+
+
+def chat_render(tokenizer: Owned, messages: Any, tools: Any, identity: str | None, prompt: bool,
+                thinking: bool, keep_thinking: bool) -> str:
     """Messages as text in the vendor's format."""
-    array, count, _keep = _messages(messages)
-    flags = lib.MM2_GENERATION_PROMPT if generation_prompt else 0
+    c, _keep = _conversation(messages, tools, identity, prompt, thinking, keep_thinking)
     out, n = _filled("char[]", 4096, lambda out, cap: lib.mm2_chat_render(
-        tokenizer.pointer, array, count, flags, out, cap))
+        tokenizer.pointer, c, out, cap))
     return bytes(ffi.buffer(out, n)).decode("utf-8", "replace")
 
 
-def chat_encode(tokenizer: Owned, messages: Any, generation_prompt: bool) -> list[int]:
+def chat_encode(tokenizer: Owned, messages: Any, tools: Any, identity: str | None, prompt: bool,
+                thinking: bool, keep_thinking: bool) -> list[int]:
     """Messages as ids; only the format's own tags become control tokens."""
-    array, count, _keep = _messages(messages)
-    flags = lib.MM2_GENERATION_PROMPT if generation_prompt else 0
+    c, _keep = _conversation(messages, tools, identity, prompt, thinking, keep_thinking)
     out, n = _filled("int32_t[]", 1024, lambda out, cap: lib.mm2_chat_encode(
-        tokenizer.pointer, array, count, flags, out, cap))
+        tokenizer.pointer, c, out, cap))
     return list(out[0:n])
 
 
-def chat_continue(tokenizer: Owned, timeline: Sequence[int], messages: Any) -> list[int]:
+def chat_continue(tokenizer: Owned, timeline: Sequence[int], messages: Any,
+                  thinking: bool = True) -> list[int]:
     """The ids that messages and the opening of a reply add to a conversation's timeline."""
-    array, count, _keep = _messages(messages)
+    c, _keep = _conversation(messages, None, None, True, thinking, False)
     before = ffi.new("int32_t[]", timeline)
     out, n = _filled("int32_t[]", 1024, lambda out, cap: lib.mm2_chat_continue(
-        tokenizer.pointer, before, len(timeline), array, count, lib.MM2_GENERATION_PROMPT, out,
-        cap))
+        tokenizer.pointer, before, len(timeline), c, out, cap))
     return list(out[0:n])
 
 
@@ -570,6 +595,35 @@ def session_fork(session: Owned) -> Owned:
     out = ffi.new("mm2_session **")
     check(lib.mm2_session_fork(out, session.pointer))
     return _owned("session", out)
+
+
+def session_save(session: Owned, path: Any) -> None:
+    """Write it to a file; Ctrl-C leaves the file as it was."""
+    name = _path(path)
+    while _interruptible(lambda: check(lib.mm2_session_save(session.pointer, name)),
+                         lambda: session_interrupt(session)) == MORE:
+        pass  # an interrupt that was meant for a run
+
+
+def session_restore(model: Owned, path: Any, context: Any, kv_dtype: Any, chunk: Any,
+                    mapped: Any) -> Owned:
+    """The session that a file holds; None: as it was."""
+    options = _sized("mm2_restore_options")
+    lib.mm2_restore_options_init(options)
+    options.flags = 0 if flag(mapped, "mapped") else lib.MM2_IN_MEMORY
+    if context is not None:
+        options.context = positive(context, "context")
+    if kv_dtype is not None:
+        options.kv_dtype = _kv_dtype(kv_dtype, model)
+    if chunk is not None:
+        options.chunk = positive(chunk, "chunk")
+    name, out = _path(path), ffi.new("mm2_session **")
+
+    def restore() -> Owned:
+        check(lib.mm2_session_restore(out, model.pointer, name, options))
+        return _owned("session", out)
+
+    return _interruptible(restore) if options.flags else restore()
 
 
 def session_feed(session: Owned, values: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""The command minimax2: info, generate, chat, inspect, bench, synth."""
+"""The command minimax2: info, generate, chat, inspect, bench, convert, synth."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 from typing import Any
 
 import minimax2 as mm
-from minimax2 import bench, show, synth
+from minimax2 import bench, convert, show, synth
 
 EPILOG = "Without -m these work on m2-tiny, the small model that comes with the package."
 
@@ -80,8 +80,11 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("--min-p", type=float, metavar="P")
         made.add_argument("--seed", type=int, metavar="N", help="default: a fresh one")
 
-    made = command(_info, "say what a model is")
+    made = command(_info, "say what a model is made of, whether this build runs it or not")
+    made.add_argument("path", nargs="?", help="the same as --model")
     opens_model(made)
+    made.add_argument("--json", action="store_true", help="print one JSON object; its keys are "
+                                                          "those of minimax2.Info")
 
     made = command(_generate, "go on from a prompt")
     opens_model(made)
@@ -110,6 +113,9 @@ def _parser() -> argparse.ArgumentParser:
     opens_model(made)
     bench.add_arguments(made)
 
+    convert.add_arguments(command(
+        convert.run, "write a checkpoint of GPTQ, AutoRound or AWQ in a layout that opens, without "
+        "loss", "convert"))
     synth.add_arguments(command(synth.run, "write random weights, to measure with", "synth"))
     return parser
 
@@ -126,11 +132,12 @@ def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    print(f"minimax2 {mm.__version__}, {mm.cpu()}")
-    with _load(arguments) as model:
-        for name, value in show.facts(model):
-            if value is not None:
-                print(f"{name:>14}  {value}")
+    found = mm.info(arguments.path or arguments.model, threads=arguments.threads,
+                    isa=arguments.isa, precision=arguments.precision)
+    if arguments.json:
+        print(json.dumps(found))
+        return
+    print(f"minimax2 {mm.__version__}, {mm.cpu()}\n{found}")
 
 
 def _generate(arguments: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from minimax2._native import Buffer, Owned
 from minimax2.errors import ArgumentError, BusyError
 from minimax2.generation import Generation
 from minimax2.handle import Handle
-from minimax2.options import GenerateOptions, Ids, KvDtype, Prompt, spelled_out
+from minimax2.options import AnyPath, GenerateOptions, Ids, KvDtype, Prompt, spelled_out
 from minimax2.sampling import Sampler
 from minimax2.stream import Request, Stream
 from minimax2.tensor import Tensor
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Session(Handle):
     """One timeline: feed it tokens, run it, look at the logits, sample, go on.
 
-    Made by `model.session()`. Used by one thread at a time; a second one gets BusyError. Views such
+    Made by `model.session()`, `fork()` or `model.restore()`. Used by one thread at a time; a second one gets BusyError. Views such
     as `logits` stay valid memory for as long as they are held, after close() too; their contents
     change with the next run.
     """
@@ -44,6 +44,12 @@ class Session(Handle):
         self._sampler: Sampler | None = None
         self._switches = Switches()
         self.model = model
+
+    @classmethod
+    def _of(cls, owned: Owned, model: Model) -> Session:
+        made = cls.__new__(cls)
+        made._adopt(owned, model)
+        return made
 
     @property
     def context(self) -> int:
@@ -161,9 +167,21 @@ class Session(Handle):
         the two goes on. Both go on with the bits of sessions that were never forked. A membership
         in a batch and a trace stay with this one.
         """
-        made = Session.__new__(Session)
-        made._adopt(_native.session_fork(self._c), self.model)
-        return made
+        return Session._of(_native.session_fork(self._c), self.model)
+
+    def save(self, path: AnyPath) -> None:
+        """Write the session to a file, from which `model.restore(path)` makes one that goes on.
+
+        Saved are the tokens, fed and evaluated, the keys and values, the context and the logits. A
+        Sampler with the same options and seed goes on with the same draws. Rows of a prompt in its
+        middle do not count. Whatever happens meanwhile, Ctrl-C, a full disk or the end of the
+        process, `path` names the old file or the new one, each whole. It takes as many bytes as the
+        cache. To go on while it is written, save a fork in another thread.
+
+        Raises FileError, OutOfMemory, BusyError (somebody else writes this file), FormatError (the
+        session was restored from a damaged file).
+        """
+        _native.session_save(self._c, path)
 
     # ---- Looking inside ----
 

@@ -20,11 +20,6 @@
 
 enum { PROMPT = 150, VOCAB = 4096, IDS = 512 };
 
-#define MESSAGE(role, content)                                                                     \
-    {                                                                                              \
-        sizeof(mm2_message), 0, role, content, NULL                                                \
-    }
-
 static const char tiny[] = "../python/minimax2/m2-tiny/."; /* its name must be asked for */
 static const char text[] = "Hello, w\xc3\xb6rld's \xff\xfe e\xcc\x81\xcc\xa7 \xe0\xa2\x97 ]~b]user "
                            "<think> 12345\n\n x  y WORLD's 's";
@@ -85,15 +80,17 @@ static void mix_tokenizer(uint64_t *digest, const mm2_tokenizer *t)
 {
     int32_t ids[IDS], length;
     char out[1024];
-    const mm2_message messages[] = {MESSAGE("user", "hi"),
-                                    MESSAGE("assistant", "<think>x</think>y")};
+    const mm2_conversation chat = {
+        .size = sizeof chat,
+        .messages = "[{\"role\": \"user\", \"content\": \"hi\"},"
+                    " {\"role\": \"assistant\", \"content\": \"<think>x</think>y\"}]"};
     mm2_tokenizer_info facts = {.size = sizeof facts};
     for (int32_t flags = 0; flags <= MM2_SPECIAL; flags += MM2_SPECIAL) {
         int32_t n = mm2_tokenizer_encode(t, text, sizeof text - 1, flags, ids, IDS);
         assert_in_range(n, 10, IDS);
         mix(digest, ids, (size_t)n * sizeof *ids);
     }
-    int32_t n = mm2_chat_render(t, messages, 2, 0, out, sizeof out);
+    int32_t n = mm2_chat_render(t, &chat, out, sizeof out);
     mix(digest, out, n > 0 ? (size_t)n : 0);
     assert_int_equal(MM2_OK, mm2_tokenizer_describe(t, &facts));
     mix(digest, &facts, sizeof facts);
@@ -179,15 +176,20 @@ static int32_t ids[4][IDS], counts[4];
 
 static mm2_status encode(void)
 {
-    const mm2_message messages[] = {MESSAGE("system", "be nice"), MESSAGE("user", "hi \xff"),
-                                    MESSAGE("assistant", "<think>x</think>y"),
-                                    MESSAGE("user", "z")};
+    static const char more[] =
+        "[{\"role\": \"user\", \"content\": [\"hi \xff\", {\"type\": \"text\", \"text\": \"x\"}]},"
+        " {\"role\": \"assistant\", \"content\": \"<think>x</think>y\", \"tool_calls\": ["
+        "  {\"function\": {\"name\": \"f\", \"arguments\": \"{\\\"a\\\": [1]}\"}}]},"
+        " {\"role\": \"tool\", \"content\": [\"r\", \"s\"]}]";
+    const mm2_conversation c = {.size = sizeof c,
+                                .messages = more,
+                                .tools = "[{\"function\": {\"name\": \"f\", \"parameters\": {}}}]"};
     const mm2_tokenizer *t = mm2_model_tokenizer(model);
     for (int32_t i = 0; i < 4; i++) {
         counts[i] =
             i < 2 ? mm2_tokenizer_encode(t, text, sizeof text - 1, i ? MM2_SPECIAL : 0, ids[i], IDS)
-            : i == 2 ? mm2_chat_encode(t, messages, 4, 0, ids[i], IDS)
-                     : mm2_chat_continue(t, ids[2], counts[2] - 3, &messages[1], 3, 0, ids[i], IDS);
+            : i == 2 ? mm2_chat_encode(t, &c, ids[i], IDS)
+                     : mm2_chat_continue(t, ids[2], counts[2] - 3, &c, ids[i], IDS);
         if (counts[i] < 0)
             return counts[i];
     }
