@@ -58,7 +58,7 @@ INLINE void codebook_open(int32_t dtype, mm2_codes *c, mm2_codes *d, const uint8
     }
 }
 
-INLINE void unpack_codebook(int32_t dtype, super_panel *s, const uint8_t *p, int64_t stride)
+INLINE void unpack_one_codebook(int32_t dtype, super_panel *s, const uint8_t *p, int64_t stride)
 {
     mm2_codes c[ROWS];
     float d[ROWS];
@@ -73,6 +73,38 @@ INLINE void unpack_codebook(int32_t dtype, super_panel *s, const uint8_t *p, int
     transpose4(x, c->scale, sizeof *c);
     for (int i = 0; i < 4; i++)
         put_scales(s->scale, i * 4, 1, x[i], 0);
+}
+
+/* Panels and exact products of codebook formats are compiled once for all with a scale for 16 or for 32
+ * codes, as for one of these; w->dtype says whose blocks are to be opened. */
+enum { ANY_16 = MM2_IQ2_S, ANY_32 = MM2_IQ3_S };
+
+static __attribute__((noinline)) void unpack_codebook(int32_t dtype, super_panel *s,
+                                                      const uint8_t *p, int64_t stride)
+{
+    switch (dtype) {
+#define UNPACK(ID, ...)                                                                            \
+    case MM2_##ID:                                                                                 \
+        unpack_one_codebook(MM2_##ID, s, p, stride);                                               \
+        return;
+        MM2_CODEBOOKS(UNPACK)
+#undef UNPACK
+    }
+}
+
+/* Of a dtype that may stand for others. */
+INLINE int32_t weight_block_bytes(int32_t dtype, const mm2_weight *w)
+{
+    return mm2_is_codebook(dtype) ? mm2_dtype_bytes(w->dtype) : block_bytes(dtype);
+}
+
+INLINE void unpack_weight(int32_t dtype, const mm2_weight *w, super_panel *s, const uint8_t *p,
+                          int64_t stride)
+{
+    if (mm2_is_codebook(dtype))
+        unpack_codebook(w->dtype, s, p, stride);
+    else
+        unpack_super(dtype, s, p, stride);
 }
 
 /* ---- Few activation rows ---- */
@@ -97,10 +129,11 @@ INLINE void codebook_prepare(int32_t dtype, codebook_act *x, const int8_t *act, 
     int32_t blocks = n / MM2_SUPER, unit = look_unit(dtype);
     const int16_t *sums = (const int16_t *)(act + n + blocks * 4);
     for (int32_t b = 0; b < blocks; b += blocks % 2 ? 1 : unit) {
-        int32_t slot = look_slot(dtype, b, blocks), c = (b + 1) % blocks;
+        int32_t slot = look_slot(dtype, b, blocks);
         int8_t *code = x->code[slot * unit];
         int16_t *start = (int16_t *)x->start[slot];
         if (has_look(dtype)) {
+            int32_t c = (b + 1) % blocks;
             look_arrange(dtype, code, start, act + b * MM2_SUPER, act + c * MM2_SUPER,
                          sums + b * 16, sums + c * 16);
             continue;
