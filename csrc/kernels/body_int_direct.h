@@ -132,9 +132,10 @@ INLINE void prefetch_lines(const uint8_t *group, int32_t from, int32_t to)
 /* ---- Blocks and planes: pieces of 32 codes ---- */
 
 typedef struct direct_act {
-    _Alignas(64) int8_t code[DIRECT_PIECES][ACT_PAIR]; /* of piece b and of piece b + 4 */
-    int32_t bias[2][DIRECT_PIECES];                    /* sum of a span's codes times direct_bias */
-    int32_t sums[DIRECT_PIECES];                       /* of a piece's codes */
+    _Alignas(64) int8_t code[DIRECT_PIECES][ACT_PAIR];      /* of piece b and of piece b + 4 */
+    int8_t even[DIRECT_PIECES][16], odd[DIRECT_PIECES][16]; /* instead of them, if in_pairs */
+    int32_t bias[2][DIRECT_PIECES]; /* sum of a span's codes times direct_bias */
+    int32_t sums[DIRECT_PIECES];    /* of a piece's codes */
 } direct_act;
 
 /* Of 16 int8, and of 32; AVX2 does at every level. */
@@ -153,7 +154,18 @@ static inline int32_t sum32(const int8_t *p)
 /* How acts_pair puts activations where their codes are. */
 INLINE int act_order(int32_t dtype)
 {
-    return in_pairs(dtype) ? ORDER_PAIRS : dtype == MM2_NVFP4 ? ORDER_EIGHTS : ORDER_PLAIN;
+    return dtype == MM2_NVFP4 ? ORDER_EIGHTS : ORDER_PLAIN;
+}
+
+/* 32 activations of a piece, the even ones and the others; AVX2 does at every level. */
+static inline void acts_of_pairs(int8_t even[16], int8_t odd[16], const int8_t *act)
+{
+    __m256i a = _mm256_loadu_si256((const __m256i *)act);
+    a = _mm256_shuffle_epi8(a, _mm256_broadcastsi128_si256(_mm_setr_epi8(
+                                   0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15)));
+    a = _mm256_permute4x64_epi64(a, 0xd8);
+    _mm_storeu_si128((__m128i *)even, _mm256_castsi256_si128(a));
+    _mm_storeu_si128((__m128i *)odd, _mm256_extracti128_si256(a, 1));
 }
 
 INLINE void direct_prepare(int32_t dtype, direct_act *x, const int8_t *act, int32_t n, int32_t bias)
@@ -161,7 +173,10 @@ INLINE void direct_prepare(int32_t dtype, direct_act *x, const int8_t *act, int3
     int32_t pieces = n / 32;
     for (int32_t b = 0, from = 0; b < pieces + ROWS; b++, from = from + 1 < pieces ? from + 1 : 0) {
         const int8_t *a = act + from * 32;
-        acts_pair(act_order(dtype), x->code[b], a, act + (from + 4) % pieces * 32);
+        if (in_pairs(dtype))
+            acts_of_pairs(x->even[b], x->odd[b], a);
+        else
+            acts_pair(act_order(dtype), x->code[b], a, act + (from + 4) % pieces * 32);
         if (b < pieces) {
             int32_t half[2] = {sum16(a), sum16(a + 16)};
             x->sums[b] = half[0] + half[1];
@@ -257,18 +272,6 @@ INLINE bytes64 direct_codes_q1_0(const uint8_t *p, const uint8_t *q)
     return bytes_twos(p + offsetof(mm2_block_q1_0, q), q + offsetof(mm2_block_q1_0, q));
 }
 
-INLINE bytes64 direct_codes_i4(const uint8_t *p, const uint8_t *q)
-{
-    return bytes_nibble_pairs(p, q);
-}
-
-INLINE bytes64 direct_codes_f4_32(const uint8_t *p, const uint8_t *q)
-{
-    return bytes_values(e2m1_raised, bytes_nibble_pairs(p, q));
-}
-
-#define direct_codes_f4_16 direct_codes_f4_32
-
 INLINE bytes64 direct_codes_i8(const uint8_t *p, const uint8_t *q)
 {
     return bytes_signed(bytes_xor(bytes_joined(p, q), 0x80));
@@ -284,9 +287,6 @@ INLINE bytes64 direct_codes_i8(const uint8_t *p, const uint8_t *q)
 #define direct_pairs_mxfp4 pairs_dot_unsigned
 #define direct_pairs_nvfp4 pairs_dot_unsigned
 #define direct_pairs_q1_0 pairs_dot_unsigned
-#define direct_pairs_i4 pairs_dot_unsigned
-#define direct_pairs_f4_32 pairs_dot_unsigned
-#define direct_pairs_f4_16 pairs_dot_unsigned
 #define direct_pairs_i8 pairs_dot_signed
 
 INLINE bytes64 direct_codes(int32_t dtype, const uint8_t *p, const uint8_t *q)
@@ -296,7 +296,7 @@ INLINE bytes64 direct_codes(int32_t dtype, const uint8_t *p, const uint8_t *q)
     case MM2_##ID:                                                                                 \
         return direct_codes_##name(p, q);
         MM2_BLOCKS(CODES)
-        MM2_PLANES(CODES)
+        CODES(I8, i8)
 #undef CODES
     }
     __builtin_unreachable();
@@ -309,7 +309,7 @@ INLINE pairs direct_pairs(int32_t dtype, bytes64 c, const int8_t *acts)
     case MM2_##ID:                                                                                 \
         return direct_pairs_##name(c, acts);
         MM2_BLOCKS(PAIRS)
-        MM2_PLANES(PAIRS)
+        PAIRS(I8, i8)
 #undef PAIRS
     }
     __builtin_unreachable();
@@ -411,37 +411,71 @@ INLINE void direct_heads_of_planes(int32_t dtype, direct_terms *t, const mm2_wei
     }
 }
 
+/* ROWS pieces of nibbles, which have no gaps: four registers of them, the even codes and the odd ones.
+ * `values`: they are E2M1. */
+INLINE void direct_nibble_sums(int values, int spans, int acts, words isum[DIRECT_ACTS][2],
+                               const uint8_t *p, const direct_act *x, int32_t b)
+{
+    pairs sum[DIRECT_ACTS][4];
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; k++) {
+        words a = words_load((const int32_t *)(p + k * ROWS * 4));
+        words even = words_bits(a, 0, LOW4), odd = words_bits(a, 4, LOW4);
+        prefetch_lines(p, k * ROWS * 4, (k + 1) * ROWS * 4);
+        even = values ? words_values(e2m1_raised, even) : even;
+        odd = values ? words_values(e2m1_raised, odd) : odd;
+#pragma GCC unroll 4
+        for (int m = 0; m < acts; m++)
+            sum[m][k] = pairs_dot_nibbles(even, x[m].even[b + k * ROWS / 4], odd,
+                                          x[m].odd[b + k * ROWS / 4]);
+    }
+#pragma GCC unroll 4
+    for (int m = 0; m < acts; m++) {
+        if (spans == 2)
+            nibbles_halves(isum[m], sum[m]);
+        else
+            isum[m][0] = nibbles_sums(sum[m]);
+    }
+}
+
 /* zeros: are there zero points in the place of minima? What is computed of them is exact. */
 INLINE void direct_piece_terms(int32_t dtype, int acts, direct_terms *t, int32_t at,
                                const uint8_t *p, const direct_act *x, int32_t b, int zeros)
 {
     const int32_t bytes = (int32_t)begin_bytes(dtype, 32 * ROWS) / (ROWS / 2);
-    pairs sum[DIRECT_ACTS][ROWS / 2];
+    words isum[DIRECT_ACTS][2];
+    if (in_pairs(dtype)) {
+        direct_nibble_sums(dtype != MM2_I4, spans_of(dtype), acts, isum, p, x, b);
+    } else {
+        pairs sum[DIRECT_ACTS][ROWS / 2];
 #pragma GCC unroll 8
-    for (int k = 0; k < ROWS / 2; k++) {
-        int first = k + k / 4 * 4; /* with the piece four further on */
-        prefetch_lines(p, k * bytes, (k + 1) * bytes);
-        bytes64 c = direct_codes(dtype, piece_at(dtype, p, first), piece_at(dtype, p, first + 4));
+        for (int k = 0; k < ROWS / 2; k++) {
+            int first = k + k / 4 * 4; /* with the piece four further on */
+            prefetch_lines(p, k * bytes, (k + 1) * bytes);
+            bytes64 c =
+                direct_codes(dtype, piece_at(dtype, p, first), piece_at(dtype, p, first + 4));
 #pragma GCC unroll 4
-        for (int m = 0; m < acts; m++)
-            sum[m][k] = direct_pairs(dtype, c, x[m].code[b + first]);
+            for (int m = 0; m < acts; m++)
+                sum[m][k] = direct_pairs(dtype, c, x[m].code[b + first]);
+        }
+#pragma GCC unroll 4
+        for (int m = 0; m < acts; m++) {
+            if (spans_of(dtype) == 2)
+                pairs_halves(isum[m], sum[m]);
+            else
+                isum[m][0] = pairs_sums(is_signed(dtype), sum[m]);
+        }
     }
 #pragma GCC unroll 4
-    for (int m = 0; m < acts; m++) {
-        words isum[2];
-        if (spans_of(dtype) == 2)
-            pairs_halves(isum, sum[m]);
-        else
-            isum[0] = pairs_sums(is_signed(dtype), sum[m]);
+    for (int m = 0; m < acts; m++)
 #pragma GCC unroll 2
         for (int s = 0; s < spans_of(dtype); s++) {
-            reals sums = reals_from_words(words_sub(isum[s], words_load(x[m].bias[s] + b)));
+            reals sums = reals_from_words(words_sub(isum[m][s], words_load(x[m].bias[s] + b)));
             if (dtype == MM2_I4 && zeros)
                 sums = reals_fnma(reals_load(t->min + at),
                                   reals_from_words(words_load(x[m].sums + b)), sums);
             reals_store(t->sum[m] + s * DIRECT_SECOND + at, sums);
         }
-    }
 }
 
 INLINE void matmul_pieces_direct(int32_t dtype, int acts, float *const *out, const mm2_weight *w,

@@ -363,7 +363,6 @@ def tokenizer_facts(tokenizer: Owned) -> dict[str, int]:
     return _fields(facts)
 
 
-LONG_TEXT = 1 << 20  # bytes; shorter ones are encoded in less than a second
 _T = TypeVar("_T")
 
 
@@ -379,15 +378,17 @@ def _interruptible(call: Callable[[], _T], stop: Callable[[], None] | None = Non
             done.append(call())
         except BaseException as error:
             failed.append(error)
+        finally:
+            finished.set()
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
+    finished = threading.Event()  # an interrupted join() takes the thread for finished
+    threading.Thread(target=work, daemon=True).start()
     try:
-        thread.join()
+        finished.wait()
     except BaseException:
-        while stop is not None and thread.is_alive():
+        while stop is not None and not finished.is_set():
             stop()
-            thread.join(0.01)
+            finished.wait(0.01)
         raise
     if failed:
         raise failed[0]
@@ -402,15 +403,19 @@ def tokenizer_encode(tokenizer: Owned, text: Any, special: bool) -> list[int]:
         raise TypeError(f"text must be str or bytes, not {type(text).__name__}")
     if len(text) >= 2**31:
         raise ArgumentError("text must be shorter than 2 GiB")
-    flags = lib.MM2_SPECIAL if special else 0
     source = ffi.from_buffer("char[]", text)
-
-    def encode() -> tuple[Any, int]:
-        return _filled("int32_t[]", len(text) + 1, lambda out, cap: lib.mm2_tokenizer_encode(
-            tokenizer.pointer, source, len(text), flags, out, cap))
-
-    out, n = _interruptible(encode) if len(text) > LONG_TEXT else encode()
-    return list(out[0:n])
+    out = ffi.new("mm2_encoding **")
+    check(lib.mm2_encoding_new(out, tokenizer.pointer, source, len(text),
+                               lib.MM2_SPECIAL if special else 0))
+    encoding = _owned("encoding", out)
+    cap = min(len(text) + 1, 1 << 16)
+    array, count = ffi.new("int32_t[]", cap), ffi.new("int32_t *")
+    found: list[int] = []
+    status = lib.MM2_MORE
+    while status == lib.MM2_MORE:
+        status = check(lib.mm2_encoding_run(encoding.pointer, SLICE, array, cap, count))
+        found += ffi.unpack(array, count[0])
+    return found
 
 
 def tokenizer_decode(tokenizer: Owned, values: Any, special: bool) -> bytes:

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 class Session(Handle):
     """One timeline: feed it tokens, run it, look at the logits, sample, go on.
 
-    Made by `model.session()`, `fork()` or `model.restore()`. Used by one thread at a time; a second one gets BusyError. Views such
-    as `logits` stay valid memory for as long as they are held, after close() too; their contents
-    change with the next run.
+    Made by `model.session()`, `fork()` or `model.restore()`. Used by one thread at a time; a second
+    one gets BusyError. Views such as `logits` stay valid memory for as long as they are held, after
+    close() too; their contents change with the next run.
     """
 
     __slots__ = ("_batch", "_event", "_sampler", "_switches", "model")

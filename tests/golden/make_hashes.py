@@ -27,7 +27,8 @@ CASE = checkpoints.Case(
     num_hidden_layers=2, vocab_size=144, rope_theta=5e6, rms_norm_eps=1e-6, seed=301)
 PLAIN = ("F32", "BF16", "FP8")  # as safetensors
 QUANTISED = ("F16", *gguf_file.SCALES)  # as GGUF
-EXACT = tuple(f"{kind} exact" for kind in ("BF16", "FP8", "Q8_0", "Q3_K", "Q4_K", "IQ4_XS"))
+EXACT = tuple(f"{kind} exact" for kind in ("BF16", "FP8", "Q8_0", "Q3_K", "Q4_K", "IQ4_XS", "Q4_1",
+                                           "NVFP4"))
 KINDS = (*PLAIN, *QUANTISED, *EXACT)
 IDS = checkpoints.prompt(CASE, 270)  # crosses the 256-position chunk of attention
 
