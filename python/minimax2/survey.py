@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from minimax2 import show
 from minimax2.containers import Container, Entry
 from minimax2.errors import FormatError, UnsupportedError
-from minimax2.model import EMBEDDED, AnyPath, Isa, Precision, load
+from minimax2.model import EMBEDDED, Isa, Precision, load
+from minimax2.options import AnyPath
 
 # Where a tensor stands, by its name in either container; the first that matches counts.
 PLACES = {
