@@ -110,7 +110,8 @@ def test_layouts_open(tmp_path, format, opens_packed):
     with mm.load(path) as model:
         for part in "block_sparse_moe.experts.1.w2", "self_attn.k_proj":
             base = "model.layers.0." + part
-            name = next(base + end for end in (".weight_packed", ".weight") if base + end in tensors)
+            ends = (base + ".weight_packed", base + ".weight")
+            name = next(end for end in ends if end in tensors)
             if base + ".weight_scale" in tensors:
                 made = model.weight(name).numpy()
                 assert (made == decoded(format, tensors, base)).all()
