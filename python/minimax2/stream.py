@@ -106,6 +106,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
         self._lock = threading.RLock()  # of the reply, which cancel() ends from any thread
         self._batch: Batch | None = None  # that runs the session
         self._clock = 0.0  # of that batch, when it last chose a token here
+        self._chosen = -1  # the token that is fed next, noted before it is
         self._taken = 0  # characters of the text that were given out
         self._start = session.length
         self._prompt_tokens = self._start - session.pos
@@ -248,6 +249,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
             if self._logprobs is not None:
                 self._logprobs[len(self.tokens):] = [TokenLogprob(
                     token, session.logprobs([token])[0], session.top(self._request.top_logprobs))]
+            self._chosen = token
             _native.session_feed(session._c, [token])
             self._catch_up()
 
@@ -270,9 +272,21 @@ class Stream(Iterator[str], AsyncIterator[str]):
             if (self._so_far.end, self._so_far.count) != _native.reply_stands(self._reply):
                 self._so_far = _native.reply_all(self._reply)
             timeline = memoryview(_native.session_tokens(self.session._c))[self._start:]
+            self._check_timeline(timeline)
             while not self.done and self._so_far.count < len(timeline):
                 self._add(_native.reply_push(self._reply, timeline[self._so_far.count]))
             self.tokens += timeline[len(self.tokens):self._so_far.count].tolist()
+
+    def _check_timeline(self, timeline: memoryview[int]) -> None:
+        """That nobody else has fed or cut it: it has our tokens, or one more that we chose."""
+        count = self._so_far.count
+        last = self.tokens[-1:] if count == len(self.tokens) else []
+        if self.done or (count <= len(timeline) <= count + 1
+                         and last == timeline[count - len(last):count].tolist()
+                         and timeline[count:].tolist() in ([], [self._chosen])):
+            return
+        raise ArgumentError("another call has fed or cut this stream's session: it cannot go on; "
+                            "cancel() it, or let a stream end before its session is used")
 
     def _add(self, piece: _native.Piece) -> None:
         before = self._so_far
