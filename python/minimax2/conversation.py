@@ -8,8 +8,9 @@ from minimax2 import _native
 from minimax2.generation import Generation
 from minimax2.options import (GenerateOptions, KvDtype, Message, ModelGenerateOptions, check_names,
                               spelled_out)
+from minimax2.request import Request
 from minimax2.session import Session
-from minimax2.stream import Request, Stream
+from minimax2.stream import Stream
 
 if TYPE_CHECKING:
     from minimax2.model import Model

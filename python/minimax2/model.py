@@ -14,8 +14,9 @@ from minimax2.generation import Generation
 from minimax2.handle import Handle
 from minimax2.options import (AnyPath, GenerateOptions, Item, KvDtype, ModelGenerateOptions, Prompt,
                               SessionOptions, check_names, spelled_out)
+from minimax2.request import Request
 from minimax2.session import Session
-from minimax2.stream import Request, Stream
+from minimax2.stream import Stream
 from minimax2.tensor import Tensor
 from minimax2.text import Tokenizer, is_messages, is_prompts
 from minimax2.trace import Cache, Hook, Taps, Where, select

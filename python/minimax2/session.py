@@ -13,8 +13,9 @@ from minimax2.errors import ArgumentError, BusyError
 from minimax2.generation import Generation
 from minimax2.handle import Handle
 from minimax2.options import AnyPath, GenerateOptions, Ids, KvDtype, Prompt, spelled_out
+from minimax2.request import Request
 from minimax2.sampling import Sampler
-from minimax2.stream import Request, Stream
+from minimax2.stream import Stream
 from minimax2.tensor import Tensor
 from minimax2.trace import Cache, Hook, Hooks, Switches, Tap, Taps, Where, pick_positions, select
 
