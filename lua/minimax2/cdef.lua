@@ -199,6 +199,9 @@ typedef struct mm2_reply_options {
     const int32_t *end_tokens;
     const char *const *stop;
     const int32_t *stop_len;
+    const char *tools;
+    int32_t max_thinking;
+    int32_t reserved2;
 } mm2_reply_options;
 void mm2_reply_options_init(mm2_reply_options *o);
 enum {
@@ -214,15 +217,33 @@ typedef struct mm2_piece {
     int32_t count;
     int32_t text_len;
     int32_t thinking_len;
-    int32_t reserved;
+    int32_t calls;
     const char *text;
     const char *thinking;
+    const char *reason;
+    int32_t thought;
+    int32_t next;
 } mm2_piece;
+enum {
+    MM2_CALL_OPEN = 0,
+    MM2_CALL_COMPLETE = 1,
+    MM2_CALL_CUT = 2,
+};
+typedef struct mm2_call {
+    uint32_t size;
+    int32_t state;
+    int32_t known;
+    int32_t text_at;
+    int32_t name_len, arguments_len;
+    const char *name;
+    const char *arguments;
+} mm2_call;
 mm2_status mm2_reply_new(mm2_reply **out, const mm2_tokenizer *t, const mm2_reply_options *o);
 void mm2_reply_free(mm2_reply *r);
 mm2_status mm2_reply_push(mm2_reply *r, int32_t id, mm2_piece *piece);
 mm2_status mm2_reply_end(mm2_reply *r, int32_t reason, mm2_piece *piece);
 mm2_status mm2_reply_all(mm2_reply *r, mm2_piece *piece);
+mm2_status mm2_reply_call(mm2_reply *r, int32_t index, mm2_call *call);
 typedef struct mm2_session mm2_session;
 typedef struct mm2_session_options {
     uint32_t size;

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Unpack
 
 from minimax2 import _native, trace
 from minimax2.errors import ArgumentError
 from minimax2.options import DEFAULTS, GenerateOptions, Prompt, check_names
 from minimax2.sampling import Sampler
-from minimax2.text import Tokenizer, is_messages
+from minimax2.text import is_messages
 
 if TYPE_CHECKING:
     from minimax2.model import Model
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 class Request:
     """The options of one generation, all of them checked, and the ids of its prompt.
 
-    Made before anything is fed: what it refuses has changed nothing. chat: the prompt's ids open a
-    turn of the chat format.
+    Made before anything is fed: what it refuses has changed nothing. turn: makes the ids of a chat
+    turn, given whether it begins with thinking.
     """
 
-    def __init__(self, model: Model, prompt: Prompt | None, chat: bool = False,
+    def __init__(self, model: Model, prompt: Prompt | None,
+                 turn: Callable[[bool], list[int]] | None = None,
                  **options: Unpack[GenerateOptions]) -> None:
         check_names(options, GenerateOptions)
         given: dict[str, Any] = {**DEFAULTS, **options}
@@ -39,12 +40,21 @@ class Request:
                             f"{type(self.logits_processor).__name__}")
         hooks, thinking = given.pop("hooks", None), given.pop("thinking", None)
         self.hooks = None if hooks is None else trace.Hooks(model, hooks)
-        self.ids = None if prompt is None else model.ids(prompt)
-        self.answers = chat or is_messages(prompt)  # in the chat format
-        self.thinking = (
-            self.answers if thinking is None else _native.flag(thinking, "thinking"))
-        if self.ids is not None and self.answers and not self.thinking:
-            self.ids = without_thinking(model.tokenizer, self.ids)
+        self.answers = turn is not None or is_messages(prompt)  # in the chat format
+        self.thinking, self.budget = _thinking(thinking, self.answers)
+        tools, keep = given.pop("tools", None), given.pop("keep_thinking")
+        self.tools = None if tools is None else _native.json_text(tools, "tools")
+        keep = _native.flag(keep, "keep_thinking")
+        if turn is not None:
+            self.ids: list[int] | None = turn(self.thinking)
+        elif is_messages(prompt):
+            self.ids = model.tokenizer.apply_chat_template(
+                prompt, tools=tools, thinking=self.thinking, keep_thinking=keep)
+        elif tools is not None and prompt is not None:
+            raise ArgumentError("tools are for prompts of messages; a prompt that is a text or ids "
+                                "declares its own")
+        else:
+            self.ids = None if prompt is None else model.ids(prompt)
         self.sampler = Sampler(model, **given)
 
     @property
@@ -55,13 +65,14 @@ class Request:
         return _native.START_ANSWER if self.answers else _native.START_TEXT
 
 
-def without_thinking(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
-    """A chat prompt, which ends inside <think>, with that block closed and empty."""
-    if tokenizer.think_open is None or tokenizer.think_close is None:
-        raise ArgumentError("thinking=False needs a tokenizer with <think> and </think>")
-    opened = len(ids) - 1 - ids[::-1].index(tokenizer.think_open)
-    blank = tokenizer.encode("\n\n")
-    return [*ids[:opened + 1], *blank, tokenizer.think_close, *blank]
+def _thinking(thinking: bool | int | None, answers: bool) -> tuple[bool, int]:
+    """Whether a text begins inside <think>, and how many tokens it may think."""
+    if thinking is None:
+        return answers, _native.NO_BUDGET
+    if isinstance(thinking, bool) or not hasattr(thinking, "__index__"):
+        return _native.flag(thinking, "thinking"), _native.NO_BUDGET
+    budget = _native.integer(thinking, "thinking", 0)
+    return budget > 0, budget
 
 
 def _stop_strings(stop: str | Iterable[str] | None) -> list[str]:

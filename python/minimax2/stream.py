@@ -6,12 +6,13 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from minimax2 import _native
 from minimax2._native import Buffer
 from minimax2.errors import ArgumentError
-from minimax2.generation import Generation, Timing, TokenLogprob
+from minimax2.generation import (Generation, Piece, Timing, TokenLogprob, ToolCall,
+                                 assistant_message)
 from minimax2.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _SLICE = 0.05  # seconds between two looks at cancel()
 _REASONS = {_native.END_NONE: None, _native.END_STOP: "stop", _native.END_LENGTH: "length",
             _native.END_CONTEXT: "context", _native.END_CANCELLED: "cancelled"}
+_STATES = {_native.CALL_OPEN: "open", _native.CALL_COMPLETE: "complete", _native.CALL_CUT: "cut"}
 
 
 class Stream(Iterator[str], AsyncIterator[str]):
@@ -33,7 +35,8 @@ class Stream(Iterator[str], AsyncIterator[str]):
     with the next call; so does what a callback of yours refused by raising an exception.
 
     Attributes: `session`, `seed`, `tokens` (ids so far), `text` (all pieces so far), `thinking`,
-    `done`, `finish_reason` (None until done).
+    `calls`, `reason`, `done`, `finish_reason` (None until done). pieces() also tells of the others
+    while they come.
     """
 
     def __init__(self, session: Session, request: Request) -> None:
@@ -42,7 +45,8 @@ class Stream(Iterator[str], AsyncIterator[str]):
         self._reply = _native.reply_new(
             None if tokenizer is None else tokenizer._c, request.start,
             request.max_new_tokens, session.model.end_tokens,
-            [stop.encode("utf-8", "surrogatepass") for stop in request.stop])
+            [stop.encode("utf-8", "surrogatepass") for stop in request.stop], request.tools,
+            request.budget)
         self._so_far = _native.reply_all(self._reply)
         if request.ids is not None:
             session.feed(request.ids)
@@ -56,6 +60,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
         self._clock = 0.0  # of that batch, when it last chose a token here
         self._chosen = -1  # the token that is fed next, noted before it is
         self._taken = 0  # characters of the text that were given out
+        self._places: list[int] = []  # characters of the text before each call
         self._start = session.length
         self._prompt_tokens = self._start - session.pos
         self._prompt_seconds = self._seconds = 0.0
@@ -69,6 +74,25 @@ class Stream(Iterator[str], AsyncIterator[str]):
     def thinking(self) -> str | None:
         """What was written before </think> in a chat turn, so far; None outside chats."""
         return self._so_far.thinking if self._request.start == _native.START_THINKING else None
+
+    @property
+    def calls(self) -> list[ToolCall]:
+        """The calls of tools so far; the last one may be open."""
+        with self._lock:
+            found = [_native.reply_call(self._reply, i) for i in range(self._so_far.calls)]
+            self._places += [_native.reply_characters(self._reply, call.text_at)
+                             for call in found[len(self._places):]]
+        return [ToolCall(call.name, call.arguments, _STATES[call.state], call.known, at)
+                for call, at in zip(found, self._places)]
+
+    @property
+    def reason(self) -> str:
+        """Why the last text that looks like a call is none; "" where there is no such text."""
+        return self._so_far.reason
+
+    def message(self) -> dict[str, Any]:
+        """The assistant's message so far, for a conversation."""
+        return assistant_message(self.text, self.thinking, self.calls)
 
     @property
     def finish_reason(self) -> str | None:
@@ -108,7 +132,44 @@ class Stream(Iterator[str], AsyncIterator[str]):
             text=self.text, thinking=self.thinking, tokens=list(self.tokens),
             finish_reason=self.finish_reason or "", seed=self.seed, logprobs=self._logprobs,
             timing=Timing(self._prompt_tokens, self._prompt_seconds, len(self.tokens),
-                          self._seconds))
+                          self._seconds),
+            calls=self.calls, reason=self.reason)
+
+    def pieces(self) -> Iterator[Piece]:
+        """Pieces of thinking, text and calls, in the order in which the model writes them."""
+        thought = told = ended = 0
+        open_call: tuple[int, int] | None = None  # index, characters of its JSON
+        while True:
+            finished, calls, text = self.done, self.calls, self.text
+            thinking = self.thinking or ""
+            if len(thinking) > thought:
+                piece = Piece("thinking", thinking[thought:], None)
+                thought = len(thinking)
+                yield piece
+            for index in range(ended, len(calls)):
+                call = calls[index]
+                if call.at > told:
+                    piece = Piece("text", text[told:call.at], None)
+                    told = call.at
+                    yield piece
+                if open_call is None:
+                    open_call = (index, 0)
+                    yield Piece("call", call.name, index)
+                if len(call.json) > open_call[1]:
+                    piece = Piece("arguments", call.json[open_call[1]:], index)
+                    open_call = (index, len(call.json))
+                    yield piece
+                if call.state == "open":
+                    break
+                ended, open_call = index + 1, None
+                yield Piece("call_end", "", index)
+            if ended == len(calls) and len(text) > told:
+                piece = Piece("text", text[told:], None)
+                told = len(text)
+                yield piece
+            if finished:
+                return
+            self._step(_SLICE)
 
     @property
     def _waits(self) -> bool:
@@ -203,6 +264,8 @@ class Stream(Iterator[str], AsyncIterator[str]):
 
     def _choose(self, mask: Buffer | None) -> int:
         sampler = self._request.sampler
+        if self._so_far.next >= 0:  # the budget of thinking is spent
+            return self._so_far.next
         if self._request.logits_processor is None:
             return sampler.next(self.session, mask)
         logits = self.session.logits
@@ -238,8 +301,8 @@ class Stream(Iterator[str], AsyncIterator[str]):
 
     def _add(self, piece: _native.Piece) -> None:
         before = self._so_far
-        self._so_far = _native.Piece(piece.end, piece.count, before.text + piece.text,
-                                     before.thinking + piece.thinking)
+        self._so_far = piece._replace(text=before.text + piece.text,
+                                      thinking=before.thinking + piece.thinking)
 
     def _end(self, reason: int) -> None:
         self._add(_native.reply_end(self._reply, reason))
