@@ -127,15 +127,16 @@ for _, thinking in ipairs { true, false } do
     end
     say(tokenizer:template(called, { tools = tools, thinking = thinking }))
 end
-local calls = tokenizer:ids('hm\n</think>\n\nA\n<minimax:tool_call>\n<invoke name="f">\n<parameter name="a">5'
-    .. '</parameter>\n<parameter name="b">x</y</parameter></invoke><invoke name="g"/></minimax:tool_call>B[e~[',
+local calls = tokenizer:ids('hm\n</think>\n\nA\n<minimax:tool_call>\n<invoke name="f">\n<parameter name="a">'
+    .. '5</parameter>\n<parameter name="b">x</y</parameter></invoke><invoke name="g"/>'
+    .. "</minimax:tool_call>B[e~[",
     { special = true })
-local answer, about = model:generate(turns, { tools = tools, seed = 1, mask = function(done)
+local called_text, about = model:generate(turns, { tools = tools, seed = 1, mask = function(done)
     local mask = mm.mask(model.config.vocab_size)
     mm.allow(mask, calls[#done + 1])
     return mask
 end })
-say(escaped(answer), about.thinking, about.tokens, about.thinking_tokens)
+say(escaped(called_text), about.thinking, about.tokens, about.thinking_tokens)
 for _, call in ipairs(about.calls) do
     say(call.name, escaped(call.json), call.state, call.known, call.at)
 end
