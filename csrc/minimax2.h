@@ -44,8 +44,8 @@
  * call that runs a session or a batch may take 256 KB of its thread's stack.
  *
  * Same bits. The logits of a token do not depend on thread count, batch mates, chunking of the
- * prompt, time budgets, forks, rewinds, the calling language or the instruction-set level, blas
- * excepted (numerics version MM2_NUMERICS).
+ * prompt, time budgets, forks, rewinds, saving and restoring, the calling language or the
+ * instruction-set level, blas excepted (numerics version MM2_NUMERICS).
  *
  * Sizes: int32_t for ids, counts and positions; int64_t for shapes and bytes. Structs that may grow
  * begin with `size`: set it to sizeof of the struct before any call sees it. An options struct is
@@ -349,6 +349,22 @@ enum { MM2_SPECIAL = 1 };
  * control tokens unless MM2_SPECIAL is given. */
 int32_t mm2_tokenizer_encode(const mm2_tokenizer *t, const char *text, int32_t len, int32_t flags,
                              int32_t *ids, int32_t cap);
+
+/* The same in parts, for a text that takes longer than its caller wants to wait. The tokenizer and
+ * the text are borrowed until the encoding is freed. *out is owned: mm2_encoding_free. Fails with
+ * ARG, NOMEM. An encoding is used by one thread at a time. */
+typedef struct mm2_encoding mm2_encoding;
+mm2_status mm2_encoding_new(mm2_encoding **out, const mm2_tokenizer *t, const char *text,
+                            int32_t len, int32_t flags);
+void mm2_encoding_free(mm2_encoding *e); /* NULL is allowed */
+/* Writes the next *count ids, at most `cap`: OK at the end of the text; MORE if `budget_us`
+ * microseconds are spent (0: no limit) or the room is: call again to go on. A budget is kept to
+ * within a millisecond and, in a text with long words, the 50 nanoseconds a byte that it takes to
+ * find where the longest one ends. Fails with ARG, NOMEM, BUSY, and UNSUPPORTED if the tokenizer's
+ * own pattern is too costly for the text; but for BUSY an encoding that failed cannot go on. */
+mm2_status mm2_encoding_run(mm2_encoding *e, int32_t budget_us, int32_t *ids, int32_t cap,
+                            int32_t *count);
+
 /* Ids to bytes, same rule for cap. Special tokens are left out unless MM2_SPECIAL is given; ids
  * that have no token write nothing; ids outside 0..vocab_size-1 fail. */
 int32_t mm2_tokenizer_decode(const mm2_tokenizer *t, const int32_t *ids, int32_t n, int32_t flags,
@@ -593,10 +609,11 @@ typedef struct mm2_event { /* what the last run call ended with */
 /* Work until everything fed is evaluated (OK), `budget_us` microseconds are spent (MORE; 0: no
  * limit) or a tap is reached (TAP). A budget is kept to within one unit of work, a few
  * milliseconds. `event` may be NULL if no taps are on. Fails with NOMEM, ARG (a tap left impossible
- * expert indices), BUSY. Nothing to do: OK. */
+ * expert indices), BUSY, IO (a mapped file was changed), FORMAT (a restored session's file is
+ * damaged). Nothing to do: OK. */
 mm2_status mm2_session_run(mm2_session *s, int32_t budget_us, mm2_event *event);
-/* From any thread: a run in progress, of the session or of its batch, returns MORE at its next unit
- * of work; without one, nothing happens. */
+/* From any thread: a run in progress, of the session or of its batch, or a save, returns MORE at its
+ * next unit of work; without one, nothing happens. */
 void mm2_session_interrupt(mm2_session *s);
 
 int32_t mm2_session_context(const mm2_session *s);  /* positions there is room for */
@@ -617,6 +634,58 @@ mm2_status mm2_session_logits(mm2_session *s, mm2_tensor *out);
  * lower id). */
 mm2_status mm2_session_logprobs(mm2_session *s, const int32_t *ids, int32_t n, float *out);
 mm2_status mm2_session_top(mm2_session *s, int32_t n, int32_t *ids, float *logprobs);
+
+/* ----------------------------------------------------------------------------------------------
+ * Sessions on disk */
+
+/* Write a session to a file: its tokens, pending ones too, the keys and values of those that are
+ * evaluated, and the logits if they are at hand, edits of a script included. The session stays as it
+ * is. Rows of a prompt that it is in the middle of do not count, as in a fork: it stands in the file
+ * where the last tokens were committed. Taps and a membership in a batch are not saved; nor are
+ * samplers and replies, which are the caller's: a sampler of the same options, seed included, goes on
+ * with the same draws, and a reply comes back by pushing its ids again.
+ *
+ * The file is written as path.tmp beside it, brought to the disk, and renamed: whatever stops the
+ * process or the machine, `path` leads to the old file or to the new one, each of them whole. A call
+ * that fails leaves no trace; a process that is killed may leave path.tmp, which the next save to the
+ * same path takes over. A link at `path` is replaced, not followed. The file holds what was said: its
+ * permissions are those of the process's umask. It takes as many bytes as the pages of the cache, so
+ * saving can take seconds: mm2_session_interrupt ends it with MORE, and nothing is saved. To go on
+ * meanwhile, save a fork in another thread. Fails with IO, NOMEM, FORMAT (it was restored from a file
+ * that is damaged), BUSY (the session, or the path: somebody is writing the same file). */
+mm2_status mm2_session_save(mm2_session *s, const char *path);
+
+typedef struct mm2_restore_options {
+    uint32_t size;    /* sizeof(mm2_restore_options) */
+    uint32_t flags;   /* MM2_IN_MEMORY: read the keys and values instead of mapping the file */
+    int32_t context;  /* positions, at least as many as there are tokens; 0: as many as the session
+                         had, or the model has */
+    int32_t kv_dtype; /* 0: as in the file; MM2_BF16 or MM2_F32: refuse a file with another */
+    int32_t chunk;    /* as in mm2_session_options */
+} mm2_restore_options;
+
+/* Sets every field to its default: as in the file, mapped. */
+void mm2_restore_options_init(mm2_restore_options *o);
+
+/* A session that stands where the saved one stood, and goes on with the same bits; owned like any
+ * other. The file is mapped, not read, so it takes milliseconds however long it is; what the session
+ * writes stays in this process. Replace or delete the file as you like (a map keeps the old one), but
+ * do not write into it or cut it short: a run looks at its size and time and fails with IO, and what
+ * it cannot see in time is a fault, as with weights; MM2_IN_MEMORY is the remedy.
+ *
+ * All of the file is held against its checksums: keys and values when a run first needs them, all
+ * the rest here. A run that meets damage fails with FORMAT before it evaluates anything, and says
+ * what can be kept by mm2_session_rewind; in a batch, event->session says which member it is.
+ *
+ * The model must be the same in what it computes: its configuration but for the number of positions,
+ * the types of its weights, precision, blas or not, and samples of the weights: 256 bytes of each one
+ * outside the experts, and of one expert a layer. That tells other trainings, merges and
+ * quantisations, but no edit of a few weights (MM2_WRITABLE). Checksums protect from accidents only:
+ * restore files from people whom you trust with what the session says. Fails with IO, FORMAT
+ * (damaged, cut short, no session), ARG (another model, kv_dtype, or too small a context),
+ * UNSUPPORTED (numerics or format of another version), NOMEM; the sentence says what differs. */
+mm2_status mm2_session_restore(mm2_session **out, mm2_model *m, const char *path,
+                               const mm2_restore_options *o);
 
 /* ----------------------------------------------------------------------------------------------
  * Batch: sessions advanced together */

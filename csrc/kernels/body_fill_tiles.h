@@ -278,21 +278,24 @@ INLINE void fill_super(int32_t dtype, chunk *c, uint32_t r, const uint8_t *p, co
     }
 }
 
-/* Row r of a chunk: a codebook super-block. */
-INLINE void fill_codebook(int32_t dtype, chunk *c, uint32_t r, const uint8_t *p)
+/* Rows r and r + 1 of a chunk: codebook super-blocks p and q. */
+INLINE void fill_codebooks(int32_t dtype, chunk *c, uint32_t r, const uint8_t *p, const uint8_t *q)
 {
-    mm2_codes from;
-    codebook_open(dtype, &from, p);
-    bytes64 s = bytes_repeat16(from.scale);
-    c->d[0][r] = from.d;
+    mm2_codes from[2];
+    codebook_open(dtype, from, from + 1, p, q);
+#pragma GCC unroll 2
+    for (uint32_t i = 0; i < 2; i++, r++) {
+        bytes64 s = bytes_repeat16(from[i].scale);
+        c->d[0][r] = from[i].d;
 #pragma GCC unroll 4
-    for (int t = 0; t < 4; t++) {
-        uint8_t *low = c->a[0][r / TILE][t][r % TILE], *high = c->a[1][r / TILE][t][r % TILE];
-        bytes64 q = bytes_load((const uint8_t *)from.code + t * 64);
-        if (has_two_planes(dtype))
-            bytes_times_wide(bytes_raised(q), spread(s, lower_16[t]), 6, low, high);
-        else
-            _mm512_store_si512(low, q);
+        for (int t = 0; t < 4; t++) {
+            uint8_t *low = c->a[0][r / TILE][t][r % TILE], *high = c->a[1][r / TILE][t][r % TILE];
+            bytes64 a = bytes_load((const uint8_t *)from[i].code + t * 64);
+            if (has_two_planes(dtype))
+                bytes_times_wide(bytes_raised(a), spread(s, lower_16[t]), 6, low, high);
+            else
+                _mm512_store_si512(low, a);
+        }
     }
 }
 
@@ -436,7 +439,8 @@ INLINE void filling_row(int32_t dtype, filling *f)
         if (l == TILE - 1)
             fill_scales(f, r - TILE + 1, blocks);
     } else if (mm2_is_codebook(dtype)) {
-        fill_codebook(dtype, f->to, (uint32_t)r, p);
+        if (r % 2 == 0)
+            fill_codebooks(dtype, f->to, (uint32_t)r, p, p + f->stride);
     } else {
         if (l == 0)
             fill_heads(dtype, f);

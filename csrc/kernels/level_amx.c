@@ -16,6 +16,7 @@
 #include "kernels/lanes_amx.h"
 #include "kernels/lanes_avx512.h"
 #include "kernels/codes_avx512.h"
+#include "kernels/codebooks_avx512.h"
 
 #include <math.h>
 

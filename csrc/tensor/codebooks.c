@@ -44,6 +44,29 @@ const int8_t mm2_grid_iq3_xxs[256][4] = {MM2_GRID_IQ3_XXS(IQ3_XXS_ROWS)};
 const int8_t mm2_grid_iq3_s[512][4] = {MM2_GRID_IQ3_S(IQ3_S_ROWS)};
 const int8_t mm2_grid_iq1_s[2048][8] = {MM2_GRID_IQ1_S(IQ1_ROWS)};
 
+#define BYTE(PLANE, row) PLANE(row)
+#define IQ2_LOW(row) (row) & 0xff
+#define IQ2_HIGH(row) (row) >> 8 & 0xff
+#define IQ3_LOW(row) ((row)&7) | ((row) >> 4 & 7) << 3
+#define IQ3_HIGH(row) IQ3_LOW((row) >> 8)
+#define IQ2_LOWS(rows) ROWS(BYTE, IQ2_LOW, rows)
+#define IQ2_HIGHS(rows) ROWS(BYTE, IQ2_HIGH, rows)
+#define IQ3_LOWS(rows) ROWS(BYTE, IQ3_LOW, rows)
+#define IQ3_HIGHS(rows) ROWS(BYTE, IQ3_HIGH, rows)
+#define PLANES(GRID, PLANE)                                                                        \
+    {                                                                                              \
+        {GRID(PLANE##_LOWS)},                                                                      \
+        {                                                                                          \
+            GRID(PLANE##_HIGHS)                                                                    \
+        }                                                                                          \
+    }
+
+_Alignas(64) const uint8_t mm2_planes_iq2_xxs[2][256] = PLANES(MM2_GRID_IQ2_XXS, IQ2);
+_Alignas(64) const uint8_t mm2_planes_iq2_xs[2][512] = PLANES(MM2_GRID_IQ2_XS, IQ2);
+_Alignas(64) const uint8_t mm2_planes_iq2_s[2][1024] = PLANES(MM2_GRID_IQ2_S, IQ2);
+_Alignas(64) const uint8_t mm2_planes_iq3_xxs[2][256] = PLANES(MM2_GRID_IQ3_XXS, IQ3);
+_Alignas(64) const uint8_t mm2_planes_iq3_s[2][512] = PLANES(MM2_GRID_IQ3_S, IQ3);
+
 static uint32_t load_u32(const uint8_t *p)
 {
     uint32_t x;

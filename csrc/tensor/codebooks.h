@@ -9,6 +9,12 @@
 extern const int8_t mm2_grid_iq2_xxs[256][8], mm2_grid_iq2_xs[512][8], mm2_grid_iq2_s[1024][8];
 extern const int8_t mm2_grid_iq3_xxs[256][4], mm2_grid_iq3_s[512][4], mm2_grid_iq1_s[2048][8];
 
+/* The same, packed in two planes of a byte a row: of 8 codes the indices of the first and of the last
+ * four, 2 bits each, to 8, 25, 43; of 4 codes those of two, 3 bits each. */
+extern const uint8_t mm2_planes_iq2_xxs[2][256], mm2_planes_iq2_xs[2][512];
+extern const uint8_t mm2_planes_iq2_s[2][1024];
+extern const uint8_t mm2_planes_iq3_xxs[2][256], mm2_planes_iq3_s[2][512];
+
 /* |code| is smaller: codes raised by it are unsigned, and their products with int8 fit into int16, two by
  * two. */
 enum { MM2_CODE_LIMIT = 64 };

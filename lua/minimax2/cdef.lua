@@ -161,6 +161,10 @@ enum {
     MM2_SPECIAL = 1,
 };
 int32_t mm2_tokenizer_encode(const mm2_tokenizer *t, const char *text, int32_t len, int32_t flags, int32_t *ids, int32_t cap);
+typedef struct mm2_encoding mm2_encoding;
+mm2_status mm2_encoding_new(mm2_encoding **out, const mm2_tokenizer *t, const char *text, int32_t len, int32_t flags);
+void mm2_encoding_free(mm2_encoding *e);
+mm2_status mm2_encoding_run(mm2_encoding *e, int32_t budget_us, int32_t *ids, int32_t cap, int32_t *count);
 int32_t mm2_tokenizer_decode(const mm2_tokenizer *t, const int32_t *ids, int32_t n, int32_t flags, char *out, int32_t cap);
 const char *mm2_tokenizer_token(const mm2_tokenizer *t, int32_t id, int32_t *len);
 int32_t mm2_tokenizer_id(const mm2_tokenizer *t, const char *bytes, int32_t len);
@@ -292,6 +296,16 @@ mm2_status mm2_session_rewind(mm2_session *s, int32_t length);
 mm2_status mm2_session_logits(mm2_session *s, mm2_tensor *out);
 mm2_status mm2_session_logprobs(mm2_session *s, const int32_t *ids, int32_t n, float *out);
 mm2_status mm2_session_top(mm2_session *s, int32_t n, int32_t *ids, float *logprobs);
+mm2_status mm2_session_save(mm2_session *s, const char *path);
+typedef struct mm2_restore_options {
+    uint32_t size;
+    uint32_t flags;
+    int32_t context;
+    int32_t kv_dtype;
+    int32_t chunk;
+} mm2_restore_options;
+void mm2_restore_options_init(mm2_restore_options *o);
+mm2_status mm2_session_restore(mm2_session **out, mm2_model *m, const char *path, const mm2_restore_options *o);
 typedef struct mm2_batch mm2_batch;
 typedef struct mm2_batch_options {
     uint32_t size;

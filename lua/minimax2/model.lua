@@ -208,6 +208,16 @@ function Model:session(options)
     return Session.new(self, options, "model:session")
 end
 
+--- The session that session:save(path) wrote, which goes on with the same bits. Takes milliseconds, for the
+--- file is mapped; what the session writes stays in this process. nil and a sentence if it cannot go on
+--- here. Options: mapped (true; false reads the file into memory, for network file systems and files that
+--- others may write to), context (positions, as many as it had), kv_dtype (to refuse a file with
+--- another), chunk as in model:session. Keys and values are held against their checksums when a run
+--- first needs them: run raises if they are damaged, and says what rewind can keep.
+function Model:restore(path, options)
+    return Session.restore(self, path, options, "model:restore")
+end
+
 --- A batch of sessions (a table, or none yet) to be advanced together. Options: rows (256, 1..4096), the
 --- tokens that go through the layers together: fewer of them, and members that decode wait less for
 --- others' prompts; more, and prompts use the machine better.

@@ -19,8 +19,8 @@ from minimax2.conversation import Chat
 from minimax2.errors import (ArgumentError, BusyError, ContextFull, Error, FileError, FormatError,
                              NumericError, OutOfMemory, UnsupportedError)
 from minimax2.generation import Generation, Piece, ToolCall
-from minimax2.model import AnyPath as _AnyPath
 from minimax2.model import Config, Cost, Limits, Model, load
+from minimax2.options import AnyPath as _AnyPath
 from minimax2.options import ModelGenerateOptions as _ModelGenerateOptions
 from minimax2.options import spelled_out as _spelled_out
 from minimax2.sampling import Sampler

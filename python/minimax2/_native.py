@@ -364,13 +364,13 @@ def tokenizer_facts(tokenizer: Owned) -> dict[str, int]:
     return _fields(facts)
 
 
-LONG_TEXT = 1 << 20  # bytes; shorter ones are encoded in less than a second
 _T = TypeVar("_T")
 
 
-def _interruptible(call: Callable[[], _T]) -> _T:
-    """Makes a long call in a thread of its own: Ctrl-C comes through at once, and the thread ends
-    by itself. For calls that change nothing."""
+def _interruptible(call: Callable[[], _T], stop: Callable[[], None] | None = None) -> _T:
+    """Makes a long call in a thread of its own: Ctrl-C comes through at once. Then `stop` makes the
+    call end, and is waited for; without it the thread ends by itself, for calls that change
+    nothing."""
     done: list[_T] = []
     failed: list[BaseException] = []
 
@@ -379,10 +379,18 @@ def _interruptible(call: Callable[[], _T]) -> _T:
             done.append(call())
         except BaseException as error:
             failed.append(error)
+        finally:
+            finished.set()
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join()
+    finished = threading.Event()  # an interrupted join() takes the thread for finished
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        finished.wait()
+    except BaseException:
+        while stop is not None and not finished.is_set():
+            stop()
+            finished.wait(0.01)
+        raise
     if failed:
         raise failed[0]
     return done[0]
@@ -396,15 +404,19 @@ def tokenizer_encode(tokenizer: Owned, text: Any, special: bool) -> list[int]:
         raise TypeError(f"text must be str or bytes, not {type(text).__name__}")
     if len(text) >= 2**31:
         raise ArgumentError("text must be shorter than 2 GiB")
-    flags = lib.MM2_SPECIAL if special else 0
     source = ffi.from_buffer("char[]", text)
-
-    def encode() -> tuple[Any, int]:
-        return _filled("int32_t[]", len(text) + 1, lambda out, cap: lib.mm2_tokenizer_encode(
-            tokenizer.pointer, source, len(text), flags, out, cap))
-
-    out, n = _interruptible(encode) if len(text) > LONG_TEXT else encode()
-    return list(out[0:n])
+    out = ffi.new("mm2_encoding **")
+    check(lib.mm2_encoding_new(out, tokenizer.pointer, source, len(text),
+                               lib.MM2_SPECIAL if special else 0))
+    encoding = _owned("encoding", out)
+    cap = min(len(text) + 1, 1 << 16)
+    array, count = ffi.new("int32_t[]", cap), ffi.new("int32_t *")
+    found: list[int] = []
+    status = lib.MM2_MORE
+    while status == lib.MM2_MORE:
+        status = check(lib.mm2_encoding_run(encoding.pointer, SLICE, array, cap, count))
+        found += ffi.unpack(array, count[0])
+    return found
 
 
 def tokenizer_decode(tokenizer: Owned, values: Any, special: bool) -> bytes:
@@ -627,6 +639,35 @@ def session_fork(session: Owned) -> Owned:
     out = ffi.new("mm2_session **")
     check(lib.mm2_session_fork(out, session.pointer))
     return _owned("session", out)
+
+
+def session_save(session: Owned, path: Any) -> None:
+    """Write it to a file; Ctrl-C leaves the file as it was."""
+    name = _path(path)
+    while _interruptible(lambda: check(lib.mm2_session_save(session.pointer, name)),
+                         lambda: session_interrupt(session)) == MORE:
+        pass  # an interrupt that was meant for a run
+
+
+def session_restore(model: Owned, path: Any, context: Any, kv_dtype: Any, chunk: Any,
+                    mapped: Any) -> Owned:
+    """The session that a file holds; None: as it was."""
+    options = _sized("mm2_restore_options")
+    lib.mm2_restore_options_init(options)
+    options.flags = 0 if flag(mapped, "mapped") else lib.MM2_IN_MEMORY
+    if context is not None:
+        options.context = positive(context, "context")
+    if kv_dtype is not None:
+        options.kv_dtype = _kv_dtype(kv_dtype, model)
+    if chunk is not None:
+        options.chunk = positive(chunk, "chunk")
+    name, out = _path(path), ffi.new("mm2_session **")
+
+    def restore() -> Owned:
+        check(lib.mm2_session_restore(out, model.pointer, name, options))
+        return _owned("session", out)
+
+    return _interruptible(restore) if options.flags else restore()
 
 
 def session_feed(session: Owned, values: Sequence[int]) -> None:

@@ -10,8 +10,9 @@ from minimax2.errors import ArgumentError
 from minimax2.generation import Generation
 from minimax2.options import (GenerateOptions, KvDtype, Message, ModelGenerateOptions, check_names,
                               spelled_out)
+from minimax2.request import Request
 from minimax2.session import Session
-from minimax2.stream import Request, Stream
+from minimax2.stream import Stream
 
 if TYPE_CHECKING:
     from minimax2.model import Model

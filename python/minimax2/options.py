@@ -7,6 +7,7 @@ is decorated with @spelled_out, which lists them in its signature for people: he
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal, SupportsFloat, SupportsIndex, TypedDict, TypeVar
@@ -14,6 +15,7 @@ from typing import Any, Literal, SupportsFloat, SupportsIndex, TypedDict, TypeVa
 from minimax2._native import Buffer
 from minimax2.trace import Hook, Where
 
+AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 Message = Mapping[str, Any]
 Tools = Sequence[Mapping[str, Any]] | str
 """JSON schemas of functions, [{"type": "function", "function": {...}}], or JSON in a str."""

@@ -5,88 +5,25 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING, Any, Self
 
-from minimax2 import _native, trace
+from minimax2 import _native
 from minimax2._native import Buffer
 from minimax2.errors import ArgumentError
 from minimax2.generation import (Generation, Piece, Timing, TokenLogprob, ToolCall,
                                  assistant_message)
-from minimax2.options import DEFAULTS, GenerateOptions, Prompt, check_names
-from minimax2.sampling import Sampler
 from minimax2.tensor import Tensor
-from minimax2.text import is_messages
 
 if TYPE_CHECKING:
     from minimax2.batching import Batch
-    from minimax2.model import Model
+    from minimax2.request import Request
     from minimax2.session import Session
 
 _SLICE = 0.05  # seconds between two looks at cancel()
 _REASONS = {_native.END_NONE: None, _native.END_STOP: "stop", _native.END_LENGTH: "length",
             _native.END_CONTEXT: "context", _native.END_CANCELLED: "cancelled"}
 _STATES = {_native.CALL_OPEN: "open", _native.CALL_COMPLETE: "complete", _native.CALL_CUT: "cut"}
-
-
-class Request:
-    """The options of one generation, all of them checked, and the ids of its prompt.
-
-    Made before anything is fed: what it refuses has changed nothing. turn: makes the ids of a chat
-    turn, given whether it begins with thinking.
-    """
-
-    def __init__(self, model: Model, prompt: Prompt | None,
-                 turn: Callable[[bool], list[int]] | None = None,
-                 **options: Unpack[GenerateOptions]) -> None:
-        check_names(options, GenerateOptions)
-        given: dict[str, Any] = {**DEFAULTS, **options}
-        self.max_new_tokens = _native.integer(given.pop("max_new_tokens"), "max_new_tokens", 0)
-        self.top_logprobs = _native.integer(given.pop("top_logprobs"), "top_logprobs", 0,
-                                            model.config.vocab_size)
-        self.stop = _stop_strings(given.pop("stop", None))
-        self.mask = given.pop("mask", None)
-        if self.mask is not None and not callable(self.mask):
-            _native.mask_words(self.mask, model.config.vocab_size)
-        self.logits_processor = given.pop("logits_processor", None)
-        if self.logits_processor is not None and not callable(self.logits_processor):
-            raise TypeError("logits_processor must be a callable(ids, logits), not "
-                            f"{type(self.logits_processor).__name__}")
-        hooks, thinking = given.pop("hooks", None), given.pop("thinking", None)
-        self.hooks = None if hooks is None else trace.Hooks(model, hooks)
-        self.answers = turn is not None or is_messages(prompt)  # in the chat format
-        self.thinking, self.budget = _thinking(thinking, self.answers)
-        tools, keep = given.pop("tools", None), given.pop("keep_thinking")
-        self.tools = None if tools is None else _native.json_text(tools, "tools")
-        keep = _native.flag(keep, "keep_thinking")
-        if turn is not None:
-            self.ids: list[int] | None = turn(self.thinking)
-        elif is_messages(prompt):
-            self.ids = model.tokenizer.apply_chat_template(
-                prompt, tools=tools, thinking=self.thinking, keep_thinking=keep)
-        elif tools is not None and prompt is not None:
-            raise ArgumentError("tools are for prompts of messages; a prompt that is a text or ids "
-                                "declares its own")
-        else:
-            self.ids = None if prompt is None else model.ids(prompt)
-        self.sampler = Sampler(model, **given)
-
-    @property
-    def start(self) -> int:
-        """What stands before the first token, a number of the library."""
-        if self.thinking:
-            return _native.START_THINKING
-        return _native.START_ANSWER if self.answers else _native.START_TEXT
-
-
-def _thinking(thinking: bool | int | None, answers: bool) -> tuple[bool, int]:
-    """Whether a text begins inside <think>, and how many tokens it may think."""
-    if thinking is None:
-        return answers, _native.NO_BUDGET
-    if isinstance(thinking, bool) or not hasattr(thinking, "__index__"):
-        return _native.flag(thinking, "thinking"), _native.NO_BUDGET
-    budget = _native.integer(thinking, "thinking", 0)
-    return budget > 0, budget
 
 
 class Stream(Iterator[str], AsyncIterator[str]):
@@ -121,6 +58,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
         self._lock = threading.RLock()  # of the reply, which cancel() ends from any thread
         self._batch: Batch | None = None  # that runs the session
         self._clock = 0.0  # of that batch, when it last chose a token here
+        self._chosen = -1  # the token that is fed next, noted before it is
         self._taken = 0  # characters of the text that were given out
         self._places: list[int] = []  # characters of the text before each call
         self._start = session.length
@@ -320,6 +258,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
             if self._logprobs is not None:
                 self._logprobs[len(self.tokens):] = [TokenLogprob(
                     token, session.logprobs([token])[0], session.top(self._request.top_logprobs))]
+            self._chosen = token
             _native.session_feed(session._c, [token])
             self._catch_up()
 
@@ -344,9 +283,21 @@ class Stream(Iterator[str], AsyncIterator[str]):
             if (self._so_far.end, self._so_far.count) != _native.reply_stands(self._reply):
                 self._so_far = _native.reply_all(self._reply)
             timeline = memoryview(_native.session_tokens(self.session._c))[self._start:]
+            self._check_timeline(timeline)
             while not self.done and self._so_far.count < len(timeline):
                 self._add(_native.reply_push(self._reply, timeline[self._so_far.count]))
             self.tokens += timeline[len(self.tokens):self._so_far.count].tolist()
+
+    def _check_timeline(self, timeline: memoryview[int]) -> None:
+        """That nobody else has fed or cut it: it has our tokens, or one more that we chose."""
+        count = self._so_far.count
+        last = self.tokens[-1:] if count == len(self.tokens) else []
+        if self.done or (count <= len(timeline) <= count + 1
+                         and last == timeline[count - len(last):count].tolist()
+                         and timeline[count:].tolist() in ([], [self._chosen])):
+            return
+        raise ArgumentError("another call has fed or cut this stream's session: it cannot go on; "
+                            "cancel() it, or let a stream end before its session is used")
 
     def _add(self, piece: _native.Piece) -> None:
         before = self._so_far
@@ -363,17 +314,3 @@ class Stream(Iterator[str], AsyncIterator[str]):
     def __repr__(self) -> str:
         state = self.finish_reason or "under way"
         return f"<Stream {len(self.tokens)} tokens, {state}>"
-
-
-def _stop_strings(stop: str | Iterable[str] | None) -> list[str]:
-    if stop is None:
-        return []
-    if not isinstance(stop, str) and not hasattr(stop, "__iter__"):
-        raise TypeError(f"stop must be a str, several, or None, not {type(stop).__name__}")
-    strings = [stop] if isinstance(stop, str) else list(stop)
-    for string in strings:
-        if not isinstance(string, str):
-            raise TypeError(f"a string of stop must be a str, not {type(string).__name__}")
-        if not string:
-            raise ArgumentError("a string of stop is empty")
-    return strings
