@@ -80,8 +80,8 @@ local states = { [lib.MM2_CALL_OPEN] = "open", [lib.MM2_CALL_COMPLETE] = "comple
 
 --- The calls so far, a list of { name =, json = its arguments as far as they came, arguments = them as a
 --- table (nil while it is open), state = "open", "complete" or "cut", known = false if tools were given and
---- none has that name, at = bytes of the text before it }; and why the last text that looks like a call is
---- none, or "".
+--- none has that name, at = bytes of the text before it }; why the last text that looks like a call is none,
+--- or ""; and how many ids are thinking.
 function Reply:calls()
     local list, call = {}, self.record
     check(lib.mm2_reply_all(self:live(), self.piece))
@@ -93,7 +93,7 @@ function Reply:calls()
             arguments = state ~= "open" and json.decode(text) or nil, known = call.known ~= 0,
             at = call.text_at }
     end
-    return list, ffi.string(self.piece.reason)
+    return list, ffi.string(self.piece.reason), self.piece.thought
 end
 
 return Reply

@@ -364,12 +364,14 @@ function Stream:tokens()
     return list
 end
 
---- What generate returns beside the text: tokens, finish_reason, seed, thinking, calls, reason, logprobs.
+--- What generate returns beside the text: tokens, finish_reason, seed, thinking, thinking_tokens, calls,
+--- reason, logprobs.
 function Stream:info()
-    local calls, reason = self:calls()
+    local calls, reason, thought = self:calls()
     return {
         calls = calls,
         reason = reason,
+        thinking_tokens = thought,
         tokens = self:tokens(),
         finish_reason = self.finish_reason,
         seed = self.seed,

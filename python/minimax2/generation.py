@@ -99,6 +99,8 @@ class Generation:
     timing: Timing
     calls: list[ToolCall] = field(default_factory=list)
     """Calls of tools in a chat turn, in order."""
+    thinking_tokens: int = 0
+    """How many of the tokens are thinking, its end included."""
     reason: str = ""
     """Why the last text that looks like a call is none; "" where there is no such text."""
 

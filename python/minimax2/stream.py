@@ -133,7 +133,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
             finish_reason=self.finish_reason or "", seed=self.seed, logprobs=self._logprobs,
             timing=Timing(self._prompt_tokens, self._prompt_seconds, len(self.tokens),
                           self._seconds),
-            calls=self.calls, reason=self.reason)
+            calls=self.calls, thinking_tokens=self._so_far.thought, reason=self.reason)
 
     def pieces(self) -> Iterator[Piece]:
         """Pieces of thinking, text and calls, in the order in which the model writes them."""

@@ -39,8 +39,9 @@ def scripted(model, text):
 
 
 WORDS = ["a", "Köln", " ", "\n", "\"", "\\", "'", "{", "}", "<", ">", "</", "&lt;", "日本", "🙂",
-         "\x01", "\t", "null", "true", "5", "<think>", "</think>", "<parameter name=\"x\">", "</parameter>",
-         "</invoke>", "<invoke name=\"y\">", "</minimax:tool_call>", "<minimax:tool_call>"]
+         "\x01", "\t", "null", "true", "5", "<think>", "</think>", "<parameter name=\"x\">",
+         "</parameter>", "</invoke>", "<invoke name=\"y\">", "</minimax:tool_call>",
+         "<minimax:tool_call>"]
 
 
 def text(rng, most=5):
