@@ -488,7 +488,7 @@ typedef struct mm2_piece {
     const char *thinking;
     /* Why the last text that looks like a call is none, "" where there is no such text. Static. */
     const char *reason;
-    int32_t thought; /* ids of thinking so far */
+    int32_t thought; /* ids of thinking so far, </think> included */
     /* The id that has to come next, whatever the model says, because the thinking has spent its
      * budget: feed and push it instead of a sampled one. -1: the model's choice. */
     int32_t next;

@@ -577,7 +577,7 @@ void mm2_calls_push(mm2_calls *c, char byte)
         record(c)->arguments_length = c->written.length - record(c)->arguments;
 }
 
-void mm2_calls_end(mm2_calls *c)
+void mm2_calls_end(mm2_calls *c, int by_model)
 {
     int state = c->state;
     if (state == S_VALUE) {
@@ -587,7 +587,8 @@ void mm2_calls_end(mm2_calls *c)
         else
             release(c, c->held.length);
         end_value(c);
-        end_call(c, pending == T_INVOKED || pending == T_CLOSE ? MM2_CALL_COMPLETE : MM2_CALL_CUT);
+        by_model &= pending == T_INVOKED || pending == T_CLOSE;
+        end_call(c, by_model ? MM2_CALL_COMPLETE : MM2_CALL_CUT);
     } else if (state == S_BODY || state == S_PARAMETER) {
         drop(c);
         end_call(c, MM2_CALL_CUT);

@@ -58,8 +58,9 @@ void mm2_calls_free(mm2_calls *c);
 /* Makes room, so that pushing n bytes cannot fail. */
 mm2_status mm2_calls_reserve(mm2_calls *c, int64_t n);
 void mm2_calls_push(mm2_calls *c, char byte);
-/* Nothing more comes: what is undecided is decided. */
-void mm2_calls_end(mm2_calls *c);
+/* Nothing more comes, because the model has ended the reply or for another reason: what is undecided
+ * is decided. */
+void mm2_calls_end(mm2_calls *c, int by_model);
 /* Inside the thinking, and in no tag or call? */
 int mm2_calls_thinking(const mm2_calls *c);
 /* The tag </think> came as a token, in a text: is it one to leave out? Decides what was undecided. */

@@ -9,7 +9,7 @@
  *
  * What the vendor's template would pass over in silence is refused here, with a sentence that
  * names the message; what everybody sends and means well (null beside calls, arguments as a text,
- * thinking under another name) is understood. MODELS.md has the list. */
+ * thinking under another name) is understood. CHAT.md has the list. */
 #include "text/messages.h"
 
 #include "base/json.h"

@@ -110,7 +110,7 @@ static int32_t match(mm2_reply *r, char byte)
 static void finish(mm2_reply *r, int32_t reason)
 {
     if (r->chat)
-        mm2_calls_end(&r->calls);
+        mm2_calls_end(&r->calls, reason == MM2_END_STOP);
     r->thinking.shown = r->last;
     r->answer.shown = r->answer.text.length;
     if (!r->end)

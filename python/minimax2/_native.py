@@ -522,14 +522,36 @@ class Piece(NamedTuple):
     count: int  # type: ignore[assignment]  # a tuple's method, which nobody needs here
     text: str
     thinking: str
+    calls: int  # that have begun so far, likewise:
+    reason: str
+    thought: int
+    next: int
+
+
+class Call(NamedTuple):
+    """What mm2_call says."""
+
+    name: str
+    arguments: str
+    state: int
+    known: bool
+    text_at: int  # bytes
+
+
+CALL_OPEN, CALL_COMPLETE, CALL_CUT = (
+    int(lib.MM2_CALL_OPEN), int(lib.MM2_CALL_COMPLETE), int(lib.MM2_CALL_CUT))
+NO_BUDGET = 2**31 - 1
 
 
 def reply_new(tokenizer: Owned | None, start: int, max_tokens: int, ends: Sequence[int],
-              stop: Sequence[bytes]) -> Owned:
-    """A reply; keeps its tokenizer, None for ids without text."""
+              stop: Sequence[bytes], tools: bytes | None = None,
+              max_thinking: int = NO_BUDGET) -> Owned:
+    """A reply; keeps its tokenizer, None for ids without text. tools: JSON."""
     options = _sized("mm2_reply_options")
     lib.mm2_reply_options_init(options)
-    options.start, options.max_tokens = start, max_tokens
+    options.start, options.max_tokens, options.max_thinking = start, max_tokens, max_thinking
+    schemas = ffi.NULL if tools is None else ffi.new("char[]", tools)
+    options.tools = schemas
     end_tokens = ffi.new("int32_t[]", ends)
     options.end_tokens, options.end_count = end_tokens, len(ends)
     strings = [ffi.new("char[]", string) for string in stop]
@@ -541,12 +563,14 @@ def reply_new(tokenizer: Owned | None, start: int, max_tokens: int, ends: Sequen
     return reply if tokenizer is None else Owned(reply.pointer, (reply, tokenizer))
 
 
-def _piece(piece: Any) -> Piece:
-    def chars(at: Any, length: int) -> str:
-        return bytes(ffi.buffer(at, length)).decode("utf-8", "replace")
+def _decoded(at: Any, length: int) -> str:
+    return bytes(ffi.buffer(at, length)).decode("utf-8", "replace")
 
-    return Piece(piece.end, piece.count, chars(piece.text, piece.text_len),
-                 chars(piece.thinking, piece.thinking_len))
+
+def _piece(piece: Any) -> Piece:
+    return Piece(piece.end, piece.count, _decoded(piece.text, piece.text_len),
+                 _decoded(piece.thinking, piece.thinking_len), piece.calls,
+                 _string(piece.reason), piece.thought, piece.next)
 
 
 def reply_push(reply: Owned, token: int) -> Piece:
@@ -575,6 +599,21 @@ def reply_all(reply: Owned) -> Piece:
     piece = _sized("mm2_piece")
     check(lib.mm2_reply_all(reply.pointer, piece))
     return _piece(piece)
+
+
+def reply_call(reply: Owned, index: int) -> Call:
+    """Call `index`, as far as it came."""
+    call = _sized("mm2_call")
+    check(lib.mm2_reply_call(reply.pointer, index, call))
+    return Call(_decoded(call.name, call.name_len), _decoded(call.arguments, call.arguments_len),
+                call.state, bool(call.known), call.text_at)
+
+
+def reply_characters(reply: Owned, length: int) -> int:
+    """How many characters the first bytes of the answer are."""
+    piece = _sized("mm2_piece")
+    check(lib.mm2_reply_all(reply.pointer, piece))
+    return len(_decoded(piece.text, min(length, piece.text_len)))
 
 
 # ---- Session ----

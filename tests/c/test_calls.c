@@ -286,8 +286,8 @@ static void readings_that_lose_nothing(void **state)
         {"no end of an invoke before another", S, T I("f") P("a") "1" PE I("f") IE TE,
          "f{'a': '1'} f{}", 0, 0},
         {"no end of the parameter", S, T I("f") P("a") "1" IE TE "x", "f{'a': '1'}", "x", 0},
-        {"no end of the parameter at the end", S, T I("f") P("a") "1" IE, "f{'a': '1'}", 0, 0},
-        {"no ends at all", S, T I("f") P("a") "1" TE, "f{'a': '1'}", 0, 0},
+        {"no end of the parameter at the end", S, T I("f") P("a") "1" IE, "f{'a': '1'}~", 0, 0},
+        {"no ends at all", S, T I("f") P("a") "1" TE, "f{'a': '1'}~", 0, 0},
         {"a parameter inside a value", S, CALL_OF("x" P("b") "y"),
          "f{'a': 'x<parameter name=\\'b\\'>y'}", 0, 0},
         {"an invoke inside a value", S, CALL_OF("x" I("b") "y"),
@@ -503,6 +503,29 @@ static void a_reason_is_given(void **state)
     mm2_tokenizer_release(t);
 }
 
+/* Where the model ends the turn itself, the end of the invoke is enough. */
+static void the_model_ends_the_turn(void **state)
+{
+    static const char *const inputs[] = {T I("f") P("a") "1" IE, T I("f") P("a") "1",
+                                         T I("f") P("a") "1" PE};
+    static const int32_t states[] = {MM2_CALL_COMPLETE, MM2_CALL_CUT, MM2_CALL_CUT};
+    (void)state;
+    mm2_tokenizer *t = make(TOKENS);
+    for (int i = 0; i < 3; i++) {
+        mm2_reply *r = start(t, NULL, MM2_START_ANSWER);
+        mm2_call c = {.size = sizeof c};
+        for (const char *p = inputs[i]; *p; p++)
+            assert_int_equal(mm2_reply_push(r, (uint8_t)*p, NULL), MM2_OK);
+        assert_int_equal(mm2_reply_push(r, END, NULL), MM2_OK);
+        assert_int_equal(mm2_reply_call(r, 0, &c), MM2_OK);
+        assert_int_equal(c.state, states[i]);
+        assert_int_equal(c.arguments_len, 10);
+        assert_memory_equal(c.arguments, "{\"a\": \"1\"}", 10);
+        mm2_reply_free(r);
+    }
+    mm2_tokenizer_release(t);
+}
+
 /* In plain text nothing is a call. */
 static void text_has_no_calls(void **state)
 {
@@ -679,9 +702,10 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(inputs_of_public_threads), cmocka_unit_test(readings_that_lose_nothing),
         cmocka_unit_test(values_by_their_schemas),  cmocka_unit_test(bytes_that_are_no_characters),
-        cmocka_unit_test(a_reason_is_given),        cmocka_unit_test(text_has_no_calls),
-        cmocka_unit_test(a_budget_of_thinking),     cmocka_unit_test(mistakes_are_refused),
-        cmocka_unit_test(random_replies),           cmocka_unit_test(long_replies_are_linear),
+        cmocka_unit_test(a_reason_is_given),        cmocka_unit_test(the_model_ends_the_turn),
+        cmocka_unit_test(text_has_no_calls),        cmocka_unit_test(a_budget_of_thinking),
+        cmocka_unit_test(mistakes_are_refused),     cmocka_unit_test(random_replies),
+        cmocka_unit_test(long_replies_are_linear),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -112,6 +112,37 @@ for count = 1, #turns do
     end
 end
 
+say "# tools"
+local tools = { { ["function"] = { name = "f", description = "d <é>", parameters = {
+    type = "object", properties = { a = { type = "integer" }, b = { type = "string" } } } } } }
+local called = { unpack(turns) }
+called[#called + 1] = { role = "user", content = { "x", { type = "text", text = "y" } } }
+called[#called + 1] = { role = "assistant", content = "", reasoning_content = "R", tool_calls = {
+    { name = "f", arguments = { a = 1, b = 'x\n"<y>', c = { 0.5, true, { k = "ü" } } } } } }
+called[#called + 1] = { role = "tool", content = { "r1", "r2" } }
+for _, thinking in ipairs { true, false } do
+    for _, keep in ipairs { true, false } do
+        say(escaped(tokenizer:render(called, { tools = tools, thinking = thinking, keep_thinking = keep,
+            identity = "Me." })))
+    end
+    say(tokenizer:template(called, { tools = tools, thinking = thinking }))
+end
+local calls = tokenizer:ids('hm\n</think>\n\nA\n<minimax:tool_call>\n<invoke name="f">\n<parameter name="a">'
+    .. '5</parameter>\n<parameter name="b">x</y</parameter></invoke><invoke name="g"/>'
+    .. "</minimax:tool_call>B[e~[",
+    { special = true })
+local called_text, about = model:generate(turns, { tools = tools, seed = 1, mask = function(done)
+    local mask = mm.mask(model.config.vocab_size)
+    mm.allow(mask, calls[#done + 1])
+    return mask
+end })
+say(escaped(called_text), about.thinking, about.tokens, about.thinking_tokens)
+for _, call in ipairs(about.calls) do
+    say(call.name, escaped(call.json), call.state, call.known, call.at)
+end
+local limited, more = model:generate(turns, { thinking = 4, max_new_tokens = 16, seed = 1 })
+say(escaped(limited), escaped(more.thinking), more.tokens, more.thinking_tokens)
+
 say "# logits"
 local session = assert(model:session { chunk = 5 })
 session:feed(prompt):run()

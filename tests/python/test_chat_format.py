@@ -24,7 +24,7 @@ OTHER = ["MiniMax-M3"]
 CHATS = int(os.environ.get("MINIMAX2_CHATS", "300"))  # random conversations for each template
 
 # The cases of the vendor folder's renders_edge_cases.json that we do not render as the templates
-# do, by what MODELS.md says of them.
+# do, by what CHAT.md says of them.
 REFUSED = {
     "an empty conversation": ["empty messages"],
     "content that is no text": [
