@@ -20,7 +20,7 @@ from minimax2.errors import (ArgumentError, BusyError, ContextFull, Error, FileE
                              NumericError, OutOfMemory, UnsupportedError)
 from minimax2.generation import Generation
 from minimax2.model import AnyPath as _AnyPath
-from minimax2.model import Config, Cost, Limits, Model, load
+from minimax2.model import Config, Cost, Limits, Model, WeightInfo, load
 from minimax2.options import ModelGenerateOptions as _ModelGenerateOptions
 from minimax2.options import spelled_out as _spelled_out
 from minimax2.sampling import Sampler
@@ -52,5 +52,5 @@ __all__ = [
     "ArgumentError", "Batch", "BusyError", "Cache", "Chat", "Config", "ContextFull", "Cost",
     "Error", "FileError", "FormatError", "Generation", "Limits", "Model", "NumericError",
     "OutOfMemory", "Sampler", "Session", "Stream", "Streams", "Tap", "Taps", "Tensor", "Tokenizer",
-    "UnsupportedError", "__version__", "batch", "chat", "cpu", "load", "tokenizer",
+    "UnsupportedError", "WeightInfo", "__version__", "batch", "chat", "cpu", "load", "tokenizer",
 ]
