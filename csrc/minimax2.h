@@ -118,6 +118,11 @@ enum {
     MM2_Q6_K = 13,
     MM2_IQ4_NL = 14,
     MM2_IQ4_XS = 15,
+    MM2_Q4_1 = 16,
+    MM2_Q5_1 = 17,
+    MM2_Q1_0 = 27,
+    MM2_MXFP4 = 28,
+    MM2_NVFP4 = 29, /* decoded without the scale of the whole tensor that may lie beside it */
     MM2_U8 = 30,
     /* Codes only, as safetensors keep them in a tensor of their own (there it is U8 or I32); their
      * scales lie in another one, and mm2_tensor_decode gives what they multiply: E2M1, two a byte,

@@ -37,8 +37,8 @@ typedef struct decoded {
     v16 sum[PANEL_ROWS];
 } decoded;
 
-/* Elements [16 i, 16 i + 16) of every row: scale * code, less `min` if there is one. */
-INLINE void decode_step(int one, decoded *out, int i, const words code[4], reals scale,
+/* Elements [16 i, 16 i + 16) of every row: scale * code, less `min` if there is one. paired: in_pairs. */
+INLINE void decode_step(int one, int paired, decoded *out, int i, const words code[4], reals scale,
                         const reals *min)
 {
     _Alignas(64) uint8_t rows[PANEL_ROWS][16];
@@ -51,7 +51,7 @@ INLINE void decode_step(int one, decoded *out, int i, const words code[4], reals
 #pragma GCC unroll 16
     for (int r = 0; r < PANEL_ROWS; r++) {
         const uint8_t *q = rows[r % 4 * (ROWS / 4) + r / 4]; /* as untranspose4 leaves them */
-        v16 w = v16_mul(v16_set1(factor[r]), v16_codes((const int8_t *)q));
+        v16 w = v16_mul(v16_set1(factor[r]), v16_codes(paired, (const int8_t *)q));
         w = min ? v16_sub(w, v16_set1(less[r])) : w;
         if (one)
             out->sum[r] = v16_fma(w, x, out->sum[r]);
@@ -71,35 +71,47 @@ INLINE void decode_super(int32_t dtype, int one, decoded *out, const uint8_t *p,
             words min = words_and(words_shr(s.min[i / 2], i % 2 * 16), words_set1(0xffff));
             less = reals_mul(s.dmin, reals_from_words(min));
         }
-        decode_step(one, out, i, s.code + i * 4, reals_mul(s.d, factor),
+        decode_step(one, 0, out, i, s.code + i * 4, reals_mul(s.d, factor),
                     has_minima(dtype) ? &less : NULL);
     }
 }
 
-/* n elements of integer formats: a super-block or up to 8 blocks. */
+/* `pieces` pieces, from element `begin` of the rows from i on. */
+INLINE void decode_pieces(int32_t dtype, int one, decoded *out, const mm2_weight *w, int32_t first,
+                          int32_t count, int32_t i, int32_t begin, int32_t pieces, group g)
+{
+    piece_heads h;
+    heads_of_pieces(dtype, &h, w, first, count, i, begin, pieces, g.p, g.stride);
+    for (int32_t b = 0; b < pieces; b++) {
+        words code[8];
+        reals less = reals_zero();
+        const reals *d = h.d + b * spans_of(dtype);
+        codes_of_piece(dtype, code, w, first, count, i, begin, b, g.p, g.stride);
+        if (has_minima(dtype))
+            less = reals_times(h.m[b], -1);
+        for (int half = 0; half < 2; half++)
+            decode_step(one, in_pairs(dtype), out, b * 2 + half, code + half * 4,
+                        d[spans_of(dtype) == 2 ? half : 0], has_minima(dtype) ? &less : NULL);
+    }
+}
+
+/* n elements of integer formats: a super-block or up to 8 pieces. */
 INLINE void decode_group(int32_t dtype, int one, decoded *out, const mm2_weight *w, int32_t first,
                          int32_t count, int32_t i, int32_t begin, int32_t n)
 {
     uint8_t copy[PANEL_ROWS * 8 * sizeof(mm2_block_q8_0)];
-    int32_t block = mm2_format_of(dtype).elements, each = block_bytes(dtype);
-    int32_t bytes = n / block * each;
-    group g = group_at(w, first, count, i, (int64_t)(begin / block) * each, bytes, copy);
+    int64_t offset = begin_bytes(dtype, begin);
+    int32_t bytes = (int32_t)begin_bytes(dtype, n);
+    group g = group_at(w, first, count, i, offset, bytes, copy);
     /* The next group, as one stream: its share of this piece of k, in the order of the file. */
     const uint8_t *here = (const uint8_t *)w->data + (first + i) * w->row_bytes;
-    int64_t share = (int64_t)PANEL_ROWS * (begin / block) * each;
     if (!i && !begin)
         prefetch(here, PANEL_ROWS * w->row_bytes);
-    prefetch(here + PANEL_ROWS * w->row_bytes + share, (int64_t)PANEL_ROWS * bytes);
-    if (mm2_is_super(dtype)) {
+    prefetch(here + PANEL_ROWS * (w->row_bytes + offset), (int64_t)PANEL_ROWS * bytes);
+    if (mm2_is_super(dtype))
         decode_super(dtype, one, out, g.p, g.stride);
-        return;
-    }
-    for (int32_t b = 0; b < n / 32; b++) {
-        words code[8];
-        reals d = unpack_block(dtype, code, g.p + b * each, g.stride);
-        decode_step(one, out, b * 2, code, d, NULL);
-        decode_step(one, out, b * 2 + 1, code + 4, d, NULL);
-    }
+    else
+        decode_pieces(dtype, one, out, w, first, count, i, begin, n / 32, g);
 }
 
 INLINE void matmul_decoded_one(int32_t dtype, float *out, const mm2_weight *w, int32_t first,

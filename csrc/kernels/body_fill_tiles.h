@@ -17,16 +17,17 @@
 enum {
     TILE = 16,           /* rows of a tile */
     PAIR = 32,           /* weight rows of a chunk */
-    CHUNK_BLOCKS = 8,    /* blocks of 32 in a chunk */
+    CHUNK_PIECES = 8,    /* pieces of 32 in a chunk */
+    CHUNK_SPANS = 16,    /* spans of 16 */
     PREFETCH_CHUNKS = 1, /* ahead in the same rows, into the first-level cache */
     PREFETCH_PAIRS = 1,  /* ahead in the order of the file, into the second */
-    FILL_BYTES = PAIR * CHUNK_BLOCKS * (int)sizeof(mm2_block_q8_0) /* the largest chunk of a file */
+    FILL_BYTES = PAIR * CHUNK_PIECES * (int)sizeof(mm2_block_q8_0) /* the largest chunk of a file */
 };
 
 typedef struct chunk {
     _Alignas(64) uint8_t a[2][2][4][TILE][64]; /* [plane, low first][tile][step][row] */
-    /* By row: d of each block of 32; of a super-block d, then dmin; of FP8 the scale. */
-    float d[CHUNK_BLOCKS][PAIR];
+    /* By row: d of each span, m of each piece; of a super-block d, then dmin; of FP8 the scale. */
+    float d[CHUNK_SPANS][PAIR], m[CHUNK_PIECES][PAIR];
     int32_t min[8][PAIR]; /* minima, pairs of int16; where sub-blocks have 32 codes, four */
 } chunk;
 
@@ -42,8 +43,7 @@ typedef struct filling {
     const uint8_t *line; /* the stream that is prefetched, up to here */
     chunk *to;           /* NULL: there is none left */
     direct_heads heads;  /* of the tile in hand: super-blocks */
-    _Alignas(64) uint16_t halves[CHUNK_BLOCKS][TILE];
-    uint8_t copy[FILL_BYTES];
+    _Alignas(64) uint8_t copy[FILL_BYTES];
 } filling;
 
 /* What the planes of a format of super-blocks are: how many, how far the upper one is up, and whether
@@ -77,7 +77,7 @@ typedef struct fill_facts {
         2, 7, 0                                                                                    \
     }
 
-/* One plane for blocks of 32 and FP8. */
+/* One plane for blocks, planes of the file and FP8. */
 INLINE fill_facts fill_facts_of(int32_t dtype)
 {
     switch (dtype) {
@@ -275,17 +275,31 @@ INLINE void fill_super(int32_t dtype, chunk *c, uint32_t r, const uint8_t *p, co
     }
 }
 
-/* Two blocks of 32 a step. A block that there is not is a repeat, and not used. */
-INLINE void fill_blocks(int32_t dtype, chunk *c, uint32_t r, const uint8_t *p, int32_t blocks)
+/* I4: the zero points of pieces b and b + 1 of row r of the chunk, where their codes are. */
+INLINE bytes64 fill_zeros(const filling *f, int32_t r, int32_t b)
+{
+    int64_t row = (int64_t)f->first + smaller(f->row + r, f->count - 1);
+    int32_t k = f->k + b * 32, zero = mm2_weight_zero(f->w, row, k);
+    bytes64 a = _mm512_set1_epi8((char)zero);
+    if (k + 32 < f->w->n_in)
+        zero = mm2_weight_zero(f->w, row, k + 32);
+    return _mm512_mask_set1_epi8(a, 0xffffffff00000000, (char)zero);
+}
+
+/* Two pieces a step. A piece that there is not is a repeat, and not used. */
+INLINE void fill_pieces(int32_t dtype, filling *f, uint32_t r, const uint8_t *p, int32_t pieces)
 {
 #pragma GCC unroll 4
     for (int t = 0; t < 4; t++) {
-        if (t * 2 >= blocks)
+        if (t * 2 >= pieces)
             break;
-        const uint8_t *q = p + (t * 2) * block_bytes(dtype);
-        bytes64 a = direct_block_codes(dtype, q, t * 2 + 1 < blocks ? q + block_bytes(dtype) : q);
-        a = is_signed(dtype) ? bytes_signed(a) : words_sub8(a, direct_bias(dtype));
-        _mm512_store_si512(c->a[0][r / TILE][t][r % TILE], a);
+        bytes64 a = direct_codes(dtype, piece_at(dtype, p, t * 2),
+                                 piece_at(dtype, p, t * 2 + (t * 2 + 1 < pieces)));
+        if (dtype == MM2_I4 && f->w->zeros)
+            a = words_sub_bytes(a, fill_zeros(f, (int32_t)r, t * 2));
+        else
+            a = is_signed(dtype) ? bytes_signed(a) : words_sub8(a, direct_bias(dtype));
+        _mm512_store_si512(f->to->a[0][r / TILE][t][r % TILE], a);
     }
 }
 
@@ -328,11 +342,16 @@ INLINE void fill_heads(int32_t dtype, filling *f)
         _mm512_storeu_si512(f->to->min[i] + r, h->min[i]);
 }
 
-/* After the rows of a tile of blocks: d of TILE rows, from `begin` on. */
-INLINE void fill_scales(filling *f, int32_t begin, int32_t blocks)
+/* After the rows of a tile of pieces: scales and minima of TILE rows, from `begin` on. */
+INLINE void fill_scales(int32_t dtype, filling *f, int32_t begin, int32_t pieces)
 {
-    for (int32_t b = 0; b < blocks; b++)
-        reals_store(f->to->d[b] + begin, widen_f16((const uint8_t *)f->halves[b]));
+    piece_heads h;
+    heads_of_pieces(dtype, &h, f->w, f->first, f->count, f->row + begin, f->k, pieces,
+                    f->p + begin * f->stride, f->stride);
+    for (int32_t s = 0; s < pieces * spans_of(dtype); s++)
+        reals_store(f->to->d[s] + begin, h.d[s]);
+    for (int32_t b = 0; b < pieces && has_minima(dtype); b++)
+        reals_store(f->to->m[b] + begin, h.m[b]);
 }
 
 /* FP8: the scale of row r, looked up where it changes. */
@@ -397,7 +416,7 @@ INLINE void filling_next(int32_t dtype, filling *f, chunk *to)
 /* The next row. */
 INLINE void filling_row(int32_t dtype, filling *f)
 {
-    int32_t r = f->done, blocks = smaller(CHUNK_BLOCKS, (f->w->n_in - f->k) / 32);
+    int32_t r = f->done, pieces = smaller(CHUNK_PIECES, (f->w->n_in - f->k) / 32);
     const uint8_t *p = f->p + r * f->stride;
     for (int32_t i = 0; i < chunk_bytes(dtype); i += 64)
         _mm_prefetch((const char *)p + PREFETCH_CHUNKS * chunk_bytes(dtype) + i, _MM_HINT_T0);
@@ -408,12 +427,10 @@ INLINE void filling_row(int32_t dtype, filling *f)
     if (dtype == MM2_F8_E4M3) {
         fill_f8(f->to, (uint32_t)r, p);
         f->to->d[0][r] = f8_scale(f, r);
-    } else if (mm2_is_block(dtype)) {
-        fill_blocks(dtype, f->to, (uint32_t)r, p, blocks);
-        for (int32_t b = 0; b < blocks; b++) /* d stands at the beginning */
-            memcpy(&f->halves[b][l], p + b * block_bytes(dtype), 2);
+    } else if (is_piecewise(dtype)) {
+        fill_pieces(dtype, f, (uint32_t)r, p, pieces);
         if (l == TILE - 1)
-            fill_scales(f, r - TILE + 1, blocks);
+            fill_scales(dtype, f, r - TILE + 1, pieces);
     } else {
         if (l == 0)
             fill_heads(dtype, f);

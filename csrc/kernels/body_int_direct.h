@@ -17,25 +17,36 @@
 enum {
     DIRECT_LIMIT = 8192, /* longest row; longer ones take the panels of body_int_panels.h */
     CHAIN_ROWS = 16,     /* whose chains run side by side, in one or two registers */
-    DIRECT_BLOCKS = DIRECT_LIMIT / 32 + ROWS,
+    DIRECT_PIECES = DIRECT_LIMIT / 32 + ROWS,
     DIRECT_SUPERS = DIRECT_LIMIT / 256 + ROWS,
-    DIRECT_TERMS =
-        CHAIN_ROWS * DIRECT_LIMIT / 32 + ROWS, /* as many as CHAIN_ROWS rows have blocks */
+    /* As many as CHAIN_ROWS rows have pieces of 32 codes, and a group more; where pieces have two spans,
+     * the second ones of half as many rows begin in the middle. */
+    DIRECT_TERMS = CHAIN_ROWS * DIRECT_LIMIT / 32 + 2 * ROWS,
+    DIRECT_SECOND = DIRECT_TERMS / 2,
     DIRECT_SUPER_TERMS = CHAIN_ROWS * DIRECT_LIMIT / 256 + ROWS
 };
 
-/* What kernels.h calls d_w, dmin_w, isum and msum of every block of CHAIN_ROWS rows (and of the last
- * group, which may reach beyond them), the latter for each activation row. */
+/* What kernels.h calls d_w, m_w or dmin_w, isum and msum of every span of CHAIN_ROWS rows (and of the
+ * last group, which may reach beyond them), the latter two for each activation row. */
 typedef struct direct_terms {
-    _Alignas(64) float d[DIRECT_TERMS], sum[DIRECT_ACTS][DIRECT_TERMS];
-    float dmin[DIRECT_SUPER_TERMS], least[DIRECT_ACTS][DIRECT_SUPER_TERMS];
+    _Alignas(64) float d[DIRECT_TERMS], sum[DIRECT_ACTS][DIRECT_TERMS], min[DIRECT_TERMS];
+    float least[DIRECT_ACTS][DIRECT_SUPER_TERMS];
 } direct_terms;
 
-/* Adds up the terms of `vectors` * ROWS rows, `blocks` each: lanes are rows. d: scales of the
- * activations. What the last step takes beyond a row is not used. */
-INLINE void direct_sums(int minima, int acts, int vectors, reals y[DIRECT_ACTS][CHAIN_ROWS / ROWS],
-                        const direct_terms *t, const float *const *d, int32_t blocks)
+/* What belongs to the activations: their scales and, for m_w, the sums of their pieces. */
+typedef struct act_heads {
+    const float *d;
+    const int32_t *sums;
+} act_heads;
+
+/* Adds up the terms of `vectors` * ROWS rows, `blocks` blocks or pieces each: lanes are rows. What the
+ * last step takes beyond a row is not used. */
+INLINE void direct_sums(int32_t dtype, int acts, int vectors,
+                        reals y[DIRECT_ACTS][CHAIN_ROWS / ROWS], const direct_terms *t,
+                        const act_heads *x, int32_t blocks)
 {
+    const int spans = mm2_is_super(dtype) ? 1 : spans_of(dtype);
+    const int least = has_minima(dtype) && mm2_is_super(dtype), minima = has_minima(dtype);
 #pragma GCC unroll 4
     for (int m = 0; m < acts; m++)
 #pragma GCC unroll 2
@@ -44,58 +55,69 @@ INLINE void direct_sums(int minima, int acts, int vectors, reals y[DIRECT_ACTS][
     for (int32_t b = 0; b < blocks; b += 4)
 #pragma GCC unroll 2
         for (int v = 0; v < vectors; v++) {
-            words scale[4], dmin[4];
+            words scale[2][4], min[4];
             int32_t at = v * ROWS * blocks + b;
-            transpose4(scale, (const uint8_t *)(t->d + at), blocks * 4);
+#pragma GCC unroll 2
+            for (int s = 0; s < spans; s++)
+                transpose4(scale[s], (const uint8_t *)(t->d + s * DIRECT_SECOND + at), blocks * 4);
             if (minima)
-                transpose4(dmin, (const uint8_t *)(t->dmin + at), blocks * 4);
+                transpose4(min, (const uint8_t *)(t->min + at), blocks * 4);
 #pragma GCC unroll 4
             for (int m = 0; m < acts; m++) {
-                words sum[4], least[4];
-                transpose4(sum, (const uint8_t *)(t->sum[m] + at), blocks * 4);
-                if (minima)
-                    transpose4(least, (const uint8_t *)(t->least[m] + at), blocks * 4);
+                words sum[2][4], msum[4];
+#pragma GCC unroll 2
+                for (int s = 0; s < spans; s++)
+                    transpose4(sum[s], (const uint8_t *)(t->sum[m] + s * DIRECT_SECOND + at),
+                               blocks * 4);
+                if (least)
+                    transpose4(msum, (const uint8_t *)(t->least[m] + at), blocks * 4);
 #pragma GCC unroll 4
                 for (int j = 0; j < 4; j++) {
                     if (b + j == blocks)
                         break;
-                    float a = d[m][b + j];
-                    reals x = reals_times(reals_of(scale[j]), a);
-                    y[m][v] = reals_fma(x, reals_of(sum[j]), y[m][v]);
-                    if (!minima)
-                        continue;
-                    x = reals_times(reals_of(dmin[j]), a);
-                    y[m][v] = reals_fnma(x, reals_of(least[j]), y[m][v]);
+                    float a = x[m].d[b + j];
+#pragma GCC unroll 2
+                    for (int s = 0; s < spans; s++)
+                        y[m][v] = reals_fma(reals_times(reals_of(scale[s][j]), a),
+                                            reals_of(sum[s][j]), y[m][v]);
+                    if (least)
+                        y[m][v] = reals_fnma(reals_times(reals_of(min[j]), a), reals_of(msum[j]),
+                                             y[m][v]);
+                    else if (minima)
+                        y[m][v] =
+                            reals_fma(reals_times(reals_of(min[j]), a),
+                                      reals_from_words(words_set1(x[m].sums[b + j])), y[m][v]);
                 }
             }
         }
 }
 
 /* The sums of `rows` rows, from i on. */
-INLINE void direct_chain(int minima, int acts, float *const *out, int32_t i, const direct_terms *t,
-                         const float *const *d, int32_t rows, int32_t blocks)
+INLINE void direct_chain(int32_t dtype, int acts, float *const *out, int32_t i,
+                         const direct_terms *t, const act_heads *x, int32_t rows, int32_t blocks)
 {
     reals y[DIRECT_ACTS][CHAIN_ROWS / ROWS];
     int vectors = rows > ROWS ? CHAIN_ROWS / ROWS : 1;
     if (vectors > 1)
-        direct_sums(minima, acts, CHAIN_ROWS / ROWS, y, t, d, blocks);
+        direct_sums(dtype, acts, CHAIN_ROWS / ROWS, y, t, x, blocks);
     else
-        direct_sums(minima, acts, 1, y, t, d, blocks);
+        direct_sums(dtype, acts, 1, y, t, x, blocks);
     for (int m = 0; m < acts; m++)
         for (int v = 0; v < vectors; v++)
             reals_store_n(out[m] + i + v * ROWS, y[m][v], rows - v * ROWS);
 }
 
-/* Blocks [at, at + ROWS) of `total`, where they are or, if there are not so many, in a copy that
- * ends with zeros. */
-INLINE const uint8_t *direct_group(const uint8_t *p, int32_t at, int32_t total, int32_t bytes,
+/* Blocks or pieces [at, at + ROWS) of `total`, where they are or, if there are not so many, in a copy
+ * that ends with zeros. */
+INLINE const uint8_t *direct_group(int32_t dtype, const uint8_t *p, int32_t at, int32_t total,
                                    uint8_t *copy)
 {
-    p += (int64_t)at * bytes;
+    const int32_t each = mm2_is_super(dtype) ? 1 : pieces_of(dtype), bytes = block_bytes(dtype);
+    p += (int64_t)(at / each) * bytes;
     if (total - at >= ROWS)
         return p;
-    memset(copy, 0, (size_t)(ROWS * bytes));
-    memcpy(copy, p, (size_t)((total - at) * bytes));
+    memset(copy, 0, (size_t)(ROWS / each * bytes));
+    memcpy(copy, p, (size_t)((total - at) / each * bytes));
     return copy;
 }
 
@@ -107,30 +129,49 @@ INLINE void prefetch_lines(const uint8_t *group, int32_t from, int32_t to)
         prefetch_stream(group + i, 64);
 }
 
-/* ---- Blocks of 32 ---- */
+/* ---- Blocks and planes: pieces of 32 codes ---- */
 
-typedef struct direct_block_act {
-    _Alignas(64) int8_t code[DIRECT_BLOCKS][ACT_PAIR]; /* of block b and of block b + 4 */
-    int32_t bias[DIRECT_BLOCKS];                       /* sum of the codes times direct_bias */
-} direct_block_act;
+typedef struct direct_act {
+    _Alignas(64) int8_t code[DIRECT_PIECES][ACT_PAIR]; /* of piece b and of piece b + 4 */
+    int32_t bias[2][DIRECT_PIECES];                    /* sum of a span's codes times direct_bias */
+    int32_t sums[DIRECT_PIECES];                       /* of a piece's codes */
+} direct_act;
 
-/* Of 32 int8; AVX2 does at every level. */
-static inline int32_t sum32(const int8_t *p)
+/* Of 16 int8, and of 32; AVX2 does at every level. */
+static inline int32_t sum16(const int8_t *p)
 {
-    const __m256i raise = _mm256_set1_epi8((char)0x80);
-    __m256i a = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)p), raise);
-    a = _mm256_sad_epu8(a, _mm256_setzero_si256());
-    __m128i b = _mm_add_epi64(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
-    b = _mm_add_epi64(b, _mm_unpackhi_epi64(b, b));
-    return _mm_cvtsi128_si32(b) - 32 * 128;
+    __m128i a = _mm_xor_si128(_mm_loadu_si128((const __m128i *)p), _mm_set1_epi8((char)0x80));
+    a = _mm_sad_epu8(a, _mm_setzero_si128());
+    return _mm_cvtsi128_si32(_mm_add_epi64(a, _mm_unpackhi_epi64(a, a))) - 16 * 128;
 }
 
-static void direct_block_prepare(direct_block_act *x, const int8_t *act, int32_t n, int32_t bias)
+static inline int32_t sum32(const int8_t *p)
 {
-    int32_t blocks = n / 32;
-    for (int32_t b = 0, from = 0; b < blocks + ROWS; b++, from = from + 1 < blocks ? from + 1 : 0) {
-        acts_pair(x->code[b], act + from * 32, act + (from + 4) % blocks * 32);
-        x->bias[b] = b < blocks ? bias * sum32(act + b * 32) : x->bias[from];
+    return sum16(p) + sum16(p + 16);
+}
+
+/* How acts_pair puts activations where their codes are. */
+INLINE int act_order(int32_t dtype)
+{
+    return in_pairs(dtype) ? ORDER_PAIRS : dtype == MM2_NVFP4 ? ORDER_EIGHTS : ORDER_PLAIN;
+}
+
+INLINE void direct_prepare(int32_t dtype, direct_act *x, const int8_t *act, int32_t n, int32_t bias)
+{
+    int32_t pieces = n / 32;
+    for (int32_t b = 0, from = 0; b < pieces + ROWS; b++, from = from + 1 < pieces ? from + 1 : 0) {
+        const int8_t *a = act + from * 32;
+        acts_pair(act_order(dtype), x->code[b], a, act + (from + 4) % pieces * 32);
+        if (b < pieces) {
+            int32_t half[2] = {sum16(a), sum16(a + 16)};
+            x->sums[b] = half[0] + half[1];
+            x->bias[0][b] = bias * (spans_of(dtype) == 2 ? half[0] : x->sums[b]);
+            x->bias[1][b] = bias * half[1];
+        } else {
+            x->sums[b] = x->sums[from];
+            x->bias[0][b] = x->bias[0][from];
+            x->bias[1][b] = x->bias[1][from];
+        }
     }
 }
 
@@ -140,13 +181,28 @@ INLINE int is_signed(int32_t dtype)
     return mm2_format_of(dtype).bits == 8;
 }
 
-/* How far the codes of direct_block_codes lie above the true ones when they are multiplied. */
+/* How far the codes of direct_codes lie above the true ones when they are multiplied. */
 INLINE int32_t direct_bias(int32_t dtype)
 {
     return is_signed(dtype) ? SIGNED_BIAS : mm2_format_of(dtype).offset;
 }
 
-/* Codes of two blocks, p and q, as their product below wants them. */
+/* Twice the values of E2M1, plus 12. */
+static const int8_t e2m1_raised[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+
+/* The block of piece k from p on. */
+INLINE const uint8_t *block_at(int32_t dtype, const uint8_t *p, int32_t k)
+{
+    return p + (int64_t)(k / pieces_of(dtype)) * block_bytes(dtype);
+}
+
+/* The same, further on by what the pieces before it have of the codes in its block. */
+INLINE const uint8_t *piece_at(int32_t dtype, const uint8_t *p, int32_t k)
+{
+    return block_at(dtype, p, k) + k % pieces_of(dtype) * (dtype == MM2_NVFP4 ? 16 : 4);
+}
+
+/* Codes of two pieces, as their product below wants them. p and q are what piece_at says. */
 
 INLINE bytes64 direct_codes_q8_0(const uint8_t *p, const uint8_t *q)
 {
@@ -172,78 +228,218 @@ INLINE bytes64 direct_codes_iq4_nl(const uint8_t *p, const uint8_t *q)
         bytes_nibbles(p + offsetof(mm2_block_iq4_nl, q), q + offsetof(mm2_block_iq4_nl, q)));
 }
 
+INLINE bytes64 direct_codes_q4_1(const uint8_t *p, const uint8_t *q)
+{
+    return bytes_nibbles(p + offsetof(mm2_block_q4_1, q), q + offsetof(mm2_block_q4_1, q));
+}
+
+INLINE bytes64 direct_codes_q5_1(const uint8_t *p, const uint8_t *q)
+{
+    bytes64 low = bytes_nibbles(p + offsetof(mm2_block_q5_1, q), q + offsetof(mm2_block_q5_1, q));
+    return bytes_set_bit4(low, p + offsetof(mm2_block_q5_1, high),
+                          q + offsetof(mm2_block_q5_1, high));
+}
+
+INLINE bytes64 direct_codes_mxfp4(const uint8_t *p, const uint8_t *q)
+{
+    return bytes_values(e2m1_raised, bytes_nibbles(p + offsetof(mm2_block_mxfp4, q),
+                                                   q + offsetof(mm2_block_mxfp4, q)));
+}
+
+INLINE bytes64 direct_codes_nvfp4(const uint8_t *p, const uint8_t *q)
+{
+    return bytes_values(e2m1_raised, bytes_nibbles_of_8(p + offsetof(mm2_block_nvfp4, q),
+                                                        q + offsetof(mm2_block_nvfp4, q)));
+}
+
+INLINE bytes64 direct_codes_q1_0(const uint8_t *p, const uint8_t *q)
+{
+    return bytes_twos(p + offsetof(mm2_block_q1_0, q), q + offsetof(mm2_block_q1_0, q));
+}
+
+INLINE bytes64 direct_codes_i4(const uint8_t *p, const uint8_t *q)
+{
+    return bytes_nibble_pairs(p, q);
+}
+
+INLINE bytes64 direct_codes_f4_32(const uint8_t *p, const uint8_t *q)
+{
+    return bytes_values(e2m1_raised, bytes_nibble_pairs(p, q));
+}
+
+#define direct_codes_f4_16 direct_codes_f4_32
+
+INLINE bytes64 direct_codes_i8(const uint8_t *p, const uint8_t *q)
+{
+    return bytes_signed(bytes_xor(bytes_joined(p, q), 0x80));
+}
+
+/* Products: of signed codes, of values of IQ4, of codes without a sign. */
 #define direct_pairs_q8_0 pairs_dot_signed
+#define direct_pairs_iq4_nl pairs_dot_iq4
 #define direct_pairs_q4_0 pairs_dot_unsigned
 #define direct_pairs_q5_0 pairs_dot_unsigned
-#define direct_pairs_iq4_nl pairs_dot_iq4
+#define direct_pairs_q4_1 pairs_dot_unsigned
+#define direct_pairs_q5_1 pairs_dot_unsigned
+#define direct_pairs_mxfp4 pairs_dot_unsigned
+#define direct_pairs_nvfp4 pairs_dot_unsigned
+#define direct_pairs_q1_0 pairs_dot_unsigned
+#define direct_pairs_i4 pairs_dot_unsigned
+#define direct_pairs_f4_32 pairs_dot_unsigned
+#define direct_pairs_f4_16 pairs_dot_unsigned
+#define direct_pairs_i8 pairs_dot_signed
 
-INLINE bytes64 direct_block_codes(int32_t dtype, const uint8_t *p, const uint8_t *q)
+INLINE bytes64 direct_codes(int32_t dtype, const uint8_t *p, const uint8_t *q)
 {
     switch (dtype) {
 #define CODES(ID, name, ...)                                                                       \
     case MM2_##ID:                                                                                 \
         return direct_codes_##name(p, q);
         MM2_BLOCKS(CODES)
+        MM2_PLANES(CODES)
 #undef CODES
     }
     __builtin_unreachable();
 }
 
-INLINE pairs direct_block_pairs(int32_t dtype, bytes64 c, const int8_t *acts)
+INLINE pairs direct_pairs(int32_t dtype, bytes64 c, const int8_t *acts)
 {
     switch (dtype) {
 #define PAIRS(ID, name, ...)                                                                       \
     case MM2_##ID:                                                                                 \
         return direct_pairs_##name(c, acts);
         MM2_BLOCKS(PAIRS)
+        MM2_PLANES(PAIRS)
 #undef PAIRS
     }
     __builtin_unreachable();
 }
 
-INLINE void direct_block_terms(int32_t dtype, int acts, direct_terms *t, int32_t at,
-                               const uint8_t *p, const direct_block_act *x, int32_t b)
+/* The first or second ones of the pairs of scales of 8 pieces, as head_nvfp4 has them; AVX2 does at every
+ * level. */
+static inline __m256 nvfp4_scales(__m128i pairs_of_8, int second, float global)
 {
-    int32_t bytes = block_bytes(dtype);
-    pairs sum[DIRECT_ACTS][ROWS / 2];
-#pragma GCC unroll 8
-    for (int k = 0; k < ROWS / 2; k++) {
-        int first = k + k / 4 * 4; /* with the block four further on */
-        prefetch_lines(p, k * 2 * bytes, (k * 2 + 2) * bytes);
-        bytes64 c = direct_block_codes(dtype, p + first * bytes, p + (first + 4) * bytes);
-#pragma GCC unroll 4
-        for (int m = 0; m < acts; m++)
-            sum[m][k] = direct_block_pairs(dtype, c, x[m].code[b + first]);
-    }
-    reals_store(t->d + at, reals_halves(p, bytes)); /* at the beginning of a block */
-#pragma GCC unroll 4
-    for (int m = 0; m < acts; m++) {
-        words isum = pairs_sums(is_signed(dtype), sum[m]);
-        reals_store(t->sum[m] + at, reals_from_words(words_sub(isum, words_load(x[m].bias + b))));
+    const __m128i size = _mm_set1_epi16(0x7f);
+    __m128i a =
+        second ? _mm_srli_epi16(pairs_of_8, 8) : _mm_and_si128(pairs_of_8, _mm_set1_epi16(0xff));
+    a = _mm_and_si128(_mm_andnot_si128(_mm_cmpeq_epi16(a, size), a), size);
+    __m256 d = _mm256_mul_ps(_mm256_cvtph_ps(_mm_slli_epi16(a, 7)), _mm256_set1_ps(128));
+    return _mm256_mul_ps(d, _mm256_set1_ps(global));
+}
+
+/* Scales and minima of ROWS pieces: of their blocks, ... */
+INLINE void direct_heads_of_blocks(int32_t dtype, direct_terms *t, int32_t at, const uint8_t *p,
+                                   float global)
+{
+    if (dtype == MM2_NVFP4) {
+        for (int i = 0; i < ROWS; i += 8) { /* 8 pieces are 4 blocks, whose scales are words */
+            int32_t head[4];
+            for (int k = 0; k < 4; k++)
+                memcpy(head + k, block_at(dtype, p, i + k * 2), 4);
+            __m128i a = _mm_setr_epi32(head[0], head[1], head[2], head[3]);
+            for (int s = 0; s < 2; s++)
+                _mm256_storeu_ps(t->d + s * DIRECT_SECOND + at + i, nvfp4_scales(a, s, global));
+        }
+    } else if (dtype == MM2_Q1_0) {
+        for (int i = 0; i < ROWS; i += 4) {
+            int16_t half;
+            memcpy(&half, block_at(dtype, p, i), 2);
+            _mm_storeu_ps(t->d + at + i, _mm_cvtph_ps(_mm_set1_epi16(half)));
+        }
+    } else if (has_minima(dtype) || dtype == MM2_MXFP4) {
+        words head[4];
+        reals d[2], m;
+        transpose4(head, p, block_bytes(dtype));
+        head_piece(dtype, d, &m, head[0], 0);
+        reals_store(t->d + at, d[0]);
+        if (has_minima(dtype))
+            reals_store(t->min + at, m);
+    } else {
+        reals_store(t->d + at, reals_halves(p, block_bytes(dtype)));
     }
 }
 
-INLINE void matmul_block_direct(int32_t dtype, int acts, float *const *out, const mm2_weight *w,
-                                int32_t first, int32_t count, const int8_t *const *act)
+/* ... and of all pieces of `rows` rows of a plane; in the place of minima zero points of I4, less the
+ * usual 8. */
+INLINE void direct_heads_of_planes(int32_t dtype, direct_terms *t, const mm2_weight *w, int64_t row,
+                                   int32_t rows)
+{
+    int32_t each = spans_of_row(w), same = w->group / mm2_format_of(dtype).span;
+    float some[16];
+    for (int32_t s = 0; s < rows * each; s += 16) {
+        v16_store(some, span_floats(dtype, w, row * each + s));
+        for (int32_t j = 0; j < smaller(16, rows * each - s); j++)
+            for (int32_t k = 0; k < same; k++) {
+                int32_t span = (s + j) * same + k, spans = spans_of(dtype);
+                t->d[span % spans * DIRECT_SECOND + span / spans] = some[j];
+            }
+    }
+    for (int32_t r = 0; r < rows && w->zeros; r++)
+        for (int32_t b = 0; b < w->n_in / 32; b++)
+            t->min[r * (w->n_in / 32) + b] = (float)(mm2_weight_zero(w, row + r, b * 32) - 8);
+}
+
+/* zeros: are there zero points in the place of minima? What is computed of them is exact. */
+INLINE void direct_piece_terms(int32_t dtype, int acts, direct_terms *t, int32_t at,
+                               const uint8_t *p, const direct_act *x, int32_t b, int zeros)
+{
+    const int32_t bytes = (int32_t)begin_bytes(dtype, 32 * ROWS) / (ROWS / 2);
+    pairs sum[DIRECT_ACTS][ROWS / 2];
+#pragma GCC unroll 8
+    for (int k = 0; k < ROWS / 2; k++) {
+        int first = k + k / 4 * 4; /* with the piece four further on */
+        prefetch_lines(p, k * bytes, (k + 1) * bytes);
+        bytes64 c = direct_codes(dtype, piece_at(dtype, p, first), piece_at(dtype, p, first + 4));
+#pragma GCC unroll 4
+        for (int m = 0; m < acts; m++)
+            sum[m][k] = direct_pairs(dtype, c, x[m].code[b + first]);
+    }
+#pragma GCC unroll 4
+    for (int m = 0; m < acts; m++) {
+        words isum[2];
+        if (spans_of(dtype) == 2)
+            pairs_halves(isum, sum[m]);
+        else
+            isum[0] = pairs_sums(is_signed(dtype), sum[m]);
+#pragma GCC unroll 2
+        for (int s = 0; s < spans_of(dtype); s++) {
+            reals sums = reals_from_words(words_sub(isum[s], words_load(x[m].bias[s] + b)));
+            if (dtype == MM2_I4 && zeros)
+                sums = reals_fnma(reals_load(t->min + at),
+                                  reals_from_words(words_load(x[m].sums + b)), sums);
+            reals_store(t->sum[m] + s * DIRECT_SECOND + at, sums);
+        }
+    }
+}
+
+INLINE void matmul_pieces_direct(int32_t dtype, int acts, float *const *out, const mm2_weight *w,
+                                 int32_t first, int32_t count, const int8_t *const *act)
 {
     _Alignas(64) uint8_t copy[ROWS * sizeof(mm2_block_q8_0)];
-    direct_block_act x[DIRECT_ACTS];
-    const float *d[DIRECT_ACTS];
+    direct_act x[DIRECT_ACTS];
+    act_heads scales[DIRECT_ACTS];
     direct_terms t;
-    int32_t blocks = w->n_in / 32, bytes = block_bytes(dtype);
+    int32_t pieces = w->n_in / 32, most = smaller(CHAIN_ROWS, DIRECT_LIMIT / 4 / pieces);
     for (int m = 0; m < acts; m++) {
-        direct_block_prepare(x + m, act[m], w->n_in, direct_bias(dtype));
-        d[m] = (const float *)(act[m] + w->n_in);
+        direct_prepare(dtype, x + m, act[m], w->n_in, direct_bias(dtype));
+        scales[m].d = (const float *)(act[m] + w->n_in);
+        scales[m].sums = x[m].sums;
     }
+    most = spans_of(dtype) == 2 ? most : CHAIN_ROWS;
     const uint8_t *p = (const uint8_t *)w->data + first * w->row_bytes;
-    for (int32_t i = 0; i < count; i += CHAIN_ROWS, p += CHAIN_ROWS * w->row_bytes) {
-        int32_t rows = smaller(CHAIN_ROWS, count - i), total = rows * blocks;
+    for (int32_t i = 0; i < count; i += most, p += most * w->row_bytes) {
+        int32_t rows = smaller(most, count - i), total = rows * pieces;
+        if (mm2_is_plane(dtype))
+            direct_heads_of_planes(dtype, &t, w, (int64_t)first + i, rows);
         for (int32_t at = 0, b = 0; at < total; at += ROWS) {
-            direct_block_terms(dtype, acts, &t, at, direct_group(p, at, total, bytes, copy), x, b);
-            for (b += ROWS; b >= blocks;)
-                b -= blocks;
+            const uint8_t *q = direct_group(dtype, p, at, total, copy);
+            if (!mm2_is_plane(dtype))
+                direct_heads_of_blocks(dtype, &t, at, q, global_of(w));
+            direct_piece_terms(dtype, acts, &t, at, q, x, b, w->zeros != NULL);
+            for (b += ROWS; b >= pieces;)
+                b -= pieces;
         }
-        direct_chain(0, acts, out, i, &t, d, rows, blocks);
+        direct_chain(dtype, acts, out, i, &t, scales, rows, pieces);
     }
 }
 
@@ -576,7 +772,7 @@ INLINE void direct_super_terms(int32_t dtype, int acts, direct_terms *t, int32_t
     direct_heads_fill(dtype, &h, p, block_bytes(dtype));
     reals_store(t->d + at, h.d);
     if (minima)
-        reals_store(t->dmin + at, h.dmin);
+        reals_store(t->min + at, h.dmin);
 #pragma GCC unroll 4
     for (int m = 0; m < acts && minima; m++) { /* before the codes, which need the registers */
         words least = words_set1(0);
@@ -613,22 +809,22 @@ INLINE void matmul_super_direct(int32_t dtype, int acts, float *const *out, cons
 {
     _Alignas(64) uint8_t copy[ROWS * sizeof(mm2_block_q6_k)];
     direct_super_act x[DIRECT_ACTS];
-    const float *d[DIRECT_ACTS];
+    act_heads scales[DIRECT_ACTS] = {{NULL, NULL}};
     direct_terms t;
-    int32_t blocks = w->n_in / MM2_SUPER, bytes = block_bytes(dtype);
+    int32_t blocks = w->n_in / MM2_SUPER;
     for (int m = 0; m < acts; m++) {
         direct_super_prepare(dtype, x + m, act[m], w->n_in);
-        d[m] = (const float *)(act[m] + w->n_in);
+        scales[m].d = (const float *)(act[m] + w->n_in);
     }
     const uint8_t *p = (const uint8_t *)w->data + first * w->row_bytes;
     for (int32_t i = 0; i < count; i += CHAIN_ROWS, p += CHAIN_ROWS * w->row_bytes) {
         int32_t rows = smaller(CHAIN_ROWS, count - i), total = rows * blocks;
         for (int32_t at = 0, b = 0; at < total; at += ROWS) {
-            direct_super_terms(dtype, acts, &t, at, direct_group(p, at, total, bytes, copy), x, b);
+            direct_super_terms(dtype, acts, &t, at, direct_group(dtype, p, at, total, copy), x, b);
             for (b += ROWS; b >= blocks;)
                 b -= blocks;
         }
-        direct_chain(has_minima(dtype), acts, out, i, &t, d, rows, blocks);
+        direct_chain(dtype, acts, out, i, &t, scales, rows, blocks);
     }
 }
 
@@ -643,7 +839,7 @@ INLINE void matmul_direct(int32_t dtype, int acts, float *const *out, const mm2_
     if (mm2_is_super(dtype))
         matmul_super_direct(dtype, acts, out, w, first, count, a);
     else
-        matmul_block_direct(dtype, acts, out, w, first, count, a);
+        matmul_pieces_direct(dtype, acts, out, w, first, count, a);
 }
 
 INLINE void matmul_integer_direct(int32_t dtype, float *const *out, const mm2_weight *w,

@@ -63,11 +63,11 @@ INLINE void ahead_go(ahead *a)
     a->bytes -= share;
 }
 
-/* Are codes so small that dot() may add them up in int16 before they are scaled? The sums of a block
- * of 32, of a sub-block or, for Q5_K, of half a sub-block then stay below 2^15. */
+/* Are codes so small that dot() may add them up in int16 before they are scaled? The sums of a piece of
+ * 32 (not of Q5_1), of a sub-block or, for Q5_K, of half a sub-block then stay below 2^15. */
 INLINE int is_small(int32_t dtype)
 {
-    return mm2_format_of(dtype).bits < 8;
+    return mm2_format_of(dtype).bits < 8 && dtype != MM2_Q5_1;
 }
 
 /* Groups of 16 codes that dot() adds up before dot_end() scales them: what has one scale, but only
@@ -84,52 +84,68 @@ INLINE int tile_acts(int32_t left)
     return left >= DOT_ACTS ? DOT_ACTS : left >= 2 ? 2 : 1;
 }
 
-/* ---- Blocks of 32 ---- */
+/* ---- Blocks and planes ---- */
 
-INLINE void block_tile(int panels, int32_t dtype, int acts, reals (*y)[DOT_PANELS],
-                       const block_panel *p, const int8_t *const *a, const float *const *d,
-                       int32_t blocks, ahead *next)
+/* asum of kernels.h of each piece. */
+INLINE void sums_of_acts(float *sums, const int8_t *a, int32_t pieces)
+{
+    for (int32_t b = 0; b < pieces; b++)
+        sums[b] = (float)sum32(a + b * 32);
+}
+
+INLINE void piece_tile(int panels, int32_t dtype, int acts, reals (*y)[DOT_PANELS],
+                       const piece_panel *p, const int8_t *const *a, const float *const *d,
+                       int32_t pieces, ahead *next)
 {
     _Alignas(64) int8_t buffer[DOT_ACTS][256];
     const int8_t *ready[DOT_ACTS];
     const words one = scale_form(words_set1(1));
+    const int spans = spans_of(dtype), steps = 8 / spans;
     reals total[DOT_ACTS][DOT_PANELS];
+    float sums[DOT_ACTS][8];
 #pragma GCC unroll 4
     for (int m = 0; m < acts; m++) {
-        ready[m] = dot_acts(0, buffer[m], a[m], blocks * 32);
+        ready[m] = dot_acts(0, in_pairs(dtype), buffer[m], a[m], pieces * 32);
+        if (has_minima(dtype))
+            sums_of_acts(sums[m], a[m], pieces);
 #pragma GCC unroll 2
         for (int n = 0; n < panels; n++)
             total[m][n] = y[m][n];
     }
-    for (int32_t b = 0; b < blocks; b++) {
+    for (int32_t s = 0; s < pieces * spans; s++) {
         words sum[DOT_ACTS][DOT_PANELS];
-        ahead_go(next);
+        int32_t b = s / spans;
+        if (s % spans == 0)
+            ahead_go(next);
 #pragma GCC unroll 4
         for (int m = 0; m < acts; m++)
 #pragma GCC unroll 2
             for (int n = 0; n < panels; n++)
-                sum[m][n] = p[n].start[b];
+                sum[m][n] = p[n].start[s];
 #pragma GCC unroll 8
-        for (int i = 0; i < 8; i++) {
+        for (int i = 0; i < steps; i++) {
             codes c[DOT_PANELS];
 #pragma GCC unroll 2
             for (int n = 0; n < panels; n++)
-                c[n] = codes_load(0, p[n].code + b * 8 + i);
+                c[n] = codes_load(0, p[n].code + s * steps + i);
 #pragma GCC unroll 4
             for (int m = 0; m < acts; m++)
 #pragma GCC unroll 2
                 for (int n = 0; n < panels; n++)
-                    sum[m][n] =
-                        dot(is_small(dtype), 0, sum[m][n], c[n], ready[m] + b * 32 + i * 4, one);
+                    sum[m][n] = dot(is_small(dtype), 0, sum[m][n], c[n],
+                                    ready[m] + (s * steps + i) * 4, one);
         }
 #pragma GCC unroll 4
         for (int m = 0; m < acts; m++)
 #pragma GCC unroll 2
-            for (int n = 0; n < panels; n++)
-                total[m][n] = reals_fma(
-                    reals_times(p[n].d[b], d[m][b]),
-                    reals_from_words(dot_end(is_small(dtype), words_set1(0), sum[m][n], one)),
-                    total[m][n]);
+            for (int n = 0; n < panels; n++) {
+                words isum = dot_end(is_small(dtype), words_set1(0), sum[m][n], one);
+                total[m][n] = reals_fma(reals_times(p[n].heads.d[s], d[m][b]),
+                                        reals_from_words(isum), total[m][n]);
+                if (has_minima(dtype))
+                    total[m][n] = reals_fma(reals_times(p[n].heads.m[b], d[m][b]),
+                                            reals_set1(sums[m][b]), total[m][n]);
+            }
     }
 #pragma GCC unroll 4
     for (int m = 0; m < acts; m++)
@@ -138,9 +154,9 @@ INLINE void block_tile(int panels, int32_t dtype, int acts, reals (*y)[DOT_PANEL
             y[m][n] = total[m][n];
 }
 
-INLINE void block_panel_dot(int panels, int32_t dtype, reals (*y)[DOT_PANELS], const block_panel *p,
+INLINE void piece_panel_dot(int panels, int32_t dtype, reals (*y)[DOT_PANELS], const piece_panel *p,
                             const void *const *acts, int32_t rows, int32_t n_in, int32_t begin,
-                            int32_t blocks, ahead next)
+                            int32_t pieces, ahead next)
 {
     for (int32_t m = 0; m < rows;) {
         const int8_t *a[DOT_ACTS];
@@ -152,45 +168,49 @@ INLINE void block_panel_dot(int panels, int32_t dtype, reals (*y)[DOT_PANELS], c
             d[t] = (const float *)(act + n_in) + begin / 32;
         }
         if (together == DOT_ACTS)
-            block_tile(panels, dtype, DOT_ACTS, y + m, p, a, d, blocks, &next);
+            piece_tile(panels, dtype, DOT_ACTS, y + m, p, a, d, pieces, &next);
         else if (together == 2)
-            block_tile(panels, dtype, 2, y + m, p, a, d, blocks, &next);
+            piece_tile(panels, dtype, 2, y + m, p, a, d, pieces, &next);
         else
-            block_tile(panels, dtype, 1, y + m, p, a, d, blocks, &next);
+            piece_tile(panels, dtype, 1, y + m, p, a, d, pieces, &next);
         m += together;
     }
 }
 
-INLINE void block_panel_fill(int32_t dtype, block_panel *p, group g, int32_t blocks)
+/* Rows from i on, `pieces` pieces from element `begin` on. */
+INLINE void piece_panel_fill(int32_t dtype, piece_panel *p, const mm2_weight *w, int32_t first,
+                             int32_t count, int32_t i, int32_t begin, int32_t pieces, uint8_t *copy)
 {
-    for (int32_t b = 0; b < blocks; b++) {
+    const int spans = spans_of(dtype);
+    group g = group_at(w, first, count, i, begin_bytes(dtype, begin),
+                       begin_bytes(dtype, pieces * 32), copy);
+    heads_of_pieces(dtype, &p->heads, w, first, count, i, begin, pieces, g.p, g.stride);
+    for (int32_t b = 0; b < pieces; b++) {
         words *code = p->code + b * 8;
-        p->d[b] = unpack_block(dtype, code, g.p + b * block_bytes(dtype), g.stride);
-        p->start[b] = dot_start(0, code, 8);
+        codes_of_piece(dtype, code, w, first, count, i, begin, b, g.p, g.stride);
+        for (int s = 0; s < spans; s++)
+            p->start[b * spans + s] = dot_start(0, code + s * (8 / spans), 8 / spans);
     }
 }
 
 /* One group of up to panels * ROWS weight rows with up to SUM_ACTS activation rows. */
-INLINE void matmul_block_group(int panels, int32_t dtype, float *const *out, const mm2_weight *w,
+INLINE void matmul_piece_group(int panels, int32_t dtype, float *const *out, const mm2_weight *w,
                                int32_t first, int32_t count, int32_t i, const void *const *acts,
                                int32_t rows)
 {
     _Alignas(64) uint8_t copy[ROWS * 8 * sizeof(mm2_block_q8_0)]; /* the largest block */
-    block_panel panel[DOT_PANELS];
+    piece_panel panel[DOT_PANELS];
     reals y[SUM_ACTS][DOT_PANELS];
     for (int32_t m = 0; m < rows; m++)
         for (int n = 0; n < panels; n++)
             y[m][n] = reals_zero();
     for (int32_t begin = 0; begin < w->n_in; begin += 256) {
-        int32_t blocks = smaller(256, w->n_in - begin) / 32, bytes = block_bytes(dtype);
+        int32_t pieces = smaller(256, w->n_in - begin) / 32;
         for (int n = 0; n < panels; n++)
-            block_panel_fill(dtype, panel + n,
-                             group_at(w, first, count, i + n * ROWS, (int64_t)begin / 32 * bytes,
-                                      blocks * bytes, copy),
-                             blocks);
-        block_panel_dot(panels, dtype, y, panel, acts, rows, w->n_in, begin, blocks,
-                        ahead_of(panels, w, first, i, (int64_t)begin / 32 * bytes, blocks * bytes,
-                                 rows, blocks));
+            piece_panel_fill(dtype, panel + n, w, first, count, i + n * ROWS, begin, pieces, copy);
+        piece_panel_dot(panels, dtype, y, panel, acts, rows, w->n_in, begin, pieces,
+                        ahead_of(panels, w, first, i, begin_bytes(dtype, begin),
+                                 begin_bytes(dtype, pieces * 32), rows, pieces));
     }
     for (int32_t m = 0; m < rows; m++)
         for (int n = 0; n < panels; n++)
@@ -218,7 +238,7 @@ INLINE void super_tile(int panels, int32_t dtype, int acts, reals (*y)[DOT_PANEL
     int same = is_wide(dtype) ? 2 : 1; /* groups of 16 codes with one scale */
 #pragma GCC unroll 4
     for (int m = 0; m < acts; m++) {
-        ready[m] = dot_acts(minima, buffer[m], a[m], 256);
+        ready[m] = dot_acts(minima, 0, buffer[m], a[m], 256);
 #pragma GCC unroll 2
         for (int n = 0; n < panels; n++)
             total[m][n] = words_set1(0);
@@ -334,9 +354,9 @@ INLINE void matmul_integer(int32_t dtype, float *const *out, const mm2_weight *w
             else if (super)
                 matmul_super_group(1, dtype, out + m, w, first, count, i, acts + m, some);
             else if (wide)
-                matmul_block_group(DOT_PANELS, dtype, out + m, w, first, count, i, acts + m, some);
+                matmul_piece_group(DOT_PANELS, dtype, out + m, w, first, count, i, acts + m, some);
             else
-                matmul_block_group(1, dtype, out + m, w, first, count, i, acts + m, some);
+                matmul_piece_group(1, dtype, out + m, w, first, count, i, acts + m, some);
         }
     }
 }

@@ -12,6 +12,7 @@
 #include "kernels/body_attend.h"
 #include "kernels/body_bf16.h"
 #include "kernels/body_unpack.h"
+#include "kernels/body_planes.h"
 #include "kernels/body_int_direct.h"
 #include "kernels/body_int_panels.h"
 #include "kernels/body_exact.h"

@@ -19,7 +19,7 @@ enum {
 };
 
 /* ---- Panels: what pack makes. Of each group of 16 rows, [16] being the rows:
- *   MM2_ACT_Q8_32    int8 q[n / 4][16][4], float d[n / 32][16]
+ *   MM2_ACT_Q8_32    int8 q[n / 4][16][4], float d[n / 32][16], float sums[n / 32][16] of 32 codes each
  *   MM2_ACT_Q8_256   int8 q[n / 4][16][4], float d[n / 256][16], int16 sums[n / 32][16][2] of 16
  *                    codes each, int16 wide[n / 64][16][2] of 32 codes each
  *   MM2_ACT_BF16     uint16 x[n / 2][16][2], n rounded up to a multiple of 128 ---- */
@@ -76,8 +76,15 @@ static void pack_q8_32(void *panel, const void *const *acts, int32_t rows, int32
 {
     uint8_t *out = panel;
     for (int32_t m = 0; m < rows; m += TILE) {
+        const uint8_t *packed = out;
         out = pack_dwords(out, acts + m, smaller(TILE, rows - m), 0, n);
         out = pack_dwords(out, acts + m, smaller(TILE, rows - m), n, (int64_t)n / 32 * 4);
+        for (int32_t b = 0; b < n / 32; b++, out += 64) {
+            words sum = words_set1(0);
+            for (int j = 0; j < 8; j++, packed += 64)
+                sum = _mm512_dpbusd_epi32(sum, words_set1(EACH), _mm512_load_si512(packed));
+            reals_store((float *)out, reals_from_words(sum));
+        }
     }
 }
 
@@ -115,38 +122,48 @@ typedef float pair_sums[PAIR][TILE]; /* y of 32 weight rows and one group */
 typedef struct flow {
     filling in;
     chunk ring[2];
-    /* Sums as the tiles leave them. Blocks of 32: [set odd or even][block], one tile. Others:
+    /* Sums as the tiles leave them. Pieces: [set odd or even][span], one tile. Others:
      * [plane, low first][tile * 2 + group]. */
-    _Alignas(64) int32_t c[2][CHUNK_BLOCKS][TILE * TILE];
+    _Alignas(64) int32_t c[2][CHUNK_SPANS][TILE * TILE];
     /* The set that is to be settled; pointers are to what belongs to its first group. */
     const chunk *from;
     pair_sums *y;
     const uint8_t *d;    /* [16] of the panel, for each block of the chunk */
-    const uint8_t *sums; /* formats with minima: [4 or 8][16] pairs */
+    const uint8_t *sums; /* formats with minima: [4 or 8][16] pairs; of pieces [16] floats each */
     int64_t group_bytes; /* from one group to the next */
-    int32_t blocks;      /* blocks of 32: how many, and of which tile */
+    int32_t pieces_in;   /* pieces of 32: how many, and of which tile */
     int32_t tile;
     uint32_t piece, pieces; /* done, and all of them */
     int32_t goal;           /* rows of the next chunk that this set is to fill */
 } flow;
 
-/* SETTLE_ROWS rows of a tile of blocks of 32. */
-INLINE void settle_blocks(flow *f)
+/* SETTLE_ROWS rows of a tile of pieces. */
+INLINE void settle_pieces(int32_t dtype, flow *f)
 {
     uint32_t at = f->piece * SETTLE_ROWS, row = (uint32_t)f->tile * TILE + at;
     const chunk *from = f->from;
+    const int spans = spans_of(dtype);
     float(*sum)[TILE] = *f->y + row;
     reals y[SETTLE_ROWS];
 #pragma GCC unroll 4
     for (int j = 0; j < SETTLE_ROWS; j++)
         y[j] = reals_load(sum[j]);
-    for (int32_t b = 0; b < f->blocks; b++) {
-        const int32_t *c = f->c[f->tile][b] + at * TILE;
+    for (int32_t b = 0; b < f->pieces_in; b++) {
         reals d = reals_load((const float *)f->d + b * TILE);
+#pragma GCC unroll 2
+        for (int s = b * spans; s < (b + 1) * spans; s++) {
+            const int32_t *c = f->c[f->tile][s] + at * TILE;
+#pragma GCC unroll 4
+            for (int j = 0; j < SETTLE_ROWS; j++)
+                y[j] = reals_fma(reals_times(d, from->d[s][row + j]),
+                                 reals_from_words(words_load(c + j * TILE)), y[j]);
+        }
+        if (!has_minima(dtype))
+            continue;
+        reals sums = reals_load((const float *)f->sums + b * TILE);
 #pragma GCC unroll 4
         for (int j = 0; j < SETTLE_ROWS; j++)
-            y[j] = reals_fma(reals_times(d, from->d[b][row + j]),
-                             reals_from_words(words_load(c + j * TILE)), y[j]);
+            y[j] = reals_fma(reals_times(d, from->m[b][row + j]), sums, y[j]);
     }
 #pragma GCC unroll 4
     for (int j = 0; j < SETTLE_ROWS; j++)
@@ -206,8 +223,8 @@ INLINE void settle_chunk(int32_t dtype, flow *f)
 
 INLINE void settle(int32_t dtype, flow *f)
 {
-    if (mm2_is_block(dtype))
-        settle_blocks(f);
+    if (is_piecewise(dtype))
+        settle_pieces(dtype, f);
     else
         settle_chunk(dtype, f);
     f->piece++;
@@ -317,29 +334,30 @@ INLINE void multiply_one(int32_t dtype, work_function work_on, flow *f, const ch
     }
 }
 
-#define BLOCK_DOT(c_tile, a_tile, b_tile, i)                                                       \
+#define SPAN_DOT(c_tile, a_tile, b_tile, i)                                                        \
     do {                                                                                           \
         tile_zero(c_tile);                                                                         \
-        tile_load(a_tile, now->a[0][tile][(i) / 2][0] + (i) % 2 * 32, 64);                         \
-        tile_load(b_tile, b + (i)*512, 64);                                                        \
+        tile_load(a_tile, now->a[0][tile][(i)*span / 64][0] + (i)*span % 64, 64);                  \
+        tile_load(b_tile, b + (i)*span * TILE, 64);                                                \
         tile_dot_signed(c_tile, a_tile, b_tile);                                                   \
         tile_store(c_tile, f->c[tile][i], 64);                                                     \
     } while (0)
 
-/* Half a chunk of blocks of 32 times one group, block by block. Calls work for every two. */
-INLINE void multiply_blocks(int32_t dtype, work_function work_on, flow *f, const chunk *now,
-                            int32_t tile, const uint8_t *b, int32_t blocks, int32_t most)
+/* Half a chunk of pieces times one group, span by span. Calls work for every two. */
+INLINE void multiply_pieces(int32_t dtype, work_function work_on, flow *f, const chunk *now,
+                            int32_t tile, const uint8_t *b, int32_t spans, int32_t most)
 {
-    for (int32_t i = 0; i < blocks; i += 4) {
-        BLOCK_DOT(0, 4, 6, i);
-        if (i + 1 < blocks)
-            BLOCK_DOT(1, 5, 7, i + 1);
+    const int32_t span = mm2_format_of(dtype).span;
+    for (int32_t i = 0; i < spans; i += 4) {
+        SPAN_DOT(0, 4, 6, i);
+        if (i + 1 < spans)
+            SPAN_DOT(1, 5, 7, i + 1);
         work_on(f, most);
-        if (i + 2 >= blocks)
+        if (i + 2 >= spans)
             break;
-        BLOCK_DOT(2, 4, 6, i + 2);
-        if (i + 3 < blocks)
-            BLOCK_DOT(3, 5, 7, i + 3);
+        SPAN_DOT(2, 4, 6, i + 2);
+        if (i + 3 < spans)
+            SPAN_DOT(3, 5, 7, i + 3);
         work_on(f, most);
     }
     settle_rest(work_on, f);
@@ -366,18 +384,17 @@ INLINE void multiply_set(int32_t dtype, work_function work_on, flow *f, const ch
                          int32_t set, int32_t sets, int32_t groups, const uint8_t *panel,
                          pair_sums *y)
 {
-    int32_t n = f->in.w->n_in, blocks = smaller(CHUNK_BLOCKS, (n - k) / 32);
-    int32_t group = mm2_is_block(dtype) ? set / 2 : set * 2;
-    int32_t two = !mm2_is_block(dtype) && groups - group > 1;
-    int32_t calls =
-        mm2_is_block(dtype) ? (blocks + 1) / 2 : (two + 1) * 4 * (has_two_planes(dtype) + 1);
+    int32_t n = f->in.w->n_in, pieces_in = smaller(CHUNK_PIECES, (n - k) / 32);
+    int32_t piecewise = is_piecewise(dtype), spans = piecewise ? pieces_in * spans_of(dtype) : 0;
+    int32_t group = piecewise ? set / 2 : set * 2, two = !piecewise && groups - group > 1;
+    int32_t calls = piecewise ? (spans + 1) / 2 : (two + 1) * 4 * (has_two_planes(dtype) + 1);
     panel += group * f->group_bytes;
     const uint8_t *b = panel + (int64_t)k * (dtype == MM2_F8_E4M3 ? TILE * 2 : TILE);
     f->goal = f->in.to ? PAIR * (set + 1) / sets : 0;
     int32_t pieces = (int32_t)(f->pieces - f->piece) + f->goal - smaller(f->goal, f->in.done);
     int32_t most = (pieces + calls - 1) / calls;
-    if (mm2_is_block(dtype))
-        multiply_blocks(dtype, work_on, f, now, set % 2, b, blocks, most);
+    if (piecewise)
+        multiply_pieces(dtype, work_on, f, now, set % 2, b, spans, most);
     else if (two)
         multiply_two(dtype, work_on, f, now, b, most);
     else
@@ -385,13 +402,17 @@ INLINE void multiply_set(int32_t dtype, work_function work_on, flow *f, const ch
     work_on(f, PAIR); /* rows of the next chunk that `calls` did not get to */
     f->from = now;
     f->y = y + group;
-    f->d = panel + (int64_t)n * TILE + (int64_t)k / (mm2_is_block(dtype) ? 32 : MM2_SUPER) * 64;
-    f->sums = panel + (int64_t)n * TILE + n / MM2_SUPER * 64;
-    f->sums += is_wide(dtype) ? n / 32 * 64 + k / MM2_SUPER * 256 : k / MM2_SUPER * 512;
-    f->blocks = blocks;
+    f->d = panel + (int64_t)n * TILE + (int64_t)k / (piecewise ? 32 : MM2_SUPER) * 64;
+    if (piecewise) {
+        f->sums = f->d + n / 32 * 64;
+    } else {
+        f->sums = panel + (int64_t)n * TILE + n / MM2_SUPER * 64;
+        f->sums += is_wide(dtype) ? n / 32 * 64 + k / MM2_SUPER * 256 : k / MM2_SUPER * 512;
+    }
+    f->pieces_in = pieces_in;
     f->tile = set % 2;
     f->piece = 0;
-    f->pieces = (uint32_t)(mm2_is_block(dtype) ? TILE : PAIR * (two + 1)) / SETTLE_ROWS;
+    f->pieces = (uint32_t)(piecewise ? TILE : PAIR * (two + 1)) / SETTLE_ROWS;
 }
 
 /* Up to SETS_ROWS rows. */
@@ -402,7 +423,7 @@ INLINE void multiply_some(int32_t dtype, work_function work_on, float *const *ou
     flow f;
     _Alignas(64) pair_sums y[SETS_ROWS / TILE];
     int32_t groups = (rows + TILE - 1) / TILE, slot = 0;
-    int32_t sets = mm2_is_block(dtype) ? groups * 2 : (groups + 1) / 2;
+    int32_t sets = is_piecewise(dtype) ? groups * 2 : (groups + 1) / 2;
     f.group_bytes = mm2_panel_bytes(mm2_act_of(dtype), TILE, w->n_in);
     f.piece = f.pieces = 0;
     f.goal = PAIR;
@@ -425,7 +446,7 @@ INLINE void multiply_packed(int32_t dtype, work_function work_on, float *const *
                             int32_t rows)
 {
     int64_t some_bytes = mm2_panel_bytes(mm2_act_of(dtype), SETS_ROWS, w->n_in);
-    tiles_begin(mm2_is_block(dtype) ? 32 : 64);
+    tiles_begin(is_piecewise(dtype) ? mm2_format_of(dtype).span : 64);
     for (int32_t m = 0; m < rows; m += SETS_ROWS)
         multiply_some(dtype, work_on, out + m, w, first, count,
                       (const uint8_t *)panel + m / SETS_ROWS * some_bytes,

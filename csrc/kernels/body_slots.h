@@ -21,9 +21,7 @@ static void fill_matmul(mm2_kernels *t)
 #define FILL(ID, name, ...) t->matmul[MM2_##ID] = matmul_##name;
 #define FILL_FLOAT(ID, name, ...) t->exact[MM2_##ID] = matmul_##name;
 #define FILL_EXACT(ID, name, ...) t->exact[MM2_##ID] = exact_##name;
-    MM2_FLOATS(FILL)
-    MM2_PAIRS(FILL)
-    MM2_INTEGER_FORMATS(FILL)
+    MM2_PRODUCT_FORMATS(FILL)
     MM2_FLOATS(FILL_FLOAT)
     MM2_PAIRS(FILL_EXACT)
     MM2_INTEGER_FORMATS(FILL_EXACT)

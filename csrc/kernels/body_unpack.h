@@ -21,83 +21,220 @@ INLINE words words_join(words a, words b)
     return words_or(words_shr(a, 16), words_shl(b, 16));
 }
 
-/* ---- Blocks of 32 ---- */
+/* ---- Blocks and planes: 32 codes, a piece, at a time ---- */
 
-typedef struct block_panel {
-    words code[64]; /* 8 blocks of 8 words: word k holds elements 4k..4k+3 */
-    words start[8];
-    reals d[8];
-} block_panel;
+/* Of up to 8 pieces. */
+typedef struct piece_heads {
+    reals d[16]; /* of each span */
+    reals m[8];  /* of formats with minima */
+} piece_heads;
+
+typedef struct piece_panel {
+    words code[64]; /* 8 pieces of 8 words: word k holds elements 4k..4k+3 */
+    words start[16];
+    piece_heads heads;
+} piece_panel;
 
 INLINE int32_t block_bytes(int32_t dtype)
 {
     return mm2_format_of(dtype).bytes;
 }
 
-/* Unpackers write the codes of one block and return its scale, which stands at the beginning. Nibbles:
- * the low ones of 16 bytes are elements 0..15, the high ones 16..31. */
+/* Pieces of a block, and spans of a piece. */
+INLINE int32_t pieces_of(int32_t dtype)
+{
+    return mm2_format_of(dtype).elements / 32;
+}
+
+INLINE int32_t spans_of(int32_t dtype)
+{
+    return 32 / mm2_format_of(dtype).span;
+}
+
+/* Unpackers write the codes of a block's piece number `part`. Nibbles: the low ones of 16 bytes are
+ * elements 0..15, the high ones 16..31. */
 
 INLINE words nibble_word(const words x[4], int i)
 {
     return words_bits(x[i % 4], i / 4 * 4, LOW4);
 }
 
-INLINE reals unpack_q8_0(words code[8], const uint8_t *p, int64_t stride)
+/* Bit 0 of four bytes: bits 4 i to 4 i + 3 of each word. */
+INLINE words four_bits(words bits, int i)
+{
+    bits =
+        words_mul(words_bits(bits, i * 4, 15), words_set1(0x00204081)); /* bit j goes to 7j + j */
+    return words_and(bits, words_set1(EACH));
+}
+
+INLINE void unpack_nibbles(words code[8], const uint8_t *p, int64_t stride, int less)
+{
+    words x[4];
+    transpose4(x, p, stride);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++)
+        code[i] = words_sub8(nibble_word(x, i), less);
+}
+
+/* With a fifth bit: bit k of `high` is that of element k. */
+INLINE void unpack_fives(words code[8], words high, const uint8_t *p, int64_t stride, int less)
+{
+    words x[4];
+    transpose4(x, p, stride);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++)
+        code[i] = words_sub8(words_or(nibble_word(x, i), words_shl(four_bits(high, i), 4)), less);
+}
+
+/* Nibbles that say where in a table the codes are. */
+INLINE void unpack_values(words code[8], const int8_t values[16], const uint8_t *p, int64_t stride)
+{
+    unpack_nibbles(code, p, stride, 0);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++)
+        code[i] = words_values(values, code[i]);
+}
+
+INLINE void unpack_q8_0(words code[8], const uint8_t *p, int part, int64_t stride)
+{
+    transpose4(code, p + offsetof(mm2_block_q8_0, q), stride);
+    transpose4(code + 4, p + offsetof(mm2_block_q8_0, q) + 16, stride);
+}
+
+INLINE void unpack_q4_0(words code[8], const uint8_t *p, int part, int64_t stride)
+{
+    unpack_nibbles(code, p + offsetof(mm2_block_q4_0, q), stride, 8);
+}
+
+INLINE void unpack_q5_0(words code[8], const uint8_t *p, int part, int64_t stride)
 {
     words head[4];
     transpose4(head, p, stride);
-    transpose4(code, p + offsetof(mm2_block_q8_0, q), stride);
-    transpose4(code + 4, p + offsetof(mm2_block_q8_0, q) + 16, stride);
-    return reals_from_half(head[0]);
+    unpack_fives(code, words_join(head[0], head[1]), p + offsetof(mm2_block_q5_0, q), stride, 16);
 }
 
-INLINE reals unpack_q4_0(words code[8], const uint8_t *p, int64_t stride)
+INLINE void unpack_iq4_nl(words code[8], const uint8_t *p, int part, int64_t stride)
 {
-    words head[4], x[4];
+    unpack_values(code, mm2_iq4_values, p + offsetof(mm2_block_iq4_nl, q), stride);
+}
+
+INLINE void unpack_q4_1(words code[8], const uint8_t *p, int part, int64_t stride)
+{
+    unpack_nibbles(code, p + offsetof(mm2_block_q4_1, q), stride, 0);
+}
+
+INLINE void unpack_q5_1(words code[8], const uint8_t *p, int part, int64_t stride)
+{
+    words head[4];
     transpose4(head, p, stride);
-    transpose4(x, p + offsetof(mm2_block_q4_0, q), stride);
+    unpack_fives(code, head[1], p + offsetof(mm2_block_q5_1, q), stride, 0);
+}
+
+INLINE void unpack_mxfp4(words code[8], const uint8_t *p, int part, int64_t stride)
+{
+    unpack_values(code, mm2_e2m1_doubled, p + offsetof(mm2_block_mxfp4, q), stride);
+}
+
+/* 8 bytes have 16 elements, the first half of them in the low nibbles. */
+INLINE void unpack_nvfp4(words code[8], const uint8_t *p, int part, int64_t stride)
+{
+    words x[8];
+    unpack_values(x, mm2_e2m1_doubled, p + offsetof(mm2_block_nvfp4, q) + part * 16, stride);
 #pragma GCC unroll 8
     for (int i = 0; i < 8; i++)
-        code[i] = words_sub8(nibble_word(x, i), 8);
-    return reals_from_half(head[0]);
+        code[i] = x[i / 4 * 2 + i % 4 / 2 * 4 + i % 2];
 }
 
-INLINE reals unpack_q5_0(words code[8], const uint8_t *p, int64_t stride)
+INLINE void unpack_q1_0(words code[8], const uint8_t *p, int part, int64_t stride)
 {
-    words head[4], x[4];
-    transpose4(head, p, stride);
-    transpose4(x, p + offsetof(mm2_block_q5_0, q), stride);
-    words high = words_join(head[0], head[1]); /* bit k is bit 4 of element k */
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; i++) { /* 4 bits to the bottom of 4 bytes: bit j goes to 7j + j */
-        words bits = words_mul(words_bits(high, i * 4, 15), words_set1(0x00204081));
-        bits = words_shl(words_and(bits, words_set1(EACH)), 4);
-        code[i] = words_sub8(words_or(nibble_word(x, i), bits), 16);
-    }
-    return reals_from_half(head[0]);
-}
-
-INLINE reals unpack_iq4_nl(words code[8], const uint8_t *p, int64_t stride)
-{
-    words head[4], x[4];
-    transpose4(head, p, stride);
-    transpose4(x, p + offsetof(mm2_block_iq4_nl, q), stride);
+    words x[4];
+    transpose4(x, p + offsetof(mm2_block_q1_0, q), stride);
 #pragma GCC unroll 8
     for (int i = 0; i < 8; i++)
-        code[i] = words_iq4(nibble_word(x, i));
-    return reals_from_half(head[0]);
+        code[i] = words_sub8(words_shl(four_bits(x[part], i), 1), 1);
 }
 
-INLINE reals unpack_block(int32_t dtype, words code[8], const uint8_t *p, int64_t stride)
+INLINE void unpack_piece(int32_t dtype, words code[8], const uint8_t *p, int part, int64_t stride)
 {
     switch (dtype) {
 #define UNPACK(ID, name, ...)                                                                      \
     case MM2_##ID:                                                                                 \
-        return unpack_##name(code, p, stride);
+        unpack_##name(code, p, part, stride);                                                      \
+        return;
         MM2_BLOCKS(UNPACK)
 #undef UNPACK
     }
     __builtin_unreachable();
+}
+
+/* Scales and minima of ROWS blocks. Most begin with a half float for all of the block. */
+
+INLINE void head_q8_0(reals d[2], reals *m, words head, int part)
+{
+    d[0] = reals_from_half(head);
+}
+
+#define head_q4_0 head_q8_0
+#define head_q5_0 head_q8_0
+#define head_iq4_nl head_q8_0
+#define head_q1_0 head_q8_0
+
+INLINE void head_q4_1(reals d[2], reals *m, words head, int part)
+{
+    d[0] = reals_from_half(head);
+    *m = reals_from_half(words_shr(head, 16));
+}
+
+#define head_q5_1 head_q4_1
+
+/* Exponents below 2 stand for numbers that count as zero. */
+INLINE void head_mxfp4(reals d[2], reals *m, words head, int part)
+{
+    words e = words_max(words_bits(head, 0, 0xff), words_set1(1));
+    d[0] = reals_of(words_shl(words_sub(e, words_set1(1)), 23));
+}
+
+/* Of E4M3 as a half float the exponent is 8 too small, of which 7 are to be made up for. */
+INLINE void head_nvfp4(reals d[2], reals *m, words head, int part)
+{
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) {
+        words code = words_without(words_bits(head, part * 16 + i * 8, 0xff), 0x7f);
+        d[i] = reals_times(reals_from_half(words_shl(words_and(code, words_set1(0x7f)), 7)), 128);
+    }
+}
+
+INLINE void head_piece(int32_t dtype, reals d[2], reals *m, words head, int part)
+{
+    switch (dtype) {
+#define HEAD(ID, name, ...)                                                                        \
+    case MM2_##ID:                                                                                 \
+        head_##name(d, m, head, part);                                                             \
+        return;
+        MM2_BLOCKS(HEAD)
+#undef HEAD
+    }
+    __builtin_unreachable();
+}
+
+/* What mm2_weight.global says. */
+INLINE float global_of(const mm2_weight *w)
+{
+    return w->global != 0 ? w->global : 1;
+}
+
+/* Of `pieces` pieces from p on, lanes being rows. */
+INLINE void heads_of_blocks(int32_t dtype, piece_heads *h, const mm2_weight *w, const uint8_t *p,
+                            int64_t stride, int32_t pieces)
+{
+    int spans = spans_of(dtype), each = pieces_of(dtype);
+    for (int32_t b = 0; b < pieces; b++) {
+        words head[4];
+        transpose4(head, p + b / each * block_bytes(dtype), stride);
+        head_piece(dtype, h->d + b * spans, h->m + b, head[0], b % each);
+        for (int i = 0; i < spans && dtype == MM2_NVFP4; i++)
+            h->d[b * spans + i] = reals_times(h->d[b * spans + i], global_of(w));
+    }
 }
 
 /* ---- Super-blocks of 256 ---- */

@@ -64,11 +64,32 @@ static inline words words_sub8(words a, int b)
     return _mm256_sub_epi8(a, _mm256_set1_epi8((char)b));
 }
 
-/* Each byte 0..15 replaced by its entry of mm2_iq4_values. */
+static inline words words_sub_bytes(words a, words b)
+{
+    return _mm256_sub_epi8(a, b);
+}
+
+static inline words words_max(words a, words b)
+{
+    return _mm256_max_epi32(a, b);
+}
+
+/* a, but 0 for x. */
+static inline words words_without(words a, int32_t x)
+{
+    return _mm256_andnot_si256(_mm256_cmpeq_epi32(a, _mm256_set1_epi32(x)), a);
+}
+
+/* Each byte 0..15 replaced by its entry of a table. */
+static inline words words_values(const int8_t values[16], words a)
+{
+    __m128i table = _mm_loadu_si128((const __m128i *)values);
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), a);
+}
+
 static inline words words_iq4(words a)
 {
-    __m128i table = _mm_loadu_si128((const __m128i *)mm2_iq4_values);
-    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), a);
+    return words_values(mm2_iq4_values, a);
 }
 
 static inline __m256i two_rows(const uint8_t *p, int64_t stride)
@@ -99,6 +120,13 @@ static inline words scale_form(words scale)
     return _mm256_blend_epi16(scale, _mm256_slli_epi32(scale, 16), 0xaa);
 }
 
+/* Of each 8 bytes the even ones, then the odd ones. */
+static inline __m256i evens_first(__m256i a)
+{
+    return _mm256_shuffle_epi8(a, _mm256_broadcastsi128_si256(_mm_setr_epi8(
+                                      0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15)));
+}
+
 /* What a sum over the n words at `panel` starts from. Here and below, `positive` says that no code
  * is negative. */
 static inline words dot_start(int positive, const words *panel, int n)
@@ -109,13 +137,19 @@ static inline words dot_start(int positive, const words *panel, int n)
     return _mm256_setzero_si256();
 }
 
-/* Activations in the form of dot(): these, or made of them in `buffer`. n is a multiple of 32. */
-static inline const int8_t *dot_acts(int positive, int8_t *buffer, const int8_t *acts, int32_t n)
+/* Activations in the form of dot(): these, or made of them in `buffer`. `pairs`: of each 8 the even
+ * ones come first. n is a multiple of 32. */
+static inline const int8_t *dot_acts(int positive, int pairs, int8_t *buffer, const int8_t *acts,
+                                     int32_t n)
 {
     (void)positive;
-    (void)buffer;
-    (void)n;
-    return acts;
+    if (!pairs)
+        return acts;
+    for (int32_t i = 0; i < n; i += 32) {
+        __m256i a = _mm256_loadu_si256((const __m256i *)(acts + i));
+        _mm256_store_si256((__m256i *)(buffer + i), evens_first(a));
+    }
+    return buffer;
 }
 
 static inline codes codes_load(int positive, const words *panel)
@@ -195,6 +229,11 @@ static inline reals reals_times(reals a, float b)
     return _mm256_mul_ps(a, _mm256_set1_ps(b));
 }
 
+static inline reals reals_set1(float x)
+{
+    return _mm256_set1_ps(x);
+}
+
 static inline reals reals_fma(reals a, reals b, reals c)
 {
     return _mm256_fmadd_ps(a, b, c);
@@ -240,14 +279,28 @@ static inline bytes64 bytes_joined(const uint8_t *p, const uint8_t *q) /* 32 byt
     return bytes_of(join16(p, q), join16(p + 16, q + 16));
 }
 
-/* The activations of two blocks in the order of their codes and, for IQ4, their absolute values. */
-static inline void acts_pair(int8_t out[ACT_PAIR], const int8_t *a, const int8_t *b)
+/* The activations of two pieces in the order of their codes and, for IQ4, their absolute values. Codes
+ * are in order; or `low` has the even ones; or the first 8 of each 16. */
+enum { ORDER_PLAIN, ORDER_PAIRS, ORDER_EIGHTS };
+
+static inline __m256i acts_ordered(int order, const int8_t *a)
 {
-    bytes64 x = bytes_joined((const uint8_t *)a, (const uint8_t *)b);
-    _mm256_store_si256((__m256i *)out, x.low);
-    _mm256_store_si256((__m256i *)(out + 32), x.high);
-    _mm256_store_si256((__m256i *)(out + 64), _mm256_abs_epi8(x.low));
-    _mm256_store_si256((__m256i *)(out + 96), _mm256_abs_epi8(x.high));
+    __m256i x = _mm256_loadu_si256((const __m256i *)a);
+    if (order == ORDER_PAIRS) /* of each 16 the even ones come first */
+        x = _mm256_shuffle_epi8(x, _mm256_broadcastsi128_si256(_mm_setr_epi8(
+                                       0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15)));
+    return order == ORDER_PLAIN ? x : _mm256_permute4x64_epi64(x, 0xd8);
+}
+
+static inline void acts_pair(int order, int8_t out[ACT_PAIR], const int8_t *a, const int8_t *b)
+{
+    __m256i x = acts_ordered(order, a), y = acts_ordered(order, b);
+    __m256i low = _mm256_permute2x128_si256(x, y, 0x20);
+    __m256i high = _mm256_permute2x128_si256(x, y, 0x31);
+    _mm256_store_si256((__m256i *)out, low);
+    _mm256_store_si256((__m256i *)(out + 32), high);
+    _mm256_store_si256((__m256i *)(out + 64), _mm256_abs_epi8(low));
+    _mm256_store_si256((__m256i *)(out + 96), _mm256_abs_epi8(high));
 }
 
 static inline bytes64 bytes_load(const uint8_t *p)
@@ -292,6 +345,21 @@ static inline bytes64 bytes_nibbles(const uint8_t *p, const uint8_t *q)
     return nibbles(join16(p, q));
 }
 
+/* Nibbles of 16 bytes at p and at q that acts_pair knows as ORDER_PAIRS, and as ORDER_EIGHTS. */
+#define bytes_nibble_pairs bytes_nibbles
+#define bytes_nibbles_of_8 bytes_nibbles
+
+static inline bytes64 bytes_values(const int8_t values[16], bytes64 a)
+{
+    return bytes_of(words_values(values, a.low), words_values(values, a.high));
+}
+
+static inline bytes64 bytes_xor(bytes64 a, int mask)
+{
+    __m256i m = _mm256_set1_epi8((char)mask);
+    return bytes_of(_mm256_xor_si256(a.low, m), _mm256_xor_si256(a.high, m));
+}
+
 /* Each byte with the mask. */
 static inline bytes64 bytes_and(bytes64 a, int mask)
 {
@@ -329,27 +397,40 @@ static inline bytes64 bytes_shl_halves(bytes64 a, int n, int m)
     return bytes_of(_mm256_slli_epi16(a.low, n), _mm256_slli_epi16(a.high, m));
 }
 
-/* 16 in every byte whose bit is set: byte i of a lane has bit i of its bytes `first` and `first` +
+/* `value` in every byte whose bit is set: byte i of a lane has bit i of its bytes `first` and `first` +
  * 1. */
-static inline __m256i bits_to_16(__m256i bits, int first)
+static inline __m256i bits_to(int value, __m256i bits, int first)
 {
     const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201);
     long long from = 0x0101010101010101 * first;
     __m256i a = _mm256_shuffle_epi8(
         bits, _mm256_setr_epi64x(from, from + 0x0101010101010101, from, from + 0x0101010101010101));
     a = _mm256_cmpeq_epi8(_mm256_and_si256(a, bit), bit);
-    return _mm256_and_si256(a, _mm256_set1_epi8(16));
+    return _mm256_and_si256(a, _mm256_set1_epi8((char)value));
+}
+
+/* The 32 bits at p in every word of the first lane, those at q in the second. */
+static inline __m256i two_times_32(const uint8_t *p, const uint8_t *q)
+{
+    int32_t low, high;
+    memcpy(&low, p, 4);
+    memcpy(&high, q, 4);
+    return _mm256_blend_epi32(_mm256_set1_epi32(low), _mm256_set1_epi32(high), 0xf0);
 }
 
 /* Bit 4 of each byte from the 32 bits at p and the 32 at q. */
 static inline bytes64 bytes_set_bit4(bytes64 a, const uint8_t *p, const uint8_t *q)
 {
-    int32_t low, high;
-    memcpy(&low, p, 4);
-    memcpy(&high, q, 4);
-    __m256i bits = _mm256_blend_epi32(_mm256_set1_epi32(low), _mm256_set1_epi32(high), 0xf0);
-    return bytes_of(_mm256_or_si256(a.low, bits_to_16(bits, 0)),
-                    _mm256_or_si256(a.high, bits_to_16(bits, 2)));
+    __m256i bits = two_times_32(p, q);
+    return bytes_of(_mm256_or_si256(a.low, bits_to(16, bits, 0)),
+                    _mm256_or_si256(a.high, bits_to(16, bits, 2)));
+}
+
+/* 2 or 0 for each of these bits. */
+static inline bytes64 bytes_twos(const uint8_t *p, const uint8_t *q)
+{
+    __m256i bits = two_times_32(p, q);
+    return bytes_of(bits_to(2, bits, 0), bits_to(2, bits, 2));
 }
 
 /* Signed codes as pairs_dot wants them: raised by SIGNED_BIAS. */
@@ -434,7 +515,7 @@ static inline __m256i pair_scale(__m256i scales, int i)
 static inline void acts_iq4_xs(int8_t out[4 * ACT_PAIR], const int8_t *a)
 {
     for (int j = 0; j < 4; j++)
-        acts_pair(out + j * ACT_PAIR, a + j * 64, a + j * 64 + 32);
+        acts_pair(ORDER_PLAIN, out + j * ACT_PAIR, a + j * 64, a + j * 64 + 32);
 }
 
 /* sum + scales * (values of the codes of IQ4_XS at q + SIGNED_BIAS) * activations. Scales are those of
@@ -555,6 +636,20 @@ static inline words pairs_sums(int negative, const pairs v[ROWS / 2])
     ab = _mm256_madd_epi16(ab, one); /* 31 * 127 * 8 was within int16 */
     cd = _mm256_madd_epi16(cd, one);
     return _mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd));
+}
+
+/* Words of each lane of 128 bits added up two by two, those of a, b, c and d; in int16, then one by one. */
+static inline __m256i sums_of_2(__m256i a, __m256i b)
+{
+    __m256i sum = _mm256_add_epi16(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
+    return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); /* 24 * 127 * 8 was within int16 */
+}
+
+/* The same as pairs_sums, of the first and of the last 16 codes of each piece; not of signed ones. */
+static inline void pairs_halves(words half[2], const pairs v[ROWS / 2])
+{
+    half[0] = sums_of_2(_mm256_unpacklo_epi32(v[0], v[1]), _mm256_unpacklo_epi32(v[2], v[3]));
+    half[1] = sums_of_2(_mm256_unpackhi_epi32(v[0], v[1]), _mm256_unpackhi_epi32(v[2], v[3]));
 }
 
 static inline words words_load(const int32_t *p)

@@ -53,10 +53,30 @@ static inline words words_sub8(words a, int b)
     return _mm512_sub_epi8(a, _mm512_set1_epi8((char)b));
 }
 
+static inline words words_sub_bytes(words a, words b)
+{
+    return _mm512_sub_epi8(a, b);
+}
+
+static inline words words_max(words a, words b)
+{
+    return _mm512_max_epi32(a, b);
+}
+
+static inline words words_without(words a, int32_t x)
+{
+    return _mm512_maskz_mov_epi32(_mm512_cmpneq_epi32_mask(a, _mm512_set1_epi32(x)), a);
+}
+
+static inline words words_values(const int8_t values[16], words a)
+{
+    __m128i table = _mm_loadu_si128((const __m128i *)values);
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), a);
+}
+
 static inline words words_iq4(words a)
 {
-    __m128i table = _mm_loadu_si128((const __m128i *)mm2_iq4_values);
-    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), a);
+    return words_values(mm2_iq4_values, a);
 }
 
 static inline __m128i load_row(const uint8_t *p)
@@ -105,19 +125,22 @@ static inline words dot_start(int positive, const words *panel, int n)
     return _mm512_sub_epi32(_mm512_setzero_si512(), sum);
 }
 
-static inline const int8_t *dot_acts(int positive, int8_t *buffer, const int8_t *acts, int32_t n)
+static inline __m512i evens_first(__m512i a)
+{
+    return _mm512_shuffle_epi8(a, _mm512_broadcast_i32x4(_mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8,
+                                                                       10, 12, 14, 9, 11, 13, 15)));
+}
+
+static inline const int8_t *dot_acts(int positive, int pairs, int8_t *buffer, const int8_t *acts,
+                                     int32_t n)
 {
     if (positive)
         return acts;
-    int32_t i = 0;
-    for (; i + 64 <= n; i += 64) {
-        __m512i a = _mm512_loadu_si512(acts + i);
-        _mm512_store_si512(buffer + i, _mm512_xor_si512(a, _mm512_set1_epi8((char)0x80)));
-    }
-    if (i < n) {
-        __m256i a = _mm256_loadu_si256((const __m256i *)(acts + i));
-        a = _mm256_xor_si256(a, _mm256_set1_epi8((char)0x80));
-        _mm256_store_si256((__m256i *)(buffer + i), a);
+    for (int32_t i = 0; i < n; i += 64) {
+        __mmask64 mask = n - i >= 64 ? ~(__mmask64)0 : 0xffffffff;
+        __m512i a = _mm512_maskz_loadu_epi8(mask, acts + i);
+        a = _mm512_xor_si512(a, _mm512_set1_epi8((char)0x80));
+        _mm512_store_si512(buffer + i, pairs ? evens_first(a) : a);
     }
     return buffer;
 }
@@ -178,6 +201,11 @@ static inline reals reals_times(reals a, float b)
     return _mm512_mul_ps(a, _mm512_set1_ps(b));
 }
 
+static inline reals reals_set1(float x)
+{
+    return _mm512_set1_ps(x);
+}
+
 static inline reals reals_fma(reals a, reals b, reals c)
 {
     return _mm512_fmadd_ps(a, b, c);
@@ -198,8 +226,12 @@ static inline void reals_store_n(float *p, reals a, int32_t n)
 typedef __m512i bytes64;
 typedef __m512i pairs;
 
-static inline void acts_pair(int8_t out[ACT_PAIR], const int8_t *a, const int8_t *b)
+/* Codes are always in order. */
+enum { ORDER_PLAIN, ORDER_PAIRS, ORDER_EIGHTS };
+
+static inline void acts_pair(int order, int8_t out[ACT_PAIR], const int8_t *a, const int8_t *b)
 {
+    (void)order;
     memcpy(out, a, 32);
     memcpy(out + 32, b, 32);
 }
@@ -232,6 +264,33 @@ static inline bytes64 bytes_nibbles(const uint8_t *p, const uint8_t *q)
     return _mm512_and_si512(_mm512_srlv_epi64(a, shift), _mm512_set1_epi8(15));
 }
 
+/* Bytes to words, whose upper bytes take the high nibbles. */
+static inline bytes64 bytes_nibble_pairs(const uint8_t *p, const uint8_t *q)
+{
+    __m512i a = _mm512_cvtepu8_epi16(
+        _mm256_inserti128_si256(_mm256_castsi128_si256(load_row(p)), load_row(q), 1));
+    return _mm512_and_si512(_mm512_or_si512(a, _mm512_slli_epi16(a, 4)), _mm512_set1_epi8(15));
+}
+
+/* Each 8 bytes twice, shifted the second time. */
+static inline bytes64 bytes_nibbles_of_8(const uint8_t *p, const uint8_t *q)
+{
+    const __m512i shift = _mm512_setr_epi64(0, 4, 0, 4, 0, 4, 0, 4);
+    __m512i a = _mm512_mask_broadcast_i32x4(bytes_repeat16(p), 0xff00, load_row(q));
+    a = _mm512_castpd_si512(_mm512_permute_pd(_mm512_castsi512_pd(a), 0xcc));
+    return _mm512_and_si512(_mm512_srlv_epi64(a, shift), _mm512_set1_epi8(15));
+}
+
+static inline bytes64 bytes_values(const int8_t values[16], bytes64 a)
+{
+    return words_values(values, a);
+}
+
+static inline bytes64 bytes_xor(bytes64 a, int mask)
+{
+    return _mm512_xor_si512(a, _mm512_set1_epi8((char)mask));
+}
+
 static inline bytes64 bytes_and(bytes64 a, int mask)
 {
     return _mm512_and_si512(a, _mm512_set1_epi8((char)mask));
@@ -262,13 +321,22 @@ static inline bytes64 bytes_shl_halves(bytes64 a, int n, int m)
     return _mm512_sllv_epi64(a, _mm512_setr_epi64(n, n, n, n, m, m, m, m));
 }
 
-static inline bytes64 bytes_set_bit4(bytes64 a, const uint8_t *p, const uint8_t *q)
+static inline __mmask64 bits_of(const uint8_t *p, const uint8_t *q)
 {
     uint32_t low, high;
     memcpy(&low, p, 4);
     memcpy(&high, q, 4);
-    __mmask64 bits = _cvtu64_mask64(low | (uint64_t)high << 32);
-    return _mm512_mask_add_epi8(a, bits, a, _mm512_set1_epi8(16));
+    return _cvtu64_mask64(low | (uint64_t)high << 32);
+}
+
+static inline bytes64 bytes_set_bit4(bytes64 a, const uint8_t *p, const uint8_t *q)
+{
+    return _mm512_mask_add_epi8(a, bits_of(p, q), a, _mm512_set1_epi8(16));
+}
+
+static inline bytes64 bytes_twos(const uint8_t *p, const uint8_t *q)
+{
+    return _mm512_maskz_mov_epi8(bits_of(p, q), _mm512_set1_epi8(2));
 }
 
 static inline bytes64 bytes_signed(bytes64 c)
@@ -385,6 +453,14 @@ static inline words pairs_sums(int negative, const pairs v[ROWS / 2])
 {
     (void)negative;
     return sums_of_groups(sums_of_4(v[0], v[1], v[2], v[3]), sums_of_4(v[4], v[5], v[6], v[7]));
+}
+
+/* Each half of a piece has a group. */
+static inline void pairs_halves(words half[2], const pairs v[ROWS / 2])
+{
+    words a = sums_of_4(v[0], v[1], v[2], v[3]), b = sums_of_4(v[4], v[5], v[6], v[7]);
+    half[0] = _mm512_shuffle_i32x4(a, b, 0x88);
+    half[1] = _mm512_shuffle_i32x4(a, b, 0xdd);
 }
 
 static inline words words_sums(const words v[ROWS])

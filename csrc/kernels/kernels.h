@@ -72,12 +72,12 @@ typedef struct mm2_weight {
      * i in bits 4 i of row r's words. NULL: 8. */
     const void *zeros;
     int32_t zeros_first; /* the row of its first word, 0 to 7, in which this matrix's row 0 is */
-    int32_t
-        global_divides; /* F4_16: does `global` divide the scales instead of multiplying them? */
-    float global;       /* F4_16; 0: there is none, as if it were 1 */
+    /* F4_16, NVFP4: of all scales; 0: there is none, as if it were 1. F4_16: or does it divide them? */
+    float global;
+    int32_t global_divides;
 } mm2_weight;
 
-/* What the codes from k on of a row are multiplied with: of FP8 the scale, of PLANES d_w (below). */
+/* What the codes from k on of a row are multiplied with: of FP8 the scale, of PLANES and NVFP4 d_w (below). */
 float mm2_weight_scale(const mm2_weight *w, int64_t row, int32_t k);
 /* I4: what is to be subtracted from the unsigned codes there. */
 int32_t mm2_weight_zero(const mm2_weight *w, int64_t row, int32_t k);
@@ -129,10 +129,11 @@ typedef struct mm2_kernels {
      *   K-quants, IQ4_XS per super-block of 256: isum = sum over sub-blocks of scale * sum of q * a
      *                    (int32); y = fma(d_w * d_a, (float)isum, y); formats with minima also have
      *                    msum = sum of min * sums; then y = fma(-(dmin_w * d_a), (float)msum, y).
-     * q is the signed code: Q4_0 nibble - 8; Q5_0 - 16; Q3_K - 4; Q6_K - 32; Q2_K, Q4_K, Q5_K
-     * unsigned; I4 less its zero point; I8 - 128; E2M1 twice its value. d_w, dmin_w: the half floats as
-     * float32; FP8 without scale: scale = 1. PLANES: d_w is the scale; of F4_32 2^(e - 128), infinity
-     * for e = 255; of F4_16 s * (global / 2), or s / (2 * global). */
+     * q is the signed code: Q4_0 nibble - 8; Q5_0 - 16; Q3_K - 4; Q6_K - 32; Q2_K, Q4_K, Q5_K,
+     * Q4_1, Q5_1 unsigned; Q1_0 -1 or 1; I4 less its zero point; I8 - 128; E2M1 (MXFP4, NVFP4,
+     * F4_16, F4_32) twice its value. d_w, dmin_w, m_w: the half floats as float32; FP8 without scale:
+     * scale = 1. MXFP4 mm2_mxfp4_scale; F4_32 the same, but infinity for e = 255; NVFP4
+     * mm2_nvfp4_scale * global; F4_16 s * (global / 2), or s / (2 * global); I4, I8 the scale. */
     mm2_matmul *matmul[MM2_DTYPE_COUNT];
 
     /* The same product, as exactly as float32 sums have it: every weight as mm2_weight_values gives it

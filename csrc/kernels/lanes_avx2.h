@@ -278,11 +278,28 @@ static inline void widen64_f8_e4m3(const uint8_t *p, v16 out[4])
         out[i] = widen_f8(p + 16 * i);
 }
 
-/* 16 signed codes as floats. */
-static inline v16 v16_codes(const int8_t *p)
+/* 2^(e - 128) of 16 bytes e; below 2^-126 it counts as zero, and for e = 255 it is infinity. */
+static inline v16 widen_e8m0(const uint8_t *p)
 {
-    __m128i low = _mm_loadl_epi64((const __m128i *)p),
-            high = _mm_loadl_epi64((const __m128i *)(p + 8));
+    const __m256 half = _mm256_set1_ps(0.5f);
+    __m256i low = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+    __m256i high = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8)));
+    return v16_of(_mm256_mul_ps(_mm256_castsi256_ps(_mm256_slli_epi32(low, 23)), half),
+                  _mm256_mul_ps(_mm256_castsi256_ps(_mm256_slli_epi32(high, 23)), half));
+}
+
+/* 16 bytes of which each 8 have the even elements first, in order. */
+static inline __m128i bytes_in_order(__m128i a)
+{
+    return _mm_shuffle_epi8(a, _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15));
+}
+
+/* 16 signed codes as floats; `pairs`: to be put in order. */
+static inline v16 v16_codes(int pairs, const int8_t *p)
+{
+    __m128i low = _mm_loadu_si128((const __m128i *)p);
+    low = pairs ? bytes_in_order(low) : low;
+    __m128i high = _mm_unpackhi_epi64(low, low);
     return v16_of(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(low)),
                   _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(high)));
 }

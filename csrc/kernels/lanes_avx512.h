@@ -243,9 +243,32 @@ static inline v16 widen_f32(const uint8_t *p)
     return v16_load((const float *)p);
 }
 
-static inline v16 v16_codes(const int8_t *p)
+static inline v16 widen_f8(const uint8_t *p)
 {
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+    __m256i x = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)p));
+    __m256i size = _mm256_and_si256(x, _mm256_set1_epi16(0x7f));
+    __mmask16 nan = _mm256_cmpeq_epi16_mask(size, _mm256_set1_epi16(0x7f));
+    x = _mm256_or_si256(_mm256_slli_epi16(_mm256_sub_epi16(x, size), 8),
+                        _mm256_slli_epi16(size, 7));
+    x = _mm256_mask_set1_epi16(x, nan, 0x7fff);
+    return _mm512_mul_ps(_mm512_cvtph_ps(x), _mm512_set1_ps(256));
+}
+
+static inline v16 widen_e8m0(const uint8_t *p)
+{
+    __m512i e = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+    return _mm512_mul_ps(_mm512_castsi512_ps(_mm512_slli_epi32(e, 23)), _mm512_set1_ps(0.5f));
+}
+
+static inline __m128i bytes_in_order(__m128i a)
+{
+    return _mm_shuffle_epi8(a, _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15));
+}
+
+static inline v16 v16_codes(int pairs, const int8_t *p)
+{
+    __m128i c = _mm_loadu_si128((const __m128i *)p);
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(pairs ? bytes_in_order(c) : c));
 }
 
 /* ---- bf16 ---- */

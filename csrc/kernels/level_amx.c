@@ -22,6 +22,7 @@
 #include "kernels/body_exp.h"
 #include "kernels/body_float.h"
 #include "kernels/body_unpack.h"
+#include "kernels/body_planes.h"
 #include "kernels/body_int_direct.h"
 #include "kernels/body_fill_tiles.h"
 #include "kernels/body_packed.h"

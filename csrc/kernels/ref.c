@@ -48,7 +48,7 @@ int64_t mm2_panel_bytes(int32_t act, int32_t rows, int64_t n)
     if (act == MM2_ACT_BF16)
         group = 16 * mm2_act_bytes(act, n);
     else if (act == MM2_ACT_Q8_32)
-        group = 16 * (n + n / BLOCK * 4);
+        group = 16 * (n + n / BLOCK * 8);
     else if (act == MM2_ACT_Q8_256)
         group = 16 * (n + n / MM2_SUPER * 4 + n / LANES * 2 + n / BLOCK * 2);
     return ((int64_t)rows + 15) / 16 * group;
@@ -271,6 +271,56 @@ static void unpack_iq4_nl(piece *x, const void *block, int part)
     set_scale(x, mm2_f16_f32(b.d));
 }
 
+static void unpack_q4_1(piece *x, const void *block, int part)
+{
+    mm2_block_q4_1 b;
+    memcpy(&b, block, sizeof b);
+    for (int j = 0; j < BLOCK; j++)
+        x->q[j] = j < 16 ? b.q[j] & 15 : b.q[j - 16] >> 4;
+    set_scale(x, mm2_f16_f32(b.d));
+    x->m = mm2_f16_f32(b.m);
+}
+
+static void unpack_q5_1(piece *x, const void *block, int part)
+{
+    mm2_block_q5_1 b;
+    memcpy(&b, block, sizeof b);
+    for (int j = 0; j < BLOCK; j++) {
+        int low = j < 16 ? b.q[j] & 15 : b.q[j - 16] >> 4;
+        int high = b.high[j / 8] >> j % 8 & 1;
+        x->q[j] = (int8_t)(low | high << 4);
+    }
+    set_scale(x, mm2_f16_f32(b.d));
+    x->m = mm2_f16_f32(b.m);
+}
+
+static void unpack_mxfp4(piece *x, const void *block, int part)
+{
+    mm2_block_mxfp4 b;
+    memcpy(&b, block, sizeof b);
+    for (int j = 0; j < BLOCK; j++)
+        x->q[j] = mm2_e2m1_doubled[j < 16 ? b.q[j] & 15 : b.q[j - 16] >> 4];
+    set_scale(x, mm2_mxfp4_scale(b.d));
+}
+
+/* 8 bytes hold 16 elements: element j in the low, j + 8 in the high half of byte j. Scales are set by
+ * unpack_piece. */
+static void unpack_nvfp4(piece *x, const void *block, int part)
+{
+    const uint8_t *q = ((const mm2_block_nvfp4 *)block)->q + part * 16;
+    for (int j = 0; j < BLOCK; j++)
+        x->q[j] = mm2_e2m1_doubled[q[j / 16 * 8 + j % 8] >> j % 16 / 8 * 4 & 15];
+}
+
+static void unpack_q1_0(piece *x, const void *block, int part)
+{
+    mm2_block_q1_0 b;
+    memcpy(&b, block, sizeof b);
+    for (int j = 0; j < BLOCK; j++)
+        x->q[j] = b.q[part * 4 + j / 8] >> j % 8 & 1 ? 1 : -1;
+    set_scale(x, mm2_f16_f32(b.d));
+}
+
 /* Unpackers of planes: codes only. Nibbles: even elements in the low ones. */
 
 static void unpack_f4(piece *x, const uint8_t *p, int zero)
@@ -299,8 +349,9 @@ static void unpack_piece(piece *x, const mm2_weight *w, int32_t i, int32_t b)
 {
     int32_t parts = mm2_dtype_block(w->dtype) / BLOCK, bytes = mm2_dtype_bytes(w->dtype);
     const uint8_t *p = (const uint8_t *)w->data + i * w->row_bytes + (int64_t)(b / parts) * bytes;
+    int is_elsewhere = mm2_is_plane(w->dtype) || w->dtype == MM2_NVFP4;
     x->m = 0;
-    for (int half = 0; half < 2 && mm2_is_plane(w->dtype); half++)
+    for (int half = 0; half < 2 && is_elsewhere; half++)
         x->d[half] = mm2_weight_scale(w, i, b * BLOCK + half * 16);
     switch (w->dtype) {
 #define UNPACK(ID, name, ...)                                                                      \
@@ -515,7 +566,7 @@ const mm2_kernels mm2_kernels_ref = {
     .isa = MM2_ISA_REF,
     .matmul = {MM2_FLOATS(FLOATS) MM2_PAIRS(MATMUL) MM2_BLOCKS(PIECES) MM2_PLANES(PIECES)
                    MM2_SUPERS(SUPERS)},
-    .exact = {MM2_FLOATS(FLOATS) MM2_PAIRS(EXACT) MM2_INTEGER_FORMATS(DECODED) MM2_PLANES(DECODED)},
+    .exact = {MM2_FLOATS(FLOATS) MM2_PAIRS(EXACT) MM2_INTEGER_FORMATS(DECODED)},
     .quantize = {[MM2_ACT_BF16] = mm2_ref_quantize_bf16,
                  [MM2_ACT_Q8_32] = mm2_ref_quantize_q8_32,
                  [MM2_ACT_Q8_256] = mm2_ref_quantize_q8_256},

@@ -20,26 +20,35 @@ static float scale_f8(const mm2_weight *w, int64_t row, int32_t k)
     return w->scale[(w->scale_row + row) / SCALE_BLOCK * blocks + k / SCALE_BLOCK];
 }
 
-/* 2^(e - 128): subnormal from 1 down. */
-static float half_of_e8m0(uint8_t e)
+/* Bytes only, at any address. */
+static const mm2_block_nvfp4 *nvfp4_blocks(const mm2_weight *w, int64_t row)
 {
-    return e == 255 ? INFINITY : mm2_bits_f32(e < 2 ? 0x00200000u << e : (uint32_t)(e - 1) << 23);
+    return (const mm2_block_nvfp4 *)((const uint8_t *)w->data + row * w->row_bytes);
 }
 
 float mm2_weight_scale(const mm2_weight *w, int64_t row, int32_t k)
 {
+    float global = w->global != 0 ? w->global : 1;
     if (w->dtype == MM2_F8_E4M3)
         return scale_f8(w, row, k);
+    if (w->dtype == MM2_NVFP4)
+        return mm2_nvfp4_scale(nvfp4_blocks(w, row)[k / 64].d[k % 64 / 16]) * global;
     const uint8_t *p = (const uint8_t *)w->spans + row * w->span_bytes +
                        (int64_t)(k / w->group) * mm2_dtype_bytes(w->span_dtype);
     if (w->dtype == MM2_F4_32)
-        return half_of_e8m0(*p);
+        return *p == 255 ? INFINITY : mm2_mxfp4_scale(*p);
     float s;
     mm2_dequantize_row(w->span_dtype, p, &s, 1);
     if (w->dtype != MM2_F4_16)
         return s;
-    float global = w->global != 0 ? w->global : 1;
     return w->global_divides ? s / (2 * global) : s * (global / 2);
+}
+
+/* With its sign, doubled. */
+static int8_t nvfp4_code(const mm2_weight *w, int64_t row, int32_t k)
+{
+    uint8_t two = nvfp4_blocks(w, row)[k / 64].q[k % 64 / 16 * 8 + k % 8];
+    return mm2_e2m1_doubled[two >> k % 16 / 8 * 4 & 15];
 }
 
 int32_t mm2_weight_zero(const mm2_weight *w, int64_t row, int32_t k)
@@ -60,6 +69,9 @@ void mm2_weight_values(const mm2_weight *w, int64_t row, int32_t begin, int32_t 
     if (w->dtype == MM2_F8_E4M3)
         for (int32_t k = 0; k < n; k++)
             out[k] *= scale_f8(w, row, begin + k);
+    if (w->dtype == MM2_NVFP4)
+        for (int32_t k = 0; k < n; k++)
+            out[k] = mm2_weight_scale(w, row, begin + k) * nvfp4_code(w, row, begin + k);
     if (!mm2_is_plane(w->dtype))
         return;
     int is_float = w->dtype == MM2_F4_16 || w->dtype == MM2_F4_32, is_i4 = w->dtype == MM2_I4;

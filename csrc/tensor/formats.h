@@ -5,7 +5,7 @@
  * A row stands in the section of the kernels that multiply its weights:
  *   FLOATS   values, as float32, with float32 activations
  *   PAIRS    values, as bf16, with bf16 activations
- *   BLOCKS   blocks of 32 codes, each with a scale d
+ *   BLOCKS   blocks of 32 codes or a few times as many, each with scales d; with minima, m is added
  *   SUPERS   super-blocks of 256 codes: d times the integer scale of a sub-block; with minima, dmin
  *            times the sub-block's integer minimum is subtracted
  *   PLANES   codes without gaps; their scales lie elsewhere (mm2_weight)
@@ -19,7 +19,8 @@
  * GGUF         type number in GGUF; -1: none
  * SAFETENSORS  dtype in safetensors; NULL: none
  * ACT          MM2_ACT_ACT are the activations that its products take; NONE
- * SPAN         codes with a scale in common, the integer one in super-blocks
+ * SPAN         codes whose products are one integer sum: those with a scale in common, the integer one
+ *              in super-blocks, but 32 at most
  * MINIMA       has it minima?
  * BITS         of a code as it is multiplied: 8 with a sign, fewer without
  * OFFSET       what is to be subtracted from the codes of fewer bits */
@@ -40,7 +41,12 @@
     X(Q8_0,    q8_0,           32,   34,   8, NULL,      Q8_32,    32, 0,    8,   0) \
     X(Q4_0,    q4_0,           32,   18,   2, NULL,      Q8_32,    32, 0,    4,   8) \
     X(Q5_0,    q5_0,           32,   22,   6, NULL,      Q8_32,    32, 0,    5,  16) \
-    X(IQ4_NL,  iq4_nl,         32,   18,  20, NULL,      Q8_32,    32, 0,    8,   0)
+    X(IQ4_NL,  iq4_nl,         32,   18,  20, NULL,      Q8_32,    32, 0,    8,   0) \
+    X(Q4_1,    q4_1,           32,   20,   3, NULL,      Q8_32,    32, 1,    4,   0) \
+    X(Q5_1,    q5_1,           32,   24,   7, NULL,      Q8_32,    32, 1,    5,   0) \
+    X(MXFP4,   mxfp4,          32,   17,  39, NULL,      Q8_32,    32, 0,    5,  12) \
+    X(NVFP4,   nvfp4,          64,   36,  40, NULL,      Q8_32,    16, 0,    5,  12) \
+    X(Q1_0,    q1_0,          128,   18,  41, NULL,      Q8_32,    32, 0,    2,   1)
 #define MM2_SUPERS(X) \
     X(Q2_K,    q2_k,          256,   84,  10, NULL,      Q8_256,   16, 1,    2,   0) \
     X(Q3_K,    q3_k,          256,  110,  11, NULL,      Q8_256,   16, 0,    3,   4) \
@@ -59,15 +65,18 @@
 // clang-format on
 
 #define MM2_PLAIN_FORMATS(X) MM2_FLOATS(X) MM2_PAIRS(X) MM2_OTHERS(X)
-#define MM2_INTEGER_FORMATS(X) MM2_BLOCKS(X) MM2_SUPERS(X)
-#define MM2_PRODUCT_FORMATS(X) MM2_FLOATS(X) MM2_PAIRS(X) MM2_BLOCKS(X) MM2_PLANES(X) MM2_SUPERS(X)
+#define MM2_GGUF_BLOCKS(X) MM2_BLOCKS(X) MM2_SUPERS(X)
+#define MM2_INTEGER_FORMATS(X) MM2_BLOCKS(X) MM2_PLANES(X) MM2_SUPERS(X)
+#define MM2_PRODUCT_FORMATS(X) MM2_FLOATS(X) MM2_PAIRS(X) MM2_INTEGER_FORMATS(X)
 #define MM2_FORMATS(X) MM2_PRODUCT_FORMATS(X) MM2_OTHERS(X)
 
 /* What the kernels of a section take for granted; their copies have room for a Q8_0 or a Q6_K. */
 #define MM2_CHECK_BLOCK(ID, name, ELEMENTS, BYTES, GGUF, SAFETENSORS, ACT, SPAN, MINIMA, BITS,     \
                         OFFSET)                                                                    \
-    _Static_assert(ELEMENTS == 32 && BYTES <= 34 && SPAN == 32 && !MINIMA &&                       \
-                       (BITS == 8 || BITS <= 5),                                                   \
+    _Static_assert((ELEMENTS == 32 || ELEMENTS == 64 || ELEMENTS == 128) &&                        \
+                       BYTES <= 34 * (ELEMENTS / 32) && (BITS == 8 || BITS <= 5) &&                \
+                       (SPAN == 32 || (SPAN == 16 && !MINIMA && BITS < 8)) &&                      \
+                       !(MINIMA && (OFFSET || BITS == 8)),                                         \
                    #name);
 #define MM2_CHECK_SUPER(ID, name, ELEMENTS, BYTES, GGUF, SAFETENSORS, ACT, SPAN, MINIMA, BITS,     \
                         OFFSET)                                                                    \
@@ -76,8 +85,8 @@
                    #name);
 #define MM2_CHECK_PLANE(ID, name, ELEMENTS, BYTES, GGUF, SAFETENSORS, ACT, SPAN, MINIMA, BITS,     \
                         OFFSET)                                                                    \
-    _Static_assert(ELEMENTS == 32 && BYTES == (BITS == 8 ? 32 : 16) &&                             \
-                       (SPAN == 16 || SPAN == 32) && !MINIMA && (BITS == 8 || BITS <= 5),          \
+    _Static_assert(ELEMENTS == 32 && BYTES == (BITS == 8 ? 32 : 16) && !MINIMA &&                  \
+                       (SPAN == 32 ? BITS == 8 || BITS <= 5 : SPAN == 16 && BITS <= 5),            \
                    #name);
 MM2_BLOCKS(MM2_CHECK_BLOCK)
 MM2_PLANES(MM2_CHECK_PLANE)

@@ -101,6 +101,68 @@ static void decode_iq4_nl(const uint8_t *in, float *out)
         out[i] = d * mm2_iq4_values[b.q[i % 16] >> (i / 16 * 4) & 15];
 }
 
+static void decode_q4_1(const uint8_t *in, float *out)
+{
+    mm2_block_q4_1 b;
+    memcpy(&b, in, sizeof b);
+    float d = mm2_f16_f32(b.d), m = mm2_f16_f32(b.m);
+    for (int i = 0; i < 32; i++)
+        out[i] = d * (b.q[i % 16] >> (i / 16 * 4) & 15) + m;
+}
+
+static void decode_q5_1(const uint8_t *in, float *out)
+{
+    mm2_block_q5_1 b;
+    memcpy(&b, in, sizeof b);
+    float d = mm2_f16_f32(b.d), m = mm2_f16_f32(b.m);
+    for (int i = 0; i < 32; i++) {
+        int high = b.high[i / 8] >> (i % 8) & 1;
+        out[i] = d * ((b.q[i % 16] >> (i / 16 * 4) & 15) + high * 16) + m;
+    }
+}
+
+float mm2_mxfp4_scale(uint8_t e)
+{
+    return mm2_bits_f32(e < 2 ? 0x00200000u << e : (uint32_t)(e - 1) << 23);
+}
+
+static void decode_mxfp4(const uint8_t *in, float *out)
+{
+    mm2_block_mxfp4 b;
+    memcpy(&b, in, sizeof b);
+    float d = mm2_mxfp4_scale(b.d);
+    for (int i = 0; i < 32; i++)
+        out[i] = d * mm2_e2m1_doubled[b.q[i % 16] >> (i / 16 * 4) & 15];
+}
+
+float mm2_nvfp4_scale(uint8_t d)
+{
+    int exponent = d >> 3 & 15, mantissa = d & 7;
+    if (d == 0x7f)
+        return 0;
+    return exponent ? (float)(8 + mantissa) * mm2_bits_f32((uint32_t)(exponent + 116) << 23)
+                    : (float)mantissa * 0x1p-10f;
+}
+
+/* Each 16 elements have a scale and 8 bytes. */
+static void decode_nvfp4(const uint8_t *in, float *out)
+{
+    mm2_block_nvfp4 b;
+    memcpy(&b, in, sizeof b);
+    for (int i = 0; i < 64; i++)
+        out[i] = mm2_nvfp4_scale(b.d[i / 16]) *
+                 mm2_e2m1_doubled[b.q[i / 16 * 8 + i % 8] >> (i % 16 / 8 * 4) & 15];
+}
+
+static void decode_q1_0(const uint8_t *in, float *out)
+{
+    mm2_block_q1_0 b;
+    memcpy(&b, in, sizeof b);
+    float d = mm2_f16_f32(b.d);
+    for (int i = 0; i < 128; i++)
+        out[i] = b.q[i / 8] >> (i % 8) & 1 ? d : -d;
+}
+
 /* K-quants: element i of a super-block lies in half i / 128; within it, groups of 32 (Q6_K's low
  * nibbles: 64) share their bytes and take successive bits. */
 
@@ -233,7 +295,6 @@ void mm2_dequantize_row(int32_t dtype, const void *data, float *out, int64_t n)
         return;
         MM2_PLAIN_FORMATS(VALUES)
         MM2_INTEGER_FORMATS(BLOCKS)
-        MM2_PLANES(BLOCKS)
 #undef VALUES
 #undef BLOCKS
     }

@@ -1,6 +1,6 @@
 /* The block formats of GGUF as they lie on disk, and their decoding. The layouts are those of the
- * GGUF specification, and their sizes must be those of formats.h. Values are little-endian; `d` and
- * `dmin` are IEEE half floats. */
+ * GGUF specification, and their sizes must be those of formats.h. Values are little-endian; `d`, `dmin` and
+ * `m` are IEEE half floats, or of 8 bits: see the functions below. */
 #ifndef MM2_QUANT_H
 #define MM2_QUANT_H
 
@@ -14,6 +14,11 @@ typedef struct mm2_block_q8_0 { uint16_t d; int8_t q[32]; } mm2_block_q8_0;
 typedef struct mm2_block_q4_0 { uint16_t d; uint8_t q[16]; } mm2_block_q4_0;
 typedef struct mm2_block_q5_0 { uint16_t d; uint8_t high[4]; uint8_t q[16]; } mm2_block_q5_0;
 typedef struct mm2_block_iq4_nl { uint16_t d; uint8_t q[16]; } mm2_block_iq4_nl;
+typedef struct mm2_block_q4_1 { uint16_t d, m; uint8_t q[16]; } mm2_block_q4_1;
+typedef struct mm2_block_q5_1 { uint16_t d, m; uint8_t high[4]; uint8_t q[16]; } mm2_block_q5_1;
+typedef struct mm2_block_mxfp4 { uint8_t d; uint8_t q[16]; } mm2_block_mxfp4;
+typedef struct mm2_block_nvfp4 { uint8_t d[4]; uint8_t q[32]; } mm2_block_nvfp4;
+typedef struct mm2_block_q1_0 { uint16_t d; uint8_t q[16]; } mm2_block_q1_0;
 typedef struct mm2_block_q2_k { uint8_t scales[16]; uint8_t q[64]; uint16_t d, dmin; } mm2_block_q2_k;
 typedef struct mm2_block_q3_k { uint8_t high[32]; uint8_t q[64]; uint8_t scales[12]; uint16_t d; } mm2_block_q3_k;
 typedef struct mm2_block_q4_k { uint16_t d, dmin; uint8_t scales[12]; uint8_t q[128]; } mm2_block_q4_k;
@@ -24,13 +29,17 @@ typedef struct mm2_block_iq4_xs { uint16_t d, scales_high; uint8_t scales_low[4]
 
 #define SIZE(ID, name, ELEMENTS, BYTES, ...)                                                       \
     _Static_assert(sizeof(mm2_block_##name) == BYTES, #name);
-MM2_INTEGER_FORMATS(SIZE)
+MM2_GGUF_BLOCKS(SIZE)
 #undef SIZE
 
 /* The 16 values of IQ4_NL and IQ4_XS codes. */
 extern const int8_t mm2_iq4_values[16];
-/* Twice the values of the E2M1 codes of the 4-bit floats. */
+/* Twice the values of the E2M1 codes of the 4-bit floats, and therefore half of what their scales say:
+ * of MXFP4 2^(e - 128), also for e = 255, ... */
 extern const int8_t mm2_e2m1_doubled[16];
+float mm2_mxfp4_scale(uint8_t e);
+/* ... of NVFP4 E4M3 without its sign bit, with 480 in the place of NaN; but 0x7f is 0. */
+float mm2_nvfp4_scale(uint8_t d);
 
 /* Decode n elements of one row (n a multiple of the block) of any weight dtype to float32.
  * Bit-equal to the gguf package. FP8 and PLANES give the bare codes: see mm2_weight_values. */

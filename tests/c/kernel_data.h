@@ -134,7 +134,24 @@ static inline void set_half(uint8_t *p, int kind)
     memcpy(p, &x, 2);
 }
 
-/* The half floats of a block: d and, behind it, dmin. */
+/* A scale of a plane, or one of 8 bits of a block. */
+static inline void set_span(int32_t dtype, uint8_t *p, int kind)
+{
+    float s = next_float(kind == EXTREME ? TAME : kind);
+    uint16_t half = mm2_f32_bf16(s);
+    if (dtype == MM2_F32)
+        memcpy(p, &s, 4);
+    else if (dtype == MM2_F16)
+        set_half(p, kind);
+    else if (dtype == MM2_BF16)
+        memcpy(p, &half, 2);
+    else if (dtype == MM2_U8) /* E8M0 */
+        *p = (uint8_t)(kind == WILD ? next() % 200 : kind == BROKEN ? next() : 118 + next() % 8);
+    else
+        *p = (uint8_t)(kind == BROKEN ? next() : next() % 2 * 128 + next() % 127);
+}
+
+/* The scales of a block: d and, behind it, dmin or m. */
 static inline void set_scales(int32_t dtype, uint8_t *block, int kind)
 {
     switch (dtype) {
@@ -142,8 +159,13 @@ static inline void set_scales(int32_t dtype, uint8_t *block, int kind)
     case MM2_##ID:                                                                                 \
         block += offsetof(mm2_block_##name, d);                                                    \
         break;
-        MM2_INTEGER_FORMATS(SCALE)
+        MM2_GGUF_BLOCKS(SCALE)
 #undef SCALE
+    }
+    if (dtype == MM2_MXFP4 || dtype == MM2_NVFP4) {
+        for (int i = 0; i < (dtype == MM2_NVFP4 ? 4 : 1); i++)
+            set_span(dtype == MM2_NVFP4 ? MM2_F8_E4M3 : MM2_U8, block + i, kind);
+        return;
     }
     set_half(block, kind);
     if (mm2_format_of(dtype).minima)
@@ -167,7 +189,7 @@ static inline void fill_weights(int32_t dtype, uint8_t *p, size_t bytes, int kin
             set_half(p + i, kind);
         else if (dtype == MM2_F8_E4M3)
             p[i] &= kind != BROKEN && (p[i] & 0x7f) == 0x7f ? 0xfe : 0xff;
-        else if (mm2_is_integer(dtype))
+        else if (!mm2_is_plane(dtype))
             set_scales(dtype, p + i, kind);
     }
 }
@@ -190,23 +212,6 @@ static inline void set_f8_scales(matrix *x, int kind)
     for (int64_t i = 0; i < n; i++)
         x->scale[i] = next_float(kind == EXTREME ? TAME : kind);
     w->scale = x->scale;
-}
-
-/* One scale of a plane. */
-static inline void set_span(int32_t dtype, uint8_t *p, int kind)
-{
-    float s = next_float(kind == EXTREME ? TAME : kind);
-    uint16_t half = mm2_f32_bf16(s);
-    if (dtype == MM2_F32)
-        memcpy(p, &s, 4);
-    else if (dtype == MM2_F16)
-        set_half(p, kind);
-    else if (dtype == MM2_BF16)
-        memcpy(p, &half, 2);
-    else if (dtype == MM2_U8) /* E8M0 */
-        *p = (uint8_t)(kind == WILD ? next() % 200 : kind == BROKEN ? next() : 118 + next() % 8);
-    else
-        *p = (uint8_t)(kind == BROKEN || *p % 128 != 127 ? *p : 1);
 }
 
 static inline void set_spans(matrix *x, int kind)
@@ -263,6 +268,8 @@ static inline matrix matrix_new(int32_t dtype, int32_t n_out, int32_t n_in, int 
         set_f8_scales(&x, kind);
     if (mm2_is_plane(dtype))
         set_spans(&x, kind);
+    if (dtype == MM2_NVFP4 && next() % 2)
+        x.w.global = next_float(kind == EXTREME ? TAME : kind);
     return x;
 }
 
@@ -327,7 +334,7 @@ static inline int32_t pick_width(int32_t dtype)
     static const int32_t supers[] = {1, 2, 3, 5};
     int32_t block = mm2_dtype_block(dtype);
     return block == 1    ? pick(any, sizeof any / 4)
-           : block == 32 ? 32 * pick(blocks, sizeof blocks / 4)
+           : block < 256 ? block * pick(blocks, sizeof blocks / 4 - (block == 128 ? 2 : 0))
                          : 256 * pick(supers, sizeof supers / 4);
 }
 

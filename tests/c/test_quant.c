@@ -24,16 +24,31 @@ static void every_dtype_has_its_facts(void **state)
         int32_t dtype, block, bytes, ggml;
         const char *name, *safetensors;
     } want[] = {
-        {MM2_F32, 1, 4, 0, "f32", "F32"},           {MM2_F16, 1, 2, 1, "f16", "F16"},
-        {MM2_BF16, 1, 2, 30, "bf16", "BF16"},       {MM2_F8_E4M3, 1, 1, -1, "f8_e4m3", "F8_E4M3"},
-        {MM2_I32, 1, 4, 26, "i32", "I32"},          {MM2_Q8_0, 32, 34, 8, "q8_0", NULL},
-        {MM2_Q4_0, 32, 18, 2, "q4_0", NULL},        {MM2_Q5_0, 32, 22, 6, "q5_0", NULL},
-        {MM2_Q2_K, 256, 84, 10, "q2_k", NULL},      {MM2_Q3_K, 256, 110, 11, "q3_k", NULL},
-        {MM2_Q4_K, 256, 144, 12, "q4_k", NULL},     {MM2_Q5_K, 256, 176, 13, "q5_k", NULL},
-        {MM2_Q6_K, 256, 210, 14, "q6_k", NULL},     {MM2_IQ4_NL, 32, 18, 20, "iq4_nl", NULL},
-        {MM2_IQ4_XS, 256, 136, 23, "iq4_xs", NULL}, {MM2_U8, 1, 1, -1, "u8", "U8"},
-        {MM2_F4_16, 32, 16, -1, "f4_16", NULL},     {MM2_F4_32, 32, 16, -1, "f4_32", NULL},
-        {MM2_I4, 32, 16, -1, "i4", NULL},           {MM2_I8, 32, 32, -1, "i8", NULL},
+        {MM2_F32, 1, 4, 0, "f32", "F32"},
+        {MM2_F16, 1, 2, 1, "f16", "F16"},
+        {MM2_BF16, 1, 2, 30, "bf16", "BF16"},
+        {MM2_F8_E4M3, 1, 1, -1, "f8_e4m3", "F8_E4M3"},
+        {MM2_I32, 1, 4, 26, "i32", "I32"},
+        {MM2_Q8_0, 32, 34, 8, "q8_0", NULL},
+        {MM2_Q4_0, 32, 18, 2, "q4_0", NULL},
+        {MM2_Q5_0, 32, 22, 6, "q5_0", NULL},
+        {MM2_Q2_K, 256, 84, 10, "q2_k", NULL},
+        {MM2_Q3_K, 256, 110, 11, "q3_k", NULL},
+        {MM2_Q4_K, 256, 144, 12, "q4_k", NULL},
+        {MM2_Q5_K, 256, 176, 13, "q5_k", NULL},
+        {MM2_Q6_K, 256, 210, 14, "q6_k", NULL},
+        {MM2_IQ4_NL, 32, 18, 20, "iq4_nl", NULL},
+        {MM2_IQ4_XS, 256, 136, 23, "iq4_xs", NULL},
+        {MM2_Q4_1, 32, 20, 3, "q4_1", NULL},
+        {MM2_Q5_1, 32, 24, 7, "q5_1", NULL},
+        {MM2_Q1_0, 128, 18, 41, "q1_0", NULL},
+        {MM2_MXFP4, 32, 17, 39, "mxfp4", NULL},
+        {MM2_NVFP4, 64, 36, 40, "nvfp4", NULL},
+        {MM2_U8, 1, 1, -1, "u8", "U8"},
+        {MM2_F4_16, 32, 16, -1, "f4_16", NULL},
+        {MM2_F4_32, 32, 16, -1, "f4_32", NULL},
+        {MM2_I4, 32, 16, -1, "i4", NULL},
+        {MM2_I8, 32, 32, -1, "i8", NULL},
     };
     int32_t count = sizeof want / sizeof *want, all = 0;
     for (int32_t d = 1; d < MM2_DTYPE_COUNT; d++)
@@ -157,6 +172,54 @@ static void simple_blocks_decode_as_by_hand(void **state)
     mm2_block_iq4_nl iq4 = {.d = HALF_TWO, .q = {0xf0}};
     mm2_dequantize_row(MM2_IQ4_NL, &iq4, out, 32);
     assert_true(out[0] == -254 && out[16] == 226);
+}
+
+static void minima_are_added(void **state)
+{
+    float out[32];
+    mm2_block_q4_1 four = {.d = HALF_TWO, .m = HALF_QUARTER, .q = {0xf0, 0x08}};
+    mm2_dequantize_row(MM2_Q4_1, &four, out, 32);
+    assert_true(out[0] == 0.25f && out[16] == 30.25f && out[1] == 16.25f && out[31] == 0.25f);
+
+    mm2_block_q5_1 five = {.d = HALF_ONE, .m = HALF_ONE, .high = {1, 0, 0, 128}, .q = {0x2f}};
+    mm2_dequantize_row(MM2_Q5_1, &five, out, 32);
+    assert_true(out[0] == 32 && out[16] == 3 && out[1] == 1 && out[31] == 17);
+}
+
+/* The scales of 8 bits, at their ends. */
+static void float_blocks_decode_as_by_hand(void **state)
+{
+    static const struct {
+        uint8_t e;
+        float value;
+    } mxfp4[] = {{0, 0x1p-128f}, {1, 0x1p-127f},  {2, 0x1p-126f},
+                 {128, 1},       {254, 0x1p126f}, {255, 0x1p127f}};
+    float out[64];
+    for (size_t i = 0; i < sizeof mxfp4 / sizeof *mxfp4; i++) {
+        mm2_block_mxfp4 b = {.d = mxfp4[i].e, .q = {0xf1, 0x98}};
+        mm2_dequantize_row(MM2_MXFP4, &b, out, 32);
+        assert_true(out[0] == mxfp4[i].value && out[17] == -mxfp4[i].value);
+        assert_true(out[16] == -12 * mxfp4[i].value);
+        assert_int_equal(0, mm2_f32_bits(out[1])); /* -0 is +0 */
+    }
+    static const struct {
+        uint8_t d;
+        float value;
+    } nvfp4[] = {{0, 0},      {1, 0x1p-10f}, {7, 0x7p-10f}, {8, 0x1p-7f}, {0x38, 0.5f},
+                 {0x7e, 224}, {0x7f, 0},     {0x80, 0},     {0xb8, 0.5f}, {0xff, 240}};
+    for (size_t i = 0; i < sizeof nvfp4 / sizeof *nvfp4; i++) {
+        mm2_block_nvfp4 b = {.d = {nvfp4[i].d, 0x38, 0, 0x40}, .q = {0x21}};
+        memset(b.q + 8, 0x72, 24);
+        mm2_dequantize_row(MM2_NVFP4, &b, out, 64);
+        assert_true(out[0] == nvfp4[i].value && out[8] == 2 * nvfp4[i].value && out[1] == 0);
+        assert_true(out[16] == 1 && out[31] == 6 && out[40] == 0 && out[48] == 2 && out[63] == 12);
+    }
+
+    mm2_block_q1_0 one = {.d = HALF_TWO, .q = {0x01}};
+    float bits[128];
+    one.q[15] = 0x80;
+    mm2_dequantize_row(MM2_Q1_0, &one, bits, 128);
+    assert_true(bits[0] == 2 && bits[1] == -2 && bits[126] == -2 && bits[127] == 2);
 }
 
 /* The codes alone, without their scales. */
@@ -325,6 +388,8 @@ int main(void)
         cmocka_unit_test(every_e4m3_value_is_exact),
         cmocka_unit_test(bf16_rounds_to_nearest_even),
         cmocka_unit_test(simple_blocks_decode_as_by_hand),
+        cmocka_unit_test(minima_are_added),
+        cmocka_unit_test(float_blocks_decode_as_by_hand),
         cmocka_unit_test(planes_decode_as_by_hand),
         cmocka_unit_test(packed_scales_are_unpacked),
         cmocka_unit_test(super_blocks_decode_as_by_hand),
