@@ -354,8 +354,8 @@ static mm2_status read_fp8(finder *f)
 
 /* ---- 4-bit floats ---- */
 
-/* A float32 for all matrices of the stack, or for each. `low`: what it must be above. */
-static mm2_status place_global(finder *f, const mm2_entry *e, int divides)
+/* A float32 for all matrices of the stack, or for each. */
+static mm2_status place_global(finder *f, const mm2_entry *e, int divides, int may_be_0)
 {
     mm2_stack *s = f->out;
     int64_t n = elements_of(e), count = count_of(s);
@@ -370,7 +370,7 @@ static mm2_status place_global(finder *f, const mm2_entry *e, int divides)
     for (int64_t i = 0; i < n; i++) {
         float value;
         memcpy(&value, (const char *)e->view.data + i * 4, 4);
-        if (!isfinite(value) || value < 0 || (divides && value == 0))
+        if (!isfinite(value) || value < 0 || (value == 0 && !may_be_0))
             return mm2_fail(MM2_E_FORMAT,
                             "%s: tensor \"%s\" is %g, expected a finite number above 0: scales are "
                             "%s it",
@@ -437,7 +437,7 @@ static mm2_status read_f4(finder *f)
     if (!factor && !divisor)
         return missing_part(f, "NVFP4", "global scales",
                             strlen(codes->name) > f->length ? "_global_scale" : "_scale_2");
-    return place_global(f, factor ? factor : divisor, !factor);
+    return place_global(f, factor ? factor : divisor, !factor, factor != NULL);
 }
 
 /* ---- Packed integers ---- */
@@ -583,10 +583,10 @@ static mm2_status read_values(finder *f)
 {
     static const char *const endings[] = {".scale", ".weight.scale", NULL};
     const mm2_entry *codes = f->out->codes, *scale;
-    if (codes->view.dtype != 29)
+    if (codes->view.dtype != MM2_NVFP4)
         return MM2_OK;
     mm2_status status = find_part(f, endings, &scale);
-    return status || !scale ? status : place_global(f, scale, 0);
+    return status || !scale ? status : place_global(f, scale, 0, 0);
 }
 
 /* ---- Forms that are not read ---- */
