@@ -4,18 +4,18 @@
  *   X.weight          floats, or blocks of GGUF. NVFP4 blocks may have X.scale beside them
  *   X.weight          F8_E4M3; scales for 128 x 128 codes, for each row, or for all
  *   X.weight          U8; X.weight_scale F8_E4M3 and X.weight_scale_2: NVFP4 of modelopt
- *   X.weight_packed   U8; X.weight_scale F8_E4M3 and X.weight_global_scale: of compressed-tensors
+ *   X.weight_packed   U8; X.weight_scale F8_E4M3, X.weight_global_scale: of compressed-tensors
  *   X.weight, or X.weight_packed   U8; X.weight_scale U8: MXFP4 of Quark, of compressed-tensors
- *   X.weight_packed   I32; X.weight_scale, X.weight_shape, X.weight_zero_point: codes of 4 or 8 bits
+ *   X.weight_packed   I32; X.weight_scale, _shape, _zero_point: codes of 4 or 8 bits
  *
- * weight_scale_2 multiplies the scales, weight_global_scale divides them. A stack of matrices is named
- * without ".weight", and what stands beside it likewise. What belongs to activations or the cache
- * (input_scale, k_scale) is left alone. Anything else beside a weight that would change its values is
- * refused, because another form than these could mean anything.
+ * weight_scale_2 multiplies the scales, weight_global_scale divides them. A stack of matrices is
+ * named without ".weight", and what stands beside it likewise. What belongs to activations or the
+ * cache (input_scale, k_scale) is left alone. Anything else beside a weight that would change its
+ * values is refused, because another form than these could mean anything.
  *
- * Codes and scales are used where they lie. Only FP8 scales, of which there are few, are copied if they
- * are not aligned float32; and a global scale, which is one number, is read when the model is opened.
- * The copies live in the mm2_floats of whoever asked. */
+ * Codes and scales are used where they lie. Only FP8 scales, of which there are few, are copied if
+ * they are not aligned float32; and a global scale, which is one number, is read when the model is
+ * opened. The copies live in the mm2_floats of whoever asked. */
 #include "model/quantised.h"
 
 #include "base/status.h"
@@ -117,8 +117,8 @@ static mm2_status claim(finder *f, const mm2_entry *e)
     return MM2_OK;
 }
 
-/* The tensor with one of these endings, NULL at their end; *out NULL if there is none. FORMAT if there
- * are two, UNSUPPORTED if no view describes it. */
+/* The tensor with one of these endings, NULL at their end; *out NULL if there is none. FORMAT if
+ * there are two, UNSUPPORTED if no view describes it. */
 static mm2_status find_part(finder *f, const char *const *endings, const mm2_entry **out)
 {
     *out = NULL;
@@ -656,8 +656,8 @@ static mm2_status find_codes(finder *f)
     return status ? status : mm2_checkpoint_missing(f->c, is_packed ? f->other : f->name, expected);
 }
 
-/* Sizes of the first matrix. They fit: of a weight that is multiplied the configuration bounds them,
- * and others are decoded by rows of a length that is checked. */
+/* Sizes of the first matrix. They fit: of a weight that is multiplied the configuration bounds
+ * them, and others are decoded by rows of a length that is checked. */
 static void finish(mm2_stack *s)
 {
     mm2_weight *w = &s->first;

@@ -1,4 +1,4 @@
-"""What the packages that write quantised safetensors make of them, against golden/safetensors_file.py.
+"""What the packages that write quantised safetensors make of those of golden/safetensors_file.py.
 
 The tests of the library compare with the latter, in numpy; these show that it says the right thing.
 They need torch and one of the packages, which the project does not install: without them they are

@@ -350,7 +350,8 @@ def test_scales_beside_blocks(tmp_path):
 
 @pytest.mark.parametrize("scales, words", [
     (np.float32([0]), "is 0, expected a finite number above 0"),
-    (np.float32([np.nan]), "is nan, expected"), (np.float32([1, 1]), r"has shape \[2\], expected \[1\]"),
+    (np.float32([np.nan]), "is nan, expected"),
+    (np.float32([1, 1]), r"has shape \[2\], expected \[1\]"),
     (np.float32([-1]), "is -1, expected")])
 def test_a_scale_that_makes_no_sense(tmp_path, scales, words):
     def spell(name, good):
@@ -365,8 +366,8 @@ def test_a_scale_that_makes_no_sense(tmp_path, scales, words):
 
 @pytest.mark.parametrize("experts, top", [(1, 1), (154, 8), (180, 32), (192, 8), (512, 32)])
 def test_any_number_of_experts(tmp_path, experts, top):
-    """As pruned models have them, in a form whose experts are tensors of their own: each token goes to
-    the best by score and bias, at every level."""
+    """As pruned models have them, in a form whose experts are tensors of their own: each token goes
+    to the best by score and bias, at every level."""
     case = dataclasses.replace(CASE, name="many", num_local_experts=experts, hidden_size=64,
                                num_experts_per_tok=top, intermediate_size=32, num_hidden_layers=1)
     path = write(tmp_path / "model", case, forms.entries(case, forms.everywhere("int4 rows")))
