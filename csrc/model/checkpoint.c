@@ -57,6 +57,47 @@ int mm2_checkpoint_has(const mm2_checkpoint *c, const char *name)
     return e && e->view.ndim != MM2_NOT_SEEN;
 }
 
+int mm2_checkpoint_names(const mm2_checkpoint *c, const char *name)
+{
+    return find_any(c, name) != NULL;
+}
+
+const char *mm2_checkpoint_odd(const mm2_checkpoint *c, const char *name)
+{
+    const mm2_entry *e = find_any(c, name);
+    return e ? e->odd : NULL;
+}
+
+mm2_status mm2_checkpoint_integers(const mm2_checkpoint *c, const char *name, int64_t *out,
+                                   int32_t n)
+{
+    const mm2_entry *e = find_any(c, name);
+    int is_wide = e && e->odd && !strcmp(e->odd, "has dtype I64") && e->view.data;
+    if (!e || (!is_wide && (e->odd || e->view.ndim == MM2_NOT_SEEN)))
+        return mm2_checkpoint_missing(c, name, "a few whole numbers");
+    int32_t bytes = is_wide ? 8 : 4;
+    if ((!is_wide && e->view.dtype != MM2_I32) || e->view.nbytes != (int64_t)n * bytes)
+        return mm2_fail(
+            MM2_E_FORMAT, "%s: tensor \"%s\" has %lld bytes of %s, expected %d integers", e->file,
+            name, (long long)e->view.nbytes, is_wide ? "I64" : mm2_dtype_name(e->view.dtype), n);
+    for (int32_t i = 0; i < n; i++) {
+        int32_t narrow;
+        memcpy(is_wide ? (void *)&out[i] : &narrow, (const char *)e->view.data + i * bytes,
+               (size_t)bytes);
+        out[i] = is_wide ? out[i] : narrow;
+    }
+    return MM2_OK;
+}
+
+void mm2_shape_show(char *out, int cap, int32_t ndim, const int64_t *shape)
+{
+    int used = mm2_format(out, cap, "[");
+    for (int32_t i = 0; i < ndim && used < cap; i++)
+        used += mm2_format(out + used, cap - used, i ? ", %lld" : "%lld", (long long)shape[i]);
+    if (used < cap)
+        mm2_format(out + used, cap - used, "]");
+}
+
 /* "f32, f16, q8_0": the types that the container may name. */
 static void write_types(char *out, int cap, int is_gguf)
 {

@@ -28,7 +28,7 @@ typedef struct mm2_entry {
     const char *name; /* as in the file */
     const char *file; /* path of the file that holds it, for sentences; borrowed */
     char *odd;        /* "has dtype I64": why no view can describe it; NULL for all others */
-    mm2_tensor view;
+    mm2_tensor view;  /* of an odd one: its data and bytes, where the reader checked their extent */
 } mm2_entry;
 
 typedef struct mm2_sampling_hints { /* generation_config.json or general.sampling.*; the family's
@@ -65,6 +65,13 @@ void mm2_checkpoint_close(mm2_checkpoint *c);
 const mm2_entry *mm2_checkpoint_find(const mm2_checkpoint *c, const char *name);
 /* Is there one of this name, whatever its type? */
 int mm2_checkpoint_has(const mm2_checkpoint *c, const char *name);
+/* The same, or one that an index names and no file holds. */
+int mm2_checkpoint_names(const mm2_checkpoint *c, const char *name);
+/* Why no view describes the tensor of this name; NULL if one does, or there is none. */
+const char *mm2_checkpoint_odd(const mm2_checkpoint *c, const char *name);
+/* The `n` whole numbers of a tensor of that many, I32 or I64, that has this name. FORMAT, IO. */
+mm2_status mm2_checkpoint_integers(const mm2_checkpoint *c, const char *name, int64_t *out,
+                                   int32_t n);
 /* Why mm2_checkpoint_find found nothing for a tensor that is needed: FORMAT if it is missing,
  * UNSUPPORTED if it has a type or form that this build does not read, IO if its file is not there.
  * */
@@ -72,6 +79,9 @@ mm2_status mm2_checkpoint_missing(const mm2_checkpoint *c, const char *name, con
 /* IO with a sentence that names the file if a mapped one was cut short or written to since it was
  * opened. Looks at the files at most every 100 ms; any thread. */
 mm2_status mm2_checkpoint_check(mm2_checkpoint *c);
+
+/* "[256, 3072]", for sentences. */
+void mm2_shape_show(char *out, int cap, int32_t ndim, const int64_t *shape);
 
 /* ---- For the readers ---- */
 

@@ -13,16 +13,6 @@
 #include <math.h>
 #include <stddef.h>
 
-static double bytes_of(const mm2_weight *w)
-{
-    int64_t bytes = w->data ? w->n_out * w->row_bytes : 0;
-    if (w->data && w->scale) {
-        int64_t rows = (w->scale_row + (int64_t)w->n_out + MM2_SCALE_BLOCK - 1) / MM2_SCALE_BLOCK;
-        bytes += rows * ((w->n_in + MM2_SCALE_BLOCK - 1) / MM2_SCALE_BLOCK) * 4;
-    }
-    return (double)bytes;
-}
-
 /* Where operations with weights or a cache of this dtype count. */
 static double *ops_of(mm2_cost *cost, int32_t dtype)
 {
@@ -36,7 +26,7 @@ static double *ops_of(mm2_cost *cost, int32_t dtype)
 static void add_matrix(mm2_cost *cost, const mm2_model *m, const mm2_weight *w, double share,
                        double rows)
 {
-    cost->weight_bytes += share * bytes_of(w);
+    cost->weight_bytes += share * (double)mm2_weight_bytes(w);
     int exact = m->precision == MM2_PRECISION_EXACT;
     *ops_of(cost, exact ? MM2_F32 : w->dtype) += 2.0 * w->n_out * w->n_in * rows;
 }
@@ -49,7 +39,7 @@ static void add_layer(mm2_cost *cost, const mm2_model *m, int32_t index, int32_t
                                    &layer->mlp_norm, &layer->routing_bias};
     const mm2_weight *matrices[] = {&layer->q, &layer->k, &layer->v, &layer->o, &layer->router};
     for (size_t i = 0; i < sizeof vectors / sizeof *vectors; i++)
-        cost->weight_bytes += bytes_of(vectors[i]);
+        cost->weight_bytes += (double)mm2_weight_bytes(vectors[i]);
     for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++)
         add_matrix(cost, m, matrices[i], 1, tokens);
     double active = (double)c->num_experts_per_tok / c->num_local_experts;
@@ -95,7 +85,8 @@ mm2_status mm2_model_cost(const mm2_model *m, int32_t tokens, int32_t depth, int
     for (int32_t i = 0; i < c->num_hidden_layers; i++)
         add_layer(&layers, m, i, tokens);
     add_attention(&layers, c, tokens, depth, kv_dtype);
-    rest.weight_bytes = (double)w->embed.row_bytes * tokens + bytes_of(&w->final_norm);
+    double row = (double)mm2_weight_bytes(&w->embed) / w->embed.n_out;
+    rest.weight_bytes = row * tokens + (double)mm2_weight_bytes(&w->final_norm);
     add_matrix(&rest, m, &w->head, 1, 1);
     mm2_status status = mm2_struct_write(of_layers, &layers, "mm2_cost of layers");
     return status ? status : mm2_struct_write(of_rest, &rest, "mm2_cost of the rest");

@@ -4,8 +4,9 @@
  * config.json: which keys count and what they must say is the family's (model/family.h). What is
  * read here has rules of its own, those of transformers. The rotation: a value inside rope_scaling,
  * or else inside rope_parameters, goes before the one beside the other fields; rotary_dim, the
- * vendor's spelling, must agree with partial_rotary_factor. Quantisation: the vendor's FP8, all
- * others by name.
+ * vendor's spelling, must agree with partial_rotary_factor. Quantisation: the tensors say what they
+ * are (model/quantised.c); here only those methods are refused that could change what a tensor
+ * means without showing in it.
  *
  * generation_config.json holds hints and ids. A hint out of range, or of another kind, is left out;
  * an end token that is no id is none. Its end tokens go before those of config.json. */
@@ -165,6 +166,38 @@ static mm2_status read_rope(const mm2_source *s, mm2_config *c)
                           s->where, c->rotary_dim, factor, c->head_dim, rotated);
 }
 
+#define INSTEAD "download an FP8, NVFP4 or compressed-tensors release or a GGUF file instead"
+
+/* Methods whose tensors say all there is to know, or are refused by their own names. */
+static const char *const methods[] = {"fp8",      "fbgemm_fp8", "compressed-tensors",
+                                      "modelopt", "quark",      "gptq",
+                                      "awq",      "auto-round", "mxfp4"};
+
+static int is_known(const char *method)
+{
+    for (size_t i = 0; i < sizeof methods / sizeof *methods; i++)
+        if (!strcmp(method, methods[i]))
+            return 1;
+    return !strncmp(method, "modelopt", 8); /* modelopt_fp4, ... */
+}
+
+/* The rows and columns of one FP8 scale, if they are given, must be those that the shapes of scales
+ * are read by. */
+static mm2_status check_blocks(const mm2_source *s)
+{
+    mm2_given g, rows, columns;
+    get(s, "quantization_config.weight_block_size", -1, &g);
+    get(s, "quantization_config.weight_block_size", 0, &rows);
+    get(s, "quantization_config.weight_block_size", 1, &columns);
+    if (g.kind != MM2_GIVEN_NOTHING &&
+        (g.kind != MM2_GIVEN_LIST || g.count != 2 || rows.number != 128 || columns.number != 128))
+        return mm2_fail(MM2_E_UNSUPPORTED,
+                        "%s: quantization_config.weight_block_size is not [128, 128], the only one "
+                        "this build supports",
+                        s->where);
+    return MM2_OK;
+}
+
 static mm2_status check_quantization(const mm2_source *s)
 {
     static const char *const names[] = {"quantization_config", "quantization"};
@@ -175,49 +208,79 @@ static mm2_status check_quantization(const mm2_source *s)
     if (g.kind == MM2_GIVEN_NOTHING && mm2_value_field(mlx, "group_size"))
         return mm2_fail(MM2_E_UNSUPPORTED,
                         "%s: %s has a group_size but no quant_method: this is an MLX checkpoint, "
-                        "packed for Apple's framework; download the vendor's FP8 release or a GGUF "
-                        "file instead",
+                        "packed for Apple's framework; " INSTEAD,
                         s->where, q ? names[0] : names[1]);
     if (!q)
         return MM2_OK;
-    if (g.kind == MM2_GIVEN_NOTHING && mm2_value_is(q, MM2_VALUE_OBJECT))
-        return mm2_fail(MM2_E_FORMAT, "%s: quantization_config.quant_method is missing", s->where);
     if (!mm2_value_is(q, MM2_VALUE_OBJECT)) {
         get(s, names[0], -1, &g);
         return mm2_given_wrong(s, names[0], "an object", &g);
     }
-    if (strcmp(g.text, "fp8"))
-        return mm2_given_unsupported(s, "quantization_config.quant_method", &g,
-                                     "fp8 here; other quantisations come as GGUF");
-    mm2_given rows, columns;
-    get(s, "quantization_config.weight_block_size", -1, &g);
-    get(s, "quantization_config.weight_block_size", 0, &rows);
-    get(s, "quantization_config.weight_block_size", 1, &columns);
-    if (g.kind != MM2_GIVEN_LIST || g.count != 2 || rows.number != 128 || columns.number != 128)
+    if (g.kind == MM2_GIVEN_NOTHING)
+        return mm2_fail(MM2_E_FORMAT, "%s: quantization_config.quant_method is missing", s->where);
+    if (!is_known(g.text))
         return mm2_fail(MM2_E_UNSUPPORTED,
-                        "%s: quantization_config.weight_block_size is not [128, 128], the only one "
-                        "this build supports",
+                        "%s: quantization_config.quant_method is %s, which this build does not "
+                        "read; " INSTEAD,
+                        s->where, g.text);
+    const mm2_value *transforms = find(root, "quantization_config.transform_config.config_groups");
+    if (transforms && transforms->size)
+        return mm2_fail(MM2_E_UNSUPPORTED,
+                        "%s: quantization_config.transform_config rotates weights; this build "
+                        "multiplies them as they are: " INSTEAD,
                         s->where);
-    return MM2_OK;
+    return check_blocks(s);
+}
+
+/* Directories that look like safetensors checkpoints, and say in another file what they are. */
+static mm2_status check_others(const char *directory)
+{
+    char *path;
+    mm2_status status = mm2_file_join(&path, directory, "jang_config.json", "file");
+    if (status)
+        return status;
+    if (mm2_file_exists(path) > 0)
+        status = mm2_fail(MM2_E_UNSUPPORTED,
+                          "%s: this is a JANG checkpoint, packed for Apple's "
+                          "framework; " INSTEAD,
+                          path);
+    free(path);
+    return status;
+}
+
+/* The family by model_type. Some copies of this one quantised by AWQ call themselves mixtral. */
+static mm2_status find_family(mm2_checkpoint *c, const mm2_source *s)
+{
+    mm2_given type, class, scoring;
+    get(s, "model_type", -1, &type);
+    get(s, "architectures", 0, &class);
+    get(s, "scoring_func", -1, &scoring);
+    if (type.kind == MM2_GIVEN_NOTHING)
+        return mm2_fail(MM2_E_FORMAT, "%s: model_type is missing", s->where);
+    if (!strcmp(type.text, "mixtral") &&
+        (!strncmp(class.text, "MiniMaxM2", 9) || !strcmp(scoring.text, "sigmoid")))
+        return mm2_fail(MM2_E_UNSUPPORTED,
+                        "%s: model_type is mixtral, but the rest is of MiniMax-M2: a copy that was "
+                        "labelled so for AWQ; run \"minimax2 convert IN OUT\" once, which corrects "
+                        "the label and the layout",
+                        s->where);
+    c->family = mm2_family_of_model_type(type.text, s->where);
+    return c->family ? MM2_OK : MM2_E_UNSUPPORTED;
 }
 
 static mm2_status read_config(mm2_checkpoint *c, const mm2_source *s)
 {
-    mm2_given type;
-    get(s, "model_type", -1, &type);
-    if (type.kind == MM2_GIVEN_NOTHING)
-        return mm2_fail(MM2_E_FORMAT, "%s: model_type is missing", s->where);
-    c->family = mm2_family_of_model_type(type.text, s->where);
-    if (!c->family)
-        return MM2_E_UNSUPPORTED;
-    mm2_status status = mm2_config_read(&c->config, c->family, s);
+    mm2_status status = find_family(c, s);
+    if (!status)
+        status = mm2_config_read(&c->config, c->family, s);
     if (!status)
         status = read_rope(s, &c->config);
     if (!status)
         status = mm2_config_check(&c->config, s->where);
     if (!status)
         status = check_quantization(s);
-    mm2_format(c->architecture, sizeof c->architecture, "%s", c->family->model_type);
+    if (!status)
+        mm2_format(c->architecture, sizeof c->architecture, "%s", c->family->model_type);
     return status;
 }
 
@@ -322,6 +385,8 @@ mm2_status mm2_directory_read(mm2_checkpoint *c, const char *directory)
     mm2_status status = mm2_document_open(&d, directory, "config.json");
     if (!status && !d.root)
         status = mm2_fail(MM2_E_IO, "%s: no such file", d.path);
+    if (!status)
+        status = check_others(directory);
     mm2_source s = source_of(&d);
     if (!status)
         status = read_config(c, &s);

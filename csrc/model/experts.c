@@ -16,11 +16,20 @@ void mm2_experts_release(const mm2_weights *w, int32_t layer, int32_t expert)
 {
 }
 
+static void announce_bytes(const void *data, int64_t bytes)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), first = (uintptr_t)data / page * page;
+    uintptr_t end = (uintptr_t)data + (uintptr_t)bytes;
+    if (bytes)
+        madvise((void *)first, end - first, MADV_WILLNEED); /* a hint: it may fail */
+}
+
 static void announce(const mm2_weight *w)
 {
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), first = (uintptr_t)w->data / page * page;
-    uintptr_t end = (uintptr_t)w->data + (uintptr_t)(w->row_bytes * w->n_out);
-    madvise((void *)first, end - first, MADV_WILLNEED); /* a hint: it may fail */
+    mm2_extent parts[MM2_WEIGHT_PARTS];
+    int32_t count = mm2_weight_parts(w, parts);
+    for (int32_t i = 0; i < count; i++)
+        announce_bytes(parts[i].data, parts[i].bytes);
 }
 
 void mm2_experts_prefetch(const mm2_weights *w, int32_t layer, int32_t expert)

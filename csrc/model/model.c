@@ -1,8 +1,8 @@
 /* Opening a model and asking it questions.
  *
  * Opening maps the files, checks everything that their headers say, and binds the weights; no
- * weight is read (unless MM2_IN_MEMORY asks for copies), so it costs milliseconds whatever the size.
- * What can fail comes first; the pool starts no thread before the first run.
+ * weight is read (unless MM2_IN_MEMORY asks for copies), so it costs milliseconds whatever the
+ * size. What can fail comes first; the pool starts no thread before the first run.
  *
  * A model is immutable once open, so the questions need no lock. It lives until its last holder
  * (the opener, sessions, batches, samplers, scripts) releases it. */
@@ -23,11 +23,45 @@ void mm2_model_options_init(mm2_model_options *o)
     mm2_struct_init(o, &defaults);
 }
 
-static int is_scale(const char *name)
+/* The weight that has a tensor of this name, or, packed, this name; part of one, it counts alone.
+ * ARG if there is none. Copies of scales go into `floats`, see mm2_stack_find. */
+static mm2_status find_weight(const mm2_checkpoint *c, const char *name, mm2_floats *floats,
+                              mm2_stack *out, int *is_part)
 {
-    static const char suffix[] = "_scale_inv";
-    size_t length = strlen(name), tail = sizeof suffix - 1;
-    return length > tail && !memcmp(name + length - tail, suffix, tail);
+    const mm2_entry *e = mm2_checkpoint_find(c, name);
+    char whole[MM2_MAX_NAME + 16];
+    *is_part = 0;
+    if (!e) {
+        mm2_format(whole, sizeof whole, "%s_packed", name);
+        e = mm2_checkpoint_find(c, whole);
+    }
+    if (!e)
+        return mm2_fail(MM2_E_ARG, "%s: there is no tensor \"%.*s\"", c->path, MM2_MAX_NAME, name);
+    if (mm2_is_part(c, e)) {
+        *is_part = 1;
+        mm2_stack_alone(e, out);
+        return MM2_OK;
+    }
+    mm2_stack_name(e, whole);
+    return mm2_stack_find(c, whole, 0, NULL, floats, out);
+}
+
+/* Elements of the weight whose codes a tensor holds, and their dtype; 0 if it is part of one. */
+static int64_t count_elements(const mm2_checkpoint *c, const mm2_entry *e, int32_t *dtype)
+{
+    mm2_stack s;
+    int is_packed = e->view.dtype == MM2_U8 || e->view.dtype == MM2_I32;
+    *dtype = e->view.dtype;
+    if (mm2_is_part(c, e))
+        return 0;
+    if (is_packed) {
+        char name[MM2_MAX_NAME + 1];
+        mm2_stack_name(e, name);
+        if (!mm2_stack_find(c, name, 0, NULL, NULL, &s))
+            *dtype = s.first.dtype;
+    }
+    const mm2_dtype_facts *facts = mm2_dtype_find(*dtype);
+    return e->view.nbytes / facts->bytes * facts->block;
 }
 
 /* Bytes, parameters, and the dtypes in the order of their bytes. */
@@ -36,12 +70,11 @@ static void count_weights(mm2_model *m)
     int64_t by_dtype[MM2_DTYPE_COUNT] = {0};
     for (int32_t i = 0; i < m->checkpoint.listed; i++) {
         const mm2_entry *e = &m->checkpoint.entries[i];
+        int32_t dtype;
+        int64_t elements = count_elements(&m->checkpoint, e, &dtype);
         m->bytes += e->view.nbytes;
-        if (is_scale(e->name))
-            continue;
-        const mm2_dtype_facts *facts = mm2_dtype_find(e->view.dtype);
-        m->parameters += e->view.nbytes / facts->bytes * facts->block;
-        by_dtype[e->view.dtype] += e->view.nbytes;
+        m->parameters += elements;
+        by_dtype[dtype] += elements ? e->view.nbytes : 0;
     }
     int used = 0, cap = sizeof m->quantization;
     for (;;) {
@@ -289,50 +322,80 @@ int32_t mm2_model_end_tokens(const mm2_model *m, int32_t *ids, int32_t cap)
     return m->end_count;
 }
 
-/* Rows as they are counted through all leading dimensions; a vector is one row. */
-static mm2_status decode_rows(const mm2_model *m, const mm2_entry *e, int64_t first, int64_t count,
-                              float *out)
+static int64_t columns_of(const mm2_stack *s)
 {
-    const mm2_tensor *v = &e->view;
-    const mm2_entry *scale;
-    mm2_status status = mm2_weights_scale(&m->checkpoint, e, &scale);
+    return s->ndim ? s->shape[s->ndim - 1] : 1;
+}
+
+mm2_status mm2_model_weight_info(const mm2_model *m, const char *name, mm2_tensor *out)
+{
+    mm2_stack s;
+    int is_part;
+    if (!m || !name || !out)
+        return mm2_fail(MM2_E_ARG, "mm2_model_weight_info: %s",
+                        out ? "a model and the name of a tensor are needed"
+                            : "no place for the result");
+    mm2_status status = find_weight(&m->checkpoint, name, NULL, &s, &is_part);
     if (status)
         return status;
-    int64_t width = v->ndim ? v->shape[v->ndim - 1] : 1;
-    int64_t height = v->ndim > 1 ? v->shape[v->ndim - 2] : 1;
-    mm2_entry flat = *e; /* a vector, seen as a matrix of one row */
-    if (v->ndim < 2)
-        flat.view =
-            (mm2_tensor){.data = v->data, .shape = {1, width}, .ndim = 2, .dtype = v->dtype};
+    *out = (mm2_tensor){.nbytes = s.nbytes,
+                        .ndim = s.ndim,
+                        .dtype = s.first.dtype,
+                        .flags = MM2_READ_ONLY | (is_part ? MM2_PART : 0)};
+    memcpy(out->shape, s.shape, sizeof out->shape);
+    int64_t stride = 1;
+    for (int32_t i = s.ndim - 1; i >= 0; stride *= s.shape[i--])
+        out->strides[i] = stride;
+    return MM2_OK;
+}
+
+/* Rows as they are counted through all leading dimensions; a vector is one row. */
+static mm2_status decode_rows(const mm2_stack *s, int64_t first, int64_t count, float *out)
+{
+    int64_t width = columns_of(s), height = s->ndim > 1 ? s->shape[s->ndim - 2] : 1;
+    if (width > INT32_MAX)
+        return mm2_fail(MM2_E_UNSUPPORTED, "mm2_model_weight: rows of tensor \"%s\" are too long",
+                        s->codes->name);
     for (int64_t row = first; row < first + count; row++, out += width) {
-        mm2_weight w = mm2_weights_slice(&flat, scale, row / height, 0, height);
-        mm2_weight_values(&w, row % height, 0, w.n_in, out);
+        mm2_weight w = mm2_stack_slice(s, row / height, row % height, 1);
+        mm2_weight_values(&w, 0, 0, (int32_t)width, out);
     }
     return MM2_OK;
 }
 
-mm2_status mm2_model_weight(const mm2_model *m, const char *name, int64_t first, int64_t count,
-                            float *out, int64_t n)
+/* Checks the arguments against the weight, and decodes. */
+static mm2_status decode_checked(const mm2_stack *s, int64_t first, int64_t count, float *out,
+                                 int64_t n)
 {
-    const mm2_entry *e;
-    mm2_status status = find_entry(m, name, &e);
-    if (status)
-        return status;
-    const mm2_tensor *v = &e->view;
-    int64_t width = v->ndim ? v->shape[v->ndim - 1] : 1, rows = 1, needed;
-    for (int32_t i = 0; i < v->ndim - 1; i++)
-        if (__builtin_mul_overflow(rows, v->shape[i], &rows))
+    int64_t width = columns_of(s), rows = 1, needed;
+    for (int32_t i = 0; i < s->ndim - 1; i++)
+        if (__builtin_mul_overflow(rows, s->shape[i], &rows))
             rows = 0; /* only where some other dimension is 0 */
     if (first < 0 || count < 0 || first > rows || count > rows - first)
         return mm2_fail(MM2_E_ARG,
                         "mm2_model_weight: tensor \"%s\" has %lld rows; %lld from row %lld are not "
                         "among them",
-                        e->name, (long long)rows, (long long)count, (long long)first);
+                        s->codes->name, (long long)rows, (long long)count, (long long)first);
     if (__builtin_mul_overflow(count, width, &needed) || needed > n || (needed && !out))
         return mm2_fail(MM2_E_ARG,
                         "mm2_model_weight: %lld rows of %lld elements do not fit into %lld floats",
                         (long long)count, (long long)width, (long long)(out ? n : 0));
-    return needed ? decode_rows(m, e, first, count, out) : MM2_OK;
+    return needed ? decode_rows(s, first, count, out) : MM2_OK;
+}
+
+mm2_status mm2_model_weight(const mm2_model *m, const char *name, int64_t first, int64_t count,
+                            float *out, int64_t n)
+{
+    mm2_floats floats = {0};
+    mm2_stack s;
+    int is_part;
+    if (!m || !name)
+        return mm2_fail(MM2_E_ARG, "a model and the name of a tensor are needed");
+    mm2_status status = find_weight(&m->checkpoint, name, &floats, &s, &is_part);
+    if (!status)
+        status = decode_checked(&s, first, count, out, n);
+    mm2_floats_free(&floats);
+    return status;
 }
 
 const mm2_tokenizer *mm2_model_tokenizer(const mm2_model *m)

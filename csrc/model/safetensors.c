@@ -281,14 +281,19 @@ static mm2_status add_span(reader *r, const char *file, int64_t begin, int64_t e
 static mm2_status fill_entry(reader *r, mm2_entry *e, const header_fields *h, const uint8_t *data)
 {
     char why[64], text[sizeof h->dtype];
-    int32_t dtype = mm2_dtype_from_safetensors(h->dtype);
+    int is_e8m0 = !strcmp(h->dtype, "F8_E8M0"); /* exponents, which others write as U8 */
+    int32_t dtype = mm2_dtype_from_safetensors(is_e8m0 ? "U8" : h->dtype);
     mm2_format(text, sizeof text, "%s", h->dtype);
     if (!dtype)
         mm2_format(why, sizeof why, "has dtype %s", text);
     else if (h->ndim > MM2_MAX_DIMS)
         mm2_format(why, sizeof why, "has %d dimensions", h->ndim);
-    if (!dtype || h->ndim > MM2_MAX_DIMS)
-        return mm2_entry_set_odd(e, why);
+    if (!dtype || h->ndim > MM2_MAX_DIMS) {
+        mm2_status status = mm2_entry_set_odd(e, why);
+        e->view.data = (void *)(data + h->begin);
+        e->view.nbytes = h->end - h->begin;
+        return status;
+    }
     mm2_status status = mm2_entry_shape(e, dtype, h->ndim, h->shape);
     if (status)
         return status;

@@ -1,21 +1,20 @@
 /* Binding: from names in a file to places in the model.
  *
- * Every place has names in each container, which the family lists. Its shape and dtype are compared
- * with what the configuration demands; the first that is not as it should be ends the open with a
- * sentence. Matrices may have any dtype that a kernel multiplies, norms and the routing bias any
- * plain one. FP8 needs its block scales: without them the codes mean nothing.
+ * Every place has names in each container, which the family lists. Which tensors make the weight of
+ * that name is found out by model/quantised.c; its shape and dtype are compared with what the
+ * configuration demands; the first that is not as it should be ends the open with a sentence.
+ * Matrices may have any dtype that a kernel multiplies, norms and the routing bias any plain one.
  *
- * Nothing is copied. A bound weight points into the map; an expert of a stacked tensor is a slice
- * of it, whose FP8 scales may begin within a block (mm2_weight.scale_row).
+ * A bound weight points into the map (but for FP8 scales that need a copy: mm2_weights.floats); an
+ * expert of a stacked tensor is a slice of it.
  *
  * Tensors that the model does not ask for are left alone, unless they say that it is another model:
- * a bias or a scale beside a bound weight, and what the family lists as foreign, are refused by
- * name. So is a tensor that stands under two spellings. */
+ * a bias or a scale that nobody applies beside a bound weight, and what the family lists as
+ * foreign, are refused by name. So is a tensor that stands under two spellings. */
 #include "model/weights.h"
 
 #include "base/status.h"
 #include "tensor/dtype.h"
-#include "tensor/quant.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -26,6 +25,7 @@ typedef struct binder {
     const mm2_checkpoint *c;
     const mm2_config *k;
     int is_gguf;
+    mm2_floats *floats;
 } binder;
 
 /* ---- Finding and checking one tensor ---- */
@@ -52,7 +52,7 @@ static int32_t choose_name(const binder *b, place p, char *out)
     for (int i = 0; i < MM2_SPELLINGS && patterns[i]; i++) {
         char name[NAME];
         mm2_format(name, NAME, patterns[i], p.layer, p.expert);
-        int is_there = mm2_checkpoint_find(b->c, name) != NULL;
+        int is_there = mm2_stack_exists(b->c, name);
         if (is_there && found++)
             return mm2_fail(MM2_E_FORMAT,
                             "%s: tensors \"%s\" and \"%s\" are two for one place: which one counts "
@@ -64,157 +64,49 @@ static int32_t choose_name(const binder *b, place p, char *out)
     return found;
 }
 
-/* Is there a tensor whose name is the beginning of `name` and this ending? Writes it to `other`. */
-static int has_beside(const binder *b, const char *name, size_t stem, const char *ending,
-                      char *other)
-{
-    memcpy(other, name, stem);
-    strcpy(other + stem, ending);
-    return mm2_checkpoint_has(b->c, other);
-}
-
-/* Companions of a weight that are part of its value, and that nothing here computes. */
-static mm2_status check_companions(const binder *b, const mm2_entry *e)
+/* A bias is part of what a module computes, and nothing here adds it. */
+static mm2_status check_bias(const binder *b, const char *name)
 {
     static const char ending[] = ".weight";
-    size_t length = strlen(e->name), stem = length - (sizeof ending - 1);
+    size_t length = strlen(name), stem = length - (sizeof ending - 1);
     char other[NAME + 16];
-    int found = 0;
-    if (length > sizeof ending && !strcmp(e->name + stem, ending))
-        found = has_beside(b, e->name, stem, ".bias", other) ||
-                (b->is_gguf && has_beside(b, e->name, stem, ".scale", other));
-    if (!found && !b->is_gguf && e->view.dtype != MM2_F8_E4M3)
-        found = has_beside(b, e->name, length, "_scale_inv", other);
-    return found ? mm2_fail(MM2_E_UNSUPPORTED,
-                            "%s: tensor \"%s\" belongs to \"%s\"; this build adds no biases, and "
-                            "scales FP8 weights only",
-                            b->c->path, other, e->name)
-                 : MM2_OK;
-}
-
-/* "[256, 3072]" */
-static void write_shape(char *out, int cap, int32_t ndim, const int64_t *shape)
-{
-    int used = mm2_format(out, cap, "[");
-    for (int32_t i = 0; i < ndim && used < cap; i++)
-        used += mm2_format(out + used, cap - used, i ? ", %lld" : "%lld", (long long)shape[i]);
-    if (used < cap)
-        mm2_format(out + used, cap - used, "]");
-}
-
-static mm2_status find(const binder *b, const char *name, int32_t ndim, const int64_t *shape,
-                       const mm2_entry **out)
-{
-    char expected[96], found[96];
-    *out = mm2_checkpoint_find(b->c, name);
-    write_shape(expected, sizeof expected, ndim, shape);
-    if (!*out)
-        return mm2_checkpoint_missing(b->c, name, expected);
-    const mm2_tensor *v = &(*out)->view;
-    int same = v->ndim == ndim;
-    for (int32_t i = 0; same && i < ndim; i++)
-        same = v->shape[i] == shape[i];
-    if (same)
+    if (length < sizeof ending || strcmp(name + stem, ending))
         return MM2_OK;
-    write_shape(found, sizeof found, v->ndim, v->shape);
-    return mm2_fail(MM2_E_FORMAT,
-                    "%s: tensor \"%s\" has shape %s, expected %s by the configuration",
-                    (*out)->file, name, found, expected);
+    mm2_format(other, sizeof other, "%.*s.bias", (int)stem, name);
+    return mm2_checkpoint_has(b->c, other)
+               ? mm2_fail(MM2_E_UNSUPPORTED,
+                          "%s: tensor \"%s\" belongs to \"%s\"; this build adds no biases",
+                          b->c->path, other, name)
+               : MM2_OK;
 }
 
-static mm2_status wrong_dtype(const mm2_entry *e, const char *expected)
+static mm2_status wrong_dtype(const mm2_stack *s, const char *expected)
 {
-    return mm2_fail(MM2_E_FORMAT, "%s: tensor \"%s\" has dtype %s, expected %s", e->file, e->name,
-                    mm2_dtype_name(e->view.dtype), expected);
+    return mm2_fail(MM2_E_FORMAT, "%s: tensor \"%s\" has dtype %s, expected %s", s->codes->file,
+                    s->codes->name, mm2_dtype_name(s->first.dtype), expected);
 }
 
-static int64_t blocks(int64_t n)
-{
-    return (n + MM2_SCALE_BLOCK - 1) / MM2_SCALE_BLOCK;
-}
-
-mm2_status mm2_weights_scale(const mm2_checkpoint *c, const mm2_entry *e, const mm2_entry **out)
-{
-    const mm2_tensor *v = &e->view;
-    char name[NAME + 16];
-    *out = NULL;
-    if (v->dtype != MM2_F8_E4M3)
-        return MM2_OK;
-    if (v->ndim < 2)
-        return mm2_fail(MM2_E_FORMAT, "%s: tensor \"%s\" is FP8 but no matrix, so it has no scales",
-                        e->file, e->name);
-    mm2_format(name, sizeof name, "%s_scale_inv", e->name);
-    const mm2_entry *scale = mm2_checkpoint_find(c, name);
-    if (!scale) /* the name may be longer than any */
-        return mm2_fail(MM2_E_FORMAT, "%s: tensor \"%s\" is FP8 but its scales \"%s\" are missing",
-                        e->file, e->name, name);
-    int64_t shape[MM2_MAX_DIMS];
-    memcpy(shape, v->shape, sizeof shape);
-    shape[v->ndim - 2] = blocks(shape[v->ndim - 2]);
-    shape[v->ndim - 1] = blocks(shape[v->ndim - 1]);
-    if (scale->view.ndim != v->ndim ||
-        memcmp(scale->view.shape, shape, sizeof *shape * (size_t)v->ndim)) {
-        char expected[96], found[96];
-        write_shape(expected, sizeof expected, v->ndim, shape);
-        write_shape(found, sizeof found, scale->view.ndim, scale->view.shape);
-        return mm2_fail(MM2_E_FORMAT,
-                        "%s: tensor \"%s\" has shape %s, expected %s: one scale for %d x %d codes",
-                        scale->file, name, found, expected, MM2_SCALE_BLOCK, MM2_SCALE_BLOCK);
-    }
-    if (scale->view.dtype != MM2_F32)
-        return wrong_dtype(scale, "f32");
-    if ((uintptr_t)scale->view.data % sizeof(float))
-        return mm2_fail(MM2_E_UNSUPPORTED,
-                        "%s: tensor \"%s\" is not aligned to 4 bytes; write the file anew with the "
-                        "safetensors library",
-                        scale->file, name);
-    *out = scale;
-    return MM2_OK;
-}
-
-mm2_weight mm2_weights_slice(const mm2_entry *e, const mm2_entry *scale, int64_t index,
-                             int64_t first, int64_t n_out)
-{
-    const mm2_tensor *v = &e->view;
-    int64_t rows = v->shape[v->ndim - 2], n_in = v->shape[v->ndim - 1];
-    int64_t row_bytes = mm2_dtype_row_bytes(v->dtype, n_in);
-    mm2_weight w = {.data = (const char *)v->data + (index * rows + first) * row_bytes,
-                    .row_bytes = row_bytes,
-                    .n_out = (int32_t)n_out,
-                    .n_in = (int32_t)n_in,
-                    .dtype = v->dtype};
-    if (scale) {
-        w.scale = (const float *)scale->view.data +
-                  (index * blocks(rows) + first / MM2_SCALE_BLOCK) * blocks(n_in);
-        w.scale_row = (int32_t)(first % MM2_SCALE_BLOCK);
-    }
-    return w;
-}
-
-/* A tensor [count][rows][n_in] of a dtype that kernels multiply (count 0: a plain matrix), and its
- * scales. */
+/* Matrices [count][rows][n_in] of a dtype that kernels multiply; count 0: a plain matrix. */
 static mm2_status find_matrices(const binder *b, place p, int64_t count, int64_t rows, int64_t n_in,
-                                const mm2_entry **e, const mm2_entry **scale)
+                                mm2_stack *out)
 {
     char name[NAME];
     int64_t shape[] = {count, rows, n_in};
     mm2_status status = choose_name(b, p, name);
     if (status < 0)
         return status;
-    status = count ? find(b, name, 3, shape, e) : find(b, name, 2, shape + 1, e);
-    if (!status && (*e)->view.dtype == MM2_I32)
-        status = wrong_dtype(*e, "a floating-point or block format");
-    if (!status)
-        status = check_companions(b, *e);
-    return status ? status : mm2_weights_scale(b->c, *e, scale);
+    status = mm2_stack_find(b->c, name, count ? 3 : 2, count ? shape : shape + 1, b->floats, out);
+    if (!status && mm2_act_of(out->first.dtype) == MM2_ACT_NONE)
+        status = wrong_dtype(out, "a floating-point or block format");
+    return status ? status : check_bias(b, name);
 }
 
 static mm2_status bind_matrix(const binder *b, mm2_weight *w, place p, int32_t n_out, int32_t n_in)
 {
-    const mm2_entry *e, *scale;
-    mm2_status status = find_matrices(b, p, 0, n_out, n_in, &e, &scale);
+    mm2_stack s;
+    mm2_status status = find_matrices(b, p, 0, n_out, n_in, &s);
     if (!status)
-        *w = mm2_weights_slice(e, scale, 0, 0, n_out);
+        *w = mm2_stack_slice(&s, 0, 0, n_out);
     return status;
 }
 
@@ -222,22 +114,16 @@ static mm2_status bind_vector(const binder *b, mm2_weight *w, place p, int32_t n
 {
     char name[NAME];
     int64_t shape[] = {n};
-    const mm2_entry *e;
+    mm2_stack s;
     mm2_status status = choose_name(b, p, name);
-    status = status < 0 ? status : find(b, name, 1, shape, &e);
+    status = status < 0 ? status : mm2_stack_find(b->c, name, 1, shape, b->floats, &s);
     if (status)
         return status;
-    if (e->view.dtype != MM2_F32 && e->view.dtype != MM2_F16 && e->view.dtype != MM2_BF16)
-        return wrong_dtype(e, "f32, f16 or bf16");
-    status = check_companions(b, e);
-    if (status)
-        return status;
-    *w = (mm2_weight){.data = e->view.data,
-                      .row_bytes = e->view.nbytes,
-                      .n_out = 1,
-                      .n_in = n,
-                      .dtype = e->view.dtype};
-    return MM2_OK;
+    int32_t dtype = s.first.dtype;
+    if (dtype != MM2_F32 && dtype != MM2_F16 && dtype != MM2_BF16)
+        return wrong_dtype(&s, "f32, f16 or bf16");
+    *w = mm2_stack_slice(&s, 0, 0, 1);
+    return check_bias(b, name);
 }
 
 /* ---- A layer ---- */
@@ -293,21 +179,20 @@ static mm2_status bind_stacked_experts(const binder *b, mm2_layer *layer, int32_
 {
     const mm2_config *k = b->k;
     int64_t n = k->num_local_experts, width = k->intermediate_size;
-    const mm2_entry *g, *gs, *u = NULL, *us = NULL, *d, *ds;
+    mm2_stack gate, up, down;
     place gates = {is_fused ? MM2_PLACE_GATES_UPS : MM2_PLACE_GATES, l, 0};
     mm2_status status =
-        find_matrices(b, gates, n, is_fused ? 2 * width : width, k->hidden_size, &g, &gs);
+        find_matrices(b, gates, n, is_fused ? 2 * width : width, k->hidden_size, &gate);
+    up = gate;
     if (!status && !is_fused)
-        status = find_matrices(b, (place){MM2_PLACE_UPS, l, 0}, n, width, k->hidden_size, &u, &us);
+        status = find_matrices(b, (place){MM2_PLACE_UPS, l, 0}, n, width, k->hidden_size, &up);
     if (!status)
-        status =
-            find_matrices(b, (place){MM2_PLACE_DOWNS, l, 0}, n, k->hidden_size, width, &d, &ds);
+        status = find_matrices(b, (place){MM2_PLACE_DOWNS, l, 0}, n, k->hidden_size, width, &down);
     for (int32_t e = 0; !status && e < n; e++) {
         mm2_expert *x = &layer->experts[e];
-        x->gate = mm2_weights_slice(g, gs, e, 0, width);
-        x->up = is_fused ? mm2_weights_slice(g, gs, e, width, width)
-                         : mm2_weights_slice(u, us, e, 0, width);
-        x->down = mm2_weights_slice(d, ds, e, 0, k->hidden_size);
+        x->gate = mm2_stack_slice(&gate, e, 0, width);
+        x->up = mm2_stack_slice(&up, e, is_fused ? width : 0, width);
+        x->down = mm2_stack_slice(&down, e, 0, k->hidden_size);
     }
     return status;
 }
@@ -375,11 +260,6 @@ static mm2_status bind_ends(const binder *b, mm2_weights *w)
     const mm2_config *k = b->k;
     mm2_status status =
         bind_matrix(b, &w->embed, (place){MM2_PLACE_EMBED, 0, 0}, k->vocab_size, k->hidden_size);
-    if (!status && w->embed.dtype == MM2_F8_E4M3)
-        status = mm2_fail(MM2_E_UNSUPPORTED,
-                          "%s: the embedding is FP8; this build reads an embedding of any other "
-                          "dtype",
-                          b->c->path);
     if (!status)
         status =
             bind_vector(b, &w->final_norm, (place){MM2_PLACE_FINAL_NORM, 0, 0}, k->hidden_size);
@@ -403,7 +283,7 @@ static mm2_status bind_layer(const binder *b, mm2_layer *layer, int32_t l)
 mm2_status mm2_weights_bind(mm2_weights *w, const mm2_checkpoint *c)
 {
     const mm2_config *k = &c->config;
-    binder b = {.c = c, .k = k, .is_gguf = !strcmp(c->format, "gguf")};
+    binder b = {.c = c, .k = k, .is_gguf = !strcmp(c->format, "gguf"), .floats = &w->floats};
     *w = (mm2_weights){0};
     size_t layers = (size_t)k->num_hidden_layers, experts = (size_t)k->num_local_experts;
     w->layers = calloc(layers, sizeof *w->layers);
@@ -426,6 +306,7 @@ mm2_status mm2_weights_bind(mm2_weights *w, const mm2_checkpoint *c)
 
 void mm2_weights_free(mm2_weights *w)
 {
+    mm2_floats_free(&w->floats);
     free(w->layers);
     free(w->experts);
     free(w->expected);

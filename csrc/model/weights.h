@@ -5,12 +5,10 @@
 #ifndef MM2_WEIGHTS_H
 #define MM2_WEIGHTS_H
 
-#include "kernels/kernels.h"
-#include "model/checkpoint.h"
+#include "model/quantised.h"
 
 #include <stdatomic.h>
 
-enum { MM2_SCALE_BLOCK = 128 }; /* rows and columns that share one FP8 scale */
 _Static_assert(MM2_DTYPE_COUNT <= 64, "sets of dtypes are 64 bits");
 
 typedef struct mm2_expert { /* down * (silu(gate x) * (up x)) */
@@ -31,9 +29,10 @@ typedef struct mm2_layer {
 } mm2_layer;
 
 typedef struct mm2_weights {
-    mm2_weight embed, final_norm, head; /* embed: never FP8 */
-    mm2_layer *layers;                  /* [num_hidden_layers] */
+    mm2_weight embed, final_norm, head;
+    mm2_layer *layers; /* [num_hidden_layers] */
     mm2_expert *experts;
+    mm2_floats floats;      /* scales that the files have in another form */
     atomic_uchar *expected; /* [experts]: 1 once model/experts.c has announced it */
 } mm2_weights;
 
@@ -41,13 +40,5 @@ typedef struct mm2_weights {
  * one sentence per failure; then nothing is left to free. */
 mm2_status mm2_weights_bind(mm2_weights *w, const mm2_checkpoint *c);
 void mm2_weights_free(mm2_weights *w);
-
-/* The block scales of an FP8 tensor, checked against its shape; *out NULL for other dtypes. FORMAT.
- * */
-mm2_status mm2_weights_scale(const mm2_checkpoint *c, const mm2_entry *e, const mm2_entry **out);
-/* A tensor of two or more dimensions is a stack of matrices: rows [first, first + n_out) of matrix
- * `index`. `scale` as mm2_weights_scale gave it. */
-mm2_weight mm2_weights_slice(const mm2_entry *e, const mm2_entry *scale, int64_t index,
-                             int64_t first, int64_t n_out);
 
 #endif

@@ -79,7 +79,7 @@ static void norm_row(void *pass, int32_t unit, int32_t thread)
 /* ---- Router ---- */
 
 /* The kinds of activation that weights of these types (a bit for each) ask for. */
-static uint32_t input_kinds(const mm2_pass *p, uint32_t dtypes)
+static uint32_t input_kinds(const mm2_pass *p, uint64_t dtypes)
 {
     uint32_t kinds = 0;
     for (int32_t dtype = 1; dtype < MM2_DTYPE_COUNT; dtype++)

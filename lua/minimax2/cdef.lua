@@ -63,6 +63,7 @@ enum {
 };
 enum {
     MM2_READ_ONLY = 1,
+    MM2_PART = 2,
 };
 typedef struct mm2_tensor {
     void *data;
@@ -136,6 +137,7 @@ int64_t mm2_model_parameters(const mm2_model *m);
 int32_t mm2_model_tensor_count(const mm2_model *m);
 const char *mm2_model_tensor_name(const mm2_model *m, int32_t index);
 mm2_status mm2_model_tensor(const mm2_model *m, const char *name, mm2_tensor *out);
+mm2_status mm2_model_weight_info(const mm2_model *m, const char *name, mm2_tensor *out);
 mm2_status mm2_model_weight(const mm2_model *m, const char *name, int64_t first, int64_t count, float *out, int64_t n);
 typedef struct mm2_limits {
     uint32_t size;

@@ -155,17 +155,41 @@ function Model:tensors()
     end
 end
 
+--- A weight, of all the tensors that it lies in: a table with shape (decoded), dtype (of its codes:
+--- "f8_e4m3", "f4_16", "i4", ...), nbytes (of codes, scales and zero points) and is_part (the tensor is
+--- part of another weight, and described alone). nil and a sentence if there is none of this name, or
+--- if what stands beside it does not fit.
+function Model:weight_info(name)
+    local raw = ffi.new "mm2_tensor"
+    if lib.mm2_model_weight_info(self:live(), args.text(name, "the name"), raw) < 0 then
+        return nil, native.message()
+    end
+    local shape = {}
+    for axis = 1, raw.ndim do
+        shape[axis] = tonumber(raw.shape[axis - 1])
+    end
+    return {
+        shape = shape,
+        dtype = native.text(lib.mm2_dtype_name(raw.dtype)),
+        nbytes = tonumber(raw.nbytes),
+        is_part = bit.band(raw.flags, lib.MM2_PART) ~= 0,
+    }
+end
+
 --- Rows [first, first + count) of a weight, seen as a matrix of its last dimension, decoded to f32
---- with FP8 block scales applied. Default: all rows.
+--- with scales and zero points applied. `name`: that of its codes, or "X.weight" for "X.weight_packed".
+--- Default: all rows.
 function Model:weight(name, first, count)
-    local tensor, message = self:tensor(name)
-    if not tensor then
+    local info, message = self:weight_info(name)
+    if not info then
         return nil, message
     end
-    local shape = tensor.shape
-    local columns = shape[#shape] or 1
+    local shape = info.shape
+    local columns, rows = shape[#shape] or 1, 1
+    for axis = 1, #shape - 1 do
+        rows = rows * shape[axis]
+    end
     first = first == nil and 0 or args.int(first, "the first row")
-    local rows = columns > 0 and #tensor / columns or 0
     count = count == nil and rows - first or args.int(count, "the number of rows")
     if first < 0 or count < 0 or first + count > rows then
         raise(("rows %d..%d are outside of %s, which has %d"):format(first, first + count - 1, name,

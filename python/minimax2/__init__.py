@@ -19,7 +19,7 @@ from minimax2.conversation import Chat
 from minimax2.errors import (ArgumentError, BusyError, ContextFull, Error, FileError, FormatError,
                              NumericError, OutOfMemory, UnsupportedError)
 from minimax2.generation import Generation, Piece, ToolCall
-from minimax2.model import Config, Cost, Limits, Model, load
+from minimax2.model import Config, Cost, Limits, Model, WeightInfo, load
 from minimax2.options import AnyPath as _AnyPath
 from minimax2.options import ModelGenerateOptions as _ModelGenerateOptions
 from minimax2.options import spelled_out as _spelled_out
@@ -53,6 +53,6 @@ __all__ = [
     "ArgumentError", "Batch", "BusyError", "Cache", "Chat", "Config", "ContextFull", "Cost",
     "Error", "FileError", "FormatError", "Generation", "Info", "Limits", "Model", "NumericError",
     "OutOfMemory", "Piece", "Sampler", "Session", "Stream", "Streams", "Tap", "Taps", "Tensor",
-    "Tokenizer", "ToolCall", "UnsupportedError", "__version__", "batch", "chat", "cpu", "info",
-    "load", "tokenizer",
+    "Tokenizer", "ToolCall", "UnsupportedError", "WeightInfo", "__version__", "batch", "chat", "cpu",
+    "info", "load", "tokenizer",
 ]

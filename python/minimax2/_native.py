@@ -305,12 +305,20 @@ def model_tensor(model: Owned, name: Any) -> Tensor:
     return _tensor(out, model)
 
 
+def model_weight_info(model: Owned, name: Any) -> tuple[tuple[int, ...], str, int, bool]:
+    """Decoded shape, dtype of the codes, bytes, and whether it is part of another weight."""
+    out = ffi.new("mm2_tensor *")
+    check(lib.mm2_model_weight_info(model.pointer, _chars(name, "a tensor's name"), out))
+    return (tuple(out.shape[0:out.ndim]), _string(lib.mm2_dtype_name(out.dtype)), out.nbytes,
+            bool(out.flags & lib.MM2_PART))
+
+
 def model_weight(model: Owned, name: Any, first: Any, count: Any) -> Tensor:
     """Rows [first, first + count) decoded to float32; count None: to the last row."""
-    view = model_tensor(model, name)
-    columns = view.shape[-1] if view.shape else 1
+    shape = model_weight_info(model, name)[0]
+    columns = shape[-1] if shape else 1
     rows = 1
-    for dimension in view.shape[:-1]:
+    for dimension in shape[:-1]:
         rows *= dimension
     first = integer(first, "first", 0, rows)
     count = integer(rows - first if count is None else count, "count", 1)

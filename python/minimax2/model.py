@@ -52,6 +52,19 @@ class Config(NamedTuple):
     routed_scaling_factor: float
 
 
+class WeightInfo(NamedTuple):
+    """A weight, of all the tensors that it lies in."""
+
+    shape: tuple[int, ...]
+    """Decoded."""
+    dtype: str
+    """Of its codes: "f8_e4m3", "f4_16", "i4", "q4_k", ..."""
+    nbytes: int
+    """Of codes, scales and zero points."""
+    is_part: bool
+    """Is the tensor part of another weight, its scales for instance? It is described alone then."""
+
+
 class Limits(NamedTuple):
     """What a machine gives a model's threads and kernels, all threads together."""
 
@@ -166,7 +179,7 @@ class Model(Handle, Mapping[str, Tensor]):
 
     @property
     def parameters(self) -> int:
-        """Elements of all weights, without block scales."""
+        """Elements of all weights, without scales and zero points."""
         return self._sizes[2]
 
     @overload
@@ -228,13 +241,23 @@ class Model(Handle, Mapping[str, Tensor]):
     __hash__ = object.__hash__
 
     def weight(self, name: str, first: int = 0, count: int | None = None) -> Tensor:
-        """Rows [first, first + count) of a tensor, decoded: a Tensor f32 [count, columns].
+        """Rows [first, first + count) of a weight, decoded: a Tensor f32 [count, columns].
 
-        A tensor counts as a matrix of its last dimension. FP8 block scales are applied. count None:
-        to the last row. Raises KeyError, ArgumentError, OutOfMemory.
+        A weight counts as a matrix of its last dimension. Its scales and zero points, in whatever
+        tensors they lie, are applied; `name` is that of its codes, or "X.weight" for
+        "X.weight_packed". count None: to the last row. Raises KeyError, ArgumentError, OutOfMemory;
+        FormatError or UnsupportedError if what stands beside it does not fit.
         """
-        self[name]  # KeyError
+        self.weight_info(name)  # KeyError
         return _native.model_weight(self._c, name, first, count)
+
+    def weight_info(self, name: str) -> WeightInfo:
+        """What `weight` decodes under a name: a WeightInfo. Raises as `weight` does."""
+        try:
+            return WeightInfo(*_native.model_weight_info(self._c, name))
+        except ArgumentError as error:
+            self._c  # a closed model is no missing key
+            raise KeyError(str(error)) from None
 
     # ---- Running ----
 

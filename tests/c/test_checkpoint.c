@@ -537,6 +537,7 @@ static void fused_experts_are_slices_with_their_scales(void **state)
         assert_ptr_equal(codes + (e * 384 + 192) * 160, x->up.data);
         assert_int_equal(192, x->up.n_out);
         assert_int_equal(0, x->gate.scale_row);
+        assert_int_equal(128, x->gate.scale_rows);
         assert_int_equal(64, x->up.scale_row);
         assert_ptr_equal(scales + e * 6, x->gate.scale);
         assert_ptr_equal(scales + e * 6 + 2, x->up.scale);
@@ -544,7 +545,7 @@ static void fused_experts_are_slices_with_their_scales(void **state)
         assert_int_equal(192, x->down.n_in);
         for (int row = 0; row < 192; row++) {
             float out[160];
-            mm2_weight_row(&x->up, row, out);
+            mm2_weight_values(&x->up, row, 0, 160, out);
             int block = e * 3 + (192 + row) / 128; /* row of scales, counted over all experts */
             assert_true(out[0] == scales[block * 2] && out[127] == scales[block * 2]);
             assert_true(out[128] == scales[block * 2 + 1] && out[159] == scales[block * 2 + 1]);
@@ -567,6 +568,7 @@ static void what_does_not_fit_is_refused(void **state)
         {"model.layers.0.mlp.experts.down_proj", "expected [3, 160, 192]", MM2_E_FORMAT, 0},
         {"model.layers.0.mlp.experts.down_proj_scale_inv", "expected [3, 2, 2]", MM2_E_FORMAT, 0},
         {"model.layers.0.mlp.experts.down_proj_scale_inv", "expected f32", MM2_E_FORMAT, MM2_I32},
+        {"model.layers.0.self_attn.k_proj.weight", "[16, 320] decoded", MM2_E_FORMAT, MM2_U8},
         {"model.layers.0.self_attn.q_norm.weight", "dtype f8_e4m3", MM2_E_FORMAT, MM2_F8_E4M3},
         {"model.layers.0.mlp.gate.weight", "dtype i32", MM2_E_FORMAT, MM2_I32},
         {"model.layers.0.self_attn.q_proj.weight", "scales", MM2_E_FORMAT, MM2_F8_E4M3},
@@ -624,7 +626,7 @@ static void what_would_change_the_result_is_refused_by_name(void **state)
         {"model.layers.0.self_attn.q_proj.bias", MM2_BF16, "adds no biases"},
         {"model.layers.0.input_layernorm.bias", MM2_F32, "adds no biases"},
         {"lm_head.bias", MM2_F32, "adds no biases"},
-        {"model.layers.0.self_attn.q_proj.weight_scale_inv", MM2_F32, "scales FP8 weights only"},
+        {"model.layers.0.self_attn.q_proj.weight_scale_inv", MM2_F32, "stands beside"},
         {"model.layers.0.mlp.experts.down_proj_bias", MM2_F32, "bias of experts"},
         {"model.layers.0.mlp.shared_experts.gate_proj.weight", MM2_F32, "shared expert"},
         {"model.layers.0.self_attn.sinks", MM2_F32, "attention sinks"},

@@ -230,7 +230,9 @@ def hook_vector(case):
 
 # ---- files ---------------------------------------------------------------------------------------
 
-DTYPES = {"F32": np.float32, "BF16": np.uint16, "F8_E4M3": np.uint8}  # codes as integers
+DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "F8_E4M3": np.uint8,
+          "F8_E8M0": np.uint8, "U8": np.uint8, "I8": np.int8, "I32": np.int32,
+          "I64": np.int64}  # codes as integers
 
 
 def write_safetensors(path, entries):
@@ -246,7 +248,7 @@ def write_safetensors(path, entries):
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, dtype, shape, make in entries:
-            array = np.ascontiguousarray(make())
+            array = np.asarray(make(), order="C")  # ascontiguousarray makes scalars vectors
             assert array.dtype == DTYPES[dtype] and array.shape == tuple(shape), name
             file.write(array)
 

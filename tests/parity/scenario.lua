@@ -79,6 +79,10 @@ say(hash(model:tensor("model.norm.weight"):bytes()))
 say(hash(model:tensor("model.norm.weight"):f32():bytes()))
 say(hash(model:weight("model.embed_tokens.weight", 100, 20):bytes()))
 say(hash(model:weight("model.layers.1.self_attn.q_proj.weight"):bytes()))
+for _, suffix in ipairs { "", "_scale_inv" } do
+    local info = model:weight_info("model.layers.1.self_attn.q_proj.weight" .. suffix)
+    say(info.shape, info.dtype, info.nbytes, info.is_part)
+end
 
 say "# tokenizer"
 say(tokenizer.vocab_size, none(tokenizer.bos), none(tokenizer.eos), none(tokenizer.unk),

@@ -78,6 +78,9 @@ say(hash_of(model["model.norm.weight"]))
 say(hash_of(model["model.norm.weight"].float()))
 say(hash_of(model.weight("model.embed_tokens.weight", 100, 20)))
 say(hash_of(model.weight("model.layers.1.self_attn.q_proj.weight")))
+for suffix in "", "_scale_inv":
+    info = model.weight_info("model.layers.1.self_attn.q_proj.weight" + suffix)
+    say(info.shape, info.dtype, info.nbytes, info.is_part)
 
 say("# tokenizer")
 say(tokenizer.vocab_size, none(tokenizer.bos), none(tokenizer.eos), none(tokenizer.unk),

@@ -461,7 +461,7 @@ def with_tensors(path, target, extra):
 
 
 @pytest.mark.parametrize("name, dtype, shape, nbytes, is_listed", [
-    ("model.layers.0.n", "I64", [1], 8, False), ("x.s", "U8", [4], 4, False),
+    ("model.layers.0.n", "I64", [1], 8, False), ("x.s", "U8", [4], 4, True),
     ("inv_freq", "F64", [4], 32, False), ("b", "BOOL", [3], 3, False),
     ("later", "F4_E2M1", [3, 2], 3, False), ("x.conv", "F32", [1] * 5, 4, False),
     ("x.é", "F32", [1], 4, False), ("a b", "F32", [1], 4, False), ("", "F32", [1], 4, False),
@@ -736,9 +736,8 @@ def test_sizes_as_lists_with_an_item_for_each_layer(made, tmp_path):
 @pytest.mark.parametrize("changes, words", [
     (dict(quantization={"group_size": 64, "bits": 4}, quantization_config=...),
      "an MLX checkpoint.*GGUF"),
-    (dict(quantization_config={"group_size": 64, "bits": 4}), "an MLX checkpoint.*FP8 release"),
-    (dict(quantization_config={"quant_method": "gptq", "bits": 4}), "quant_method is gptq; this"),
-    (dict(quantization_config={"quant_method": "compressed-tensors"}), "is compressed-tensors"),
+    (dict(quantization_config={"group_size": 64, "bits": 4}), "an MLX checkpoint.*FP8, NVFP4"),
+    (dict(quantization_config={"quant_method": "exl3", "bits": 4}), "is exl3, which this build"),
     (dict(rope_parameters={"full_attention": {"rope_theta": 1}}), "full_attention is an object"),
     (dict(layer_types=["full_attention", "sliding_attention"]),
      r"layer_types\[1\] is sliding_attention; this build supports full_attention"),
