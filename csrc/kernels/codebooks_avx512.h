@@ -415,9 +415,10 @@ LOOK void look_open(int32_t dtype, mm2_codes *c, mm2_codes *d, const uint8_t *p,
 /* ---- Formats without ---- */
 
 /* Codes 64 j to 64 j + 63 of a super-block, raised. */
-LOOK bytes64 staged_codes(int32_t dtype, const staged *s, int j)
+LOOK bytes64 staged_codes(int32_t dtype, const staged *s, const uint8_t *p, int j)
 {
-    __m512i c = _mm512_load_si512(s->code + j * 64);
+    __m512i c = _mm512_castsi256_si512(staged_rows(dtype, s, p, j * 2));
+    c = _mm512_inserti64x4(c, staged_rows(dtype, s, p, j * 2 + 1), 1);
     uint64_t signs;
     memcpy(&signs, s->signs + j * 8, 8);
     if (signs_of(dtype) == NO_SIGNS)

@@ -40,8 +40,8 @@
 const int8_t mm2_grid_iq2_xxs[256][8] = {MM2_GRID_IQ2_XXS(IQ2_ROWS)};
 const int8_t mm2_grid_iq2_xs[512][8] = {MM2_GRID_IQ2_XS(IQ2_ROWS)};
 const int8_t mm2_grid_iq2_s[1024][8] = {MM2_GRID_IQ2_S(IQ2_ROWS)};
-const int8_t mm2_grid_iq3_xxs[256][4] = {MM2_GRID_IQ3_XXS(IQ3_XXS_ROWS)};
-const int8_t mm2_grid_iq3_s[512][4] = {MM2_GRID_IQ3_S(IQ3_S_ROWS)};
+const int8_t mm2_grid_iq3_xxs[256 + 3][4] = {MM2_GRID_IQ3_XXS(IQ3_XXS_ROWS)};
+const int8_t mm2_grid_iq3_s[512 + 3][4] = {MM2_GRID_IQ3_S(IQ3_S_ROWS)};
 const int8_t mm2_grid_iq1_s[2048][8] = {MM2_GRID_IQ1_S(IQ1_ROWS)};
 
 #define BYTE(PLANE, row) PLANE(row)

@@ -7,7 +7,9 @@
 
 /* The grids: rows of 8 or 4 codes without their signs. IQ1: -8, 0 or 8, to which +-1 comes. */
 extern const int8_t mm2_grid_iq2_xxs[256][8], mm2_grid_iq2_xs[512][8], mm2_grid_iq2_s[1024][8];
-extern const int8_t mm2_grid_iq3_xxs[256][4], mm2_grid_iq3_s[512][4], mm2_grid_iq1_s[2048][8];
+extern const int8_t mm2_grid_iq1_s[2048][8];
+extern const int8_t mm2_grid_iq3_xxs[256 + 3][4],
+    mm2_grid_iq3_s[512 + 3][4]; /* whose ends are not used */
 
 /* The same, packed in two planes of a byte a row: of 8 codes the indices of the first and of the last
  * four, 2 bits each, to 8, 25, 43; of 4 codes those of two, 3 bits each. */
