@@ -349,6 +349,22 @@ enum { MM2_SPECIAL = 1 };
  * control tokens unless MM2_SPECIAL is given. */
 int32_t mm2_tokenizer_encode(const mm2_tokenizer *t, const char *text, int32_t len, int32_t flags,
                              int32_t *ids, int32_t cap);
+
+/* The same in parts, for a text that takes longer than its caller wants to wait. The tokenizer and
+ * the text are borrowed until the encoding is freed. *out is owned: mm2_encoding_free. Fails with
+ * ARG, NOMEM. An encoding is used by one thread at a time. */
+typedef struct mm2_encoding mm2_encoding;
+mm2_status mm2_encoding_new(mm2_encoding **out, const mm2_tokenizer *t, const char *text,
+                            int32_t len, int32_t flags);
+void mm2_encoding_free(mm2_encoding *e); /* NULL is allowed */
+/* Writes the next *count ids, at most `cap`: OK at the end of the text; MORE if `budget_us`
+ * microseconds are spent (0: no limit) or the room is: call again to go on. A budget is kept to
+ * within a millisecond and, in a text with long words, the 50 nanoseconds a byte that it takes to
+ * find where the longest one ends. Fails with ARG, NOMEM, BUSY, and UNSUPPORTED if the tokenizer's
+ * own pattern is too costly for the text; but for BUSY an encoding that failed cannot go on. */
+mm2_status mm2_encoding_run(mm2_encoding *e, int32_t budget_us, int32_t *ids, int32_t cap,
+                            int32_t *count);
+
 /* Ids to bytes, same rule for cap. Special tokens are left out unless MM2_SPECIAL is given; ids
  * that have no token write nothing; ids outside 0..vocab_size-1 fail. */
 int32_t mm2_tokenizer_decode(const mm2_tokenizer *t, const int32_t *ids, int32_t n, int32_t flags,
@@ -410,7 +426,7 @@ int32_t mm2_chat_continue(const mm2_tokenizer *t, const int32_t *timeline, int32
                           const mm2_conversation *c, int32_t *ids, int32_t cap);
 
 /* ----------------------------------------------------------------------------------------------
- * Reply: from sampled ids to thinking and answer */
+ * Reply: from sampled ids to thinking, answer and calls of tools */
 
 typedef struct mm2_reply mm2_reply;
 
@@ -428,12 +444,18 @@ typedef struct mm2_reply_options {
     int32_t end_count, stop_count;
     int32_t reserved;
     /* The end_count ids that end the reply. NULL: the tokenizer's eos. A chat turn ends at [e~[
-     * besides, whatever stands here. */
+     * besides, and where another turn begins, whatever stands here. */
     const int32_t *end_tokens;
     /* The stop_count strings before which the answer ends: before the one that is complete first,
-     * of several at once before the longest. They are not looked for in the thinking. */
+     * of several at once before the longest. They are not looked for in thinking and calls. */
     const char *const *stop;
     const int32_t *stop_len; /* their bytes, > 0; NULL: each ends before its NUL */
+    /* Of a chat turn: the tools of the conversation, whose schemas type the arguments of calls, as
+     * in mm2_conversation; NULL: none, all arguments are strings. */
+    const char *tools;
+    /* Ids of thinking at most, >= 0; INT32_MAX by default. Behind them mm2_piece.next closes it. */
+    int32_t max_thinking;
+    int32_t reserved2;
 } mm2_reply_options;
 
 void mm2_reply_options_init(mm2_reply_options *o); /* plain text, no limit, no stop strings */
@@ -448,18 +470,44 @@ enum {
 };
 
 /* Text is bytes, not terminated, borrowed until the next call on the reply. It ends at whole
- * characters; bytes that can be none come through as they are. The format's newlines around the
- * thinking are left out. */
+ * characters; bytes that can be none come through as they are. Of a chat turn, the format's newlines
+ * around the thinking and before calls are left out. */
 typedef struct mm2_piece {
     uint32_t size;    /* sizeof(mm2_piece), set by the caller */
     int32_t end;      /* MM2_END_NONE ... */
     int32_t count;    /* ids so far, one that ended the reply included */
     int32_t text_len; /* bytes of text, the answer */
     int32_t thinking_len;
-    int32_t reserved;
-    const char *text; /* never NULL */
+    int32_t calls;    /* that have begun so far; see mm2_reply_call */
+    const char *text; /* never NULL, likewise: */
     const char *thinking;
+    /* Why the last text that looks like a call is none, "" where there is no such text. Static. */
+    const char *reason;
+    int32_t thought; /* ids of thinking so far */
+    /* The id that has to come next, whatever the model says, because the thinking has spent its
+     * budget: feed and push it instead of a sampled one. -1: the model's choice. */
+    int32_t next;
 } mm2_piece;
+
+/* mm2_call.state */
+enum {
+    MM2_CALL_OPEN = 0,     /* its arguments are still coming */
+    MM2_CALL_COMPLETE = 1, /* the model has closed it */
+    MM2_CALL_CUT = 2       /* the reply ended inside it: what there is of it */
+};
+
+/* A call of a tool. Bytes, not terminated, borrowed until the next call on the reply. */
+typedef struct mm2_call {
+    uint32_t size;   /* sizeof(mm2_call), set by the caller */
+    int32_t state;   /* MM2_CALL_OPEN ... */
+    int32_t known;   /* 0: tools were given, and none of that name */
+    int32_t text_at; /* bytes of the answer before it */
+    int32_t name_len, arguments_len;
+    const char *name;
+    /* JSON of an object. It only grows while the call is open, strings character by character, and
+     * is whole afterwards, wherever the reply was cut. A key that comes twice has its last value. */
+    const char *arguments;
+} mm2_call;
 
 /* Turns ids, as they are sampled, into text. The tokenizer is borrowed: it must live until the last
  * push. NULL: ids have no text, and only end tokens and max_tokens end the reply. Options are
@@ -477,6 +525,10 @@ mm2_status mm2_reply_push(mm2_reply *r, int32_t id, mm2_piece *piece);
 mm2_status mm2_reply_end(mm2_reply *r, int32_t reason, mm2_piece *piece);
 /* Everything so far: all the pieces joined. */
 mm2_status mm2_reply_all(mm2_reply *r, mm2_piece *piece);
+/* Call `index`, 0 .. mm2_piece.calls - 1, as far as it came. Whatever a model writes is no error: what
+ * is no call comes as the text, or thinking, that it is. Values are typed by the schema where they
+ * are JSON of such a type, or a number, boolean or null in another spelling; all else is a string. */
+mm2_status mm2_reply_call(mm2_reply *r, int32_t index, mm2_call *call);
 
 /* ----------------------------------------------------------------------------------------------
  * Session: one timeline */
@@ -612,6 +664,7 @@ typedef struct mm2_restore_options {
     int32_t chunk;    /* as in mm2_session_options */
 } mm2_restore_options;
 
+/* Sets every field to its default: as in the file, mapped. */
 void mm2_restore_options_init(mm2_restore_options *o);
 
 /* A session that stands where the saved one stood, and goes on with the same bits; owned like any

@@ -32,13 +32,15 @@ static void add_sample(uint64_t *sum, const void *data, int64_t bytes)
 
 static void add_weight(mm2_fingerprint *f, const mm2_weight *w)
 {
-    int32_t facts[] = {w->data ? w->dtype : 0, w->data && w->scale};
-    add(&f->types, facts, sizeof facts);
+    int32_t facts[] = {w->dtype, w->scale != NULL, w->scale_rows, w->span_dtype, w->group};
+    add(&f->types, facts, w->data ? (int64_t)sizeof facts : 0);
     if (!w->data)
         return;
     add_sample(&f->samples, w->data, w->row_bytes * w->n_out);
     if (w->scale)
         add(&f->samples, w->scale, sizeof *w->scale);
+    if (w->spans)
+        add_sample(&f->samples, w->spans, w->span_bytes * w->n_out);
 }
 
 static void add_expert(mm2_fingerprint *f, const mm2_weights *w, int32_t layer, int32_t index)

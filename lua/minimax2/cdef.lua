@@ -161,6 +161,10 @@ enum {
     MM2_SPECIAL = 1,
 };
 int32_t mm2_tokenizer_encode(const mm2_tokenizer *t, const char *text, int32_t len, int32_t flags, int32_t *ids, int32_t cap);
+typedef struct mm2_encoding mm2_encoding;
+mm2_status mm2_encoding_new(mm2_encoding **out, const mm2_tokenizer *t, const char *text, int32_t len, int32_t flags);
+void mm2_encoding_free(mm2_encoding *e);
+mm2_status mm2_encoding_run(mm2_encoding *e, int32_t budget_us, int32_t *ids, int32_t cap, int32_t *count);
 int32_t mm2_tokenizer_decode(const mm2_tokenizer *t, const int32_t *ids, int32_t n, int32_t flags, char *out, int32_t cap);
 const char *mm2_tokenizer_token(const mm2_tokenizer *t, int32_t id, int32_t *len);
 int32_t mm2_tokenizer_id(const mm2_tokenizer *t, const char *bytes, int32_t len);
@@ -195,6 +199,9 @@ typedef struct mm2_reply_options {
     const int32_t *end_tokens;
     const char *const *stop;
     const int32_t *stop_len;
+    const char *tools;
+    int32_t max_thinking;
+    int32_t reserved2;
 } mm2_reply_options;
 void mm2_reply_options_init(mm2_reply_options *o);
 enum {
@@ -210,15 +217,33 @@ typedef struct mm2_piece {
     int32_t count;
     int32_t text_len;
     int32_t thinking_len;
-    int32_t reserved;
+    int32_t calls;
     const char *text;
     const char *thinking;
+    const char *reason;
+    int32_t thought;
+    int32_t next;
 } mm2_piece;
+enum {
+    MM2_CALL_OPEN = 0,
+    MM2_CALL_COMPLETE = 1,
+    MM2_CALL_CUT = 2,
+};
+typedef struct mm2_call {
+    uint32_t size;
+    int32_t state;
+    int32_t known;
+    int32_t text_at;
+    int32_t name_len, arguments_len;
+    const char *name;
+    const char *arguments;
+} mm2_call;
 mm2_status mm2_reply_new(mm2_reply **out, const mm2_tokenizer *t, const mm2_reply_options *o);
 void mm2_reply_free(mm2_reply *r);
 mm2_status mm2_reply_push(mm2_reply *r, int32_t id, mm2_piece *piece);
 mm2_status mm2_reply_end(mm2_reply *r, int32_t reason, mm2_piece *piece);
 mm2_status mm2_reply_all(mm2_reply *r, mm2_piece *piece);
+mm2_status mm2_reply_call(mm2_reply *r, int32_t index, mm2_call *call);
 typedef struct mm2_session mm2_session;
 typedef struct mm2_session_options {
     uint32_t size;

@@ -27,8 +27,8 @@ function messages.are_prompts(prompt)
     return first and type(first) ~= "number" and not messages.is(prompt) or false
 end
 
--- JSON of what a script hands in; a string is JSON already.
-local function text(value, name)
+--- JSON of what a script hands in; a string is JSON already.
+function messages.json(value, name)
     if type(value) ~= "table" and type(value) ~= "string" then
         raise(("%s must be a table, not %s"):format(name, args.show(value)))
     end
@@ -53,13 +53,13 @@ local anchors = setmetatable({}, { __mode = "k" }) -- the strings that a convers
 
 --- An mm2_conversation of messages and the options messages.known, and the length of its JSON.
 function messages.conversation(turns, options)
-    local c, keep = native.sized "mm2_conversation", { text(turns, "messages") }
+    local c, keep = native.sized "mm2_conversation", { messages.json(turns, "messages") }
     local flags = options.generation_prompt ~= false and lib.MM2_GENERATION_PROMPT or 0
     flags = flags + (options.thinking == false and lib.MM2_NO_THINKING or 0)
     c.flags = flags + (options.keep_thinking and lib.MM2_KEEP_THINKING or 0)
     c.messages = keep[1]
     if options.tools ~= nil then
-        keep[2] = text(options.tools, "tools")
+        keep[2] = messages.json(options.tools, "tools")
         c.tools = keep[2]
     end
     if options.identity ~= nil then

@@ -176,8 +176,9 @@ function Model:weight(name, first, count)
     return out
 end
 
---- Token ids of a prompt: a string (plain text), token ids (see args.ids), or a table of messages.
-function Model:prompt_ids(prompt, n)
+--- Token ids of a prompt: a string (plain text), token ids (see args.ids), or a table of messages, with
+--- the options of tokenizer:template.
+function Model:prompt_ids(prompt, n, options)
     local ids, count
     if type(prompt) == "string" or messages.is(prompt) then
         self:live()
@@ -188,7 +189,7 @@ function Model:prompt_ids(prompt, n)
         if type(prompt) == "string" then
             ids, count = tokenizer:encode(prompt)
         else
-            ids, count = tokenizer:encode_chat(prompt)
+            ids, count = tokenizer:encode_chat(prompt, options)
         end
     else
         ids, count = args.ids(prompt, n)

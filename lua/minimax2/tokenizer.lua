@@ -8,6 +8,7 @@ local native = require "minimax2.native"
 local handle = require "minimax2.handle"
 local args = require "minimax2.args"
 local messages = require "minimax2.messages"
+local Encoding = require "minimax2.encoding"
 
 local lib, raise, check_list = native.lib, native.raise, native.check_list
 
@@ -81,17 +82,27 @@ local function flag(options, where, name, default)
     return value
 end
 
---- Token ids of a text as an int32_t array, and their number. Options: special = true turns strings
---- such as "<think>" into their token; without it they are plain text.
-function Tokenizer:encode(text, options)
-    local ptr = self:live()
+local function encoding(self, text, options, where)
+    self:live()
     if type(text) ~= "string" then
         raise(("the text must be a string, not %s"):format(args.show(text)))
     end
-    local flags = flag(options, "tokenizer:encode", "special", false) and lib.MM2_SPECIAL or 0
-    return collect(int32_array, #text + 16, function(ids, room)
-        return lib.mm2_tokenizer_encode(ptr, text, #text, flags, ids, room)
-    end)
+    return Encoding.of(self, text, flag(options, where, "special", false) and lib.MM2_SPECIAL or 0)
+end
+
+--- Token ids of a text as an int32_t array, and their number. Options: special = true turns strings
+--- such as "<think>" into their token; without it they are plain text.
+function Tokenizer:encode(text, options)
+    local under_way = encoding(self, text, options, "tokenizer:encode")
+    local ids, count = under_way:poll()
+    under_way:close()
+    return ids, count
+end
+
+--- The same in parts, for a long text: encoding:poll(ms) works for about so many milliseconds and
+--- returns nil, or what encode returns once it is done.
+function Tokenizer:encoding(text, options)
+    return encoding(self, text, options, "tokenizer:encoding")
 end
 
 local function list(array, count)

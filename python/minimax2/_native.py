@@ -364,7 +364,6 @@ def tokenizer_facts(tokenizer: Owned) -> dict[str, int]:
     return _fields(facts)
 
 
-LONG_TEXT = 1 << 20  # bytes; shorter ones are encoded in less than a second
 _T = TypeVar("_T")
 
 
@@ -380,15 +379,17 @@ def _interruptible(call: Callable[[], _T], stop: Callable[[], None] | None = Non
             done.append(call())
         except BaseException as error:
             failed.append(error)
+        finally:
+            finished.set()
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
+    finished = threading.Event()  # an interrupted join() takes the thread for finished
+    threading.Thread(target=work, daemon=True).start()
     try:
-        thread.join()
+        finished.wait()
     except BaseException:
-        while stop is not None and thread.is_alive():
+        while stop is not None and not finished.is_set():
             stop()
-            thread.join(0.01)
+            finished.wait(0.01)
         raise
     if failed:
         raise failed[0]
@@ -403,15 +404,19 @@ def tokenizer_encode(tokenizer: Owned, text: Any, special: bool) -> list[int]:
         raise TypeError(f"text must be str or bytes, not {type(text).__name__}")
     if len(text) >= 2**31:
         raise ArgumentError("text must be shorter than 2 GiB")
-    flags = lib.MM2_SPECIAL if special else 0
     source = ffi.from_buffer("char[]", text)
-
-    def encode() -> tuple[Any, int]:
-        return _filled("int32_t[]", len(text) + 1, lambda out, cap: lib.mm2_tokenizer_encode(
-            tokenizer.pointer, source, len(text), flags, out, cap))
-
-    out, n = _interruptible(encode) if len(text) > LONG_TEXT else encode()
-    return list(out[0:n])
+    out = ffi.new("mm2_encoding **")
+    check(lib.mm2_encoding_new(out, tokenizer.pointer, source, len(text),
+                               lib.MM2_SPECIAL if special else 0))
+    encoding = _owned("encoding", out)
+    cap = min(len(text) + 1, 1 << 16)
+    array, count = ffi.new("int32_t[]", cap), ffi.new("int32_t *")
+    found: list[int] = []
+    status = lib.MM2_MORE
+    while status == lib.MM2_MORE:
+        status = check(lib.mm2_encoding_run(encoding.pointer, SLICE, array, cap, count))
+        found += ffi.unpack(array, count[0])
+    return found
 
 
 def tokenizer_decode(tokenizer: Owned, values: Any, special: bool) -> bytes:
@@ -518,14 +523,36 @@ class Piece(NamedTuple):
     count: int  # type: ignore[assignment]  # a tuple's method, which nobody needs here
     text: str
     thinking: str
+    calls: int  # that have begun so far, likewise:
+    reason: str
+    thought: int
+    next: int
+
+
+class Call(NamedTuple):
+    """What mm2_call says."""
+
+    name: str
+    arguments: str
+    state: int
+    known: bool
+    text_at: int  # bytes
+
+
+CALL_OPEN, CALL_COMPLETE, CALL_CUT = (
+    int(lib.MM2_CALL_OPEN), int(lib.MM2_CALL_COMPLETE), int(lib.MM2_CALL_CUT))
+NO_BUDGET = 2**31 - 1
 
 
 def reply_new(tokenizer: Owned | None, start: int, max_tokens: int, ends: Sequence[int],
-              stop: Sequence[bytes]) -> Owned:
-    """A reply; keeps its tokenizer, None for ids without text."""
+              stop: Sequence[bytes], tools: bytes | None = None,
+              max_thinking: int = NO_BUDGET) -> Owned:
+    """A reply; keeps its tokenizer, None for ids without text. tools: JSON."""
     options = _sized("mm2_reply_options")
     lib.mm2_reply_options_init(options)
-    options.start, options.max_tokens = start, max_tokens
+    options.start, options.max_tokens, options.max_thinking = start, max_tokens, max_thinking
+    schemas = ffi.NULL if tools is None else ffi.new("char[]", tools)
+    options.tools = schemas
     end_tokens = ffi.new("int32_t[]", ends)
     options.end_tokens, options.end_count = end_tokens, len(ends)
     strings = [ffi.new("char[]", string) for string in stop]
@@ -537,12 +564,14 @@ def reply_new(tokenizer: Owned | None, start: int, max_tokens: int, ends: Sequen
     return reply if tokenizer is None else Owned(reply.pointer, (reply, tokenizer))
 
 
-def _piece(piece: Any) -> Piece:
-    def chars(at: Any, length: int) -> str:
-        return bytes(ffi.buffer(at, length)).decode("utf-8", "replace")
+def _decoded(at: Any, length: int) -> str:
+    return bytes(ffi.buffer(at, length)).decode("utf-8", "replace")
 
-    return Piece(piece.end, piece.count, chars(piece.text, piece.text_len),
-                 chars(piece.thinking, piece.thinking_len))
+
+def _piece(piece: Any) -> Piece:
+    return Piece(piece.end, piece.count, _decoded(piece.text, piece.text_len),
+                 _decoded(piece.thinking, piece.thinking_len), piece.calls,
+                 _string(piece.reason), piece.thought, piece.next)
 
 
 def reply_push(reply: Owned, token: int) -> Piece:
@@ -571,6 +600,21 @@ def reply_all(reply: Owned) -> Piece:
     piece = _sized("mm2_piece")
     check(lib.mm2_reply_all(reply.pointer, piece))
     return _piece(piece)
+
+
+def reply_call(reply: Owned, index: int) -> Call:
+    """Call `index`, as far as it came."""
+    call = _sized("mm2_call")
+    check(lib.mm2_reply_call(reply.pointer, index, call))
+    return Call(_decoded(call.name, call.name_len), _decoded(call.arguments, call.arguments_len),
+                call.state, bool(call.known), call.text_at)
+
+
+def reply_characters(reply: Owned, length: int) -> int:
+    """How many characters the first bytes of the answer are."""
+    piece = _sized("mm2_piece")
+    check(lib.mm2_reply_all(reply.pointer, piece))
+    return len(_decoded(piece.text, min(length, piece.text_len)))
 
 
 # ---- Session ----

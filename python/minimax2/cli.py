@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 import minimax2 as mm
@@ -101,7 +102,11 @@ def _parser() -> argparse.ArgumentParser:
     samples(made)
     made.add_argument("message", nargs="?", help="answer this alone, and end; -: read it from "
                                                  "standard input")
-    made.add_argument("--no-thinking", action="store_true", help="ask for the answer at once")
+    thinks = made.add_mutually_exclusive_group()
+    thinks.add_argument("--no-thinking", action="store_true", help="ask for the answer at once")
+    thinks.add_argument("--thinking", type=int, metavar="N", help="think N tokens at most")
+    made.add_argument("--tools", metavar="FILE", help="JSON of tools that the model may call; its "
+                                                      "calls are shown, not made")
     made.add_argument("--system", metavar="TEXT", help="the system prompt")
     made.add_argument("--context", type=int, metavar="N", help="positions; default: at most 8192")
 
@@ -185,6 +190,10 @@ def _chat(arguments: argparse.Namespace) -> None:
     options = _sampling(arguments)
     if arguments.no_thinking:
         options["thinking"] = False
+    elif arguments.thinking is not None:
+        options["thinking"] = arguments.thinking
+    if arguments.tools is not None:
+        options["tools"] = Path(arguments.tools).read_text(encoding="utf-8")
     with _load(arguments) as model, model.chat(
             arguments.system, context=arguments.context, **options) as chat:
         if given is not None:
@@ -254,6 +263,9 @@ def _show(stream: mm.Stream) -> None:
             print(plain, file=thinks, flush=True)
         if stream.text or not thought:
             print(flush=True)
+        for call in stream.calls:
+            print(f"{call.name}({call.json})" + (" [cut off]" if call.state == "cut" else ""),
+                  flush=True)
 
 
 def _inspect(arguments: argparse.Namespace) -> None:

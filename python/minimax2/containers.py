@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from minimax2 import _native
-from minimax2.errors import FormatError
+from minimax2.errors import FormatError, file_error
 from minimax2.formats import GGML
 
 # Bytes of an element, by the names that safetensors has.
@@ -48,7 +48,7 @@ class Container:
     """A checkpoint's tensors and facts; a context manager that closes the files.
 
     format: "gguf" or "safetensors". entries: {name: Entry}, in the order of the files. facts: the
-    metadata of GGUF (of arrays the first items), or config.json. Raises FormatError, OSError.
+    metadata of GGUF (of arrays the first items), or config.json. Raises FileError, FormatError.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -57,14 +57,18 @@ class Container:
         self.facts: dict[str, Any] = {}
         self.files: list[Path] = []
         self._open: dict[Path, int] = {}
-        gguf = _find_gguf(self.path)
-        self.format = "gguf" if gguf else "safetensors"
-        if gguf:
+        try:
+            gguf = _find_gguf(self.path)
+            self.format = "gguf" if gguf else "safetensors"
             for file in gguf:
                 facts = self._read_gguf(file)
                 self.facts = self.facts or facts
-        else:
-            self._read_safetensors()
+            if not gguf:
+                self._read_safetensors()
+        except OSError as error:
+            if error.filename is None or error.strerror is None:
+                raise
+            raise file_error(f"{error.filename}: cannot open it: {error.strerror}") from None
 
     def read(self, entry: Entry, first: int = 0, count: int | None = None) -> bytes:
         """Bytes [first, first + count) of a tensor; count None: to its end."""

@@ -39,6 +39,7 @@ WEIGHTS = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".gguf
            ".msgpack", ".bak", ".partial")
 CONFIGS = ("config.json", "quantize_config.json", "quantization_config.json", "quant_config.json")
 AWQ_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)  # of a word's fields, the lowest bits first
+GROUPS = (32, 64, 128)  # columns with a scale in common that the library multiplies
 DTYPES = {"i32": 4, "f16": 2, "bf16": 2, "f32": 4}
 
 # What the zero points of a file are short of, by quantization_config.
@@ -54,7 +55,7 @@ class Scheme(NamedTuple):
     offset: int
     """What is to be added to stored zero points."""
     symmetric: bool
-    """All zero points are the middle of the codes, by the configuration."""
+    """Does the configuration say that all zero points are the middle of the codes?"""
     reordered: bool
     """GPTQ's desc_act: groups may hold any columns."""
 
@@ -68,6 +69,8 @@ class Packed(NamedTuple):
     rows: int
     columns: int
     groups: int
+    symmetric: bool
+    """All zero points are the middle of the codes: they need not be written."""
 
 
 def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], *, shard: int = SHARD,
@@ -79,8 +82,9 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], *, s
     shard: bytes of one safetensors file. progress: called with (bytes written, bytes in all).
 
     Every weight keeps its value. Raises ArgumentError, FileError, FormatError, OSError, and
-    UnsupportedError for what would lose something: columns in another order (desc_act), zero points
-    that the other layout cannot hold, codes of 2, 3 or 5 to 7 bits.
+    UnsupportedError for what would lose something, or would not open: columns in another order
+    (desc_act), zero points that the other layout cannot hold, codes of 2, 3 or 5 to 7 bits, groups
+    of other sizes than 32, 64, 128 or whole rows.
     """
     source, target = Path(source), Path(target)
     if isinstance(shard, bool) or not isinstance(shard, int) or shard < 1:
@@ -91,21 +95,19 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], *, s
                                    "transposed, and nothing is to be converted")
         scheme = _scheme(container)
         groups = grouped(container.entries)
-        matrices = {name: _measure(name, parts, scheme) for name, parts in groups.items()
-                    if "qweight" in parts}
+        matrices = {name: _matrix(container, name, parts, scheme)
+                    for name, parts in groups.items() if "qweight" in parts}
         if not matrices:
             raise UnsupportedError(f"{source}: holds no tensor \"....qweight\": its weights do not "
                                    "lie transposed, and nothing is to be converted; open it as it "
                                    "is")
-        for matrix in matrices.values():
-            _check(container, matrix, scheme)
         pieces: list[Piece] = []
         for name, parts in groups.items():
             if name in matrices:
                 pieces += _pieces(container, matrices[name], scheme)
             else:
                 pieces += [_copied(container, entry) for entry in parts.values()]
-        config = _config(container, matrices, scheme, groups)
+        config = _config(container, matrices, groups)
         total = sum(piece.nbytes for piece in pieces)
         with claimed(target, total, True) as part:
             write_safetensors(part, pieces, shard, Report(progress, total))
@@ -123,7 +125,6 @@ def _scheme(container: Container) -> Scheme:
         raise UnsupportedError(f"{where}: has no quantization_config: nothing is to be converted")
     method = str(config.get("quant_method")).replace("_", "-").lower()
     reordered = bool(config.get("desc_act"))
-    # Without a word on it zero points are kept, whatever they are.
     symmetric = config.get("sym") is True
     if method == "awq":
         version = str(config.get("version", "gemm")).lower()
@@ -185,14 +186,21 @@ def _measure(name: str, parts: Mapping[str, Entry], scheme: Scheme) -> Packed:
         raise FormatError(f"{parts['qweight'].file}: tensor \"{name}.qweight\" has shape "
                           f"{[high, wide]}, expected {layout} for scales of "
                           f"{[groups, rows]}")
-    return Packed(name, parts, bits, rows, columns, groups)
+    group = columns // groups
+    if columns % 32 or group not in GROUPS and groups > 1:
+        raise UnsupportedError(f"{parts['scales'].file}: tensor \"{name}.scales\" has a scale for "
+                               f"{group} of {columns} columns; what opens has one for "
+                               f"{', '.join(map(str, GROUPS))} or all, of a multiple of 32 columns")
+    return Packed(name, parts, bits, rows, columns, groups, False)
 
 
-def _check(container: Container, matrix: Packed, scheme: Scheme) -> None:
-    """Refuses what the other layout cannot hold, before anything is written."""
+def _matrix(container: Container, name: str, parts: Mapping[str, Entry],
+            scheme: Scheme) -> Packed:
+    """A matrix, after everything that the other layout cannot hold has been refused."""
     import numpy
 
-    order = matrix.parts.get("g_idx")
+    matrix = _measure(name, parts, scheme)
+    order = parts.get("g_idx")
     if order is not None:
         groups = numpy.frombuffer(container.read(order), "<i4")
         step = matrix.columns // matrix.groups
@@ -203,19 +211,22 @@ def _check(container: Container, matrix: Packed, scheme: Scheme) -> None:
                 "without it, or GGUF")
     elif scheme.reordered:
         raise UnsupportedError(
-            f"{matrix.parts['qweight'].file}: quantization_config says desc_act, but "
-            f"\"{matrix.name}.g_idx\" is missing: the groups of its columns are not known")
-    zeros = _zeros(container, matrix, scheme)
-    most = (1 << matrix.bits) - 1
-    entry = matrix.parts["qzeros"]
-    if zeros.max() > most:
-        raise UnsupportedError(f"{entry.file}: tensor {entry.name!r} has a zero point of "
-                               f"{zeros.max()}; {matrix.bits} bits hold {most} at most, and no "
+            f"{parts['qweight'].file}: quantization_config says desc_act, but \"{name}.g_idx\" is "
+            "missing: the groups of its columns are not known")
+    zeros, entry = _zeros(container, matrix, scheme), parts["qzeros"]
+    middle = 1 << matrix.bits - 1
+    symmetric = bool((zeros == middle).all())
+    found = f"{entry.file}: tensor {entry.name!r} has zero points from {zeros.min()} to " \
+            f"{zeros.max()}"
+    if scheme.symmetric and not symmetric:
+        raise FormatError(f"{found}, but quantization_config says that it is symmetric (all "
+                          f"{middle}): one of the two is wrong")
+    if zeros.max() >= 2 * middle:
+        raise UnsupportedError(f"{found}; {matrix.bits} bits hold {2 * middle - 1} at most, and no "
                                "other layout of them would keep the values")
-    if scheme.symmetric and (zeros != 1 << matrix.bits - 1).any():
-        raise FormatError(f"{entry.file}: tensor {entry.name!r} has zero points from {zeros.min()} "
-                          f"to {zeros.max()}, but quantization_config says that it is symmetric "
-                          f"(all {1 << matrix.bits - 1}): one of the two is wrong")
+    if matrix.bits == 8 and not symmetric:
+        raise UnsupportedError(f"{found}; in 8 bits what opens has {middle} everywhere")
+    return matrix._replace(symmetric=symmetric)
 
 
 def _words(container: Container, entry: Entry) -> Array:
@@ -294,7 +305,7 @@ def _pieces(container: Container, matrix: Packed, scheme: Scheme) -> Iterator[Pi
                 functools.partial(_codes, container, matrix, scheme))
     yield piece("weight_scale", scales.upper(), (rows, groups), rows * groups * DTYPES[scales],
                 functools.partial(_scales, container, matrix))
-    if not scheme.symmetric:
+    if not matrix.symmetric:
         high = -(-rows // fields)
         yield piece("weight_zero_point", "I32", (high, groups), high * groups * 4,
                     functools.partial(_packed_zeros, container, matrix, scheme))
@@ -314,23 +325,22 @@ def _copied(container: Container, entry: Entry) -> Piece:
 
 # ---- Documents ----
 
-def _config(container: Container, matrices: Mapping[str, Packed], scheme: Scheme,
+def _config(container: Container, matrices: Mapping[str, Packed],
             groups: Mapping[str, Mapping[str, Entry]]) -> dict[str, Any]:
     """config.json for the new layout; what is not of the most common kind is named."""
     config = {**container.facts}
     by_row = config["quantization_config"].get("group_size") == -1
-    kinds: dict[tuple[int, int], list[str]] = {}
+    kinds: dict[tuple[int, int, bool], list[str]] = {}
     for name, matrix in matrices.items():
         group = 0 if by_row and matrix.groups == 1 else matrix.columns // matrix.groups
-        kinds.setdefault((matrix.bits, group), []).append(name)
-    (bits, group), *others = sorted(kinds, key=lambda kind: -len(kinds[kind]))
-    made = packed(bits, group, scheme.symmetric)
+        kinds.setdefault((matrix.bits, group, matrix.symmetric), []).append(name)
+    first, *others = sorted(kinds, key=lambda kind: -len(kinds[kind]))
+    made = packed(*first)
     schemes: Any = made["config_groups"]
-    for number, (bits, group) in enumerate(others, 1):
+    for number, kind in enumerate(others, 1):
         schemes[f"group_{number}"] = {
-            **schemes["group_0"], "targets": kinds[bits, group],
-            "weights": {"dynamic": False, "actorder": None,
-                        **integers(bits, group, scheme.symmetric)}}
+            **schemes["group_0"], "targets": kinds[kind],
+            "weights": {"dynamic": False, "actorder": None, **integers(*kind)}}
     made["ignore"] = [name for name, parts in groups.items()
                       if name not in matrices and "weight" in parts
                       and len(parts["weight"].shape) == 2 and "embed" not in name]

@@ -14,8 +14,9 @@ from minimax2.generation import Generation
 from minimax2.handle import Handle
 from minimax2.options import (AnyPath, GenerateOptions, Item, KvDtype, ModelGenerateOptions, Prompt,
                               SessionOptions, check_names, spelled_out)
+from minimax2.request import Request
 from minimax2.session import Session
-from minimax2.stream import Request, Stream
+from minimax2.stream import Stream
 from minimax2.tensor import Tensor
 from minimax2.text import Tokenizer, is_messages, is_prompts
 from minimax2.trace import Cache, Hook, Taps, Where, select
@@ -307,7 +308,9 @@ class Model(Handle, Mapping[str, Tensor]):
         Options: temperature, top_k, top_p, min_p and the others of Sampler, defaults from the
         checkpoint; seed (None: a fresh one, reported in the result); bias {id: value}; stop, a str
         or several, not shown, None for none; thinking (None: as the prompt has it), whether the
-        text begins inside <think>, and False to close that block in the prompt of messages; mask, a
+        text begins inside <think>, False to close that block in the prompt of messages, and a
+        number of tokens after which it is closed and the answer begins; tools, which a prompt of
+        messages declares and whose calls the result has; keep_thinking, of all turns in it; mask, a
         buffer as in Sampler.next, or a callable(tokens so far) that returns one; logits_processor,
         a callable(ids, logits) that edits the logits, a numpy array [vocab_size], in place;
         top_logprobs, to report the n likeliest tokens at each place; hooks, as in run_with_hooks(),

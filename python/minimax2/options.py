@@ -62,7 +62,9 @@ class ReplyOptions(TypedDict, total=False):
 
     max_new_tokens: int
     stop: str | Iterable[str] | None
-    thinking: bool | None
+    thinking: bool | int | None
+    keep_thinking: bool
+    tools: Tools | None
     mask: Buffer | Callable[[list[int]], Buffer | None] | None
     logits_processor: Callable[[list[int], Any], None] | None
     top_logprobs: int
@@ -77,7 +79,8 @@ class ModelGenerateOptions(GenerateOptions, SessionOptions, total=False):
     """What a generation with a session of its own is made with."""
 
 
-DEFAULTS = {"max_new_tokens": 1024, "top_logprobs": 0}  # those that are not None
+# Those that are not None.
+DEFAULTS = {"max_new_tokens": 1024, "top_logprobs": 0, "keep_thinking": False}
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from minimax2 import show
 from minimax2.containers import Container, Entry
 from minimax2.errors import FormatError, UnsupportedError
-from minimax2.model import EMBEDDED, AnyPath, Isa, Precision, load
+from minimax2.model import EMBEDDED, Isa, Precision, load
+from minimax2.options import AnyPath
 
 # Where a tensor stands, by its name in either container; the first that matches counts.
 PLACES = {
@@ -127,7 +128,7 @@ def info(path: AnyPath | None = None, *, threads: int | None = None, isa: Isa | 
 
     Types by their share of the bytes and where they stand, bits a weight, the memory it needs
     beside what there is, and what is known to hurt. path and the others as in load(). Raises
-    FileError, FormatError, OSError.
+    FileError, FormatError.
     """
     facts: dict[str, Any] = dict.fromkeys((
         "architecture", "name", "license", "chat_template", "isa", "threads", "refusal"))
@@ -186,8 +187,12 @@ def grouped(entries: Mapping[str, Entry]) -> dict[str, dict[str, Entry]]:
     return found
 
 
-def _type_of(container: Container, parts: Mapping[str, Entry]) -> tuple[str, int | None]:
-    """(type, elements) of a matrix."""
+Shapes = dict[tuple[str, tuple[int, ...]], bytes]
+
+
+def _type_of(container: Container, parts: Mapping[str, Entry], place: str,
+             shapes: Shapes) -> tuple[str, int | None]:
+    """(type, elements) of a matrix. shapes: weight_shape by place and packed shape, read once."""
     codes = next(parts[part] for part in (*CODES, "") if part in parts)
     count, scale = math.prod(codes.shape), parts.get("weight_scale")
     if "qweight" in parts:
@@ -198,7 +203,10 @@ def _type_of(container: Container, parts: Mapping[str, Entry]) -> tuple[str, int
         known = isinstance(group, int) and "scales" in parts
         return "mlx", group * math.prod(parts["scales"].shape) if known else None
     if codes.dtype == "i32" and "weight_shape" in parts:
-        shape = container.read(parts["weight_shape"])
+        key = place, codes.shape
+        if key not in shapes:
+            shapes[key] = container.read(parts["weight_shape"])
+        shape = shapes[key]
         rows, columns = struct.unpack("<2q", shape) if len(shape) == 16 else (0, 0)
         if rows <= 0 or columns <= 0:
             return "i32", None
@@ -217,10 +225,11 @@ def packed_bits(parts: Mapping[str, Entry]) -> int:
 
 
 def _matrices(container: Container) -> Iterator[Matrix]:
+    shapes: Shapes = {}
     for name, parts in grouped(container.entries).items():
-        kind, count = _type_of(container, parts)
         first = next(iter(parts.values()))
         place = _place(first.name)
+        kind, count = _type_of(container, parts, place, shapes)
         experts = first.shape[0] if len(first.shape) == 3 else 1
         yield Matrix(name, kind, place, sum(entry.nbytes for entry in parts.values()), count,
                      experts if place in EXPERTS else 0)

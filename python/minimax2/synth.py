@@ -65,7 +65,7 @@ def synth(path: str | os.PathLike[str], *, like: str = "m2", layers: int = 2, fo
                    experts_per_token=experts_per_token, expert_size=expert_size,
                    kv_heads=kv_heads, head_dim=head_dim)
     container = _container(path, format, container)
-    specs = list(_plan_gguf(sizes, format) if container == "gguf" else _plan_hf(sizes, format))
+    specs = _plan(sizes, format, container)
     for spec in specs:
         if spec.shape and spec.shape[-1] % spec.block:
             raise _ragged(spec.name, spec.shape[-1], spec.format, spec.block)
@@ -84,6 +84,16 @@ def synth(path: str | os.PathLike[str], *, like: str = "m2", layers: int = 2, fo
 
 
 # ---- What to write ----
+
+def plan(format: str, like: str = "m2", **widths: int) -> list[Spec]:
+    """The tensors that synth() would write, without writing any; widths as there."""
+    container = "safetensors" if format in LAYOUTS else "gguf"
+    return _plan(_sizes(like, **widths), format, _container(Path("x.gguf"), format, container))
+
+
+def _plan(sizes: Mapping[str, int], format: str, container: str) -> list[Spec]:
+    return list(_plan_gguf(sizes, format) if container == "gguf" else _plan_hf(sizes, format))
+
 
 def _sizes(like: str, **given: int | None) -> dict[str, int]:
     if like not in LIKE:

@@ -213,6 +213,27 @@ branch:rewind(4)
 branch:feed({ 65, 66 }):run()
 say(hash(branch:logits():bytes()))
 
+say "# on disk"
+local place = folder .. "/session"
+assert(branch:save(place))
+local function tokens_of(of)
+    local timeline = {}
+    for i = 0, of.length - 1 do
+        timeline[i + 1] = of:tokens()[i]
+    end
+    return timeline
+end
+for _, mapped in ipairs { true, false } do
+    local again = assert(model:restore(place, { mapped = mapped, chunk = 3 }))
+    say(again.pos, again.length, again.context, tokens_of(again), hash(again:logits():bytes()))
+    again:feed({ 65, 66 }):run()
+    say(hash(again:logits():bytes()))
+end
+say(assert(model:restore(place, { context = branch.length })).context)
+branch:feed { 7 }
+assert(branch:save(place))
+say(assert(model:restore(place)).pos, assert(model:restore(place)).length)
+
 say "# prompts together"
 local answers, infos = model:generate({ prompt, { prompt = turns, seed = 3 }, { 5, 6, 7 },
     { prompt = "Once", max_new_tokens = 4, stop = "e" } },
@@ -324,6 +345,16 @@ fails(tokenizer.decode, tokenizer, { -1 })
 fails(tokenizer.token, tokenizer, 2147483647)
 fails(tokenizer.render, tokenizer, { { role = "robot", content = "x" } })
 fails(tokenizer.render, tokenizer, { { role = "user" } })
+fails(a.save, a, "")
+fails(a.save, a, folder .. "/no/where")
+fails(a.save, a, folder)
+fails(model.restore, model, folder .. "/absent")
+fails(model.restore, model, folder .. "/short.gguf")
+fails(model.restore, model, arg[1] .. "/tokenizer.json")
+fails(model.restore, model, place, { context = 3 })
+fails(model.restore, model, place, { kv_dtype = "f32" })
+fails(assert(mm.load(arg[1], { precision = "exact" })).restore,
+    assert(mm.load(arg[1], { precision = "exact" })), place)
 fails(model.sampler, model, { temperature = -1 })
 fails(model.sampler, model, { temperature = 0 / 0 })
 fails(model.sampler, model, { top_k = -1 })

@@ -191,6 +191,8 @@ def test_synth_makes_what_the_others_open(tmp_path):
 
 @pytest.mark.parametrize("arguments, sentence", [
     (("info", "-m", "/does/not/exist"), "/does/not/exist"),
+    (("info", "/does/not/exist"), "/does/not/exist"),
+    (("convert", "/does/not/exist", "x"), "/does/not/exist"),
     (("generate", "x", "--threads", 0), "threads is 0"),
     (("generate", "x", "--isa", "sse"), "isa is 'sse'"),
     (("generate", "x", "--precision", "best"), "precision is 'best'"),
@@ -218,7 +220,7 @@ def test_wrong_usage(arguments):
 def test_version_and_help():
     assert good("--version") == f"minimax2 {mm.__version__}\n"
     assert all(command in good("--help") for command in
-               ("info", "generate", "chat", "inspect", "bench", "synth"))
+               ("info", "generate", "chat", "inspect", "bench", "convert", "synth"))
 
 
 def test_ctrl_c():

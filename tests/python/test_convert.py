@@ -154,6 +154,20 @@ def test_every_layout_keeps_its_values(make, tmp_path, layout):
     assert set(quantization["ignore"]) == {"lm_head", "model.layers.0.block_sparse_moe.gate"}
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_was_refused_opens(make, tmp_path, layout, opens_packed):
+    config, offset = LAYOUTS[layout]
+    source, matrices = make(config, offset, awq="awq" in layout)
+    with pytest.raises(mm.UnsupportedError, match='run "minimax2 convert IN OUT"'):
+        mm.load(source)
+    convert(source, tmp_path / "made")
+    with mm.load(tmp_path / "made") as model:
+        for name, matrix in matrices.items():
+            made = model.weight(name + ".weight_packed").numpy()
+            assert made.tobytes() == matrix.values().tobytes()
+        assert np.isfinite(model([5, 6, 7]).numpy()).all()
+
+
 def test_symmetric_matrices_need_no_zero_points(make, tmp_path):
     source, matrices = make(GPTQ | {"sym": True}, 1, symmetric=True)
     convert(source, tmp_path / "made")
@@ -163,7 +177,8 @@ def test_symmetric_matrices_need_no_zero_points(make, tmp_path):
 
 
 @pytest.mark.parametrize("options", [dict(group=32), dict(group=64), dict(group=None),
-                                     dict(bits=8), dict(bits=8, group=None, symmetric=True)])
+                                     dict(bits=8, symmetric=True),
+                                     dict(bits=8, group=None, symmetric=True)])
 def test_groups_and_bits(make, tmp_path, options):
     size = -1 if options.get("group", 128) is None else 128
     source, matrices = make(GPTQ | {"group_size": size}, 1, **options)
@@ -178,7 +193,7 @@ def test_groups_and_bits(make, tmp_path, options):
 
 def test_modules_of_more_bits_have_a_group_of_their_own(make, tmp_path):
     def more(tensors, matrices):
-        matrices[Q] = Matrix(99, 256, 256, bits=8)
+        matrices[Q] = Matrix(99, 256, 256, bits=8, symmetric=True)
         tensors |= matrices[Q].tensors(Q, 0, False)
 
     source, matrices = make(ROUND | {"packing_format": "auto_round", "extra_config": {
@@ -189,6 +204,7 @@ def test_modules_of_more_bits_have_a_group_of_their_own(make, tmp_path):
     first, second = config["config_groups"].values()
     assert first["weights"]["num_bits"] == 4 and first["targets"] == ["Linear"]
     assert second["weights"]["num_bits"] == 8 and second["targets"] == [Q]
+    assert (first["weights"]["symmetric"], second["weights"]["symmetric"]) == (False, True)
     assert "model.layers.0.self_attn.k_proj" in config["ignore"]
 
 
@@ -238,6 +254,16 @@ def too_high(tensors, matrices):
     tensors |= matrices[Q].tensors(Q, 1, False)
 
 
+def eight_bits(tensors, matrices):
+    matrices[Q] = Matrix(99, 256, 256, bits=8)
+    tensors |= matrices[Q].tensors(Q, 1, False)
+
+
+def small_groups(tensors, matrices):
+    matrices[Q] = Matrix(99, 256, 256, group=16)
+    tensors |= matrices[Q].tensors(Q, 1, False)
+
+
 def three_bits(tensors, matrices):
     tensors[Q + ".qzeros"] = np.zeros((2, 24), np.uint32)
 
@@ -257,7 +283,9 @@ def odd_scales(tensors, matrices):
 @pytest.mark.parametrize("config, change, error, words", [
     (GPTQ, order, mm.UnsupportedError, "w2.g_idx' puts columns into groups in another order"),
     (GPTQ | {"desc_act": True}, None, mm.UnsupportedError, "says desc_act, but \"model.*g_idx"),
-    (GPTQ, too_high, mm.UnsupportedError, "q_proj.qzeros' has a zero point of 16; 4 bits hold 15"),
+    (GPTQ, too_high, mm.UnsupportedError, "q_proj.qzeros' has zero .* to 16; 4 bits hold 15"),
+    (GPTQ, eight_bits, mm.UnsupportedError, "in 8 bits what opens has 128 everywhere"),
+    (GPTQ, small_groups, mm.UnsupportedError, "q_proj.scales\" has a scale for 16 of 256 columns"),
     (GPTQ | {"sym": True}, None, mm.FormatError, "zero points from 1 to 1[0-9], but .* symmetric"),
     (GPTQ, three_bits, mm.UnsupportedError, "q_proj.qweight\" has codes of 3 bits; .* 4 or 8"),
     (GPTQ, torn, mm.FormatError, r"q_proj.qweight\" has shape \[31, 256\], expected \[K / 8, N\]"),

@@ -101,6 +101,23 @@ def test_layouts_hold_the_wanted_values(tmp_path, format):
     assert left <= set(config.get("ignore", config.get("exclude")))
 
 
+@pytest.mark.parametrize("format", [name for name in LAYOUTS if name != "fp8"])
+def test_layouts_open(tmp_path, format, opens_packed):
+    """The library decodes what the formulas say; a negative zero counts as zero."""
+    path = tmp_path / "m"
+    synth(path, **SMALL, format=format)
+    tensors = tensors_of(path)
+    with mm.load(path) as model:
+        for part in "block_sparse_moe.experts.1.w2", "self_attn.k_proj":
+            base = "model.layers.0." + part
+            name = next(base + end for end in (".weight_packed", ".weight") if base + end in tensors)
+            if base + ".weight_scale" in tensors:
+                made = model.weight(name).numpy()
+                assert (made == decoded(format, tensors, base)).all()
+        logits = model(PROMPT).numpy()
+        assert np.isfinite(logits).all() and 0.5 < logits.std() < 2
+
+
 def test_the_same_arguments_give_the_same_bytes(tmp_path):
     def content(path):
         return {f.name: f.read_bytes() for f in path.iterdir()}
