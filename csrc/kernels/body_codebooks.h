@@ -1,13 +1,13 @@
 /* Products of codebook and ternary weights, the section CODEBOOKS of formats.h, in terms of the
  * primitives of a codebooks_*.h.
  *
- * A super-block is opened to signed codes in the order of the file, with 16 scales and d: the rest is what
- * other super-blocks have, with codes of 7 bits and a sign. Panels, tiles and exact products share
- * among their activation rows what it costs to open it.
+ * A super-block is opened to signed codes in the order of the file, with 16 scales and d: the rest
+ * is what other super-blocks have, with codes of 7 bits and a sign. Panels, tiles and exact
+ * products share among their activation rows what it costs to open it.
  *
- * One to DIRECT_ACTS activation rows are multiplied by codes in the order in which a grid's look-ups
- * leave them, look_unit() super-blocks at a time. The walk over the blocks of a call is that of
- * body_int_direct.h. */
+ * One to DIRECT_ACTS activation rows are multiplied by codes in the order in which a grid's
+ * look-ups leave them, look_unit() super-blocks at a time. The walk over the blocks of a call is
+ * that of body_int_direct.h. */
 
 /* ---- Opened super-blocks ---- */
 
@@ -82,8 +82,8 @@ INLINE void unpack_one_codebook(int32_t dtype, super_panel *s, const uint8_t *p,
         put_scales(s->scale, i * 4, 1, x[i], 0);
 }
 
-/* Panels and exact products of codebook formats are compiled once for all with a scale for 16 or for 32
- * codes, as for one of these; w->dtype says whose blocks are to be opened. */
+/* Panels and exact products of codebook formats are compiled once for all with a scale for 16 or
+ * for 32 codes, as for one of these; w->dtype says whose blocks are to be opened. */
 enum { ANY_16 = MM2_IQ2_S, ANY_32 = MM2_IQ3_S };
 
 static __attribute__((noinline)) void unpack_codebook(int32_t dtype, super_panel *s,
@@ -118,8 +118,8 @@ INLINE void unpack_weight(int32_t dtype, const mm2_weight *w, super_panel *s, co
 
 enum { LOOK_BLOCKS = DIRECT_LIMIT / MM2_SUPER };
 
-/* Activations by units: one of two super-blocks may begin at any one if their number is odd, else at the
- * even ones, which follow one another. */
+/* Activations by units: one of two super-blocks may begin at any one if their number is odd, else
+ * at the even ones, which follow one another. */
 typedef struct codebook_act {
     _Alignas(64) int8_t code[LOOK_BLOCKS * 2][MM2_SUPER];
     _Alignas(64) int32_t start[LOOK_BLOCKS][16]; /* what makes up for codes that are raised */

@@ -1,8 +1,8 @@
-/* Super-blocks of codebook and ternary formats by loads of rows of a grid: what avx2 has, and avx512 for
- * the formats without a look-up of its own. The instructions are those of avx2.
+/* Super-blocks of codebook and ternary formats by loads of rows of a grid: what avx2 has, and
+ * avx512 for the formats without a look-up of its own. The instructions are those of avx2.
  *
- * Staging takes a block apart: indices of more than 8 bits to words, signs to a bit each, scales to bytes.
- * From there 32 codes at a time are put together by loads, in the order of the file. All
+ * Staging takes a block apart: indices of more than 8 bits to words, signs to a bit each, scales
+ * to bytes. From there 32 codes at a time are put together by loads, in the order of the file. All
  * super-blocks of a group are staged before the first of them is multiplied. */
 #ifndef MM2_CODEBOOKS_ROWS_H
 #define MM2_CODEBOOKS_ROWS_H
@@ -105,8 +105,8 @@ STAGE void stage_scales_iq2(staged *s, const uint8_t *p)
 
 /* ---- Indices of more than 8 bits ---- */
 
-/* 16 of them: the bytes at q and, above, those bits of `more` that a power of two brings to bit 8 and up
- * and `mask` keeps. */
+/* 16 of them: the bytes at q and, above, those bits of `more` that a power of two brings to bit 8
+ * and up and `mask` keeps. */
 STAGE void put_indices(uint16_t out[16], const uint8_t *q, __m256i more, __m256i power, int mask)
 {
     __m256i a = _mm256_and_si256(_mm256_mullo_epi16(more, power), _mm256_set1_epi16((short)mask));
