@@ -26,10 +26,10 @@ def _messages(text: Turns) -> list[Message]:
         return [{"role": "user", "content": text}]
     if isinstance(text, Mapping):
         return [text]
-    if isinstance(text, (list, tuple)) and all(isinstance(turn, Mapping) for turn in text):
+    if isinstance(text, (list, tuple)) and text and all(isinstance(turn, Mapping) for turn in text):
         return list(text)
     raise TypeError("the content of a turn must be a str, a message (dict) or a list of messages, "
-                    f"not {type(text).__name__}")
+                    f"not {text!r:.40}")
 
 
 class Chat:
