@@ -4,9 +4,11 @@
  * Heads of a group run together, so that keys and values are loaded once for them. Scores: lanes
  * are the 16 positions of a tile. Values: lanes are dimensions, and the probability of a position is
  * spread over them. A cache in MM2_F32 has one chain for each sum; in MM2_BF16 a step has two, of the
- * even and of the odd index, which lie side by side in the cache. */
+ * even and of the odd index, which lie side by side in the cache. In MM2_INT8 there are no chains:
+ * body_attend_int8.h. */
 
 enum { GROUP_HEADS = 6, VALUES_AHEAD = 16, STEP_SPAN = 32 };
+_Static_assert((int)GROUP_HEADS == (int)WIDE_HEADS, "heads that run together");
 
 /* Keys and values of a decoded token come from memory, several streams of them. */
 INLINE void fetch_kv(const void *p)
@@ -209,6 +211,10 @@ INLINE void attend_heads(int heads, int32_t dtype, float *m, float *l, float *o,
 {
     _Alignas(64) float p[GROUP_HEADS][MM2_CHUNK], rounded[GROUP_HEADS * MM2_HEAD_DIM_LIMIT];
     float c[GROUP_HEADS], a[GROUP_HEADS], b[GROUP_HEADS];
+    if (dtype == MM2_INT8) {
+        attend_heads_int8(heads, m, l, o, q, k, v, n, head_dim, scale);
+        return;
+    }
     if (dtype == MM2_BF16) {
         for (int32_t i = 0; i < heads * head_dim; i += 16)
             v16_store(rounded + i, v16_bf16(v16_load(q + i)));
@@ -285,4 +291,11 @@ static void attend_bf16(float *m, float *l, float *o, const float *q, int32_t st
                         float scale)
 {
     attend(MM2_BF16, m, l, o, q, stride, rows, heads, k, v, n, head_dim, scale);
+}
+
+static void attend_int8(float *m, float *l, float *o, const float *q, int32_t stride, int32_t rows,
+                        int32_t heads, const void *k, const void *v, int32_t n, int32_t head_dim,
+                        float scale)
+{
+    attend(MM2_INT8, m, l, o, q, stride, rows, heads, k, v, n, head_dim, scale);
 }

@@ -182,6 +182,28 @@ static inline float v16_largest(v16 a)
     return _mm_cvtss_f32(_mm_max_ss(c, _mm_movehdup_ps(c)));
 }
 
+/* Lane j of the result is lane j ^ 8 (4, 2, 1). */
+static inline v16 v16_swapped8(v16 a)
+{
+    return v16_of(a.high, a.low);
+}
+
+static inline v16 v16_swapped4(v16 a)
+{
+    return v16_of(_mm256_permute2f128_ps(a.low, a.low, 1),
+                  _mm256_permute2f128_ps(a.high, a.high, 1));
+}
+
+static inline v16 v16_swapped2(v16 a)
+{
+    return v16_of(_mm256_permute_ps(a.low, 0x4e), _mm256_permute_ps(a.high, 0x4e));
+}
+
+static inline v16 v16_swapped1(v16 a)
+{
+    return v16_of(_mm256_permute_ps(a.low, 0xb1), _mm256_permute_ps(a.high, 0xb1));
+}
+
 /* 2^half and, in *other, 2^(n - half), half = n / 2 rounded down: n = the integer that t = n +
  * magic carries in its low bits (mm2_exp). */
 static inline __m256 powers8(__m256 t, __m256 magic, __m256 *other)

@@ -136,6 +136,26 @@ static inline float v16_largest(v16 a)
     return _mm_cvtss_f32(_mm_max_ss(c, _mm_movehdup_ps(c)));
 }
 
+static inline v16 v16_swapped8(v16 a)
+{
+    return _mm512_shuffle_f32x4(a, a, 0x4e);
+}
+
+static inline v16 v16_swapped4(v16 a)
+{
+    return _mm512_shuffle_f32x4(a, a, 0xb1);
+}
+
+static inline v16 v16_swapped2(v16 a)
+{
+    return _mm512_permute_ps(a, 0x4e);
+}
+
+static inline v16 v16_swapped1(v16 a)
+{
+    return _mm512_permute_ps(a, 0xb1);
+}
+
 static inline v16 v16_powers(v16 t, v16 magic, v16 *other)
 {
     __m512i n = _mm512_sub_epi32(_mm512_castps_si512(t), _mm512_castps_si512(magic));

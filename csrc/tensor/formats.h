@@ -8,7 +8,7 @@
  *   BLOCKS   blocks of 32 codes, each with a scale d
  *   SUPERS   super-blocks of 256 codes: d times the integer scale of a sub-block; with minima, dmin
  *            times the sub-block's integer minimum is subtracted
- *   OTHERS   values that no matrix product takes
+ *   OTHERS   values that no matrix product takes: ids, codes of a cache
  *
  * A section is expanded with a macro X, which is called for each of its rows:
  *   X(ID, name, ELEMENTS, BYTES, GGUF, SAFETENSORS, ACT, SPAN, MINIMA, BITS, OFFSET)
@@ -48,7 +48,8 @@
     X(Q6_K,    q6_k,          256,  210,  14, NULL,      Q8_256,   16, 0,    6,  32) \
     X(IQ4_XS,  iq4_xs,        256,  136,  23, NULL,      Q8_256,   32, 0,    8,   0)
 #define MM2_OTHERS(X) \
-    X(I32,     i32,             1,    4,  26, "I32",     NONE,      1, 0,    0,   0)
+    X(I32,     i32,             1,    4,  26, "I32",     NONE,      1, 0,    0,   0) \
+    X(INT8,    int8,            1,    1,  -1, NULL,      NONE,      1, 0,    0,   0)
 // clang-format on
 
 #define MM2_PLAIN_FORMATS(X) MM2_FLOATS(X) MM2_PAIRS(X) MM2_OTHERS(X)

@@ -40,7 +40,8 @@ enum {
     MM2_Q6_K = 13,
     MM2_IQ4_NL = 14,
     MM2_IQ4_XS = 15,
-    MM2_DTYPE_COUNT = 16,
+    MM2_INT8 = 16,
+    MM2_DTYPE_COUNT = 17,
 };
 enum {
     MM2_READ_ONLY = 1,

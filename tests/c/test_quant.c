@@ -31,7 +31,7 @@ static void every_dtype_has_its_facts(void **state)
         {MM2_Q2_K, 256, 84, 10, "q2_k", NULL},      {MM2_Q3_K, 256, 110, 11, "q3_k", NULL},
         {MM2_Q4_K, 256, 144, 12, "q4_k", NULL},     {MM2_Q5_K, 256, 176, 13, "q5_k", NULL},
         {MM2_Q6_K, 256, 210, 14, "q6_k", NULL},     {MM2_IQ4_NL, 32, 18, 20, "iq4_nl", NULL},
-        {MM2_IQ4_XS, 256, 136, 23, "iq4_xs", NULL},
+        {MM2_IQ4_XS, 256, 136, 23, "iq4_xs", NULL}, {MM2_INT8, 1, 1, -1, "int8", NULL},
     };
     int32_t count = sizeof want / sizeof *want;
     assert_int_equal(MM2_DTYPE_COUNT - 1, count);
