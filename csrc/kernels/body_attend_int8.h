@@ -22,7 +22,8 @@ INLINE v16i widen(uint8_t *factors, const float *x, int32_t n, float *top)
 /* Scores of `blocks` tiles of 16 positions from j on; c: the largest ones, lane by lane. */
 INLINE void attend_tiles_int8(int heads, int blocks, float p[][MM2_CHUNK], v16 *c,
                               const uint8_t *factors, const v16i *from, const float *f,
-                              const uint8_t *k, int32_t j, int32_t n, int32_t head_dim)
+                              const uint8_t *k, int64_t ahead, int32_t j, int32_t n,
+                              int32_t head_dim)
 {
     v16i s[WIDE_HEADS][WIDE_BLOCKS];
     int64_t tile = 16 * head_dim + 64;
@@ -32,7 +33,7 @@ INLINE void attend_tiles_int8(int heads, int blocks, float p[][MM2_CHUNK], v16 *
         for (int i = 0; i < blocks; i++)
             s[h][i] = from[h];
     wide_dot(heads, blocks, s, k + j / 16 * tile, tile, head_dim / 4, head_dim / 4, 0, factors,
-             2 * head_dim);
+             2 * head_dim, ahead);
 #pragma GCC unroll 2
     for (int i = 0; i < blocks; i++) {
         v16 scale = v16_load((const float *)(k + mm2_key_scale_at(head_dim, j + i * 16)));
@@ -60,7 +61,7 @@ INLINE void attend_values_int8(int heads, int blocks, float *o, const uint8_t *f
         for (int i = 0; i < blocks; i++)
             sums[h][i] = from[h];
     wide_dot(heads, blocks, sums, v + first * 64, 1024, (n + 3) / 4, 16, 64 * head_dim + 256 - 1024,
-             factors, 2 * MM2_CHUNK);
+             factors, 2 * MM2_CHUNK, 0);
 #pragma GCC unroll 6
     for (int h = 0; h < heads; h++)
 #pragma GCC unroll 2
@@ -73,8 +74,8 @@ INLINE void attend_values_int8(int heads, int blocks, float *o, const uint8_t *f
 }
 
 INLINE void attend_heads_int8(int heads, float *m, float *l, float *o, const float *q,
-                              const uint8_t *k, const uint8_t *v, int32_t n, int32_t head_dim,
-                              float scale)
+                              const uint8_t *k, const uint8_t *v, int64_t ahead, int32_t n,
+                              int32_t head_dim, float scale)
 {
     _Alignas(64) float p[WIDE_HEADS][MM2_CHUNK];
     _Alignas(64) uint8_t factors[WIDE_HEADS * 2 * MM2_INT8_DIM_LIMIT]; /* of q, then of p */
@@ -88,24 +89,21 @@ INLINE void attend_heads_int8(int heads, float *m, float *l, float *o, const flo
         c[h] = v16_set1(-INFINITY);
     }
     for (; n - j > (WIDE_BLOCKS - 1) * 16; j += WIDE_BLOCKS * 16)
-        attend_tiles_int8(heads, WIDE_BLOCKS, p, c, factors, from, f, k, j, n, head_dim);
+        attend_tiles_int8(heads, WIDE_BLOCKS, p, c, factors, from, f, k, ahead, j, n, head_dim);
     for (; j < n; j += 16)
-        attend_tiles_int8(heads, 1, p, c, factors, from, f, k, j, n, head_dim);
+        attend_tiles_int8(heads, 1, p, c, factors, from, f, k, ahead, j, n, head_dim);
     for (int h = 0; h < heads; h++) {
         float largest = v16_largest(c[h]) + 0.0f;
         v16 sum = v16_zero();
         for (j = 0; j < n; j += 16) {
-            v16 e = exp16(v16_sub(v16_load(p[h] + j), v16_set1(largest)));
+            v16 e = exp16_finite(v16_sub(v16_load(p[h] + j), v16_set1(largest)));
             v16 t = v16_mul(e, v16_load((const float *)(v + mm2_value_scale_at(head_dim, j))));
             sum = v16_add(sum, e);
             v16_store(p[h] + j, n - j < 16 ? v16_keep_n(t, v16_zero(), n - j) : t);
         }
         from[h] = widen(factors + h * 2 * MM2_CHUNK, p[h], j, &top[h]);
         top[h] /= MM2_WIDE_TOP;
-        float most = m[h] > largest ? m[h] : largest;
-        a[h] = mm2_exp(m[h] - most);
-        b[h] = mm2_exp(largest - most);
-        m[h] = most;
+        attend_weights(m + h, largest, a + h, b + h);
         l[h] = fmaf(v16_tree(sum), b[h], l[h] * a[h]);
     }
     for (; first + WIDE_BLOCKS * 16 <= head_dim; first += WIDE_BLOCKS * 16)

@@ -31,7 +31,7 @@ static inline int32_t row_of(int32_t u)
 /* Two tiles of A, at a and stride * TILE behind it, times those of B at b and b2, `steps` of 64 bytes,
  * which are `b_step` bytes apart in B. To c and, behind 16 columns, c2. */
 INLINE void byte_product(int two, int32_t *c, const int8_t *a, int64_t stride, const uint8_t *b,
-                         const uint8_t *b2, int64_t b_step, int32_t steps)
+                         const uint8_t *b2, int64_t b_step, int64_t ahead, int32_t steps)
 {
     tile_zero(0);
     tile_zero(1);
@@ -41,8 +41,10 @@ INLINE void byte_product(int two, int32_t *c, const int8_t *a, int64_t stride, c
         tile_load(4, a, stride);
         tile_load(6, b, 64);
         tile_dot_signed(0, 4, 6);
+        fetch_tile(b, ahead);
         tile_load(7, b2, 64);
         tile_dot_signed(1, 4, 7);
+        fetch_tile(b2, ahead);
         if (!two)
             continue;
         tile_load(5, a + stride * TILE, stride);
@@ -97,7 +99,7 @@ static void softmax_bytes(tile_bytes *t, int32_t u, int32_t end, const uint8_t *
     }
     t->c[u] = v16_largest(largest) + 0.0f;
     for (int32_t j = 0; j < n; j += 16) {
-        v16 e = exp16(v16_sub(v16_load(t->t + j), v16_set1(t->c[u])));
+        v16 e = exp16_finite(v16_sub(v16_load(t->t + j), v16_set1(t->c[u])));
         v16 weight = v16_mul(e, v16_load((const float *)(v + mm2_value_scale_at(head_dim, j))));
         sum = v16_add(sum, e);
         v16_store(t->t + j, n - j < 16 ? v16_keep_n(weight, v16_zero(), n - j) : weight);
@@ -114,9 +116,8 @@ static void merge_bytes(const tile_bytes *t, int32_t u, float *m, float *l, floa
                         int32_t head_dim)
 {
     const int32_t *high = t->sums[row_of(u)], *low = t->sums[row_of(u) + 8];
-    float c = t->c[u], largest = *m > c ? *m : c;
-    float a = mm2_exp(*m - largest), b = mm2_exp(c - largest);
-    *m = largest;
+    float a, b;
+    attend_weights(m, t->c[u], &a, &b);
     *l = fmaf(t->l[u], b, *l * a);
     for (int32_t d = 0; d < head_dim; d += 16) {
         v16 sum = v16_mul(joined(high + d, low + d), v16_set1(t->top[u]));
@@ -136,8 +137,9 @@ static void attend_int8_tiles(float *m, float *l, float *o, const float *q, int3
     }
     tile_bytes t; /* rows behind the last query hold anything, and are not used */
     int64_t key_tile = 16 * head_dim + 64, value_group = 64 * head_dim + 256;
+    int64_t to_values = distance(k, v);
     tiles_begin(64);
-    for (int32_t first = 0; first < rows * heads; first += BYTE_QUERIES) {
+    for (int32_t first = 0; first < rows * heads; first += BYTE_QUERIES, to_values = 0) {
         int32_t count = smaller(BYTE_QUERIES, rows * heads - first), two = count > 8;
         for (int32_t u = 0; u < count; u++) {
             int32_t row = (first + u) / heads, head = row * stride + (first + u) % heads;
@@ -149,7 +151,7 @@ static void attend_int8_tiles(float *m, float *l, float *o, const float *q, int3
         int32_t end = (t.n[count - 1] + 63) / 64 * 64;
         for (int32_t j = 0; j < t.n[count - 1]; j += 32) {
             const uint8_t *key = (const uint8_t *)k + j / 16 * key_tile;
-            byte_product(two, &t.sums[0][j], t.q, head_dim, key, key + key_tile, 1024,
+            byte_product(two, &t.sums[0][j], t.q, head_dim, key, key + key_tile, 1024, to_values,
                          head_dim / 64);
         }
         for (int32_t u = 0; u < count; u++)
@@ -157,7 +159,7 @@ static void attend_int8_tiles(float *m, float *l, float *o, const float *q, int3
         for (int32_t d = 0; d < head_dim; d += 32) {
             const uint8_t *value = (const uint8_t *)v + d * 64;
             byte_product(two, &t.sums[0][d], t.p[0], BYTE_STRIDE, value, value + 1024, value_group,
-                         end / 64);
+                         0, end / 64);
         }
         for (int32_t u = 0; u < count; u++) {
             int32_t head = (first + u) / heads * stride + (first + u) % heads;

@@ -5,6 +5,8 @@
 #ifndef MM2_WIDE_AVX2_H
 #define MM2_WIDE_AVX2_H
 
+#include "kernels/fetch.h"
+
 typedef struct v16i {
     __m256i low, high;
 } v16i;
@@ -48,10 +50,11 @@ static inline v16i wide_start(v16i total)
 /* sums[h][i] += sum over k of factors[h][k] * cache[i][k], exact: for `heads` heads, whose factors lie
  * `stride` bytes apart, and `blocks` blocks, `block` bytes apart. A block has lines for 4 * steps k:
  * `group` lines one after the other, then `gap` bytes of something else, and so on. The same lines
- * of the next blocks are prefetched. */
+ * of the next blocks are prefetched, and those `ahead` bytes away into the second-level cache. */
 static inline __attribute__((always_inline)) void
 wide_dot(int heads, int blocks, v16i sums[WIDE_HEADS][WIDE_BLOCKS], const uint8_t *p, int64_t block,
-         int32_t steps, int32_t group, int64_t gap, const uint8_t *factors, int32_t stride)
+         int32_t steps, int32_t group, int64_t gap, const uint8_t *factors, int32_t stride,
+         int64_t ahead)
 {
     (void)blocks;
     for (int half = 0; half < 2; half++) {
@@ -64,8 +67,10 @@ wide_dot(int heads, int blocks, v16i sums[WIDE_HEADS][WIDE_BLOCKS], const uint8_
             for (int32_t s = rest < group ? rest : group; s > 0; s--, line += 64, code += 8) {
                 __m256i x = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)line));
                 __m256i y = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(line + 16)));
-                if (!half)
-                    _mm_prefetch((const char *)line + block, _MM_HINT_T0);
+                if (half)
+                    fetch_other(line, ahead);
+                else
+                    fetch_near(line + block);
 #pragma GCC unroll 6
                 for (int h = 0; h < heads; h++) {
                     long long four;

@@ -7,6 +7,8 @@
 #ifndef MM2_WIDE_AVX512_H
 #define MM2_WIDE_AVX512_H
 
+#include "kernels/fetch.h"
+
 typedef __m512i v16i;
 
 enum { WIDE_HEADS = 6, WIDE_BLOCKS = 2 };
@@ -54,7 +56,8 @@ static inline v16i wide_start(v16i total)
 
 static inline __attribute__((always_inline)) void
 wide_dot(int heads, int blocks, v16i sums[WIDE_HEADS][WIDE_BLOCKS], const uint8_t *p, int64_t block,
-         int32_t steps, int32_t group, int64_t gap, const uint8_t *factors, int32_t stride)
+         int32_t steps, int32_t group, int64_t gap, const uint8_t *factors, int32_t stride,
+         int64_t ahead)
 {
     v16i high[WIDE_HEADS][WIDE_BLOCKS], low[WIDE_HEADS][WIDE_BLOCKS];
     const __m512i raise = _mm512_set1_epi8((char)0x80);
@@ -71,7 +74,8 @@ wide_dot(int heads, int blocks, v16i sums[WIDE_HEADS][WIDE_BLOCKS], const uint8_
 #pragma GCC unroll 2
             for (int i = 0; i < blocks; i++) {
                 x[i] = _mm512_xor_si512(_mm512_loadu_si512(p + i * block), raise);
-                _mm_prefetch((const char *)p + (blocks + i) * block, _MM_HINT_T0);
+                fetch_near(p + (blocks + i) * block);
+                fetch_other(p + i * block, ahead);
             }
 #pragma GCC unroll 6
             for (int h = 0; h < heads; h++) {
