@@ -84,8 +84,7 @@ def test_bf16_cache(float_model, texts, expected):
 
 
 def test_int8_cache(float_model, texts, expected):
-    """Codes with a scale for each head and position; queries and weights of 15 bits. For scale: Q8_0
-    weights cost about three times as much."""
+    """Codes with a scale for each head and position; queries and weights of 15 bits."""
     divergence, same = compare(float_model, texts, expected, "int8")
     print(f"INT8 cache: mean KL {divergence:.2e} nats, same top {same:.2%} of {texts.size}")
     assert 1e-5 < divergence <= 5e-4 and same >= 0.99

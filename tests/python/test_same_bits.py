@@ -1,9 +1,9 @@
 """The same bits, whatever the circumstances: the promise at the head of csrc/minimax2.h.
 
-One small checkpoint in every weight format, in some with precision "exact" or an int8 cache too. Its
-logits on the reference level have a committed SHA-256 (tests/golden/hashes.json); every other level, thread
-count, division among memory nodes, chunking, budget, history of the session and company in a batch
-must give exactly these.
+One small checkpoint in every weight format, in some with precision "exact" or an int8 cache too.
+Its logits on the reference level have a committed SHA-256 (tests/golden/hashes.json); every other
+level, thread count, division among memory nodes, chunking, budget, history of the session and
+company in a batch must give exactly these.
 
 Every test is one configuration; the summary counts them and the bits that differ (conftest.py).
 """
