@@ -18,7 +18,7 @@
 #include <dlfcn.h>
 #include <stdlib.h>
 
-enum { ROWS = 32, SPAN = 256, SCALE_SPAN = 128 };
+enum { ROWS = 32, SPAN = 256 };
 
 typedef void (*sgemm_function)(int order, int transpose_a, int transpose_b, int m, int n, int k,
                                float alpha, const float *a, int lda, const float *b, int ldb,
@@ -31,20 +31,6 @@ static sgemm_function sgemm;
 static int32_t smaller(int32_t a, int32_t b)
 {
     return a < b ? a : b;
-}
-
-/* Elements [begin, begin + n) of weight row i, FP8 scales included. */
-static void decode_weight(float *out, const mm2_weight *w, int32_t i, int32_t begin, int32_t n)
-{
-    const uint8_t *row = (const uint8_t *)w->data + i * w->row_bytes;
-    int32_t block = mm2_dtype_block(w->dtype), bytes = mm2_dtype_bytes(w->dtype);
-    mm2_dequantize_row(w->dtype, row + (int64_t)(begin / block) * bytes, out, n);
-    if (w->dtype != MM2_F8_E4M3 || !w->scale)
-        return;
-    int64_t blocks = w->n_in / SCALE_SPAN + (w->n_in % SCALE_SPAN != 0);
-    const float *scale = w->scale + ((int64_t)i + w->scale_row) / SCALE_SPAN * blocks;
-    for (int32_t k = 0; k < n; k++)
-        out[k] *= scale[(begin + k) / SCALE_SPAN];
 }
 
 /* Elements [begin, begin + n) of one row of activations. */
@@ -78,7 +64,7 @@ static void product(float *const *out, const mm2_weight *w, int32_t first, int32
                 for (int32_t m = 0; m < m_count; m++)
                     decode_act(a + m * SPAN, act, acts[m0 + m], w->n_in, begin, n);
                 for (int32_t i = 0; i < i_count; i++)
-                    decode_weight(b + i * SPAN, w, first + i0 + i, begin, n);
+                    mm2_weight_values(w, first + i0 + i, begin, n, b + i * SPAN);
                 sgemm(ROW_MAJOR, NO_TRANSPOSE, TRANSPOSE, m_count, i_count, n, 1, a, SPAN, b, SPAN,
                       begin ? 1 : 0, c, ROWS);
             }

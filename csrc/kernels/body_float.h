@@ -59,17 +59,20 @@ INLINE int32_t size_of(int32_t dtype)
     return mm2_format_of(dtype).bytes;
 }
 
-/* FP8: the scales along row i, and the step between them; without scales, ones. */
+/* FP8: the scales along row i, and the step from one block of SCALE_SPAN columns to the next; without
+ * scales, ones. */
 static inline const float *scale_row(const mm2_weight *w, int32_t first, int32_t count, int32_t i,
                                      int32_t *step)
 {
     static const float one = 1;
-    *step = w->scale != NULL;
+    int64_t row = (int64_t)first + smaller(i, count - 1) + w->scale_row;
+    *step = 0;
     if (!w->scale)
         return &one;
-    int64_t blocks = w->n_in / SCALE_SPAN + (w->n_in % SCALE_SPAN != 0);
-    int64_t row = (int64_t)first + smaller(i, count - 1) + w->scale_row;
-    return w->scale + row / SCALE_SPAN * blocks;
+    if (w->scale_rows && w->scale_rows != SCALE_SPAN)
+        return w->scale + row / w->scale_rows;
+    *step = 1;
+    return w->scale + row / SCALE_SPAN * (w->n_in / SCALE_SPAN + (w->n_in % SCALE_SPAN != 0));
 }
 
 /* 64 elements to float32, in order. Those of FP8 are the instruction set's own. */

@@ -631,31 +631,3 @@ INLINE void matmul_super_direct(int32_t dtype, int acts, float *const *out, cons
         direct_chain(has_minima(dtype), acts, out, i, &t, d, rows, blocks);
     }
 }
-
-/* ---- All integer formats ---- */
-
-INLINE void matmul_direct(int32_t dtype, int acts, float *const *out, const mm2_weight *w,
-                          int32_t first, int32_t count, const void *const *act)
-{
-    const int8_t *a[DIRECT_ACTS];
-    for (int m = 0; m < acts; m++)
-        a[m] = act[m];
-    if (mm2_is_super(dtype))
-        matmul_super_direct(dtype, acts, out, w, first, count, a);
-    else
-        matmul_block_direct(dtype, acts, out, w, first, count, a);
-}
-
-INLINE void matmul_integer_direct(int32_t dtype, float *const *out, const mm2_weight *w,
-                                  int32_t first, int32_t count, const void *const *acts,
-                                  int32_t rows)
-{
-    if (rows == 1)
-        matmul_direct(dtype, 1, out, w, first, count, acts);
-    else if (rows == 2)
-        matmul_direct(dtype, 2, out, w, first, count, acts);
-    else if (rows == 3)
-        matmul_direct(dtype, 3, out, w, first, count, acts);
-    else if (DIRECT_ACTS == 4)
-        matmul_direct(dtype, 4, out, w, first, count, acts);
-}

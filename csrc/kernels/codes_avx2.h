@@ -358,6 +358,19 @@ static inline bytes64 bytes_signed(bytes64 c)
     return c;
 }
 
+/* Signed codes of at most 7 bits as unsigned ones, and back. */
+static inline bytes64 bytes_raised(bytes64 c)
+{
+    return bytes_of(_mm256_add_epi8(c.low, _mm256_set1_epi8(MM2_CODE_LIMIT)),
+                    _mm256_add_epi8(c.high, _mm256_set1_epi8(MM2_CODE_LIMIT)));
+}
+
+static inline bytes64 bytes_lowered(bytes64 c)
+{
+    return bytes_of(_mm256_sub_epi8(c.low, _mm256_set1_epi8(MM2_CODE_LIMIT)),
+                    _mm256_sub_epi8(c.high, _mm256_set1_epi8(MM2_CODE_LIMIT)));
+}
+
 /* The values of IQ4 codes, likewise. */
 static inline bytes64 bytes_iq4(bytes64 nibbles)
 {

@@ -276,6 +276,16 @@ static inline bytes64 bytes_signed(bytes64 c)
     return _mm512_xor_si512(c, _mm512_set1_epi8((char)SIGNED_BIAS));
 }
 
+static inline bytes64 bytes_raised(bytes64 c)
+{
+    return _mm512_add_epi8(c, _mm512_set1_epi8(MM2_CODE_LIMIT));
+}
+
+static inline bytes64 bytes_lowered(bytes64 c)
+{
+    return _mm512_sub_epi8(c, _mm512_set1_epi8(MM2_CODE_LIMIT));
+}
+
 static inline bytes64 bytes_iq4(bytes64 nibbles)
 {
     __m128i table = _mm_loadu_si128((const __m128i *)mm2_iq4_values);

@@ -33,7 +33,7 @@
 enum {
     MM2_ACT_F32 = 0,    /* float x[n]: F32 and F16 weights, and every dtype in exact[] */
     MM2_ACT_BF16 = 1,   /* uint16 x[n], then zeros up to a multiple of 128: BF16 and FP8 weights */
-    MM2_ACT_Q8_32 = 2,  /* int8 per 32: Q8_0, Q4_0, Q5_0, IQ4_NL. int8 q[n], then float d[n / 32] */
+    MM2_ACT_Q8_32 = 2,  /* int8 per 32: BLOCKS and PLANES. int8 q[n], then float d[n / 32] */
     MM2_ACT_Q8_256 = 3, /* int8 per 256: K-quants, IQ4_XS. int8 q[n], float d[n / 256], int16 sums[n
                            / 16] of 16 codes each */
     MM2_ACT_KINDS = 4,
@@ -53,14 +53,37 @@ int64_t mm2_panel_bytes(int32_t act, int32_t rows, int64_t n);
 /* One weight matrix [n_out][n_in] as it lies in the file. */
 typedef struct mm2_weight {
     const void *data;    /* row i begins at data + i * row_bytes; any alignment */
-    const float *scale;  /* FP8: [ceil(n_out / 128)][ceil(n_in / 128)], multiplies the codes; NULL
-                           otherwise (FP8 too: 1.0) */
+    const float *scale;  /* FP8: multiply the codes; NULL otherwise (FP8 too: 1.0) */
     int64_t row_bytes;   /* of a row's blocks: rows lie one after the other, without gaps */
     int32_t n_out, n_in; /* n_in a multiple of the dtype's block */
     int32_t dtype;
     int32_t scale_row; /* FP8: row of this matrix's row 0 within its first scale block (a slice of a
                           fused tensor), else 0 */
+    /* FP8: rows with one scale. 128, or 0: a scale for 128 columns too, [ceil(n_out / 128)][ceil(n_in /
+     * 128)]. Any other number: for whole rows, [ceil(n_out / scale_rows)]; INT32_MAX: one for all. */
+    int32_t scale_rows;
+    /* PLANES: the scales, n_in / group a row; row i's begin at spans + i * span_bytes, without gaps,
+     * at any alignment. */
+    const void *spans;
+    int64_t span_bytes;
+    int32_t span_dtype; /* F4_16: MM2_F8_E4M3; F4_32: MM2_U8, E8M0; I4, I8: MM2_F32, F16 or BF16 */
+    int32_t group;      /* codes with one scale; F4_16: 16; F4_32: 32; I4, I8: a multiple of 32 */
+    /* I4: zero points, unsigned, as compressed-tensors packs them: int32 [..][n_in / group], row 8 r +
+     * i in bits 4 i of row r's words. NULL: 8. */
+    const void *zeros;
+    int32_t zeros_first; /* the row of its first word, 0 to 7, in which this matrix's row 0 is */
+    int32_t
+        global_divides; /* F4_16: does `global` divide the scales instead of multiplying them? */
+    float global;       /* F4_16; 0: there is none, as if it were 1 */
 } mm2_weight;
+
+/* What the codes from k on of a row are multiplied with: of FP8 the scale, of PLANES d_w (below). */
+float mm2_weight_scale(const mm2_weight *w, int64_t row, int32_t k);
+/* I4: what is to be subtracted from the unsigned codes there. */
+int32_t mm2_weight_zero(const mm2_weight *w, int64_t row, int32_t k);
+/* Elements [begin, begin + n) of a row as float32, all scales included; both multiples of the dtype's
+ * block. */
+void mm2_weight_values(const mm2_weight *w, int64_t row, int32_t begin, int32_t n, float *out);
 
 typedef void mm2_matmul(float *const *out, const mm2_weight *w, int32_t first, int32_t count,
                         const void *const *acts, int32_t rows);
@@ -142,17 +165,20 @@ typedef struct mm2_kernels {
      *                    k = 8 p + 2 s and 8 p + 2 s + 1 for p = 0..15: the s-th word of each of its
      *                    qwords. c = c + t from +0, s ascending; y = fma(scale, c, y) from +0,
      *                    blocks ascending. The last block is padded with zeros.
-     *   Q8_0, Q4_0, Q5_0, IQ4_NL   per block of 32: isum = sum of q * a;
-     *                    y = fma(d_w * d_a, (float)isum, y).
+     *   BLOCKS, PLANES   per span of 32 codes, or of the 16 that have a scale: isum = sum of q * a;
+     *                    y = fma(d_w * d_a, (float)isum, y); formats with minima also have asum = sum
+     *                    of a; then y = fma(m_w * d_a, (float)asum, y).
      *   K-quants, IQ4_XS per super-block of 256: isum = sum over sub-blocks of scale * sum of q * a
      *                    (int32); y = fma(d_w * d_a, (float)isum, y); formats with minima also have
      *                    msum = sum of min * sums; then y = fma(-(dmin_w * d_a), (float)msum, y).
      * q is the signed code: Q4_0 nibble - 8; Q5_0 - 16; Q3_K - 4; Q6_K - 32; Q2_K, Q4_K, Q5_K
-     * unsigned. d_w, dmin_w: the half floats as float32; FP8 without scale: scale = 1. */
+     * unsigned; I4 less its zero point; I8 - 128; E2M1 twice its value. d_w, dmin_w: the half floats as
+     * float32; FP8 without scale: scale = 1. PLANES: d_w is the scale; of F4_32 2^(e - 128), infinity
+     * for e = 255; of F4_16 s * (global / 2), or s / (2 * global). */
     mm2_matmul *matmul[MM2_DTYPE_COUNT];
 
-    /* The same product, as exactly as float32 sums have it: every weight as mm2_dequantize_row gives
-     * it, acts of MM2_ACT_F32.
+    /* The same product, as exactly as float32 sums have it: every weight as mm2_weight_values gives it
+     * (BLOCKS and PLANES: q * d_w + m_w), acts of MM2_ACT_F32.
      *   FP8              for each 128 k: lanes without the tree give t[16], from +0;
      *                    total[j] = fma(t[j], scale, total[j]), blocks ascending; one tree at
      *                    the end.

@@ -4,7 +4,7 @@
 #ifndef MM2_LANES_AVX2_H
 #define MM2_LANES_AVX2_H
 
-#include "tensor/quant.h"
+#include "tensor/codebooks.h"
 
 #include <immintrin.h>
 #include <stddef.h>

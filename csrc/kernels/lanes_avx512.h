@@ -2,7 +2,7 @@
 #ifndef MM2_LANES_AVX512_H
 #define MM2_LANES_AVX512_H
 
-#include "tensor/quant.h"
+#include "tensor/codebooks.h"
 
 #include <immintrin.h>
 #include <stddef.h>

@@ -63,7 +63,7 @@ static void write_types(char *out, int cap, int is_gguf)
     int used = 0;
     for (int32_t i = 1; i < MM2_DTYPE_COUNT && used < cap; i++) {
         const mm2_dtype_facts *facts = mm2_dtype_find(i);
-        if (is_gguf ? facts->ggml >= 0 : facts->safetensors != NULL)
+        if (facts && (is_gguf ? facts->ggml >= 0 : facts->safetensors != NULL))
             used += mm2_format(out + used, cap - used, used ? ", %s" : "%s", facts->name);
     }
 }
@@ -75,7 +75,7 @@ mm2_status mm2_checkpoint_missing(const mm2_checkpoint *c, const char *name, con
         return mm2_fail(MM2_E_FORMAT, "%s: tensor \"%s\" is missing, expected of shape %s", c->path,
                         name, expected);
     if (e->odd) {
-        char types[256];
+        char types[512];
         write_types(types, sizeof types, !strcmp(c->format, "gguf"));
         return mm2_fail(MM2_E_UNSUPPORTED, "%s: tensor \"%s\" %s; this build reads %s", e->file,
                         name, e->odd, types);

@@ -306,7 +306,7 @@ static mm2_status decode_rows(const mm2_model *m, const mm2_entry *e, int64_t fi
             (mm2_tensor){.data = v->data, .shape = {1, width}, .ndim = 2, .dtype = v->dtype};
     for (int64_t row = first; row < first + count; row++, out += width) {
         mm2_weight w = mm2_weights_slice(&flat, scale, row / height, 0, height);
-        mm2_weight_row(&w, row % height, out);
+        mm2_weight_values(&w, row % height, 0, w.n_in, out);
     }
     return MM2_OK;
 }

@@ -191,16 +191,6 @@ mm2_weight mm2_weights_slice(const mm2_entry *e, const mm2_entry *scale, int64_t
     return w;
 }
 
-void mm2_weight_row(const mm2_weight *w, int64_t row, float *out)
-{
-    mm2_dequantize_row(w->dtype, (const char *)w->data + row * w->row_bytes, out, w->n_in);
-    if (!w->scale)
-        return;
-    const float *scale = w->scale + (w->scale_row + row) / MM2_SCALE_BLOCK * blocks(w->n_in);
-    for (int32_t i = 0; i < w->n_in; i++)
-        out[i] *= scale[i / MM2_SCALE_BLOCK];
-}
-
 /* A tensor [count][rows][n_in] of a dtype that kernels multiply (count 0: a plain matrix), and its
  * scales. */
 static mm2_status find_matrices(const binder *b, place p, int64_t count, int64_t rows, int64_t n_in,

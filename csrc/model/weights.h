@@ -49,7 +49,5 @@ mm2_status mm2_weights_scale(const mm2_checkpoint *c, const mm2_entry *e, const 
  * `index`. `scale` as mm2_weights_scale gave it. */
 mm2_weight mm2_weights_slice(const mm2_entry *e, const mm2_entry *scale, int64_t index,
                              int64_t first, int64_t n_out);
-/* One row to float32, FP8 scales included. */
-void mm2_weight_row(const mm2_weight *w, int64_t row, float *out);
 
 #endif

@@ -7,7 +7,6 @@
 #include "run/block.h"
 #include "run/points.h"
 #include "run/product.h"
-#include "tensor/quant.h"
 
 #include <string.h>
 
@@ -19,10 +18,7 @@ static void embed_row(void *pass, int32_t unit, int32_t thread)
     int32_t n = mm2_pass_config(p)->hidden_size;
     float *x = p->x + (int64_t)unit * n;
     if (t)
-        mm2_dequantize_row(w->dtype,
-                           (const char *)w->data +
-                               mm2_timeline_tokens(t)[p->row_position[unit]] * w->row_bytes,
-                           x, n);
+        mm2_weight_values(w, mm2_timeline_tokens(t)[p->row_position[unit]], 0, n, x);
     else
         memset(x, 0, (size_t)n * sizeof *x);
 }

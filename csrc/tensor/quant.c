@@ -9,9 +9,12 @@
 #include "tensor/quant.h"
 
 #include "base/status.h"
+#include "tensor/codebooks.h"
 
 const int8_t mm2_iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                    1,    13,   25,  38,  53,  69,  89,  113};
+
+const int8_t mm2_e2m1_doubled[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
 /* Plain values: n of them. */
 
@@ -51,6 +54,12 @@ static void decode_i32(const uint8_t *in, float *out, int64_t n)
         memcpy(&x, in + 4 * i, 4);
         out[i] = (float)x;
     }
+}
+
+static void decode_u8(const uint8_t *in, float *out, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        out[i] = in[i];
 }
 
 static void decode_int8(const uint8_t *in, float *out, int64_t n)
@@ -193,6 +202,38 @@ static void decode_iq4_xs(const uint8_t *in, float *out)
     }
 }
 
+/* PLANES: 32 codes, without their scales. Nibbles: even elements in the low ones. */
+
+static void decode_f4(const uint8_t *in, float *out)
+{
+    for (int i = 0; i < 32; i++)
+        out[i] = 0.5f * mm2_e2m1_doubled[in[i / 2] >> (i % 2 * 4) & 15];
+}
+
+#define decode_f4_16 decode_f4
+#define decode_f4_32 decode_f4
+
+static void decode_i4(const uint8_t *in, float *out)
+{
+    for (int i = 0; i < 32; i++)
+        out[i] = (float)((in[i / 2] >> (i % 2 * 4) & 15) - 8);
+}
+
+static void decode_i8(const uint8_t *in, float *out)
+{
+    for (int i = 0; i < 32; i++)
+        out[i] = (float)(in[i] - 128);
+}
+
+/* The gguf package has d times one factor after the other; all of these products are exact. */
+static void decode_codebook(int32_t dtype, const uint8_t *in, float *out)
+{
+    mm2_codes c;
+    mm2_codebook_unpack(dtype, &c, in);
+    for (int i = 0; i < MM2_SUPER; i++)
+        out[i] = c.d * c.scale[i / 16] * c.code[i];
+}
+
 void mm2_dequantize_row(int32_t dtype, const void *data, float *out, int64_t n)
 {
     const uint8_t *in = data;
@@ -206,10 +247,19 @@ void mm2_dequantize_row(int32_t dtype, const void *data, float *out, int64_t n)
         for (; n > 0; n -= ELEMENTS, out += ELEMENTS, in += BYTES)                                 \
             decode_##name(in, out);                                                                \
         return;
+#define CODEBOOKS(ID, name, ELEMENTS, BYTES, ...)                                                  \
+    case MM2_##ID:                                                                                 \
+        for (; n > 0; n -= ELEMENTS, out += ELEMENTS, in += BYTES)                                 \
+            decode_codebook(dtype, in, out);                                                       \
+        return;
         MM2_PLAIN_FORMATS(VALUES)
-        MM2_INTEGER_FORMATS(BLOCKS)
+        MM2_BLOCKS(BLOCKS)
+        MM2_SUPERS(BLOCKS)
+        MM2_CODEBOOKS(CODEBOOKS)
+        MM2_PLANES(BLOCKS)
 #undef VALUES
 #undef BLOCKS
+#undef CODEBOOKS
     }
 }
 

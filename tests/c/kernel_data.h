@@ -119,8 +119,9 @@ enum { MATMUL_DTYPES = sizeof matmul_dtypes / sizeof *matmul_dtypes };
 typedef struct matrix {
     mm2_weight w;
     uint8_t *data;
-    size_t bytes, scale_bytes;
+    size_t bytes, scale_bytes, span_bytes, zero_bytes;
     float *scale;
+    uint8_t *spans, *zeros;
 } matrix;
 
 static inline void set_half(uint8_t *p, int kind)
@@ -136,12 +137,22 @@ static inline void set_half(uint8_t *p, int kind)
 /* The half floats of a block: d and, behind it, dmin. */
 static inline void set_scales(int32_t dtype, uint8_t *block, int kind)
 {
+    if (dtype == MM2_IQ1_M) { /* in the upper nibbles of four words */
+        uint8_t d[2], *p = block + offsetof(mm2_block_iq1_m, scales) + 1;
+        set_half(d, kind);
+        for (int i = 0; i < 4; i++)
+            p[i * 2] = (uint8_t)((p[i * 2] & 15) | (d[i / 2] >> i % 2 * 4 & 15) << 4);
+        return;
+    }
     switch (dtype) {
 #define SCALE(ID, name, ...)                                                                       \
     case MM2_##ID:                                                                                 \
         block += offsetof(mm2_block_##name, d);                                                    \
         break;
-        MM2_INTEGER_FORMATS(SCALE)
+        MM2_BLOCKS(SCALE)
+        MM2_SUPERS(SCALE)
+        SCALE(TQ1_0, tq1_0)
+        SCALE(TQ2_0, tq2_0)
 #undef SCALE
     }
     set_half(block, kind);
@@ -166,14 +177,90 @@ static inline void fill_weights(int32_t dtype, uint8_t *p, size_t bytes, int kin
             set_half(p + i, kind);
         else if (dtype == MM2_F8_E4M3)
             p[i] &= kind != BROKEN && (p[i] & 0x7f) == 0x7f ? 0xfe : 0xff;
-        else
+        else if (mm2_is_integer(dtype))
             set_scales(dtype, p + i, kind);
     }
 }
 
+/* FP8: without scales, or with some for 128 x 128 codes, for rows, or one for all. */
+static inline void set_f8_scales(matrix *x, int kind)
+{
+    static const int32_t rows_of[] = {0, 128, 1, 3, INT32_MAX};
+    mm2_weight *w = &x->w;
+    if (next() % 4 == 0)
+        return;
+    w->scale_rows = pick(rows_of, 5);
+    int64_t rows = w->scale_rows ? w->scale_rows : 128;
+    w->scale_row = next() % 2 ? (int32_t)(next() % 128) : 124; /* a block ends soon */
+    w->scale_row %= (int32_t)rows;
+    int64_t n = (w->n_out + w->scale_row + rows - 1) / rows;
+    n *= rows == 128 ? (w->n_in + 127) / 128 : 1;
+    x->scale_bytes = (size_t)n * 4;
+    x->scale = guarded(x->scale_bytes);
+    for (int64_t i = 0; i < n; i++)
+        x->scale[i] = next_float(kind == EXTREME ? TAME : kind);
+    w->scale = x->scale;
+}
+
+/* One scale of a plane. */
+static inline void set_span(int32_t dtype, uint8_t *p, int kind)
+{
+    float s = next_float(kind == EXTREME ? TAME : kind);
+    uint16_t half = mm2_f32_bf16(s);
+    if (dtype == MM2_F32)
+        memcpy(p, &s, 4);
+    else if (dtype == MM2_F16)
+        set_half(p, kind);
+    else if (dtype == MM2_BF16)
+        memcpy(p, &half, 2);
+    else if (dtype == MM2_U8) /* E8M0 */
+        *p = (uint8_t)(kind == WILD ? next() % 200 : kind == BROKEN ? next() : 118 + next() % 8);
+    else
+        *p = (uint8_t)(kind == BROKEN || *p % 128 != 127 ? *p : 1);
+}
+
+static inline void set_spans(matrix *x, int kind)
+{
+    static const int32_t groups[] = {32, 64, 96, 128, 256, INT32_MAX},
+                         floats[] = {MM2_F32, MM2_F16, MM2_BF16};
+    mm2_weight *w = &x->w;
+    w->group = 16;
+    w->span_dtype = MM2_F8_E4M3;
+    if (w->dtype == MM2_F4_16 && next() % 4) {
+        w->global_divides = next() % 2;
+        w->global = next_float(TAME);
+    }
+    if (w->dtype == MM2_F4_32) {
+        w->group = 32;
+        w->span_dtype = MM2_U8;
+    } else if (w->dtype != MM2_F4_16) {
+        do {
+            w->group = pick(groups, 6);
+            w->group = w->group > w->n_in ? w->n_in : w->group;
+        } while (w->n_in % w->group);
+        w->span_dtype = pick(floats, 3);
+    }
+    w->span_bytes = (int64_t)(w->n_in / w->group) * mm2_dtype_bytes(w->span_dtype);
+    x->span_bytes = (size_t)(w->n_out * w->span_bytes);
+    x->spans = guarded(x->span_bytes);
+    w->spans = x->spans;
+    for (size_t i = 0; i < x->span_bytes; i++)
+        x->spans[i] = (uint8_t)next();
+    for (size_t i = 0; i < x->span_bytes; i += (size_t)mm2_dtype_bytes(w->span_dtype))
+        set_span(w->span_dtype, x->spans + i, kind);
+    if (w->dtype != MM2_I4 || next() % 2)
+        return;
+    w->zeros_first = (int32_t)(next() % 8);
+    x->zero_bytes = (size_t)((w->zeros_first + w->n_out + 7) / 8 * (w->n_in / w->group)) * 4;
+    x->zeros = guarded(x->zero_bytes);
+    w->zeros = x->zeros;
+    for (size_t i = 0; i < x->zero_bytes; i++)
+        x->zeros[i] = (uint8_t)(kind == EXTREME ? x->data[0] : next());
+}
+
 static inline matrix matrix_new(int32_t dtype, int32_t n_out, int32_t n_in, int kind)
 {
-    matrix x = {{0}, NULL, 0, 0, NULL};
+    matrix x = {.data = NULL};
     x.w.dtype = dtype;
     x.w.n_out = n_out;
     x.w.n_in = n_in;
@@ -182,15 +269,10 @@ static inline matrix matrix_new(int32_t dtype, int32_t n_out, int32_t n_in, int 
     x.data = guarded(x.bytes);
     x.w.data = x.data;
     fill_weights(dtype, x.data, x.bytes, kind);
-    if (dtype == MM2_F8_E4M3 && next() % 4) {
-        x.w.scale_row = next() % 2 ? (int32_t)(next() % 128) : 124; /* a block ends soon */
-        int32_t n = (n_out + x.w.scale_row + 127) / 128 * ((n_in + 127) / 128);
-        x.scale_bytes = (size_t)n * 4;
-        x.scale = guarded(x.scale_bytes);
-        for (int32_t i = 0; i < n; i++)
-            x.scale[i] = next_float(kind == EXTREME ? TAME : kind);
-        x.w.scale = x.scale;
-    }
+    if (dtype == MM2_F8_E4M3)
+        set_f8_scales(&x, kind);
+    if (mm2_is_plane(dtype))
+        set_spans(&x, kind);
     return x;
 }
 
@@ -199,6 +281,10 @@ static inline void matrix_free(matrix *x)
     guarded_free(x->data, x->bytes);
     if (x->scale)
         guarded_free(x->scale, x->scale_bytes);
+    if (x->spans)
+        guarded_free(x->spans, x->span_bytes);
+    if (x->zeros)
+        guarded_free(x->zeros, x->zero_bytes);
 }
 
 /* ---- Activations ---- */
@@ -240,7 +326,7 @@ static inline void set_vanishing(matrix *x, uint16_t *const *acts, int32_t rows)
             acts[m][k] = mm2_f32_bf16(k < 128 ? -1e-20f : -1e-37f);
     static const float scale[2] = {1e-30f, 1};
     x->w.scale = scale;
-    x->w.scale_row = 0;
+    x->w.scale_row = x->w.scale_rows = 0;
 }
 
 static inline int32_t pick_width(int32_t dtype)

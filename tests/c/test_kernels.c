@@ -188,20 +188,13 @@ static double act_value(int32_t act, const void *row, int32_t n, int32_t k)
  * |weight * activation|, plus FLUSHED for every product that may have been flushed to zero. */
 static const double FLUSHED = 0x1p-125;
 
-static double dequantised(const matrix *x, int32_t i, float *decoded)
+static double largest_value(const matrix *x, int32_t i, float *decoded)
 {
-    int32_t n_in = x->w.n_in;
     double largest = 0;
-    mm2_dequantize_row(x->w.dtype, x->data + i * x->w.row_bytes, decoded, n_in);
-    for (int32_t j = 0; j < n_in; j++)
+    mm2_weight_values(&x->w, i, 0, x->w.n_in, decoded);
+    for (int32_t j = 0; j < x->w.n_in; j++)
         largest = fmax(largest, fabs(decoded[j]));
     return largest;
-}
-
-static double scale_at(const matrix *x, int32_t i, int32_t j)
-{
-    return x->scale ? x->scale[(i + x->w.scale_row) / 128 * ((x->w.n_in + 127) / 128) + j / 128]
-                    : 1;
 }
 
 static void check_products(const mm2_kernels *k, int exact, int kind, double slack)
@@ -219,15 +212,15 @@ static void check_products(const mm2_kernels *k, int exact, int kind, double sla
             acts[m] = act_new(act, n_in, kind);
         multiply(k, exact, &result, &x.w, 2, COUNT, acts, ROWS);
         for (int32_t i = 0; i < COUNT; i++) {
-            double largest = dequantised(&x, i + 2, decoded);
+            double largest = largest_value(&x, i + 2, decoded);
             for (int32_t m = 0; m < ROWS; m++) {
                 double sum = 0, size = 0, flushed = 0;
                 for (int32_t j = 0; j < n_in; j++) {
-                    double a = act_value(act, acts[m], n_in, j), s = scale_at(&x, i + 2, j);
-                    sum += s * decoded[j] * a;
+                    double a = act_value(act, acts[m], n_in, j);
+                    sum += decoded[j] * a;
                     /* of a decoded block the two terms may be larger than their difference */
-                    size += fabs(s * a) * (plain ? fabs(decoded[j]) : 4 * largest);
-                    flushed += FLUSHED * fmax(1, fabs(s)) * fmax(1, fabs(a));
+                    size += fabs(a) * (plain ? fabs(decoded[j]) : 4 * largest);
+                    flushed += FLUSHED * fmax(1, largest) * fmax(1, fabs(a));
                 }
                 double bound = slack * 0x1p-24 * size + flushed;
                 if (!(fabs(result.data[m][i] - sum) <= bound))

@@ -8,7 +8,7 @@
 
 #include <cmocka.h>
 
-#include "tensor/quant.h"
+#include "tensor/codebooks.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -24,17 +24,41 @@ static void every_dtype_has_its_facts(void **state)
         int32_t dtype, block, bytes, ggml;
         const char *name, *safetensors;
     } want[] = {
-        {MM2_F32, 1, 4, 0, "f32", "F32"},           {MM2_F16, 1, 2, 1, "f16", "F16"},
-        {MM2_BF16, 1, 2, 30, "bf16", "BF16"},       {MM2_F8_E4M3, 1, 1, -1, "f8_e4m3", "F8_E4M3"},
-        {MM2_I32, 1, 4, 26, "i32", "I32"},          {MM2_Q8_0, 32, 34, 8, "q8_0", NULL},
-        {MM2_Q4_0, 32, 18, 2, "q4_0", NULL},        {MM2_Q5_0, 32, 22, 6, "q5_0", NULL},
-        {MM2_Q2_K, 256, 84, 10, "q2_k", NULL},      {MM2_Q3_K, 256, 110, 11, "q3_k", NULL},
-        {MM2_Q4_K, 256, 144, 12, "q4_k", NULL},     {MM2_Q5_K, 256, 176, 13, "q5_k", NULL},
-        {MM2_Q6_K, 256, 210, 14, "q6_k", NULL},     {MM2_IQ4_NL, 32, 18, 20, "iq4_nl", NULL},
-        {MM2_IQ4_XS, 256, 136, 23, "iq4_xs", NULL}, {MM2_INT8, 1, 1, -1, "int8", NULL},
+        {MM2_F32, 1, 4, 0, "f32", "F32"},
+        {MM2_F16, 1, 2, 1, "f16", "F16"},
+        {MM2_BF16, 1, 2, 30, "bf16", "BF16"},
+        {MM2_F8_E4M3, 1, 1, -1, "f8_e4m3", "F8_E4M3"},
+        {MM2_I32, 1, 4, 26, "i32", "I32"},
+        {MM2_Q8_0, 32, 34, 8, "q8_0", NULL},
+        {MM2_Q4_0, 32, 18, 2, "q4_0", NULL},
+        {MM2_Q5_0, 32, 22, 6, "q5_0", NULL},
+        {MM2_Q2_K, 256, 84, 10, "q2_k", NULL},
+        {MM2_Q3_K, 256, 110, 11, "q3_k", NULL},
+        {MM2_Q4_K, 256, 144, 12, "q4_k", NULL},
+        {MM2_Q5_K, 256, 176, 13, "q5_k", NULL},
+        {MM2_Q6_K, 256, 210, 14, "q6_k", NULL},
+        {MM2_IQ4_NL, 32, 18, 20, "iq4_nl", NULL},
+        {MM2_IQ4_XS, 256, 136, 23, "iq4_xs", NULL},
+        {MM2_IQ2_XXS, 256, 66, 16, "iq2_xxs", NULL},
+        {MM2_IQ2_XS, 256, 74, 17, "iq2_xs", NULL},
+        {MM2_IQ2_S, 256, 82, 22, "iq2_s", NULL},
+        {MM2_IQ3_XXS, 256, 98, 18, "iq3_xxs", NULL},
+        {MM2_IQ3_S, 256, 110, 21, "iq3_s", NULL},
+        {MM2_IQ1_S, 256, 50, 19, "iq1_s", NULL},
+        {MM2_IQ1_M, 256, 56, 29, "iq1_m", NULL},
+        {MM2_TQ1_0, 256, 54, 34, "tq1_0", NULL},
+        {MM2_TQ2_0, 256, 66, 35, "tq2_0", NULL},
+        {MM2_U8, 1, 1, -1, "u8", "U8"},
+        {MM2_F4_16, 32, 16, -1, "f4_16", NULL},
+        {MM2_F4_32, 32, 16, -1, "f4_32", NULL},
+        {MM2_I4, 32, 16, -1, "i4", NULL},
+        {MM2_I8, 32, 32, -1, "i8", NULL},
+        {MM2_INT8, 1, 1, -1, "int8", NULL},
     };
-    int32_t count = sizeof want / sizeof *want;
-    assert_int_equal(MM2_DTYPE_COUNT - 1, count);
+    int32_t count = sizeof want / sizeof *want, all = 0;
+    for (int32_t d = 1; d < MM2_DTYPE_COUNT; d++)
+        all += mm2_dtype_name(d) != NULL;
+    assert_int_equal(all, count);
     for (int32_t i = 0; i < count; i++) {
         int32_t d = want[i].dtype;
         assert_string_equal(want[i].name, mm2_dtype_name(d));
@@ -68,14 +92,16 @@ static void sections_agree_with_sizes(void **state)
         const mm2_format_facts f = mm2_format_of(d);
         assert_int_equal(mm2_dtype_block(d), f.elements);
         assert_int_equal(mm2_dtype_bytes(d), f.bytes);
-        assert_int_equal(f.elements == 32, mm2_is_block(d));
+        if (!f.elements)
+            continue;
+        assert_int_equal(f.elements > 1, mm2_is_block(d) + mm2_is_plane(d) + mm2_is_super(d));
         assert_int_equal(f.elements == MM2_SUPER, mm2_is_super(d));
-        assert_int_equal(f.elements > 1, mm2_is_integer(d));
         assert_int_equal(f.elements > 1, f.bits > 0);
         assert_true(f.elements % f.span == 0 && f.offset < 1 << f.bits);
     }
     assert_int_equal(0, mm2_format_of(MM2_DTYPE_COUNT).elements);
-    assert_false(mm2_is_integer(0) || mm2_is_block(-1) || mm2_is_super(MM2_DTYPE_COUNT));
+    assert_false(mm2_is_integer(0) || mm2_is_block(-1) || mm2_is_plane(-1) ||
+                 mm2_is_super(MM2_DTYPE_COUNT));
 }
 
 /* ---- single values ---- */
@@ -153,6 +179,29 @@ static void simple_blocks_decode_as_by_hand(void **state)
     assert_true(out[0] == -254 && out[16] == 226);
 }
 
+/* The codes alone, without their scales. */
+static void planes_decode_as_by_hand(void **state)
+{
+    static const float e2m1[16] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
+    uint8_t in[32];
+    float out[32];
+    for (int i = 0; i < 32; i++)
+        in[i] = (uint8_t)(2 * i % 16 | (2 * i + 1) % 16 << 4); /* element i is code i % 16 */
+    mm2_dequantize_row(MM2_F4_16, in, out, 32);
+    for (int i = 0; i < 32; i++)
+        assert_int_equal(mm2_f32_bits(out[i]),
+                         mm2_f32_bits(i % 16 > 8 ? -e2m1[i % 8] : e2m1[i % 8]));
+    mm2_dequantize_row(MM2_I4, in, out, 32);
+    for (int i = 0; i < 32; i++)
+        assert_true(out[i] == (float)(i % 16 - 8));
+    for (int i = 0; i < 32; i++)
+        in[i] = (uint8_t)(i * 8 + i / 31 * 7);
+    mm2_dequantize_row(MM2_I8, in, out, 32);
+    assert_true(out[0] == -128 && out[1] == -120 && out[31] == 127);
+    mm2_dequantize_row(MM2_U8, in, out, 32);
+    assert_true(out[0] == 0 && out[31] == 255);
+}
+
 /* Eight different scales and minima through the 6-bit packing of Q4_K and Q5_K. */
 static void packed_scales_are_unpacked(void **state)
 {
@@ -220,6 +269,62 @@ static void super_blocks_decode_as_by_hand(void **state)
         int group = i / 32, scale = (group % 2 ? 2 : 1) + 16 * (group % 4) - 32;
         assert_true(out[i] == (float)(scale * (i % 32 < 16 ? -127 : 113)));
     }
+}
+
+/* Signs, scales and the high bits of indices, each where one bit of the block has them. Rows 0 of
+ * the grids of IQ2 and IQ3 have the smallest value everywhere. */
+static void codebook_blocks_decode_as_by_hand(void **state)
+{
+    float out[256];
+    mm2_block_iq2_xxs xxs = {.d = HALF_ONE};
+    memset(xxs.q + 4, 0xff, 4); /* 7 signs each, which is odd: an eighth; the largest scale */
+    mm2_dequantize_row(MM2_IQ2_XXS, &xxs, out, 256);
+    for (int i = 0; i < 256; i++)
+        assert_true(out[i] == (i < 32 ? -31.0f : 1.0f));
+
+    mm2_block_iq2_s s2 = {.d = HALF_TWO, .q = {0xff}, .signs = {[31] = 0x81}};
+    s2.high[0] = 3;      /* the last row, 43 everywhere */
+    s2.scales[7] = 0xf0; /* of the last 16 */
+    mm2_dequantize_row(MM2_IQ2_S, &s2, out, 256);
+    for (int i = 0; i < 256; i++) {
+        float value = i < 8 ? 10.75f : i < 240 ? 2 : 62;
+        assert_true(out[i] == (i == 248 || i == 255 ? -value : value));
+    }
+
+    mm2_block_iq3_s s3 = {.d = HALF_ONE, .q = {[63] = 0xff}, .high = {[7] = 0x80}};
+    s3.signs[31] = 0x80;
+    s3.scales[3] = 0x10; /* of the last 32 */
+    mm2_dequantize_row(MM2_IQ3_S, &s3, out, 256);
+    for (int i = 0; i < 252; i++)
+        assert_true(out[i] == (i < 224 ? 1 : 3));
+    assert_true(out[252] == 3 && out[253] == 3 && out[254] == 45 && out[255] == -45);
+
+    mm2_block_iq1_s s1 = {.d = HALF_ONE, .high = {[1] = 0xf000}}; /* row 0: -1 everywhere */
+    mm2_dequantize_row(MM2_IQ1_S, &s1, out, 256);
+    for (int i = 0; i < 256; i++)
+        assert_true(out[i] == (i / 32 == 1 ? -15 * 1.125f : -0.875f));
+
+    mm2_block_iq1_m m1 = {.q = {[31] = 0xff}, .high = {[15] = 0xf0}};
+    m1.scales[3] = HALF_ONE & 0xf000; /* the highest nibble of d */
+    m1.scales[2] = (HALF_ONE & 0x0f00) << 4;
+    m1.scales[3] |= 7 << 9;                       /* of the last 16 */
+    mm2_dequantize_row(MM2_IQ1_M, &m1, out, 256); /* the last row: 1 everywhere */
+    for (int i = 0; i < 256; i++)
+        assert_true(out[i] == (i < 240 ? -0.875f : i < 248 ? -15 * 0.875f : 15 * 0.875f));
+
+    mm2_block_tq1_0 t1 = {.d = HALF_TWO, .q = {0xff, [32] = 0x80}, .high = {[3] = 0xff}};
+    mm2_dequantize_row(MM2_TQ1_0, &t1, out, 256);
+    for (int i = 0; i < 256; i++) { /* 0x80, a half, is 1 1 1 .. in base 3 */
+        int two = (i < 160 && i % 32 == 0) || (i >= 240 && i % 4 == 3);
+        int one = i >= 160 && i < 240 && i % 16 == 0;
+        assert_true(out[i] == (two ? 2 : one ? 0 : -2));
+    }
+
+    mm2_block_tq2_0 t2 = {.d = HALF_ONE};
+    memset(t2.q, 0xe4, sizeof t2.q);
+    mm2_dequantize_row(MM2_TQ2_0, &t2, out, 256);
+    for (int i = 0; i < 256; i++)
+        assert_true(out[i] == (float)(i / 32 % 4 - 1));
 }
 
 /* ---- mm2_tensor_decode ---- */
@@ -296,8 +401,10 @@ int main(void)
         cmocka_unit_test(every_e4m3_value_is_exact),
         cmocka_unit_test(bf16_rounds_to_nearest_even),
         cmocka_unit_test(simple_blocks_decode_as_by_hand),
+        cmocka_unit_test(planes_decode_as_by_hand),
         cmocka_unit_test(packed_scales_are_unpacked),
         cmocka_unit_test(super_blocks_decode_as_by_hand),
+        cmocka_unit_test(codebook_blocks_decode_as_by_hand),
         cmocka_unit_test(whole_tensors_are_decoded),
         cmocka_unit_test(what_is_no_contiguous_tensor_is_refused),
     };

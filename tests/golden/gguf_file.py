@@ -56,7 +56,22 @@ def quantised(config, tensors, kind):
 
 # Where a block keeps its half-float scale, and the one of its minima.
 SCALES = {"Q8_0": (0,), "Q4_0": (0,), "Q5_0": (0,), "IQ4_NL": (0,), "Q2_K": (80, 82),
-          "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_XS": (0,)}
+          "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_XS": (0,),
+          "IQ2_XXS": (0,), "IQ2_XS": (0,), "IQ2_S": (0,), "IQ3_XXS": (0,), "IQ3_S": (0,),
+          "IQ1_S": (0,), "IQ1_M": (48,), "TQ1_0": (52,), "TQ2_0": (64,)}
+
+
+def set_halves(name, blocks, at, halves):
+    """Puts one half float into each block, uint8 [blocks, bytes], of the type `name`, at byte
+    `at`. IQ1_M has it in the upper nibbles of four words."""
+    halves = np.ascontiguousarray(halves, "<f2")
+    if name == "IQ1_M":
+        bits = halves.view("<u2")
+        for i in range(4):
+            upper = (bits >> 4 * i & 15).astype(np.uint8) << 4
+            blocks[:, at + 2 * i + 1] = blocks[:, at + 2 * i + 1] & 15 | upper
+    else:
+        blocks[:, at:at + 2] = halves.view(np.uint8).reshape(-1, 2)
 
 
 def random_blocks(case, name, shape, kind, spread):
@@ -71,7 +86,7 @@ def random_blocks(case, name, shape, kind, spread):
         for at in SCALES[kind.name]:
             drawn = checkpoints.hash_bytes(case, f"{name} scale {at}", (len(blocks),))
             scale = ((128 + (drawn >> 1)) / 128 * factor).astype("<f2")
-            blocks[:, at:at + 2] = scale.view(np.uint8).reshape(-1, 2)
+            set_halves(kind.name, blocks, at, scale)
 
     set_scales(1.0)
     set_scales(checkpoints.power_of_two(spread / gguf.dequantize(blocks[:64], kind).std()))
