@@ -227,7 +227,7 @@ def _kv_dtype(name: Any, model: Owned) -> int:
     """None: what goes with the model's precision."""
     if name is None:
         name = "f32" if model_info(model, "precision") == "exact" else "bf16"
-    return choice(name, "kv_dtype", {word: DTYPES[word] for word in ("bf16", "f32")})
+    return choice(name, "kv_dtype", {word: DTYPES[word] for word in ("bf16", "f32", "int8")})
 
 
 def _fields(struct: Any) -> dict[str, Any]:

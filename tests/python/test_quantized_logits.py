@@ -1,4 +1,4 @@
-"""What fast products and a BF16 cache cost, against exact products and an F32 cache.
+"""What fast products and a BF16 or an INT8 cache cost, against exact products and an F32 cache.
 
 m2-tiny, a trained model, is read in its FP8 files (float32 activations when exact, bf16 when fast)
 and as GGUF files made of its dequantised weights (8-bit activations). The text is Python
@@ -82,6 +82,13 @@ def test_bf16_cache(float_model, texts, expected):
     divergence, same = compare(float_model, texts, expected, "bf16")
     print(f"BF16 cache: mean KL {divergence:.2e} nats, same top {same:.2%} of {texts.size}")
     assert 1e-6 < divergence <= 5e-4 and same >= 0.99
+
+
+def test_int8_cache(float_model, texts, expected):
+    """Codes with a scale for each head and position; queries and weights of 15 bits."""
+    divergence, same = compare(float_model, texts, expected, "int8")
+    print(f"INT8 cache: mean KL {divergence:.2e} nats, same top {same:.2%} of {texts.size}")
+    assert 1e-5 < divergence <= 5e-4 and same >= 0.99
 
 
 def test_bf16_activations(texts, expected):
