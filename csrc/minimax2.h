@@ -135,7 +135,7 @@ enum {
     MM2_DTYPE_COUNT = 35
 };
 
-enum { /* mm2_tensor.flags */
+enum {                    /* mm2_tensor.flags */
        MM2_READ_ONLY = 1, /* writing would fault */
        MM2_PART = 2       /* mm2_model_weight_info: part of another weight */
 };
@@ -273,17 +273,17 @@ int64_t mm2_model_parameters(const mm2_model *m);
 int32_t mm2_model_tensor_count(const mm2_model *m);
 const char *mm2_model_tensor_name(const mm2_model *m, int32_t index);
 mm2_status mm2_model_tensor(const mm2_model *m, const char *name, mm2_tensor *out);
-/* Quantised safetensors keep one weight in several tensors: codes, scales, zero points. This is what
- * they make together: shape and strides of the decoded weight, dtype of its codes (MM2_F4_16, MM2_I4,
- * ...), bytes of all of them; data is NULL. `name`: that of the tensor of codes, or "X.weight" where it
- * is "X.weight_packed". A tensor that is part of another weight is described alone, and has MM2_PART in
- * its flags. Fails with ARG if there is no such tensor, FORMAT or UNSUPPORTED if what stands beside it
- * does not fit. */
+/* Quantised safetensors keep one weight in several tensors: codes, scales, zero points. This is
+ * what they make together: shape and strides of the decoded weight, dtype of its codes (MM2_F4_16,
+ * MM2_I4, ...), bytes of all of them; data is NULL. `name`: that of the tensor of codes, or
+ * "X.weight" where it is "X.weight_packed". A tensor that is part of another weight is described
+ * alone, and has MM2_PART in its flags. Fails with ARG if there is no such tensor, FORMAT or
+ * UNSUPPORTED if what stands beside it does not fit. */
 mm2_status mm2_model_weight_info(const mm2_model *m, const char *name, mm2_tensor *out);
-/* Decode rows [first, first + count) of a weight, under a name as above, seen as a matrix of its last
- * dimension, to float32, scales included. `n`: capacity of out in floats. With MM2_WRITABLE it gives
- * what is in memory now; the model itself has read global scales, and FP8 scales that are not f32, when
- * it was opened. */
+/* Decode rows [first, first + count) of a weight, under a name as above, seen as a matrix of its
+ * last dimension, to float32, scales included. `n`: capacity of out in floats. With MM2_WRITABLE it
+ * gives what is in memory now; the model itself has read global scales, and FP8 scales that are not
+ * f32, when it was opened. */
 mm2_status mm2_model_weight(const mm2_model *m, const char *name, int64_t first, int64_t count,
                             float *out, int64_t n);
 

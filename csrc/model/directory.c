@@ -4,9 +4,9 @@
  * config.json: which keys count and what they must say is the family's (model/family.h). What is
  * read here has rules of its own, those of transformers. The rotation: a value inside rope_scaling,
  * or else inside rope_parameters, goes before the one beside the other fields; rotary_dim, the
- * vendor's spelling, must agree with partial_rotary_factor. Quantisation: the tensors say what they are
- * (model/quantised.c); here only those methods are refused that could change what a tensor means
- * without showing in it.
+ * vendor's spelling, must agree with partial_rotary_factor. Quantisation: the tensors say what they
+ * are (model/quantised.c); here only those methods are refused that could change what a tensor
+ * means without showing in it.
  *
  * generation_config.json holds hints and ids. A hint out of range, or of another kind, is left out;
  * an end token that is no id is none. Its end tokens go before those of config.json. */
@@ -232,7 +232,7 @@ static mm2_status check_quantization(const mm2_source *s)
     return check_blocks(s);
 }
 
-/* Directories that look like safetensors checkpoints, and say in a file of their own what they are. */
+/* Directories that look like safetensors checkpoints, and say in another file what they are. */
 static mm2_status check_others(const char *directory)
 {
     char *path;

@@ -1,8 +1,8 @@
 /* Opening a model and asking it questions.
  *
  * Opening maps the files, checks everything that their headers say, and binds the weights; no
- * weight is read (unless MM2_IN_MEMORY asks for copies), so it costs milliseconds whatever the size.
- * What can fail comes first; the pool starts no thread before the first run.
+ * weight is read (unless MM2_IN_MEMORY asks for copies), so it costs milliseconds whatever the
+ * size. What can fail comes first; the pool starts no thread before the first run.
  *
  * A model is immutable once open, so the questions need no lock. It lives until its last holder
  * (the opener, sessions, batches, samplers, scripts) releases it. */
@@ -23,8 +23,8 @@ void mm2_model_options_init(mm2_model_options *o)
     mm2_struct_init(o, &defaults);
 }
 
-/* The weight that has a tensor of this name, or, packed, this name; part of one, it counts alone. ARG
- * if there is none. Copies of scales go into `floats`, see mm2_stack_find. */
+/* The weight that has a tensor of this name, or, packed, this name; part of one, it counts alone.
+ * ARG if there is none. Copies of scales go into `floats`, see mm2_stack_find. */
 static mm2_status find_weight(const mm2_checkpoint *c, const char *name, mm2_floats *floats,
                               mm2_stack *out, int *is_part)
 {
@@ -46,7 +46,7 @@ static mm2_status find_weight(const mm2_checkpoint *c, const char *name, mm2_flo
     return mm2_stack_find(c, whole, 0, NULL, floats, out);
 }
 
-/* Elements of a weight that a tensor holds the codes of, and their dtype; 0 if it is part of one. */
+/* Elements of the weight whose codes a tensor holds, and their dtype; 0 if it is part of one. */
 static int64_t count_elements(const mm2_checkpoint *c, const mm2_entry *e, int32_t *dtype)
 {
     mm2_stack s;

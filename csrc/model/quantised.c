@@ -4,18 +4,18 @@
  *   X.weight          floats, or blocks of GGUF. NVFP4 blocks may have X.scale beside them
  *   X.weight          F8_E4M3; scales for 128 x 128 codes, for each row, or for all
  *   X.weight          U8; X.weight_scale F8_E4M3 and X.weight_scale_2: NVFP4 of modelopt
- *   X.weight_packed   U8; X.weight_scale F8_E4M3 and X.weight_global_scale: of compressed-tensors
+ *   X.weight_packed   U8; X.weight_scale F8_E4M3, X.weight_global_scale: of compressed-tensors
  *   X.weight, or X.weight_packed   U8; X.weight_scale U8: MXFP4 of Quark, of compressed-tensors
- *   X.weight_packed   I32; X.weight_scale, X.weight_shape, X.weight_zero_point: codes of 4 or 8 bits
+ *   X.weight_packed   I32; X.weight_scale, _shape, _zero_point: codes of 4 or 8 bits
  *
- * weight_scale_2 multiplies the scales, weight_global_scale divides them. A stack of matrices is named
- * without ".weight", and what stands beside it likewise. What belongs to activations or the cache
- * (input_scale, k_scale) is left alone. Anything else beside a weight that would change its values is
- * refused, because another form than these could mean anything.
+ * weight_scale_2 multiplies the scales, weight_global_scale divides them. A stack of matrices is
+ * named without ".weight", and what stands beside it likewise. What belongs to activations or the
+ * cache (input_scale, k_scale) is left alone. Anything else beside a weight that would change its
+ * values is refused, because another form than these could mean anything.
  *
- * Codes and scales are used where they lie. Only FP8 scales, of which there are few, are copied if they
- * are not aligned float32; and a global scale, which is one number, is read when the model is opened.
- * The copies live in the mm2_floats of whoever asked. */
+ * Codes and scales are used where they lie. Only FP8 scales, of which there are few, are copied if
+ * they are not aligned float32; and a global scale, which is one number, is read when the model is
+ * opened. The copies live in the mm2_floats of whoever asked. */
 #include "model/quantised.h"
 
 #include "base/status.h"
@@ -117,8 +117,8 @@ static mm2_status claim(finder *f, const mm2_entry *e)
     return MM2_OK;
 }
 
-/* The tensor with one of these endings, NULL at their end; *out NULL if there is none. FORMAT if there
- * are two, UNSUPPORTED if no view describes it. */
+/* The tensor with one of these endings, NULL at their end; *out NULL if there is none. FORMAT if
+ * there are two, UNSUPPORTED if no view describes it. */
 static mm2_status find_part(finder *f, const char *const *endings, const mm2_entry **out)
 {
     *out = NULL;
@@ -354,8 +354,8 @@ static mm2_status read_fp8(finder *f)
 
 /* ---- 4-bit floats ---- */
 
-/* A float32 for all matrices of the stack, or for each. `low`: what it must be above. */
-static mm2_status place_global(finder *f, const mm2_entry *e, int divides)
+/* A float32 for all matrices of the stack, or for each. */
+static mm2_status place_global(finder *f, const mm2_entry *e, int divides, int may_be_0)
 {
     mm2_stack *s = f->out;
     int64_t n = elements_of(e), count = count_of(s);
@@ -370,7 +370,7 @@ static mm2_status place_global(finder *f, const mm2_entry *e, int divides)
     for (int64_t i = 0; i < n; i++) {
         float value;
         memcpy(&value, (const char *)e->view.data + i * 4, 4);
-        if (!isfinite(value) || value < 0 || (divides && value == 0))
+        if (!isfinite(value) || value < 0 || (value == 0 && !may_be_0))
             return mm2_fail(MM2_E_FORMAT,
                             "%s: tensor \"%s\" is %g, expected a finite number above 0: scales are "
                             "%s it",
@@ -437,7 +437,7 @@ static mm2_status read_f4(finder *f)
     if (!factor && !divisor)
         return missing_part(f, "NVFP4", "global scales",
                             strlen(codes->name) > f->length ? "_global_scale" : "_scale_2");
-    return place_global(f, factor ? factor : divisor, !factor);
+    return place_global(f, factor ? factor : divisor, !factor, factor != NULL);
 }
 
 /* ---- Packed integers ---- */
@@ -583,10 +583,10 @@ static mm2_status read_values(finder *f)
 {
     static const char *const endings[] = {".scale", ".weight.scale", NULL};
     const mm2_entry *codes = f->out->codes, *scale;
-    if (codes->view.dtype != 29)
+    if (codes->view.dtype != MM2_NVFP4)
         return MM2_OK;
     mm2_status status = find_part(f, endings, &scale);
-    return status || !scale ? status : place_global(f, scale, 0);
+    return status || !scale ? status : place_global(f, scale, 0, 0);
 }
 
 /* ---- Forms that are not read ---- */
@@ -656,8 +656,8 @@ static mm2_status find_codes(finder *f)
     return status ? status : mm2_checkpoint_missing(f->c, is_packed ? f->other : f->name, expected);
 }
 
-/* Sizes of the first matrix. They fit: of a weight that is multiplied the configuration bounds them,
- * and others are decoded by rows of a length that is checked. */
+/* Sizes of the first matrix. They fit: of a weight that is multiplied the configuration bounds
+ * them, and others are decoded by rows of a length that is checked. */
 static void finish(mm2_stack *s)
 {
     mm2_weight *w = &s->first;

@@ -1,5 +1,6 @@
-/* Which tensors make one weight. Quantised checkpoints keep codes, scales and zero points of a matrix
- * in tensors of their own; here they are found, checked against each other, and put together. */
+/* Which tensors make one weight. Quantised checkpoints keep codes, scales and zero points of a
+ * matrix in tensors of their own; here they are found, checked against each other, and put
+ * together. */
 #ifndef MM2_QUANTISED_H
 #define MM2_QUANTISED_H
 
@@ -28,9 +29,9 @@ typedef struct mm2_stack {
 
 /* Is there a weight of this name, "X.weight" or that of a stack, in whatever form? */
 int mm2_stack_exists(const mm2_checkpoint *c, const char *name);
-/* Finds its tensors. `shape`, of `ndim` dimensions: what the configuration demands; NULL: any. Scales
- * that need a copy are put into `floats`; NULL: nothing is copied, and `first` has none of them.
- * FORMAT, UNSUPPORTED, NOMEM. */
+/* Finds its tensors. `shape`, of `ndim` dimensions: what the configuration demands; NULL: any.
+ * Scales that need a copy are put into `floats`; NULL: nothing is copied, and `first` has none of
+ * them. FORMAT, UNSUPPORTED, NOMEM. */
 mm2_status mm2_stack_find(const mm2_checkpoint *c, const char *name, int32_t ndim,
                           const int64_t *shape, mm2_floats *floats, mm2_stack *out);
 /* A tensor alone, whatever stands beside it. */
@@ -38,8 +39,8 @@ void mm2_stack_alone(const mm2_entry *e, mm2_stack *out);
 /* Rows [first, first + n_out) of matrix `index`. */
 mm2_weight mm2_stack_slice(const mm2_stack *s, int64_t index, int64_t first, int64_t n_out);
 
-/* The weight that a tensor holds the codes of: "X.weight" of "X.weight_packed", for all others their
- * own name. MM2_MAX_NAME + 1 bytes. */
+/* The weight that a tensor holds the codes of: "X.weight" of "X.weight_packed", for all others
+ * their own name. MM2_MAX_NAME + 1 bytes. */
 void mm2_stack_name(const mm2_entry *e, char *out);
 /* Is a tensor part of a weight beside it: its scales, zero points, shape? */
 int mm2_is_part(const mm2_checkpoint *c, const mm2_entry *e);

@@ -1,21 +1,20 @@
 /* Binding: from names in a file to places in the model.
  *
- * Every place has names in each container, which the family lists. Its shape and dtype are compared
- * with what the configuration demands; the first that is not as it should be ends the open with a
- * sentence. Matrices may have any dtype that a kernel multiplies, norms and the routing bias any
- * plain one. FP8 needs its block scales: without them the codes mean nothing.
+ * Every place has names in each container, which the family lists. Which tensors make the weight of
+ * that name is found out by model/quantised.c; its shape and dtype are compared with what the
+ * configuration demands; the first that is not as it should be ends the open with a sentence.
+ * Matrices may have any dtype that a kernel multiplies, norms and the routing bias any plain one.
  *
- * Nothing is copied. A bound weight points into the map; an expert of a stacked tensor is a slice
- * of it, whose FP8 scales may begin within a block (mm2_weight.scale_row).
+ * A bound weight points into the map (but for FP8 scales that need a copy: mm2_weights.floats); an
+ * expert of a stacked tensor is a slice of it.
  *
  * Tensors that the model does not ask for are left alone, unless they say that it is another model:
- * a bias or a scale beside a bound weight, and what the family lists as foreign, are refused by
- * name. So is a tensor that stands under two spellings. */
+ * a bias or a scale that nobody applies beside a bound weight, and what the family lists as
+ * foreign, are refused by name. So is a tensor that stands under two spellings. */
 #include "model/weights.h"
 
 #include "base/status.h"
 #include "tensor/dtype.h"
-#include "tensor/quant.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -63,7 +63,7 @@ class WeightInfo(NamedTuple):
     nbytes: int
     """Of codes, scales and zero points."""
     is_part: bool
-    """The tensor is part of another weight: its scales, for instance; then the rest is of it alone."""
+    """Is the tensor part of another weight, its scales for instance? It is described alone then."""
 
 
 class Limits(NamedTuple):

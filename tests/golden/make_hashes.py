@@ -19,6 +19,7 @@ import numpy as np
 
 import checkpoints
 import gguf_file
+import safetensors_file
 
 HASHES = pathlib.Path(__file__).resolve().with_name("hashes.json")
 CASE = checkpoints.Case(
@@ -27,8 +28,11 @@ CASE = checkpoints.Case(
     num_hidden_layers=2, vocab_size=144, rope_theta=5e6, rms_norm_eps=1e-6, seed=301)
 PLAIN = ("F32", "BF16", "FP8")  # as safetensors
 QUANTISED = ("F16", *gguf_file.SCALES)  # as GGUF
-EXACT = tuple(f"{kind} exact" for kind in ("BF16", "FP8", "Q8_0", "Q3_K", "Q4_K", "IQ4_XS"))
-KINDS = (*PLAIN, *QUANTISED, *EXACT)
+FORMS = ("fp8 rows bf16", "nvfp4 modelopt", "nvfp4 compressed", "mxfp4 quark", "int4 32 zeros",
+         "int4 rows", "int8 128")  # of safetensors_file.py
+EXACT = tuple(f"{kind} exact" for kind in ("BF16", "FP8", "Q8_0", "Q3_K", "Q4_K", "IQ4_XS",
+                                           "nvfp4 compressed", "int4 32 zeros"))
+KINDS = (*PLAIN, *QUANTISED, *FORMS, *EXACT)
 IDS = checkpoints.prompt(CASE, 270)  # crosses the 256-position chunk of attention
 
 
@@ -38,6 +42,9 @@ def write(kind, directory):
     if kind in PLAIN:
         case = dataclasses.replace(CASE, storage=kind)
         return checkpoints.write_checkpoint(case, directory / kind)
+    if kind in FORMS:
+        entries = safetensors_file.entries(CASE, safetensors_file.everywhere(kind))
+        return checkpoints.write_checkpoint(CASE, directory / kind, entries=entries)
     number = gguf.GGMLQuantizationType[kind]
     if kind == "F16":
         tensors = {w.name: checkpoints.values(CASE, w) for w in checkpoints.weights(CASE)}

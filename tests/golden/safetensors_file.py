@@ -1,8 +1,9 @@
 """Writes cases as quantised safetensors, in the forms that published checkpoints have.
 
-Codes and scales are drawn at random, never made from weights, so that every code appears; what they
-mean is computed here in numpy, by the formulas of the packages that write such files (modelopt,
-compressed-tensors, Quark). A form is a function of a module that returns its tensors and its values.
+Codes and scales are drawn at random, never made from weights, so that every code appears; what
+they mean is computed here in numpy, by the formulas of the packages that write such files
+(modelopt, compressed-tensors, Quark). A form is a function of a module that returns its tensors
+and its values.
 """
 
 import math
@@ -48,7 +49,7 @@ def uneven(case, name, shape, size):
             * np.float32(size)).astype(np.float32)
 
 
-# ---- Forms: (case, module, (rows, columns), spread) -> ({ending: (dtype, array)}, float32 values) ----
+# ---- Forms: (case, module, shape, spread) -> ({ending: (dtype, array)}, float32 values) ----
 
 
 def fp8(sizes, dtype="F32", ending=".weight_scale", spell=lambda scale: scale):
@@ -104,13 +105,13 @@ def mxfp4(ending, dtype="U8"):
 
 
 def packed(bits, group, dtype="BF16", zeros=False, order=False):
-    """pack-quantized. group 0: the row. `order`: with the g_idx of older files, which says nothing."""
+    """pack-quantized. group 0: the row. `order`: with the g_idx of older files, in order."""
     def draw(case, module, shape, spread):
         rows, columns = shape
         each = group or columns
         codes = checkpoints.hash_bytes(case, module, shape) & (2**bits - 1)
-        drawn = uneven(case, module + " scale", (rows, columns // each), spread / SPREAD[f"i{bits}"])
-        array, scale = stored(drawn, dtype)
+        size = spread / SPREAD[f"i{bits}"]
+        array, scale = stored(uneven(case, module + " scale", (rows, columns // each), size), dtype)
         parts = {".weight_packed": ("I32", words(codes, bits)), ".weight_scale": (dtype, array),
                  ".weight_shape": ("I64", np.array(shape, np.int64))}
         zero = np.full(scale.shape, 2 ** (bits - 1), np.uint8)

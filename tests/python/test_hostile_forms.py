@@ -87,7 +87,7 @@ CASES = [
     # FP8
     ("no scales", ROWS, without(".weight_scale"), BAD, 'scales "' + EXPERT + ".weight_scale_inv"),
     ("scales for 64 x 64", BLOCKS, shaped(".weight_scale_inv", [1, 2], "F32"), BAD,
-     "has shape [1, 2], expected [1, 1]: one scale for 128 x 128 codes; or one for each of 64 rows"),
+     "[1, 2], expected [1, 1]: one scale for 128 x 128 codes; or one for each of 64 rows"),
     ("scales for columns", ROWS, shaped(".weight_scale", [1, 128], "F32"), BAD, "[1, 128], expec"),
     ("a row short", ROWS, shaped(".weight_scale", [63, 1], "F32"), BAD, "[63, 1], expected [1, 1]"),
     ("scales of no elements", ROWS, shaped(".weight_scale", [0], "F32"), BAD, "has shape [0], exp"),
@@ -110,7 +110,7 @@ CASES = [
     ("no divisor", COMPRESSED, without(".weight_global_scale"), BAD, 'global_scale" are missing'),
     ("scales for 8 codes", MODELOPT, shaped(".weight_scale", [64, 16], "F8_E4M3"), BAD,
      "has shape [64, 16], expected [64, 8]: one scale for 16 codes of a row, NVFP4"),
-    ("scales flat", MODELOPT, shaped(".weight_scale", [512], "F8_E4M3"), BAD, "[512], expected [64"),
+    ("scales flat", MODELOPT, shaped(".weight_scale", [512], "F8_E4M3"), BAD, "[512], expected"),
     ("scales transposed", COMPRESSED, shaped(".weight_scale", [8, 64], "F8_E4M3"), BAD,
      "expected [64, 8]"),
     ("scales of another expert", MODELOPT, shaped(".weight_scale", [128, 4], "F8_E4M3"), BAD,
@@ -145,8 +145,9 @@ CASES = [
      "has dtype u8, expected f32, f16 or bf16"),
     # MXFP4
     ("no scales", MX, without(".weight_scale"), BAD, "are missing"),
-    ("scales among the codes", MX, both(without(".weight_scale"), shaped(".weight", [64, 68], "U8")),
-     BAD, "[64, 136] decoded, expected [64, 128]"),
+    ("scales among the codes", MX, both(
+        without(".weight_scale"), shaped(".weight", [64, 68], "U8")), BAD,
+     "[64, 136] decoded, expected [64, 128]"),
     ("scales for 16 codes", MXC, shaped(".weight_scale", [64, 8], "U8"), BAD,
      "expected [64, 4]: one scale for 32 codes of a row, MXFP4"),
     ("a factor", MX, beside(".weight_scale_2", "F32", [], 4), OTHER, "stands beside"),
@@ -159,7 +160,7 @@ CASES = [
     ("a shape of F32", INT4, shaped(".weight_shape", [2], "F32"), BAD, "8 bytes of f32"),
     ("a shape of U16", INT4, lambda h, d: ({**h, EXPERT + ".weight_shape": {
         **h[EXPERT + ".weight_shape"], "dtype": "U16", "shape": [8]}}, d), OTHER, "dtype U16"),
-    *[(f"a shape of {shape}", INT4, filled(".weight_shape", np.array(shape, np.int64)), error, words)
+    *[(f"a shape of {shape}", INT4, filled(".weight_shape", np.int64(shape)), error, words)
       for shape, error, words in (
           ((0, 0), BAD, "says [0, 0]: no shape of a matrix"), ((-64, 128), BAD, "says [-64, 128]"),
           ((64, 2**62), BAD, "no shape"), ((128, 64), BAD, "has 64 rows, but"),
@@ -176,7 +177,7 @@ CASES = [
     ("no groups", INT4, shaped(".weight_scale", [64, 0], "BF16"), BAD, "groups of the 128"),
     ("scales transposed", INT4, shaped(".weight_scale", [4, 64], "BF16"), BAD, "groups of the 128"),
     ("scales flat", INT4, shaped(".weight_scale", [256], "BF16"), BAD, "groups of the 128"),
-    ("scales of U8", INT4, shaped(".weight_scale", [64, 4], "U8"), BAD, "expected f32, f16 or bf16"),
+    ("scales of U8", INT4, shaped(".weight_scale", [64, 4], "U8"), BAD, "expected f32, f16 or bf"),
     ("zero points along columns", ZEROS, shaped(".weight_zero_point", [64, 1], "I32"), BAD,
      "expected [8, 4]: zero points of 8 rows in a word"),
     ("zero points as bytes", ZEROS, shaped(".weight_zero_point", [64, 4], "U8"), BAD,
@@ -191,15 +192,17 @@ CASES = [
     ("an order of BF16", INT4, beside(".weight_g_idx", "BF16", [128], 256), BAD, "expected i32"),
     ("a factor", INT4, beside(".weight_scale_2", "F32", [], 4), OTHER, "stands beside"),
     ("int4 smoothed", INT4, beside(".pre_quant_scale", "BF16", [128], 256), OTHER, "stands beside"),
-    ("codes under a plain name", INT4, called(".weight_packed", ".weight"), BAD, "expected [64, 128]"),
+    ("codes under a plain name", INT4, called(".weight_packed", ".weight"), BAD,
+     "expected [64, 128]"),
     # Others
     ("GPTQ", INT4, called(".weight_packed", ".qweight"), OTHER,
      'run "minimax2 convert IN OUT" once'),
     ("EXL2", INT4, called(".weight_packed", ".q_weight"), OTHER, "an EXL2 checkpoint"),
     ("EXL3", INT4, called(".weight_packed", ".trellis"), OTHER, "an EXL3 checkpoint"),
-    ("MLX", INT4, both(called(".weight_packed", ".weight"), called(".weight_scale", ".scales"), lambda
-        h, d: ({**h, EXPERT + ".weight": {**h[EXPERT + ".weight"], "dtype": "U32"}}, d)), OTHER,
-     "an MLX checkpoint"),
+    ("MLX", INT4, both(
+        called(".weight_packed", ".weight"), called(".weight_scale", ".scales"),
+        lambda h, d: ({**h, EXPERT + ".weight": {**h[EXPERT + ".weight"], "dtype": "U32"}}, d)),
+     OTHER, "an MLX checkpoint"),
     ("W8A8", ROWS, shaped(".weight", [64, 128], "I8"), OTHER, "integer activations (W8A8)"),
 ]
 

@@ -5,12 +5,12 @@ bits across levels and threads: test_same_bits.py.
 """
 
 import dataclasses
-import functools
 import json
 import math
 import pathlib
 import sys
 
+import gguf
 import minimax2 as mm
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from containers import change_json, read_safetensors, write_safetensors
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "golden"))
 import checkpoints  # noqa: E402
+import gguf_file  # noqa: E402
 import safetensors_file as forms  # noqa: E402
 from make_hashes import CASE  # noqa: E402
 
@@ -67,11 +68,6 @@ def bits(array):
 def same(ours, theirs):
     """The same bits, but for the sign of a zero."""
     return np.array_equal(bits(ours + np.float32(0)), bits(theirs + np.float32(0)))
-
-
-@functools.cache
-def decoded(choose_by, form):
-    return forms.values(CASE, choose_by(form))
 
 
 @pytest.mark.parametrize("form", forms.FORMS)
@@ -294,3 +290,102 @@ def test_cost_counts_scales_and_zero_points(tmp_path):
                 size for n, size in sizes.items() if "layers" not in n)
             assert embedding > 0
             assert layers.weight_bytes == sum(size for n, size in sizes.items() if "layers" in n)
+
+
+# ---- GGUF: NVFP4 blocks whose tensor has a scale of its own ----
+
+
+def nvfp4_blocks(name, shape, spread):
+    """(uint8 blocks of GGUF's NVFP4, the codes' values, the scales of 16 codes)."""
+    count = math.prod(shape) // 64
+    data = checkpoints.hash_bytes(CASE, name, (count, 36)).copy()
+    data[:, :4] = 0x30 + data[:, :4] % 24
+    low, high = data[:, 4:] & 15, data[:, 4:] >> 4
+    codes = np.concatenate([low.reshape(-1, 4, 8), high.reshape(-1, 4, 8)], 2).reshape(shape)
+    scales = checkpoints.e4m3_values()[data[:, :4]].reshape(*shape[:-1], -1)
+    return data.reshape(*shape[:-1], -1), forms.E2M1[codes] + np.float32(0), scales
+
+
+def write_nvfp4(directory, spell):
+    """GGUF files of NVFP4 and of their values in F32. `spell`: (name of a weight, its scales) to
+    tensors beside it."""
+    packed, plain = [], []
+    tensors = {w.name: checkpoints.values(CASE, w) for w in checkpoints.weights(CASE)}
+    for name, array, is_matrix in gguf_file.renamed(CASE.config(), tensors):
+        if not is_matrix:
+            packed.append((name, array, gguf_file.F32))
+            plain.append(packed[-1])
+            continue
+        data, values, scales = nvfp4_blocks(name, array.shape, array.std())
+        count = array.shape[0] if array.ndim == 3 else 1
+        globals_ = forms.uneven(CASE, name, (count,), array.std() / forms.SPREAD["e2m1"] / 2)
+        wide = globals_.reshape(-1, *[1] * (array.ndim - 1))
+        plain.append((name, values * (scales * wide).repeat(16, -1), gguf_file.F32))
+        packed.append((name, data, gguf.GGMLQuantizationType.NVFP4))
+        packed += [(beside, x, gguf_file.F32) for beside, x in spell(name, globals_)]
+    return (gguf_file.write(directory / "nvfp4.gguf", CASE.config(), packed),
+            gguf_file.write(directory / "f32.gguf", CASE.config(), plain))
+
+
+def test_scales_beside_blocks(tmp_path):
+    def spell(name, scales):
+        stem = name.removesuffix("weight")
+        variant = "weight.scale" if "attn_k" in name else "scale"
+        return [(stem + variant, scales), (stem + "input_scale", scales * 0)]
+
+    path, plain = write_nvfp4(tmp_path, spell)
+    with mm.load(plain) as model:
+        truth = all_logits(model)
+        values = {name: model.weight(name).numpy() for name in model}
+    with mm.load(path, precision="exact") as model:
+        assert same(all_logits(model), truth)
+        for name, array in values.items():
+            assert same(model.weight(name).numpy(), array)
+        assert model.weight_info("blk.0.attn_k.weight.scale").is_part
+        assert model.weight_info("blk.0.ffn_up_exps.input_scale").is_part
+        assert not model.weight_info("blk.0.attn_q.weight").is_part
+        assert model.parameters == sum(array.size for array in values.values())
+    assert np.median(np.abs(logits(path) - truth)) < 0.02 * np.abs(truth).max()
+
+
+@pytest.mark.parametrize("scales, words", [
+    (np.float32([0]), "is 0, expected a finite number above 0"),
+    (np.float32([np.nan]), "is nan, expected"),
+    (np.float32([1, 1]), r"has shape \[2\], expected \[1\]"),
+    (np.float32([-1]), "is -1, expected")])
+def test_a_scale_that_makes_no_sense(tmp_path, scales, words):
+    def spell(name, good):
+        return [(name.removesuffix("weight") + "scale", scales if "attn_v" in name else good)]
+
+    with pytest.raises(mm.FormatError, match=words):
+        mm.load(write_nvfp4(tmp_path, spell)[0])
+
+
+# ---- Sizes ----
+
+
+@pytest.mark.parametrize("experts, top", [(1, 1), (154, 8), (180, 32), (192, 8), (512, 32)])
+def test_any_number_of_experts(tmp_path, experts, top):
+    """As pruned models have them, in a form whose experts are tensors of their own: each token goes
+    to the best by score and bias, at every level."""
+    case = dataclasses.replace(CASE, name="many", num_local_experts=experts, hidden_size=64,
+                               num_experts_per_tok=top, intermediate_size=32, num_hidden_layers=1)
+    path = write(tmp_path / "model", case, forms.entries(case, forms.everywhere("int4 rows")))
+    results = []
+    for isa in ("ref", None):
+        with mm.load(path, isa=isa, threads=2) as model:
+            bias = model["model.layers.0.block_sparse_moe.e_score_correction_bias"].numpy()
+            points = ["router_logits", "expert_indices", "expert_weights"]
+            with model.session(context=len(IDS), chunk=64) as session:
+                taps = {name: [] for name in points}
+                for tap in session.trace(IDS, points=points):
+                    taps[tap.point].append(np.array(tap.tensor.numpy()))
+                results.append(session.logits.numpy().copy())
+            router, chosen, share = (np.concatenate(taps[name]) for name in points)
+            assert router.shape == (len(IDS), experts) and chosen.shape == (len(IDS), top)
+            score = 1 / (1 + np.exp(-router.astype(np.float64)))
+            best = np.sort(np.argsort(-(score + bias), 1, kind="stable")[:, :top], 1)
+            assert (np.sort(chosen, 1) == best).mean() > 0.999
+            taken = np.take_along_axis(score, chosen.astype(np.int64), 1)
+            assert np.allclose(share, taken / taken.sum(1, keepdims=True), rtol=1e-5)
+    assert same(*results)
