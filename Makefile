@@ -11,7 +11,7 @@ export PIP_ROOT_USER_ACTION := ignore
 # The first python3 on the path if it is new enough and complete, else Debian's.
 BASE_PYTHON = $(shell python3 -c 'import sys, venv, ensurepip; assert sys.version_info >= (3, 11)' 2>/dev/null && echo python3 || echo /usr/bin/python3)
 
-.PHONY: help packages lib py lua demo test test-c test-asan test-py test-same test-lua parity sync golden bench compare lint notebooks clean
+.PHONY: help packages lib py lua demo test test-c build-asan test-asan test-py test-same test-lua parity sync golden bench compare lint notebooks clean
 .DEFAULT_GOAL := help
 
 help:
@@ -68,11 +68,13 @@ test: py build/test.stamp
 
 test-c: lib
 	@$(MAKE) -s -C csrc -j $(shell nproc) tests
-	@$(MAKE) -s -C csrc test
+	@$(MAKE) -s -C csrc -j $(shell nproc) --output-sync=target test
 
-test-asan: packages
+build-asan: packages
 	@$(MAKE) -s -C csrc -j $(shell nproc) SANITIZE=address,undefined tests
-	@$(MAKE) -s -C csrc SANITIZE=address,undefined test
+
+test-asan: build-asan
+	@$(MAKE) -s -C csrc -j $(shell nproc) --output-sync=target SANITIZE=address,undefined test
 
 test-py: py build/test.stamp
 	@$(PYTHON) -m pytest

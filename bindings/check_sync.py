@@ -30,8 +30,9 @@ MOST_LINES = 800
 # Functions that a binding has no use for, and why.
 UNUSED = {
     "python": {"mm2_model_retain": "Python counts references to the one handle itself",
+               "mm2_tokenizer_encode": "encode() comes back in between, with mm2_encoding_run",
                "mm2_text_complete": "replies hold back what is not complete"},
-    "lua": {},
+    "lua": {"mm2_tokenizer_encode": "encode() comes back in between, with mm2_encoding_run"},
 }
 # Structs that a binding takes whole, by asking for their fields' names.
 WHOLE = {

@@ -44,8 +44,8 @@
  * call that runs a session or a batch may take 256 KB of its thread's stack.
  *
  * Same bits. The logits of a token do not depend on thread count, batch mates, chunking of the
- * prompt, time budgets, forks, rewinds, the calling language or the instruction-set level, blas
- * excepted (numerics version MM2_NUMERICS).
+ * prompt, time budgets, forks, rewinds, saving and restoring, the calling language or the
+ * instruction-set level, blas excepted (numerics version MM2_NUMERICS).
  *
  * Sizes: int32_t for ids, counts and positions; int64_t for shapes and bytes. Structs that may grow
  * begin with `size`: set it to sizeof of the struct before any call sees it. An options struct is
@@ -120,6 +120,15 @@ enum {
     MM2_IQ4_XS = 15,
     MM2_Q4_1 = 16,
     MM2_Q5_1 = 17,
+    MM2_IQ2_XXS = 18,
+    MM2_IQ2_XS = 19,
+    MM2_IQ2_S = 20,
+    MM2_IQ3_XXS = 21,
+    MM2_IQ3_S = 22,
+    MM2_IQ1_S = 23,
+    MM2_IQ1_M = 24,
+    MM2_TQ1_0 = 25,
+    MM2_TQ2_0 = 26,
     MM2_Q1_0 = 27,
     MM2_MXFP4 = 28,
     MM2_NVFP4 = 29, /* decoded without the scale of the whole tensor that may lie beside it */
@@ -357,6 +366,22 @@ enum { MM2_SPECIAL = 1 };
  * control tokens unless MM2_SPECIAL is given. */
 int32_t mm2_tokenizer_encode(const mm2_tokenizer *t, const char *text, int32_t len, int32_t flags,
                              int32_t *ids, int32_t cap);
+
+/* The same in parts, for a text that takes longer than its caller wants to wait. The tokenizer and
+ * the text are borrowed until the encoding is freed. *out is owned: mm2_encoding_free. Fails with
+ * ARG, NOMEM. An encoding is used by one thread at a time. */
+typedef struct mm2_encoding mm2_encoding;
+mm2_status mm2_encoding_new(mm2_encoding **out, const mm2_tokenizer *t, const char *text,
+                            int32_t len, int32_t flags);
+void mm2_encoding_free(mm2_encoding *e); /* NULL is allowed */
+/* Writes the next *count ids, at most `cap`: OK at the end of the text; MORE if `budget_us`
+ * microseconds are spent (0: no limit) or the room is: call again to go on. A budget is kept to
+ * within a millisecond and, in a text with long words, the 50 nanoseconds a byte that it takes to
+ * find where the longest one ends. Fails with ARG, NOMEM, BUSY, and UNSUPPORTED if the tokenizer's
+ * own pattern is too costly for the text; but for BUSY an encoding that failed cannot go on. */
+mm2_status mm2_encoding_run(mm2_encoding *e, int32_t budget_us, int32_t *ids, int32_t cap,
+                            int32_t *count);
+
 /* Ids to bytes, same rule for cap. Special tokens are left out unless MM2_SPECIAL is given; ids
  * that have no token write nothing; ids outside 0..vocab_size-1 fail. */
 int32_t mm2_tokenizer_decode(const mm2_tokenizer *t, const int32_t *ids, int32_t n, int32_t flags,
@@ -370,38 +395,55 @@ int32_t mm2_tokenizer_id(const mm2_tokenizer *t, const char *bytes, int32_t len)
  * complete. */
 int32_t mm2_text_complete(const char *bytes, int32_t len);
 
-/* One turn; strings are NUL-terminated UTF-8, copied. */
-typedef struct mm2_message {
-    uint32_t size; /* sizeof(mm2_message), the same in every element of an array */
-    uint32_t reserved;
-    const char *role; /* "system" (first only), "user", "assistant" */
-    const char *content;
-    const char *thinking; /* assistant: what stood between <think> and </think>; NULL if none */
-} mm2_message;
+/* mm2_conversation.flags */
+enum {
+    MM2_GENERATION_PROMPT = 2, /* end with the opening of an assistant's turn, inside <think> */
+    MM2_NO_THINKING = 4,       /* that is, behind an empty block of thinking: answer at once */
+    MM2_KEEP_THINKING = 8 /* of all assistant turns, not only of those behind the last user's */
+};
 
-/* chat: end with the opening of an assistant turn, inside <think>. */
-enum { MM2_GENERATION_PROMPT = 2 };
+/* Messages and tools as JSON, in UTF-8 and NUL-terminated, the form that everybody sends. A message
+ * is an object of
+ *
+ *     role         "system" (first only; "developer" is the same), "user", "assistant", "tool"
+ *     content      a string, or a list of strings and of {"type": "text", "text": ...}, which are
+ *                  joined; of a tool, which has the results of the calls before it, each is one
+ *     thinking     assistant: what stood between <think> and </think>; also under the names
+ *                  reasoning_content, reasoning and reasoning_details, and as blocks in the content
+ *     tool_calls   assistant: [{"name": ..., "arguments": {...}}, ...]; also inside of "function",
+ *                  and the arguments also as JSON in a string
+ *     current_date, current_location   system: lines behind its text
+ *
+ * Tools are [{"type": "function", "function": {"name": ..., "description": ..., "parameters": its
+ * JSON schema}}, ...]. Names and schemas go to the model as they are, their keys in this order. */
+typedef struct mm2_conversation {
+    uint32_t size;        /* sizeof(mm2_conversation) */
+    int32_t flags;        /* MM2_GENERATION_PROMPT, ... */
+    const char *messages; /* a JSON array */
+    const char *tools;    /* a JSON array; NULL: none */
+    const char *identity; /* the system text where no message gives one; NULL: the checkpoint's */
+} mm2_conversation;
 
 /* Render turns in the vendor's format. Thinking is kept for assistant turns after the last user
  * turn, as the vendor's template does. _render gives the text (to read), _encode the ids (to feed):
  * in these, only the template's own tags become control tokens, whatever the messages contain. Both
  * return a length under the rule for cap. Fail with UNSUPPORTED if the checkpoint brings a chat
- * template that is not known to render the same. */
-int32_t mm2_chat_render(const mm2_tokenizer *t, const mm2_message *messages, int32_t n,
-                        int32_t flags, char *out, int32_t cap);
-int32_t mm2_chat_encode(const mm2_tokenizer *t, const mm2_message *messages, int32_t n,
-                        int32_t flags, int32_t *ids, int32_t cap);
-/* The ids that further turns, of users and assistants, add to a timeline that holds a conversation,
- * sampled replies included: `timeline` are its `length` > 0 ids, or the last ones as far back as
- * the last turn's beginning. What is missing of that turn's end comes first: of one that ended with
- * [e~[ a newline; of one that was cut, or ended with another token, [e~[ and the newline; of one
- * that was cut while it was thinking, </think> before that, and so an empty answer. */
+ * template that is not known to render the same, and with ARG where a message holds something that
+ * the format has no place for. */
+int32_t mm2_chat_render(const mm2_tokenizer *t, const mm2_conversation *c, char *out, int32_t cap);
+int32_t mm2_chat_encode(const mm2_tokenizer *t, const mm2_conversation *c, int32_t *ids,
+                        int32_t cap);
+/* The ids that further turns, of users, assistants and tools, add to a timeline that holds a
+ * conversation, sampled replies included: `timeline` are its `length` > 0 ids, or the last ones as
+ * far back as the last turn's beginning. What is missing of that turn's end comes first: of one that
+ * ended with [e~[ a newline; of one that was cut, or ended with another token, [e~[ and the newline;
+ * of one that was cut while it was thinking, </think> before that, and so an empty answer. Tools and
+ * identity stand at the beginning of the timeline: they are ignored here. */
 int32_t mm2_chat_continue(const mm2_tokenizer *t, const int32_t *timeline, int32_t length,
-                          const mm2_message *messages, int32_t n, int32_t flags, int32_t *ids,
-                          int32_t cap);
+                          const mm2_conversation *c, int32_t *ids, int32_t cap);
 
 /* ----------------------------------------------------------------------------------------------
- * Reply: from sampled ids to thinking and answer */
+ * Reply: from sampled ids to thinking, answer and calls of tools */
 
 typedef struct mm2_reply mm2_reply;
 
@@ -419,12 +461,18 @@ typedef struct mm2_reply_options {
     int32_t end_count, stop_count;
     int32_t reserved;
     /* The end_count ids that end the reply. NULL: the tokenizer's eos. A chat turn ends at [e~[
-     * besides, whatever stands here. */
+     * besides, and where another turn begins, whatever stands here. */
     const int32_t *end_tokens;
     /* The stop_count strings before which the answer ends: before the one that is complete first,
-     * of several at once before the longest. They are not looked for in the thinking. */
+     * of several at once before the longest. They are not looked for in thinking and calls. */
     const char *const *stop;
     const int32_t *stop_len; /* their bytes, > 0; NULL: each ends before its NUL */
+    /* Of a chat turn: the tools of the conversation, whose schemas type the arguments of calls, as
+     * in mm2_conversation; NULL: none, all arguments are strings. */
+    const char *tools;
+    /* Ids of thinking at most, >= 0; INT32_MAX by default. Behind them mm2_piece.next closes it. */
+    int32_t max_thinking;
+    int32_t reserved2;
 } mm2_reply_options;
 
 void mm2_reply_options_init(mm2_reply_options *o); /* plain text, no limit, no stop strings */
@@ -439,18 +487,44 @@ enum {
 };
 
 /* Text is bytes, not terminated, borrowed until the next call on the reply. It ends at whole
- * characters; bytes that can be none come through as they are. The format's newlines around the
- * thinking are left out. */
+ * characters; bytes that can be none come through as they are. Of a chat turn, the format's newlines
+ * around the thinking and before calls are left out. */
 typedef struct mm2_piece {
     uint32_t size;    /* sizeof(mm2_piece), set by the caller */
     int32_t end;      /* MM2_END_NONE ... */
     int32_t count;    /* ids so far, one that ended the reply included */
     int32_t text_len; /* bytes of text, the answer */
     int32_t thinking_len;
-    int32_t reserved;
-    const char *text; /* never NULL */
+    int32_t calls;    /* that have begun so far; see mm2_reply_call */
+    const char *text; /* never NULL, likewise: */
     const char *thinking;
+    /* Why the last text that looks like a call is none, "" where there is no such text. Static. */
+    const char *reason;
+    int32_t thought; /* ids of thinking so far, </think> included */
+    /* The id that has to come next, whatever the model says, because the thinking has spent its
+     * budget: feed and push it instead of a sampled one. -1: the model's choice. */
+    int32_t next;
 } mm2_piece;
+
+/* mm2_call.state */
+enum {
+    MM2_CALL_OPEN = 0,     /* its arguments are still coming */
+    MM2_CALL_COMPLETE = 1, /* the model has closed it */
+    MM2_CALL_CUT = 2       /* the reply ended inside it: what there is of it */
+};
+
+/* A call of a tool. Bytes, not terminated, borrowed until the next call on the reply. */
+typedef struct mm2_call {
+    uint32_t size;   /* sizeof(mm2_call), set by the caller */
+    int32_t state;   /* MM2_CALL_OPEN ... */
+    int32_t known;   /* 0: tools were given, and none of that name */
+    int32_t text_at; /* bytes of the answer before it */
+    int32_t name_len, arguments_len;
+    const char *name;
+    /* JSON of an object. It only grows while the call is open, strings character by character, and
+     * is whole afterwards, wherever the reply was cut. A key that comes twice has its last value. */
+    const char *arguments;
+} mm2_call;
 
 /* Turns ids, as they are sampled, into text. The tokenizer is borrowed: it must live until the last
  * push. NULL: ids have no text, and only end tokens and max_tokens end the reply. Options are
@@ -468,6 +542,10 @@ mm2_status mm2_reply_push(mm2_reply *r, int32_t id, mm2_piece *piece);
 mm2_status mm2_reply_end(mm2_reply *r, int32_t reason, mm2_piece *piece);
 /* Everything so far: all the pieces joined. */
 mm2_status mm2_reply_all(mm2_reply *r, mm2_piece *piece);
+/* Call `index`, 0 .. mm2_piece.calls - 1, as far as it came. Whatever a model writes is no error: what
+ * is no call comes as the text, or thinking, that it is. Values are typed by the schema where they
+ * are JSON of such a type, or a number, boolean or null in another spelling; all else is a string. */
+mm2_status mm2_reply_call(mm2_reply *r, int32_t index, mm2_call *call);
 
 /* ----------------------------------------------------------------------------------------------
  * Session: one timeline */
@@ -548,10 +626,11 @@ typedef struct mm2_event { /* what the last run call ended with */
 /* Work until everything fed is evaluated (OK), `budget_us` microseconds are spent (MORE; 0: no
  * limit) or a tap is reached (TAP). A budget is kept to within one unit of work, a few
  * milliseconds. `event` may be NULL if no taps are on. Fails with NOMEM, ARG (a tap left impossible
- * expert indices), BUSY. Nothing to do: OK. */
+ * expert indices), BUSY, IO (a mapped file was changed), FORMAT (a restored session's file is
+ * damaged). Nothing to do: OK. */
 mm2_status mm2_session_run(mm2_session *s, int32_t budget_us, mm2_event *event);
-/* From any thread: a run in progress, of the session or of its batch, returns MORE at its next unit
- * of work; without one, nothing happens. */
+/* From any thread: a run in progress, of the session or of its batch, or a save, returns MORE at its
+ * next unit of work; without one, nothing happens. */
 void mm2_session_interrupt(mm2_session *s);
 
 int32_t mm2_session_context(const mm2_session *s);  /* positions there is room for */
@@ -572,6 +651,58 @@ mm2_status mm2_session_logits(mm2_session *s, mm2_tensor *out);
  * lower id). */
 mm2_status mm2_session_logprobs(mm2_session *s, const int32_t *ids, int32_t n, float *out);
 mm2_status mm2_session_top(mm2_session *s, int32_t n, int32_t *ids, float *logprobs);
+
+/* ----------------------------------------------------------------------------------------------
+ * Sessions on disk */
+
+/* Write a session to a file: its tokens, pending ones too, the keys and values of those that are
+ * evaluated, and the logits if they are at hand, edits of a script included. The session stays as it
+ * is. Rows of a prompt that it is in the middle of do not count, as in a fork: it stands in the file
+ * where the last tokens were committed. Taps and a membership in a batch are not saved; nor are
+ * samplers and replies, which are the caller's: a sampler of the same options, seed included, goes on
+ * with the same draws, and a reply comes back by pushing its ids again.
+ *
+ * The file is written as path.tmp beside it, brought to the disk, and renamed: whatever stops the
+ * process or the machine, `path` leads to the old file or to the new one, each of them whole. A call
+ * that fails leaves no trace; a process that is killed may leave path.tmp, which the next save to the
+ * same path takes over. A link at `path` is replaced, not followed. The file holds what was said: its
+ * permissions are those of the process's umask. It takes as many bytes as the pages of the cache, so
+ * saving can take seconds: mm2_session_interrupt ends it with MORE, and nothing is saved. To go on
+ * meanwhile, save a fork in another thread. Fails with IO, NOMEM, FORMAT (it was restored from a file
+ * that is damaged), BUSY (the session, or the path: somebody is writing the same file). */
+mm2_status mm2_session_save(mm2_session *s, const char *path);
+
+typedef struct mm2_restore_options {
+    uint32_t size;    /* sizeof(mm2_restore_options) */
+    uint32_t flags;   /* MM2_IN_MEMORY: read the keys and values instead of mapping the file */
+    int32_t context;  /* positions, at least as many as there are tokens; 0: as many as the session
+                         had, or the model has */
+    int32_t kv_dtype; /* 0: as in the file; MM2_BF16 or MM2_F32: refuse a file with another */
+    int32_t chunk;    /* as in mm2_session_options */
+} mm2_restore_options;
+
+/* Sets every field to its default: as in the file, mapped. */
+void mm2_restore_options_init(mm2_restore_options *o);
+
+/* A session that stands where the saved one stood, and goes on with the same bits; owned like any
+ * other. The file is mapped, not read, so it takes milliseconds however long it is; what the session
+ * writes stays in this process. Replace or delete the file as you like (a map keeps the old one), but
+ * do not write into it or cut it short: a run looks at its size and time and fails with IO, and what
+ * it cannot see in time is a fault, as with weights; MM2_IN_MEMORY is the remedy.
+ *
+ * All of the file is held against its checksums: keys and values when a run first needs them, all
+ * the rest here. A run that meets damage fails with FORMAT before it evaluates anything, and says
+ * what can be kept by mm2_session_rewind; in a batch, event->session says which member it is.
+ *
+ * The model must be the same in what it computes: its configuration but for the number of positions,
+ * the types of its weights, precision, blas or not, and samples of the weights: 256 bytes of each one
+ * outside the experts, and of one expert a layer. That tells other trainings, merges and
+ * quantisations, but no edit of a few weights (MM2_WRITABLE). Checksums protect from accidents only:
+ * restore files from people whom you trust with what the session says. Fails with IO, FORMAT
+ * (damaged, cut short, no session), ARG (another model, kv_dtype, or too small a context),
+ * UNSUPPORTED (numerics or format of another version), NOMEM; the sentence says what differs. */
+mm2_status mm2_session_restore(mm2_session **out, mm2_model *m, const char *path,
+                               const mm2_restore_options *o);
 
 /* ----------------------------------------------------------------------------------------------
  * Batch: sessions advanced together */

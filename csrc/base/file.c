@@ -89,13 +89,33 @@ static mm2_status compare(const mm2_file *f)
     if (facts.st_size < f->size)
         return mm2_fail(MM2_E_IO,
                         "%s: was cut short from %lld to %lld bytes while it was open: restore the "
-                        "file and open the model again",
+                        "file and open it again",
                         f->path, (long long)f->size, (long long)facts.st_size);
     if (facts.st_size != f->size || modification(&facts) != f->modified)
         return mm2_fail(MM2_E_IO,
-                        "%s: was written to while it was open: open the model again, and replace "
-                        "model files by renaming",
+                        "%s: was written to while it was open: open it again, and replace such "
+                        "files by renaming",
                         f->path);
+    return MM2_OK;
+}
+
+mm2_status mm2_file_read(const mm2_file *f, int64_t at, void *out, int64_t bytes)
+{
+    char *to = out;
+    while (bytes > 0) {
+        int64_t slice = bytes < SLICE ? bytes : SLICE;
+        ssize_t count = pread(f->watch - 1, to, (size_t)slice, at);
+        if (count < 0 && errno == EINTR)
+            continue;
+        if (count < 0)
+            return mm2_file_fail(f->path, "read it");
+        if (!count)
+            return mm2_fail(MM2_E_IO, "%s: ended at byte %lld of %lld: was it cut short?", f->path,
+                            (long long)at, (long long)f->size);
+        to += count;
+        at += count;
+        bytes -= count;
+    }
     return MM2_OK;
 }
 
@@ -103,17 +123,7 @@ mm2_status mm2_file_fill(mm2_file *f)
 {
     if (!(f->flags & MM2_FILE_COPY) || !f->watch)
         return MM2_OK;
-    mm2_status status = MM2_OK;
-    for (int64_t at = 0; !status && at < f->size;) {
-        int64_t slice = f->size - at < SLICE ? f->size - at : SLICE;
-        ssize_t count = pread(f->watch - 1, f->data + at, (size_t)slice, at);
-        if (count < 0 && errno != EINTR)
-            status = mm2_file_fail(f->path, "read it");
-        else if (!count)
-            status = mm2_fail(MM2_E_IO, "%s: ended at byte %lld of %lld: was it cut short?",
-                              f->path, (long long)at, (long long)f->size);
-        at += count > 0 ? count : 0;
-    }
+    mm2_status status = mm2_file_read(f, 0, f->data, f->size);
     if (!status)
         status = compare(f);
     if (!status && f->size && !(f->flags & MM2_FILE_WRITABLE) &&

@@ -26,6 +26,9 @@ mm2_status mm2_file_open(mm2_file *f, const char *path, int32_t flags);
 /* Reads a file that was opened with MM2_FILE_COPY. IO, also if it is cut short or written to
  * meanwhile. Others: nothing to do. */
 mm2_status mm2_file_fill(mm2_file *f);
+/* Bytes [at, at + bytes) of a file that was opened with MM2_FILE_WATCH or MM2_FILE_COPY, not yet
+ * filled, by reading: no fault if it is cut short meanwhile, but IO. */
+mm2_status mm2_file_read(const mm2_file *f, int64_t at, void *out, int64_t bytes);
 /* IO if the file of a map was cut short, or written to, since it was opened. A file that was
  * replaced by renaming another has not changed. Needs MM2_FILE_WATCH; others: OK. About a
  * microsecond. */

@@ -60,10 +60,11 @@ INLINE void decode_step(int one, int paired, decoded *out, int i, const words co
     }
 }
 
-INLINE void decode_super(int32_t dtype, int one, decoded *out, const uint8_t *p, int64_t stride)
+INLINE void decode_super(int32_t dtype, const mm2_weight *w, int one, decoded *out,
+                         const uint8_t *p, int64_t stride)
 {
     super_panel s;
-    unpack_super(dtype, &s, p, stride);
+    unpack_weight(dtype, w, &s, p, stride);
     for (int i = 0; i < 16; i++) {
         words scale = s.scale[is_wide(dtype) ? i / 2 * 2 : i]; /* may be there twice: scale_form */
         reals factor = reals_from_words(words_sar(words_shl(scale, 16), 16)), less;
@@ -100,8 +101,9 @@ INLINE void decode_group(int32_t dtype, int one, decoded *out, const mm2_weight 
                          int32_t count, int32_t i, int32_t begin, int32_t n)
 {
     uint8_t copy[PANEL_ROWS * 8 * sizeof(mm2_block_q8_0)];
-    int64_t offset = begin_bytes(dtype, begin);
-    int32_t bytes = (int32_t)begin_bytes(dtype, n);
+    const int32_t block = mm2_format_of(dtype).elements, each = weight_block_bytes(dtype, w);
+    int64_t offset = (int64_t)(begin / block) * each;
+    int32_t bytes = n / block * each;
     group g = group_at(w, first, count, i, offset, bytes, copy);
     /* The next group, as one stream: its share of this piece of k, in the order of the file. */
     const uint8_t *here = (const uint8_t *)w->data + (first + i) * w->row_bytes;
@@ -109,7 +111,7 @@ INLINE void decode_group(int32_t dtype, int one, decoded *out, const mm2_weight 
         prefetch(here, PANEL_ROWS * w->row_bytes);
     prefetch(here + PANEL_ROWS * (w->row_bytes + offset), (int64_t)PANEL_ROWS * bytes);
     if (mm2_is_super(dtype))
-        decode_super(dtype, one, out, g.p, g.stride);
+        decode_super(dtype, w, one, out, g.p, g.stride);
     else
         decode_pieces(dtype, one, out, w, first, count, i, begin, n / 32, g);
 }

@@ -11,6 +11,7 @@
  *                isum = -low. Computed modulo 256.
  *   Q4_K, Q5_K   code * (scale >> 3) and code * (scale & 7) <= 217: unsigned bytes, shift 3.
  *   Q6_K, IQ4_XS the product has 13 bits and a sign; its upper and its lower 7 bits, shift 7.
+ *   IQ1, IQ2, IQ3  the same, with at most 11 bits; TQ1_0 and TQ2_0 are their codes.
  *
  * A last chunk with fewer than 32 rows, or FP8 codes, is filled from a copy that zeros complete. */
 
@@ -77,7 +78,7 @@ typedef struct fill_facts {
         2, 7, 0                                                                                    \
     }
 
-/* One plane for blocks, planes of the file and FP8. */
+/* One plane for blocks, planes of the file, FP8 and ternary codes, whose scales are 1. */
 INLINE fill_facts fill_facts_of(int32_t dtype)
 {
     switch (dtype) {
@@ -87,6 +88,8 @@ INLINE fill_facts fill_facts_of(int32_t dtype)
         MM2_SUPERS(FACTS)
 #undef FACTS
     }
+    if (mm2_is_codebook(dtype) && dtype != MM2_TQ1_0 && dtype != MM2_TQ2_0)
+        return (fill_facts){2, 7, 0};
     return (fill_facts){1, 0, 0};
 }
 
@@ -275,6 +278,27 @@ INLINE void fill_super(int32_t dtype, chunk *c, uint32_t r, const uint8_t *p, co
     }
 }
 
+/* Rows r and r + 1 of a chunk: codebook super-blocks p and q. */
+INLINE void fill_codebooks(int32_t dtype, chunk *c, uint32_t r, const uint8_t *p, const uint8_t *q)
+{
+    mm2_codes from[2];
+    codebook_open(dtype, from, from + 1, p, q);
+#pragma GCC unroll 2
+    for (uint32_t i = 0; i < 2; i++, r++) {
+        bytes64 s = bytes_repeat16(from[i].scale);
+        c->d[0][r] = from[i].d;
+#pragma GCC unroll 4
+        for (int t = 0; t < 4; t++) {
+            uint8_t *low = c->a[0][r / TILE][t][r % TILE], *high = c->a[1][r / TILE][t][r % TILE];
+            bytes64 a = bytes_load((const uint8_t *)from[i].code + t * 64);
+            if (has_two_planes(dtype))
+                bytes_times_wide(bytes_raised(a), spread(s, lower_16[t]), 6, low, high);
+            else
+                _mm512_store_si512(low, a);
+        }
+    }
+}
+
 /* I4: the zero points of pieces b and b + 1 of row r of the chunk, where their codes are. */
 INLINE bytes64 fill_zeros(const filling *f, int32_t r, int32_t b)
 {
@@ -286,6 +310,15 @@ INLINE bytes64 fill_zeros(const filling *f, int32_t r, int32_t b)
     return _mm512_mask_set1_epi8(a, 0xffffffff00000000, (char)zero);
 }
 
+/* 64 codes of two pieces of a plane, as direct_codes has those of others. */
+INLINE bytes64 plane_codes(int32_t dtype, const uint8_t *p, const uint8_t *q)
+{
+    if (!in_pairs(dtype))
+        return direct_codes(dtype, p, q);
+    bytes64 a = bytes_nibble_pairs(p, q);
+    return dtype == MM2_I4 ? a : bytes_values(e2m1_raised, a);
+}
+
 /* Two pieces a step. A piece that there is not is a repeat, and not used. */
 INLINE void fill_pieces(int32_t dtype, filling *f, uint32_t r, const uint8_t *p, int32_t pieces)
 {
@@ -293,8 +326,8 @@ INLINE void fill_pieces(int32_t dtype, filling *f, uint32_t r, const uint8_t *p,
     for (int t = 0; t < 4; t++) {
         if (t * 2 >= pieces)
             break;
-        bytes64 a = direct_codes(dtype, piece_at(dtype, p, t * 2),
-                                 piece_at(dtype, p, t * 2 + (t * 2 + 1 < pieces)));
+        bytes64 a = plane_codes(dtype, piece_at(dtype, p, t * 2),
+                                piece_at(dtype, p, t * 2 + (t * 2 + 1 < pieces)));
         if (dtype == MM2_I4 && f->w->zeros)
             a = words_sub_bytes(a, fill_zeros(f, (int32_t)r, t * 2));
         else
@@ -431,6 +464,9 @@ INLINE void filling_row(int32_t dtype, filling *f)
         fill_pieces(dtype, f, (uint32_t)r, p, pieces);
         if (l == TILE - 1)
             fill_scales(dtype, f, r - TILE + 1, pieces);
+    } else if (mm2_is_codebook(dtype)) {
+        if (r % 2 == 0)
+            fill_codebooks(dtype, f->to, (uint32_t)r, p, p + f->stride);
     } else {
         if (l == 0)
             fill_heads(dtype, f);

@@ -33,17 +33,12 @@ typedef struct direct_terms {
     float least[DIRECT_ACTS][DIRECT_SUPER_TERMS];
 } direct_terms;
 
-/* What belongs to the activations: their scales and, for m_w, the sums of their pieces. */
-typedef struct act_heads {
-    const float *d;
-    const int32_t *sums;
-} act_heads;
-
-/* Adds up the terms of `vectors` * ROWS rows, `blocks` blocks or pieces each: lanes are rows. What the
- * last step takes beyond a row is not used. */
+/* Adds up the terms of `vectors` * ROWS rows, `blocks` blocks or pieces each: lanes are rows. d: scales
+ * of the activations; asum: sums of their pieces, for m_w. What the last step takes beyond a row is not
+ * used. */
 INLINE void direct_sums(int32_t dtype, int acts, int vectors,
                         reals y[DIRECT_ACTS][CHAIN_ROWS / ROWS], const direct_terms *t,
-                        const act_heads *x, int32_t blocks)
+                        const float *const *d, const int32_t *const *asum, int32_t blocks)
 {
     const int spans = mm2_is_super(dtype) ? 1 : spans_of(dtype);
     const int least = has_minima(dtype) && mm2_is_super(dtype), minima = has_minima(dtype);
@@ -75,7 +70,7 @@ INLINE void direct_sums(int32_t dtype, int acts, int vectors,
                 for (int j = 0; j < 4; j++) {
                     if (b + j == blocks)
                         break;
-                    float a = x[m].d[b + j];
+                    float a = d[m][b + j];
 #pragma GCC unroll 2
                     for (int s = 0; s < spans; s++)
                         y[m][v] = reals_fma(reals_times(reals_of(scale[s][j]), a),
@@ -84,9 +79,8 @@ INLINE void direct_sums(int32_t dtype, int acts, int vectors,
                         y[m][v] = reals_fnma(reals_times(reals_of(min[j]), a), reals_of(msum[j]),
                                              y[m][v]);
                     else if (minima)
-                        y[m][v] =
-                            reals_fma(reals_times(reals_of(min[j]), a),
-                                      reals_from_words(words_set1(x[m].sums[b + j])), y[m][v]);
+                        y[m][v] = reals_fma(reals_times(reals_of(min[j]), a),
+                                            reals_from_words(words_set1(asum[m][b + j])), y[m][v]);
                 }
             }
         }
@@ -94,31 +88,37 @@ INLINE void direct_sums(int32_t dtype, int acts, int vectors,
 
 /* The sums of `rows` rows, from i on. */
 INLINE void direct_chain(int32_t dtype, int acts, float *const *out, int32_t i,
-                         const direct_terms *t, const act_heads *x, int32_t rows, int32_t blocks)
+                         const direct_terms *t, const float *const *d, const int32_t *const *asum,
+                         int32_t rows, int32_t blocks)
 {
     reals y[DIRECT_ACTS][CHAIN_ROWS / ROWS];
     int vectors = rows > ROWS ? CHAIN_ROWS / ROWS : 1;
     if (vectors > 1)
-        direct_sums(dtype, acts, CHAIN_ROWS / ROWS, y, t, x, blocks);
+        direct_sums(dtype, acts, CHAIN_ROWS / ROWS, y, t, d, asum, blocks);
     else
-        direct_sums(dtype, acts, 1, y, t, x, blocks);
+        direct_sums(dtype, acts, 1, y, t, d, asum, blocks);
     for (int m = 0; m < acts; m++)
         for (int v = 0; v < vectors; v++)
             reals_store_n(out[m] + i + v * ROWS, y[m][v], rows - v * ROWS);
 }
 
-/* Blocks or pieces [at, at + ROWS) of `total`, where they are or, if there are not so many, in a copy
- * that ends with zeros. */
-INLINE const uint8_t *direct_group(int32_t dtype, const uint8_t *p, int32_t at, int32_t total,
+/* Blocks [at, at + n) of `total`, where they are or, if there are not so many, in a copy that ends with
+ * zeros. */
+INLINE const uint8_t *direct_blocks(int32_t n, const uint8_t *p, int32_t at, int32_t total,
+                                    int32_t bytes, uint8_t *copy)
+{
+    p += (int64_t)at * bytes;
+    if (total - at >= n)
+        return p;
+    memset(copy, 0, (size_t)(n * bytes));
+    memcpy(copy, p, (size_t)((total - at) * bytes));
+    return copy;
+}
+
+INLINE const uint8_t *direct_group(const uint8_t *p, int32_t at, int32_t total, int32_t bytes,
                                    uint8_t *copy)
 {
-    const int32_t each = mm2_is_super(dtype) ? 1 : pieces_of(dtype), bytes = block_bytes(dtype);
-    p += (int64_t)(at / each) * bytes;
-    if (total - at >= ROWS)
-        return p;
-    memset(copy, 0, (size_t)(ROWS / each * bytes));
-    memcpy(copy, p, (size_t)((total - at) / each * bytes));
-    return copy;
+    return direct_blocks(ROWS, p, at, total, bytes, copy);
 }
 
 /* What lies 64 bytes apart in [from, to): parts of a group prefetch no line twice. */
@@ -132,9 +132,10 @@ INLINE void prefetch_lines(const uint8_t *group, int32_t from, int32_t to)
 /* ---- Blocks and planes: pieces of 32 codes ---- */
 
 typedef struct direct_act {
-    _Alignas(64) int8_t code[DIRECT_PIECES][ACT_PAIR]; /* of piece b and of piece b + 4 */
-    int32_t bias[2][DIRECT_PIECES];                    /* sum of a span's codes times direct_bias */
-    int32_t sums[DIRECT_PIECES];                       /* of a piece's codes */
+    _Alignas(64) int8_t code[DIRECT_PIECES][ACT_PAIR];      /* of piece b and of piece b + 4 */
+    int8_t even[DIRECT_PIECES][16], odd[DIRECT_PIECES][16]; /* instead of them, if in_pairs */
+    int32_t bias[2][DIRECT_PIECES]; /* sum of a span's codes times direct_bias */
+    int32_t sums[DIRECT_PIECES];    /* of a piece's codes */
 } direct_act;
 
 /* Of 16 int8, and of 32; AVX2 does at every level. */
@@ -153,7 +154,18 @@ static inline int32_t sum32(const int8_t *p)
 /* How acts_pair puts activations where their codes are. */
 INLINE int act_order(int32_t dtype)
 {
-    return in_pairs(dtype) ? ORDER_PAIRS : dtype == MM2_NVFP4 ? ORDER_EIGHTS : ORDER_PLAIN;
+    return dtype == MM2_NVFP4 ? ORDER_EIGHTS : ORDER_PLAIN;
+}
+
+/* 32 activations of a piece, the even ones and the others; AVX2 does at every level. */
+static inline void acts_of_pairs(int8_t even[16], int8_t odd[16], const int8_t *act)
+{
+    __m256i a = _mm256_loadu_si256((const __m256i *)act);
+    a = _mm256_shuffle_epi8(a, _mm256_broadcastsi128_si256(_mm_setr_epi8(
+                                   0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15)));
+    a = _mm256_permute4x64_epi64(a, 0xd8);
+    _mm_storeu_si128((__m128i *)even, _mm256_castsi256_si128(a));
+    _mm_storeu_si128((__m128i *)odd, _mm256_extracti128_si256(a, 1));
 }
 
 INLINE void direct_prepare(int32_t dtype, direct_act *x, const int8_t *act, int32_t n, int32_t bias)
@@ -161,7 +173,10 @@ INLINE void direct_prepare(int32_t dtype, direct_act *x, const int8_t *act, int3
     int32_t pieces = n / 32;
     for (int32_t b = 0, from = 0; b < pieces + ROWS; b++, from = from + 1 < pieces ? from + 1 : 0) {
         const int8_t *a = act + from * 32;
-        acts_pair(act_order(dtype), x->code[b], a, act + (from + 4) % pieces * 32);
+        if (in_pairs(dtype))
+            acts_of_pairs(x->even[b], x->odd[b], a);
+        else
+            acts_pair(act_order(dtype), x->code[b], a, act + (from + 4) % pieces * 32);
         if (b < pieces) {
             int32_t half[2] = {sum16(a), sum16(a + 16)};
             x->sums[b] = half[0] + half[1];
@@ -257,18 +272,6 @@ INLINE bytes64 direct_codes_q1_0(const uint8_t *p, const uint8_t *q)
     return bytes_twos(p + offsetof(mm2_block_q1_0, q), q + offsetof(mm2_block_q1_0, q));
 }
 
-INLINE bytes64 direct_codes_i4(const uint8_t *p, const uint8_t *q)
-{
-    return bytes_nibble_pairs(p, q);
-}
-
-INLINE bytes64 direct_codes_f4_32(const uint8_t *p, const uint8_t *q)
-{
-    return bytes_values(e2m1_raised, bytes_nibble_pairs(p, q));
-}
-
-#define direct_codes_f4_16 direct_codes_f4_32
-
 INLINE bytes64 direct_codes_i8(const uint8_t *p, const uint8_t *q)
 {
     return bytes_signed(bytes_xor(bytes_joined(p, q), 0x80));
@@ -284,9 +287,6 @@ INLINE bytes64 direct_codes_i8(const uint8_t *p, const uint8_t *q)
 #define direct_pairs_mxfp4 pairs_dot_unsigned
 #define direct_pairs_nvfp4 pairs_dot_unsigned
 #define direct_pairs_q1_0 pairs_dot_unsigned
-#define direct_pairs_i4 pairs_dot_unsigned
-#define direct_pairs_f4_32 pairs_dot_unsigned
-#define direct_pairs_f4_16 pairs_dot_unsigned
 #define direct_pairs_i8 pairs_dot_signed
 
 INLINE bytes64 direct_codes(int32_t dtype, const uint8_t *p, const uint8_t *q)
@@ -296,7 +296,7 @@ INLINE bytes64 direct_codes(int32_t dtype, const uint8_t *p, const uint8_t *q)
     case MM2_##ID:                                                                                 \
         return direct_codes_##name(p, q);
         MM2_BLOCKS(CODES)
-        MM2_PLANES(CODES)
+        CODES(I8, i8)
 #undef CODES
     }
     __builtin_unreachable();
@@ -309,7 +309,7 @@ INLINE pairs direct_pairs(int32_t dtype, bytes64 c, const int8_t *acts)
     case MM2_##ID:                                                                                 \
         return direct_pairs_##name(c, acts);
         MM2_BLOCKS(PAIRS)
-        MM2_PLANES(PAIRS)
+        PAIRS(I8, i8)
 #undef PAIRS
     }
     __builtin_unreachable();
@@ -361,22 +361,81 @@ INLINE void direct_heads_of_blocks(int32_t dtype, direct_terms *t, int32_t at, c
 
 /* ... and of all pieces of `rows` rows of a plane; in the place of minima zero points of I4, less the
  * usual 8. */
+
+/* n numbers, each of them for `same` pieces: stores of four, whose surplus the next one replaces. */
+static inline void repeat_floats(float *out, const float *x, int32_t n, int32_t same)
+{
+    for (int32_t j = 0; j < n; j++, out += same)
+        for (int32_t k = 0; k < same; k += 4)
+            _mm_storeu_ps(out + k, _mm_set1_ps(x[j]));
+}
+
+/* 8 zero points of a row, from a word on that exists; AVX2 does at every level. */
+static inline void zeros_of_8(float out[8], const uint8_t *p, int32_t words_left, int32_t row)
+{
+    uint32_t rest[8] = {0};
+    memcpy(rest, p, (size_t)smaller(8, words_left) * 4);
+    __m256i a = _mm256_loadu_si256((const __m256i *)rest);
+    a = _mm256_srl_epi32(a, _mm_cvtsi32_si128(row % 8 * 4));
+    a = _mm256_sub_epi32(_mm256_and_si256(a, _mm256_set1_epi32(15)), _mm256_set1_epi32(8));
+    _mm256_storeu_ps(out, _mm256_cvtepi32_ps(a));
+}
+
 INLINE void direct_heads_of_planes(int32_t dtype, direct_terms *t, const mm2_weight *w, int64_t row,
                                    int32_t rows)
 {
-    int32_t each = spans_of_row(w), same = w->group / mm2_format_of(dtype).span;
-    float some[16];
-    for (int32_t s = 0; s < rows * each; s += 16) {
-        v16_store(some, span_floats(dtype, w, row * each + s));
-        for (int32_t j = 0; j < smaller(16, rows * each - s); j++)
-            for (int32_t k = 0; k < same; k++) {
-                int32_t span = (s + j) * same + k, spans = spans_of(dtype);
-                t->d[span % spans * DIRECT_SECOND + span / spans] = some[j];
-            }
+    int32_t each = spans_of_row(w), all = rows * each, same = w->group / mm2_format_of(dtype).span;
+    for (int32_t s = 0; s < all; s += 16 * spans_of(dtype)) {
+        v16 d = span_floats(dtype, w, row * each + s);
+        float some[16];
+        if (dtype == MM2_F4_16) {
+            v16 odd;
+            d = v16_unzip(d, s + 16 < all ? span_floats(dtype, w, row * each + s + 16) : d, &odd);
+            v16_store(t->d + s / 2, d);
+            v16_store(t->d + DIRECT_SECOND + s / 2, odd);
+        } else if (dtype == MM2_F4_32) {
+            v16_store(t->d + s, d);
+        } else {
+            v16_store(some, d);
+            repeat_floats(t->d + s * same, some, smaller(16, all - s), same);
+        }
     }
-    for (int32_t r = 0; r < rows && w->zeros; r++)
-        for (int32_t b = 0; b < w->n_in / 32; b++)
-            t->min[r * (w->n_in / 32) + b] = (float)(mm2_weight_zero(w, row + r, b * 32) - 8);
+    for (int32_t r = 0; r < rows && dtype == MM2_I4 && w->zeros; r++) {
+        int64_t in_words = row + r + w->zeros_first;
+        const uint8_t *p = (const uint8_t *)w->zeros + in_words / 8 * each * 4;
+        for (int32_t s = 0; s < each; s += 8) {
+            float some[8];
+            zeros_of_8(some, p + s * 4, each - s, (int32_t)(in_words % 8));
+            repeat_floats(t->min + (r * each + s) * same, some, smaller(8, each - s), same);
+        }
+    }
+}
+
+/* ROWS pieces of nibbles, which have no gaps: four registers of them, the even codes and the odd ones.
+ * `values`: they are E2M1. */
+INLINE void direct_nibble_sums(int values, int spans, int acts, words isum[DIRECT_ACTS][2],
+                               const uint8_t *p, const direct_act *x, int32_t b)
+{
+    pairs sum[DIRECT_ACTS][4];
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; k++) {
+        words a = words_load((const int32_t *)(p + k * ROWS * 4));
+        words even = words_bits(a, 0, LOW4), odd = words_bits(a, 4, LOW4);
+        prefetch_lines(p, k * ROWS * 4, (k + 1) * ROWS * 4);
+        even = values ? words_values(e2m1_raised, even) : even;
+        odd = values ? words_values(e2m1_raised, odd) : odd;
+#pragma GCC unroll 4
+        for (int m = 0; m < acts; m++)
+            sum[m][k] = pairs_dot_nibbles(even, x[m].even[b + k * ROWS / 4], odd,
+                                          x[m].odd[b + k * ROWS / 4]);
+    }
+#pragma GCC unroll 4
+    for (int m = 0; m < acts; m++) {
+        if (spans == 2)
+            nibbles_halves(isum[m], sum[m]);
+        else
+            isum[m][0] = nibbles_sums(sum[m]);
+    }
 }
 
 /* zeros: are there zero points in the place of minima? What is computed of them is exact. */
@@ -384,32 +443,39 @@ INLINE void direct_piece_terms(int32_t dtype, int acts, direct_terms *t, int32_t
                                const uint8_t *p, const direct_act *x, int32_t b, int zeros)
 {
     const int32_t bytes = (int32_t)begin_bytes(dtype, 32 * ROWS) / (ROWS / 2);
-    pairs sum[DIRECT_ACTS][ROWS / 2];
+    words isum[DIRECT_ACTS][2];
+    if (in_pairs(dtype)) {
+        direct_nibble_sums(dtype != MM2_I4, spans_of(dtype), acts, isum, p, x, b);
+    } else {
+        pairs sum[DIRECT_ACTS][ROWS / 2];
 #pragma GCC unroll 8
-    for (int k = 0; k < ROWS / 2; k++) {
-        int first = k + k / 4 * 4; /* with the piece four further on */
-        prefetch_lines(p, k * bytes, (k + 1) * bytes);
-        bytes64 c = direct_codes(dtype, piece_at(dtype, p, first), piece_at(dtype, p, first + 4));
+        for (int k = 0; k < ROWS / 2; k++) {
+            int first = k + k / 4 * 4; /* with the piece four further on */
+            prefetch_lines(p, k * bytes, (k + 1) * bytes);
+            bytes64 c =
+                direct_codes(dtype, piece_at(dtype, p, first), piece_at(dtype, p, first + 4));
 #pragma GCC unroll 4
-        for (int m = 0; m < acts; m++)
-            sum[m][k] = direct_pairs(dtype, c, x[m].code[b + first]);
+            for (int m = 0; m < acts; m++)
+                sum[m][k] = direct_pairs(dtype, c, x[m].code[b + first]);
+        }
+#pragma GCC unroll 4
+        for (int m = 0; m < acts; m++) {
+            if (spans_of(dtype) == 2)
+                pairs_halves(isum[m], sum[m]);
+            else
+                isum[m][0] = pairs_sums(is_signed(dtype), sum[m]);
+        }
     }
 #pragma GCC unroll 4
-    for (int m = 0; m < acts; m++) {
-        words isum[2];
-        if (spans_of(dtype) == 2)
-            pairs_halves(isum, sum[m]);
-        else
-            isum[0] = pairs_sums(is_signed(dtype), sum[m]);
+    for (int m = 0; m < acts; m++)
 #pragma GCC unroll 2
         for (int s = 0; s < spans_of(dtype); s++) {
-            reals sums = reals_from_words(words_sub(isum[s], words_load(x[m].bias[s] + b)));
+            reals sums = reals_from_words(words_sub(isum[m][s], words_load(x[m].bias[s] + b)));
             if (dtype == MM2_I4 && zeros)
                 sums = reals_fnma(reals_load(t->min + at),
                                   reals_from_words(words_load(x[m].sums + b)), sums);
             reals_store(t->sum[m] + s * DIRECT_SECOND + at, sums);
         }
-    }
 }
 
 INLINE void matmul_pieces_direct(int32_t dtype, int acts, float *const *out, const mm2_weight *w,
@@ -417,29 +483,36 @@ INLINE void matmul_pieces_direct(int32_t dtype, int acts, float *const *out, con
 {
     _Alignas(64) uint8_t copy[ROWS * sizeof(mm2_block_q8_0)];
     direct_act x[DIRECT_ACTS];
-    act_heads scales[DIRECT_ACTS];
+    const float *d[DIRECT_ACTS];
+    const int32_t *asum[DIRECT_ACTS];
     direct_terms t;
-    int32_t pieces = w->n_in / 32, most = smaller(CHAIN_ROWS, DIRECT_LIMIT / 4 / pieces);
+    int32_t pieces = w->n_in / 32, each = pieces_of(dtype), most = CHAIN_ROWS;
     for (int m = 0; m < acts; m++) {
         direct_prepare(dtype, x + m, act[m], w->n_in, direct_bias(dtype));
-        scales[m].d = (const float *)(act[m] + w->n_in);
-        scales[m].sums = x[m].sums;
+        d[m] = (const float *)(act[m] + w->n_in);
+        asum[m] = x[m].sums;
     }
-    most = spans_of(dtype) == 2 ? most : CHAIN_ROWS;
+    if (spans_of(dtype) == 2)
+        most = smaller(CHAIN_ROWS, DIRECT_LIMIT / 4 / pieces);
     const uint8_t *p = (const uint8_t *)w->data + first * w->row_bytes;
     for (int32_t i = 0; i < count; i += most, p += most * w->row_bytes) {
         int32_t rows = smaller(most, count - i), total = rows * pieces;
         if (mm2_is_plane(dtype))
             direct_heads_of_planes(dtype, &t, w, (int64_t)first + i, rows);
         for (int32_t at = 0, b = 0; at < total; at += ROWS) {
-            const uint8_t *q = direct_group(dtype, p, at, total, copy);
+            const uint8_t *q =
+                direct_blocks(ROWS / each, p, at / each, total / each, block_bytes(dtype), copy);
             if (!mm2_is_plane(dtype))
                 direct_heads_of_blocks(dtype, &t, at, q, global_of(w));
+            else /* scales of the rows that come next: at most a line for ROWS pieces */
+                prefetch((const uint8_t *)w->spans + (first + i + most) * w->span_bytes +
+                             at * w->span_bytes / pieces,
+                         64);
             direct_piece_terms(dtype, acts, &t, at, q, x, b, w->zeros != NULL);
             for (b += ROWS; b >= pieces;)
                 b -= pieces;
         }
-        direct_chain(dtype, acts, out, i, &t, scales, rows, pieces);
+        direct_chain(dtype, acts, out, i, &t, d, asum, rows, pieces);
     }
 }
 
@@ -809,49 +882,21 @@ INLINE void matmul_super_direct(int32_t dtype, int acts, float *const *out, cons
 {
     _Alignas(64) uint8_t copy[ROWS * sizeof(mm2_block_q6_k)];
     direct_super_act x[DIRECT_ACTS];
-    act_heads scales[DIRECT_ACTS] = {{NULL, NULL}};
+    const float *d[DIRECT_ACTS];
     direct_terms t;
-    int32_t blocks = w->n_in / MM2_SUPER;
+    int32_t blocks = w->n_in / MM2_SUPER, bytes = block_bytes(dtype);
     for (int m = 0; m < acts; m++) {
         direct_super_prepare(dtype, x + m, act[m], w->n_in);
-        scales[m].d = (const float *)(act[m] + w->n_in);
+        d[m] = (const float *)(act[m] + w->n_in);
     }
     const uint8_t *p = (const uint8_t *)w->data + first * w->row_bytes;
     for (int32_t i = 0; i < count; i += CHAIN_ROWS, p += CHAIN_ROWS * w->row_bytes) {
         int32_t rows = smaller(CHAIN_ROWS, count - i), total = rows * blocks;
         for (int32_t at = 0, b = 0; at < total; at += ROWS) {
-            direct_super_terms(dtype, acts, &t, at, direct_group(dtype, p, at, total, copy), x, b);
+            direct_super_terms(dtype, acts, &t, at, direct_group(p, at, total, bytes, copy), x, b);
             for (b += ROWS; b >= blocks;)
                 b -= blocks;
         }
-        direct_chain(dtype, acts, out, i, &t, scales, rows, blocks);
+        direct_chain(dtype, acts, out, i, &t, d, NULL, rows, blocks);
     }
-}
-
-/* ---- All integer formats ---- */
-
-INLINE void matmul_direct(int32_t dtype, int acts, float *const *out, const mm2_weight *w,
-                          int32_t first, int32_t count, const void *const *act)
-{
-    const int8_t *a[DIRECT_ACTS];
-    for (int m = 0; m < acts; m++)
-        a[m] = act[m];
-    if (mm2_is_super(dtype))
-        matmul_super_direct(dtype, acts, out, w, first, count, a);
-    else
-        matmul_pieces_direct(dtype, acts, out, w, first, count, a);
-}
-
-INLINE void matmul_integer_direct(int32_t dtype, float *const *out, const mm2_weight *w,
-                                  int32_t first, int32_t count, const void *const *acts,
-                                  int32_t rows)
-{
-    if (rows == 1)
-        matmul_direct(dtype, 1, out, w, first, count, acts);
-    else if (rows == 2)
-        matmul_direct(dtype, 2, out, w, first, count, acts);
-    else if (rows == 3)
-        matmul_direct(dtype, 3, out, w, first, count, acts);
-    else if (DIRECT_ACTS == 4)
-        matmul_direct(dtype, 4, out, w, first, count, acts);
 }

@@ -219,10 +219,10 @@ INLINE void matmul_piece_group(int panels, int32_t dtype, float *const *out, con
 
 /* ---- Super-blocks of 256 ---- */
 
-INLINE void super_panel_fill(int32_t dtype, super_panel *p, group g)
+INLINE void super_panel_fill(int32_t dtype, const mm2_weight *w, super_panel *p, group g)
 {
     int step = dot_step(dtype);
-    unpack_super(dtype, p, g.p, g.stride);
+    unpack_weight(dtype, w, p, g.p, g.stride);
     for (int i = 0; i < 16; i += step)
         p->start[i] = dot_start(has_minima(dtype), p->code + i * 4, step * 4);
 }
@@ -317,18 +317,18 @@ INLINE void matmul_super_group(int panels, int32_t dtype, float *const *out, con
     _Alignas(64) uint8_t copy[ROWS * sizeof(mm2_block_q6_k)]; /* the largest block */
     super_panel panel[DOT_PANELS];
     reals y[SUM_ACTS][DOT_PANELS];
+    int32_t bytes = weight_block_bytes(dtype, w);
     for (int32_t m = 0; m < rows; m++)
         for (int n = 0; n < panels; n++)
             y[m][n] = reals_zero();
     for (int32_t block = 0; block < w->n_in / MM2_SUPER; block++) {
         for (int n = 0; n < panels; n++)
-            super_panel_fill(dtype, panel + n,
-                             group_at(w, first, count, i + n * ROWS,
-                                      (int64_t)block * block_bytes(dtype), block_bytes(dtype),
-                                      copy));
+            super_panel_fill(
+                dtype, w, panel + n,
+                group_at(w, first, count, i + n * ROWS, (int64_t)block * bytes, bytes, copy));
         super_panel_dot(panels, dtype, y, panel, acts, rows, w->n_in, block,
-                        ahead_of(panels, w, first, i, (int64_t)block * block_bytes(dtype),
-                                 block_bytes(dtype), rows, 16 / dot_step(dtype)));
+                        ahead_of(panels, w, first, i, (int64_t)block * bytes, bytes, rows,
+                                 16 / dot_step(dtype)));
     }
     for (int32_t m = 0; m < rows; m++)
         for (int n = 0; n < panels; n++)
@@ -337,14 +337,39 @@ INLINE void matmul_super_group(int panels, int32_t dtype, float *const *out, con
 
 /* ---- All integer formats ---- */
 
-INLINE void matmul_integer(int32_t dtype, float *const *out, const mm2_weight *w, int32_t first,
-                           int32_t count, const void *const *acts, int32_t rows)
+INLINE void matmul_direct(int32_t dtype, int acts, float *const *out, const mm2_weight *w,
+                          int32_t first, int32_t count, const void *const *act)
+{
+    const int8_t *a[DIRECT_ACTS];
+    for (int m = 0; m < acts; m++)
+        a[m] = act[m];
+    if (mm2_is_codebook(dtype))
+        matmul_codebook_direct(dtype, acts, out, w, first, count, a);
+    else if (mm2_is_super(dtype))
+        matmul_super_direct(dtype, acts, out, w, first, count, a);
+    else
+        matmul_pieces_direct(dtype, acts, out, w, first, count, a);
+}
+
+INLINE void matmul_integer_direct(int32_t dtype, float *const *out, const mm2_weight *w,
+                                  int32_t first, int32_t count, const void *const *acts,
+                                  int32_t rows)
+{
+    if (rows == 1)
+        matmul_direct(dtype, 1, out, w, first, count, acts);
+    else if (rows == 2)
+        matmul_direct(dtype, 2, out, w, first, count, acts);
+    else if (rows == 3)
+        matmul_direct(dtype, 3, out, w, first, count, acts);
+    else if (DIRECT_ACTS == 4)
+        matmul_direct(dtype, 4, out, w, first, count, acts);
+}
+
+INLINE void matmul_integer_panels(int32_t dtype, float *const *out, const mm2_weight *w,
+                                  int32_t first, int32_t count, const void *const *acts,
+                                  int32_t rows)
 {
     int super = mm2_is_super(dtype);
-    if (rows <= DIRECT_ACTS && w->n_in <= DIRECT_LIMIT) {
-        matmul_integer_direct(dtype, out, w, first, count, acts, rows);
-        return;
-    }
     for (int32_t m = 0; m < rows; m += SUM_ACTS) {
         int32_t some = smaller(SUM_ACTS, rows - m);
         for (int32_t i = 0; i < count; i += ROWS * DOT_PANELS) {
@@ -359,4 +384,29 @@ INLINE void matmul_integer(int32_t dtype, float *const *out, const mm2_weight *w
                 matmul_piece_group(1, dtype, out + m, w, first, count, i, acts + m, some);
         }
     }
+}
+
+static void matmul_any_16(float *const *out, const mm2_weight *w, int32_t first, int32_t count,
+                          const void *const *acts, int32_t rows)
+{
+    matmul_integer_panels(ANY_16, out, w, first, count, acts, rows);
+}
+
+static void matmul_any_32(float *const *out, const mm2_weight *w, int32_t first, int32_t count,
+                          const void *const *acts, int32_t rows)
+{
+    matmul_integer_panels(ANY_32, out, w, first, count, acts, rows);
+}
+
+INLINE void matmul_integer(int32_t dtype, float *const *out, const mm2_weight *w, int32_t first,
+                           int32_t count, const void *const *acts, int32_t rows)
+{
+    if (rows <= DIRECT_ACTS && w->n_in <= DIRECT_LIMIT)
+        matmul_integer_direct(dtype, out, w, first, count, acts, rows);
+    else if (!mm2_is_codebook(dtype))
+        matmul_integer_panels(dtype, out, w, first, count, acts, rows);
+    else if (is_wide(dtype))
+        matmul_any_32(out, w, first, count, acts, rows);
+    else
+        matmul_any_16(out, w, first, count, acts, rows);
 }

@@ -280,15 +280,12 @@ static inline bytes64 bytes_joined(const uint8_t *p, const uint8_t *q) /* 32 byt
 }
 
 /* The activations of two pieces in the order of their codes and, for IQ4, their absolute values. Codes
- * are in order; or `low` has the even ones; or the first 8 of each 16. */
-enum { ORDER_PLAIN, ORDER_PAIRS, ORDER_EIGHTS };
+ * are in order, or `low` has the first 8 of each 16. */
+enum { ORDER_PLAIN, ORDER_EIGHTS };
 
 static inline __m256i acts_ordered(int order, const int8_t *a)
 {
     __m256i x = _mm256_loadu_si256((const __m256i *)a);
-    if (order == ORDER_PAIRS) /* of each 16 the even ones come first */
-        x = _mm256_shuffle_epi8(x, _mm256_broadcastsi128_si256(_mm_setr_epi8(
-                                       0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15)));
     return order == ORDER_PLAIN ? x : _mm256_permute4x64_epi64(x, 0xd8);
 }
 
@@ -345,8 +342,7 @@ static inline bytes64 bytes_nibbles(const uint8_t *p, const uint8_t *q)
     return nibbles(join16(p, q));
 }
 
-/* Nibbles of 16 bytes at p and at q that acts_pair knows as ORDER_PAIRS, and as ORDER_EIGHTS. */
-#define bytes_nibble_pairs bytes_nibbles
+/* Nibbles of 16 bytes at p and at q that acts_pair knows as ORDER_EIGHTS. */
 #define bytes_nibbles_of_8 bytes_nibbles
 
 static inline bytes64 bytes_values(const int8_t values[16], bytes64 a)
@@ -437,6 +433,19 @@ static inline bytes64 bytes_twos(const uint8_t *p, const uint8_t *q)
 static inline bytes64 bytes_signed(bytes64 c)
 {
     return c;
+}
+
+/* Signed codes of at most 7 bits as unsigned ones, and back. */
+static inline bytes64 bytes_raised(bytes64 c)
+{
+    return bytes_of(_mm256_add_epi8(c.low, _mm256_set1_epi8(MM2_CODE_LIMIT)),
+                    _mm256_add_epi8(c.high, _mm256_set1_epi8(MM2_CODE_LIMIT)));
+}
+
+static inline bytes64 bytes_lowered(bytes64 c)
+{
+    return bytes_of(_mm256_sub_epi8(c.low, _mm256_set1_epi8(MM2_CODE_LIMIT)),
+                    _mm256_sub_epi8(c.high, _mm256_set1_epi8(MM2_CODE_LIMIT)));
 }
 
 /* The values of IQ4 codes, likewise. */
@@ -650,6 +659,35 @@ static inline void pairs_halves(words half[2], const pairs v[ROWS / 2])
 {
     half[0] = sums_of_2(_mm256_unpacklo_epi32(v[0], v[1]), _mm256_unpacklo_epi32(v[2], v[3]));
     half[1] = sums_of_2(_mm256_unpackhi_epi32(v[0], v[1]), _mm256_unpackhi_epi32(v[2], v[3]));
+}
+
+/* Of ROWS / 4 pieces of 16 bytes: their even codes, without a sign and of up to 5 bits, times activations
+ * plus the odd ones likewise. A piece has a lane of 128 bits, and the first half of its codes the first
+ * half of the lane. */
+static inline pairs pairs_dot_nibbles(words even, const int8_t *acts, words odd, const int8_t *more)
+{
+    __m256i a = _mm256_loadu_si256((const __m256i *)acts);
+    __m256i b = _mm256_loadu_si256((const __m256i *)more);
+    return _mm256_add_epi16(_mm256_maddubs_epi16(even, a), _mm256_maddubs_epi16(odd, b));
+}
+
+/* Lane i of all: piece i of four such. */
+static inline words nibbles_in_order(words a)
+{
+    return _mm256_permutevar8x32_epi32(a, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
+/* Of ROWS pieces the sums, and the sums of both halves. */
+static inline words nibbles_sums(const pairs v[4])
+{
+    return nibbles_in_order(pairs_sums(0, v));
+}
+
+static inline void nibbles_halves(words half[2], const pairs v[4])
+{
+    pairs_halves(half, v);
+    half[0] = nibbles_in_order(half[0]);
+    half[1] = nibbles_in_order(half[1]);
 }
 
 static inline words words_load(const int32_t *p)

@@ -227,7 +227,7 @@ typedef __m512i bytes64;
 typedef __m512i pairs;
 
 /* Codes are always in order. */
-enum { ORDER_PLAIN, ORDER_PAIRS, ORDER_EIGHTS };
+enum { ORDER_PLAIN, ORDER_EIGHTS };
 
 static inline void acts_pair(int order, int8_t out[ACT_PAIR], const int8_t *a, const int8_t *b)
 {
@@ -342,6 +342,16 @@ static inline bytes64 bytes_twos(const uint8_t *p, const uint8_t *q)
 static inline bytes64 bytes_signed(bytes64 c)
 {
     return _mm512_xor_si512(c, _mm512_set1_epi8((char)SIGNED_BIAS));
+}
+
+static inline bytes64 bytes_raised(bytes64 c)
+{
+    return _mm512_add_epi8(c, _mm512_set1_epi8(MM2_CODE_LIMIT));
+}
+
+static inline bytes64 bytes_lowered(bytes64 c)
+{
+    return _mm512_sub_epi8(c, _mm512_set1_epi8(MM2_CODE_LIMIT));
 }
 
 static inline bytes64 bytes_iq4(bytes64 nibbles)
@@ -461,6 +471,36 @@ static inline void pairs_halves(words half[2], const pairs v[ROWS / 2])
     words a = sums_of_4(v[0], v[1], v[2], v[3]), b = sums_of_4(v[4], v[5], v[6], v[7]);
     half[0] = _mm512_shuffle_i32x4(a, b, 0x88);
     half[1] = _mm512_shuffle_i32x4(a, b, 0xdd);
+}
+
+static inline pairs pairs_dot_nibbles(words even, const int8_t *acts, words odd, const int8_t *more)
+{
+    words sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), even, _mm512_loadu_si512(acts));
+    return _mm512_dpbusd_epi32(sum, odd, _mm512_loadu_si512(more));
+}
+
+static inline words nibbles_in_order(words a)
+{
+    return _mm512_permutexvar_epi32(
+        _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), a);
+}
+
+static inline words nibbles_sums(const pairs v[4])
+{
+    return nibbles_in_order(sums_of_4(v[0], v[1], v[2], v[3]));
+}
+
+static inline words sums_of_2(words a, words b)
+{
+    return _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+}
+
+static inline void nibbles_halves(words half[2], const pairs v[4])
+{
+    half[0] = nibbles_in_order(
+        sums_of_2(_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpacklo_epi32(v[2], v[3])));
+    half[1] = nibbles_in_order(
+        sums_of_2(_mm512_unpackhi_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[2], v[3])));
 }
 
 static inline words words_sums(const words v[ROWS])

@@ -4,7 +4,7 @@
 #ifndef MM2_LANES_AVX2_H
 #define MM2_LANES_AVX2_H
 
-#include "tensor/quant.h"
+#include "tensor/codebooks.h"
 
 #include <immintrin.h>
 #include <stddef.h>
@@ -286,6 +286,21 @@ static inline v16 widen_e8m0(const uint8_t *p)
     __m256i high = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8)));
     return v16_of(_mm256_mul_ps(_mm256_castsi256_ps(_mm256_slli_epi32(low, 23)), half),
                   _mm256_mul_ps(_mm256_castsi256_ps(_mm256_slli_epi32(high, 23)), half));
+}
+
+/* The even ones of a's and b's lanes; *odd: the others. */
+static inline v16 v16_unzip(v16 a, v16 b, v16 *odd)
+{
+    __m256 even[2], odds[2];
+    const v16 x[2] = {a, b};
+    for (int i = 0; i < 2; i++) { /* within lanes of 128 bits, then across */
+        __m256d e = _mm256_castps_pd(_mm256_shuffle_ps(x[i].low, x[i].high, 0x88));
+        __m256d o = _mm256_castps_pd(_mm256_shuffle_ps(x[i].low, x[i].high, 0xdd));
+        even[i] = _mm256_castpd_ps(_mm256_permute4x64_pd(e, 0xd8));
+        odds[i] = _mm256_castpd_ps(_mm256_permute4x64_pd(o, 0xd8));
+    }
+    *odd = v16_of(odds[0], odds[1]);
+    return v16_of(even[0], even[1]);
 }
 
 /* 16 bytes of which each 8 have the even elements first, in order. */

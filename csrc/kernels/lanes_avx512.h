@@ -2,7 +2,7 @@
 #ifndef MM2_LANES_AVX512_H
 #define MM2_LANES_AVX512_H
 
-#include "tensor/quant.h"
+#include "tensor/codebooks.h"
 
 #include <immintrin.h>
 #include <stddef.h>
@@ -258,6 +258,14 @@ static inline v16 widen_e8m0(const uint8_t *p)
 {
     __m512i e = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
     return _mm512_mul_ps(_mm512_castsi512_ps(_mm512_slli_epi32(e, 23)), _mm512_set1_ps(0.5f));
+}
+
+static inline v16 v16_unzip(v16 a, v16 b, v16 *odd)
+{
+    const __m512i even =
+        _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    *odd = _mm512_permutex2var_ps(a, _mm512_add_epi32(even, _mm512_set1_epi32(1)), b);
+    return _mm512_permutex2var_ps(a, even, b);
 }
 
 static inline __m128i bytes_in_order(__m128i a)

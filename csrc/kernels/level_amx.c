@@ -16,6 +16,7 @@
 #include "kernels/lanes_amx.h"
 #include "kernels/lanes_avx512.h"
 #include "kernels/codes_avx512.h"
+#include "kernels/codebooks_avx512.h"
 
 #include <math.h>
 
@@ -24,6 +25,7 @@
 #include "kernels/body_unpack.h"
 #include "kernels/body_planes.h"
 #include "kernels/body_int_direct.h"
+#include "kernels/body_codebooks.h"
 #include "kernels/body_fill_tiles.h"
 #include "kernels/body_packed.h"
 #include "kernels/body_attend_tiles.h"

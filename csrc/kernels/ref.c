@@ -11,7 +11,7 @@
  * Nothing here allocates, keeps state or checks arguments. */
 #include "kernels/ref.h"
 
-#include "tensor/quant.h"
+#include "tensor/codebooks.h"
 
 #include <math.h>
 #include <stddef.h>
@@ -506,9 +506,21 @@ static void unpack_iq4_xs(super *s, const void *block)
     s->d = mm2_f16_f32(b.d);
 }
 
+static void unpack_codebook(int32_t dtype, super *s, const void *block)
+{
+    mm2_codes c;
+    mm2_codebook_unpack(dtype, &c, block);
+    memcpy(s->q, c.code, sizeof s->q);
+    for (int i = 0; i < 16; i++)
+        s->scale[i] = c.scale[i];
+    s->d = c.d;
+}
+
 static void unpack_super(int32_t dtype, super *s, const void *block)
 {
     memset(s, 0, sizeof *s);
+    if (mm2_is_codebook(dtype))
+        unpack_codebook(dtype, s, block);
     switch (dtype) {
 #define UNPACK(ID, name, ...)                                                                      \
     case MM2_##ID:                                                                                 \
@@ -565,7 +577,7 @@ const mm2_kernels mm2_kernels_ref = {
     .name = "ref",
     .isa = MM2_ISA_REF,
     .matmul = {MM2_FLOATS(FLOATS) MM2_PAIRS(MATMUL) MM2_BLOCKS(PIECES) MM2_PLANES(PIECES)
-                   MM2_SUPERS(SUPERS)},
+                   MM2_SUPER_FORMATS(SUPERS)},
     .exact = {MM2_FLOATS(FLOATS) MM2_PAIRS(EXACT) MM2_INTEGER_FORMATS(DECODED)},
     .quantize = {[MM2_ACT_BF16] = mm2_ref_quantize_bf16,
                  [MM2_ACT_Q8_32] = mm2_ref_quantize_q8_32,

@@ -116,7 +116,7 @@ mm2_status mm2_checkpoint_missing(const mm2_checkpoint *c, const char *name, con
         return mm2_fail(MM2_E_FORMAT, "%s: tensor \"%s\" is missing, expected of shape %s", c->path,
                         name, expected);
     if (e->odd) {
-        char types[256];
+        char types[512];
         write_types(types, sizeof types, !strcmp(c->format, "gguf"));
         return mm2_fail(MM2_E_UNSUPPORTED, "%s: tensor \"%s\" %s; this build reads %s", e->file,
                         name, e->odd, types);

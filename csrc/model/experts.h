@@ -9,13 +9,8 @@
 /* 1: what is got between hold and release stays where it is until the release. 0: the expert is on
  * its way and not held; ask again. Holds may nest, and any thread may hold. In the map every expert
  * is there, and nothing is ever evicted, so there is nothing to count. */
-static inline int mm2_experts_hold(const mm2_weights *w, int32_t layer, int32_t expert)
-{
-    return 1;
-}
-static inline void mm2_experts_release(const mm2_weights *w, int32_t layer, int32_t expert)
-{
-}
+int mm2_experts_hold(const mm2_weights *w, int32_t layer, int32_t expert);
+void mm2_experts_release(const mm2_weights *w, int32_t layer, int32_t expert);
 
 /* Call it between hold and release. */
 static inline const mm2_expert *mm2_experts_get(const mm2_weights *w, int32_t layer, int32_t expert)

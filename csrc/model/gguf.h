@@ -71,7 +71,7 @@ int32_t mm2_gguf_split_name(const char *name, int32_t *part, int32_t *count);
 /* The tokenizer that the metadata holds, its template and ids set; *out NULL if there is none. */
 mm2_status mm2_gguf_tokenizer(mm2_tokenizer **out, const mm2_gguf *g);
 
-/* "Q4_1": ggml's name of a tensor type that has no dtype here. Static. */
+/* "Q4_1": ggml's name of a tensor type that has no dtype here, or why it has none. Static. */
 const char *mm2_gguf_type_name(uint32_t type);
 
 /* Fills files, entries, configuration and facts of a checkpoint; what it leaves behind on failure,

@@ -208,13 +208,15 @@ const char *mm2_gguf_type_name(uint32_t type)
     static const struct {
         uint32_t type;
         const char *name;
-    } known[] = {{3, "Q4_1"},    {7, "Q5_1"},     {9, "Q8_1"},   {15, "Q8_K"},  {16, "IQ2_XXS"},
-                 {17, "IQ2_XS"}, {18, "IQ3_XXS"}, {19, "IQ1_S"}, {21, "IQ3_S"}, {22, "IQ2_S"},
-                 {24, "I8"},     {25, "I16"},     {27, "I64"},   {28, "F64"},   {29, "IQ1_M"},
-                 {34, "TQ1_0"},  {35, "TQ2_0"},   {39, "MXFP4"}, {40, "NVFP4"}, {41, "Q1_0"}};
+    } known[] = {{3, "Q4_1"}, {7, "Q5_1"}, {9, "Q8_1"},   {15, "Q8_K"},  {24, "I8"},  {25, "I16"},
+                 {27, "I64"}, {28, "F64"}, {39, "MXFP4"}, {40, "NVFP4"}, {41, "Q1_0"}};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (known[i].type == type)
             return known[i].name;
+    if (type == 4 || type == 5 || (type >= 31 && type <= 33) || (type >= 36 && type <= 38))
+        return "gone from ggml: take a newer file";
+    if (type >= 97 && type <= 399)
+        return "this file needs ik_llama.cpp"; /* and other forks; from 42 up they collide */
     return "unknown to this build";
 }
 

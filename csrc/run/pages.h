@@ -7,10 +7,16 @@
  *
  * A shared page is never written. Who wants to write into it gets a page of its own, whose cells are
  * still those of the shared one (its origin) and are copied one by one when their layer is about to
- * be written, only as far as they are filled. */
+ * be written, only as far as they are filled.
+ *
+ * Pages may come from a file (a store): they lie in its copy-on-write map, so nothing is read until it
+ * is needed, and writing changes the map alone. Their cells have checksums, and are held against them
+ * once, before they are first used. */
 #ifndef MM2_PAGES_H
 #define MM2_PAGES_H
 
+#include "base/file.h"
+#include "base/pool.h"
 #include "kernels/kernels.h"
 
 #include <stdatomic.h>
@@ -39,12 +45,23 @@ typedef struct mm2_layout {
     mm2_cell cells[]; /* [layers] */
 } mm2_layout;
 
+/* A file that pages come from. Counted: each of them holds it. */
+typedef struct mm2_store {
+    atomic_int references;
+    mm2_file file;
+    uint64_t *sums; /* checksums of cells: [pages][layers] */
+} mm2_store;
+
 typedef struct mm2_page {
     atomic_int references;
     char *data;              /* never moves; committed by the system as it is written */
     struct mm2_page *origin; /* has the cells that are not here; NULL: all are here */
-    int32_t missing;         /* cells that are not here */
-    uint8_t here[];          /* [layers], while there is an origin */
+    mm2_store *store;        /* that data lies in; NULL: it has memory of its own */
+    const uint64_t *sums;    /* [layers], with a store */
+    /* With an origin: cells that are not here. With a store: cells that have not been checked. A
+     * page has one of the two, or neither. */
+    atomic_int missing;
+    atomic_uchar here[]; /* [layers]: those that are not missing */
 } mm2_page;
 
 typedef struct mm2_pages {
@@ -57,6 +74,11 @@ typedef struct mm2_pages {
  * to have a size. */
 void mm2_layout_finish(mm2_layout *l);
 void mm2_layout_release(mm2_layout *l);
+int64_t mm2_layout_cell_bytes(const mm2_layout *l, int32_t layer);
+/* Says how cells are laid out: what is saved under one layout cannot be read under another. */
+uint64_t mm2_layout_sum(const mm2_layout *l);
+/* Copies the planes of a cell as far as their first `filled` positions. */
+void mm2_cell_copy(const mm2_cell *cell, char *to, const char *from, int32_t filled);
 
 static inline int64_t mm2_pages_for(int32_t positions)
 {
@@ -74,6 +96,19 @@ void mm2_pages_free(mm2_pages *p);
 mm2_status mm2_pages_reserve(mm2_pages *p, int32_t first, int32_t end);
 /* Gives back the pages beyond `positions`. */
 void mm2_pages_truncate(mm2_pages *p, int32_t positions);
+
+/* An empty store; mm2_store_release gives up one count. NOMEM. */
+mm2_status mm2_store_new(mm2_store **out);
+void mm2_store_release(mm2_store *s);
+/* Fills an empty table with the first `count` pages of a store, page i at byte `at` + i * `stride` of
+ * its file. NOMEM. */
+mm2_status mm2_pages_adopt(mm2_pages *p, mm2_store *store, int64_t at, int64_t stride,
+                           int32_t count);
+/* IO if the file behind a page was cut short or written to. */
+mm2_status mm2_pages_intact(const mm2_pages *p);
+/* Checks the cells that have not been checked: OK when all of them have, MORE at the limit, FORMAT if
+ * one is damaged. Cells must not be read or written before. */
+mm2_status mm2_pages_check(const mm2_pages *p, mm2_pool *pool, const mm2_limit *limit);
 
 /* Must the cell be copied before it is written? */
 static inline int mm2_pages_missing(const mm2_pages *p, int32_t page, int32_t layer)

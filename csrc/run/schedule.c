@@ -125,6 +125,24 @@ static int announce_ready(mm2_timeline *const *members, int32_t count, mm2_event
     return 0;
 }
 
+/* What was restored from a file is checked before anybody reads it: OK, MORE, or an error that is
+ * about member event->session. */
+static mm2_status check_restored(mm2_timeline *const *members, int32_t count,
+                                 const mm2_limit *limit, mm2_event *event)
+{
+    for (int32_t i = 0; i < count; i++) {
+        mm2_limit own = {.deadline = limit->deadline, .stop = &members[i]->stop};
+        mm2_status status = MM2_OK;
+        if (mm2_timeline_pending(members[i]))
+            status = mm2_pages_check(&members[i]->pages, members[i]->model->pool, &own);
+        if (status < 0)
+            event->session = i;
+        if (status)
+            return status;
+    }
+    return MM2_OK;
+}
+
 static mm2_status run(mm2_schedule *s, mm2_timeline *const *members, int32_t count, int32_t rows,
                       int announce, mm2_limit *limit, mm2_event *event)
 {
@@ -145,7 +163,9 @@ static mm2_status run(mm2_schedule *s, mm2_timeline *const *members, int32_t cou
                 return MM2_OK;
             if (!first && mm2_now() >= limit->deadline)
                 return MM2_MORE;
-            mm2_status status = plan(s, members, count, rows);
+            mm2_status status = check_restored(members, count, limit, event);
+            if (!status)
+                status = plan(s, members, count, rows);
             if (status)
                 return status;
         }
@@ -187,6 +207,9 @@ mm2_status mm2_schedule_run(mm2_schedule *s, mm2_timeline *const *members, int32
     mm2_model *m = members[0]->model;
     mm2_limit limit = {.deadline = budget_us ? mm2_now() + (int64_t)budget_us * 1000 : INT64_MAX};
     mm2_status status = mm2_checkpoint_check(&m->checkpoint);
+    for (int32_t i = 0; i < count && !status; i++)
+        if ((status = mm2_pages_intact(&members[i]->pages)))
+            event->session = i;
     if (status)
         return status;
     mm2_pool_prepare(m->pool);

@@ -21,7 +21,7 @@ static const mm2_dtype_facts facts[MM2_DTYPE_COUNT] = {
 };
 
 #define ONE(...) +1
-_Static_assert(MM2_FORMATS(ONE) < MM2_DTYPE_COUNT, "a row for every dtype of the header");
+_Static_assert(MM2_FORMATS(ONE) == MM2_DTYPE_COUNT - 1, "a row for every dtype of the header");
 #undef ONE
 
 // clang-format off
@@ -43,13 +43,13 @@ const float mm2_e4m3_values[256] = {HALF(+), HALF(-)};
 
 const mm2_dtype_facts *mm2_dtype_find(int32_t dtype)
 {
-    return dtype > 0 && dtype < MM2_DTYPE_COUNT && facts[dtype].name ? &facts[dtype] : NULL;
+    return dtype > 0 && dtype < MM2_DTYPE_COUNT ? &facts[dtype] : NULL;
 }
 
 int32_t mm2_dtype_from_ggml(uint32_t type)
 {
     for (int32_t i = 1; i < MM2_DTYPE_COUNT; i++)
-        if (facts[i].name && facts[i].ggml >= 0 && (uint32_t)facts[i].ggml == type)
+        if (facts[i].ggml >= 0 && (uint32_t)facts[i].ggml == type)
             return i;
     return 0;
 }

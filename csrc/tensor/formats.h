@@ -8,6 +8,7 @@
  *   BLOCKS   blocks of 32 codes or a few times as many, each with scales d; with minima, m is added
  *   SUPERS   super-blocks of 256 codes: d times the integer scale of a sub-block; with minima, dmin
  *            times the sub-block's integer minimum is subtracted
+ *   CODEBOOKS  as SUPERS, with codes that are looked up in a grid or written in base 3
  *   PLANES   codes without gaps; their scales lie elsewhere (mm2_weight)
  *   OTHERS   values that no matrix product takes
  *
@@ -54,6 +55,16 @@
     X(Q5_K,    q5_k,          256,  176,  13, NULL,      Q8_256,   32, 1,    5,   0) \
     X(Q6_K,    q6_k,          256,  210,  14, NULL,      Q8_256,   16, 0,    6,  32) \
     X(IQ4_XS,  iq4_xs,        256,  136,  23, NULL,      Q8_256,   32, 0,    8,   0)
+#define MM2_CODEBOOKS(X) \
+    X(IQ2_XXS, iq2_xxs,       256,   66,  16, NULL,      Q8_256,   32, 0,    8,   0) \
+    X(IQ2_XS,  iq2_xs,        256,   74,  17, NULL,      Q8_256,   16, 0,    8,   0) \
+    X(IQ2_S,   iq2_s,         256,   82,  22, NULL,      Q8_256,   16, 0,    8,   0) \
+    X(IQ3_XXS, iq3_xxs,       256,   98,  18, NULL,      Q8_256,   32, 0,    8,   0) \
+    X(IQ3_S,   iq3_s,         256,  110,  21, NULL,      Q8_256,   32, 0,    8,   0) \
+    X(IQ1_S,   iq1_s,         256,   50,  19, NULL,      Q8_256,   32, 0,    8,   0) \
+    X(IQ1_M,   iq1_m,         256,   56,  29, NULL,      Q8_256,   16, 0,    8,   0) \
+    X(TQ1_0,   tq1_0,         256,   54,  34, NULL,      Q8_256,   32, 0,    8,   0) \
+    X(TQ2_0,   tq2_0,         256,   66,  35, NULL,      Q8_256,   32, 0,    8,   0)
 #define MM2_PLANES(X) \
     X(F4_16,   f4_16,          32,   16,  -1, NULL,      Q8_32,    16, 0,    5,  12) \
     X(F4_32,   f4_32,          32,   16,  -1, NULL,      Q8_32,    32, 0,    5,  12) \
@@ -65,8 +76,8 @@
 // clang-format on
 
 #define MM2_PLAIN_FORMATS(X) MM2_FLOATS(X) MM2_PAIRS(X) MM2_OTHERS(X)
-#define MM2_GGUF_BLOCKS(X) MM2_BLOCKS(X) MM2_SUPERS(X)
-#define MM2_INTEGER_FORMATS(X) MM2_BLOCKS(X) MM2_PLANES(X) MM2_SUPERS(X)
+#define MM2_SUPER_FORMATS(X) MM2_SUPERS(X) MM2_CODEBOOKS(X)
+#define MM2_INTEGER_FORMATS(X) MM2_BLOCKS(X) MM2_PLANES(X) MM2_SUPER_FORMATS(X)
 #define MM2_PRODUCT_FORMATS(X) MM2_FLOATS(X) MM2_PAIRS(X) MM2_INTEGER_FORMATS(X)
 #define MM2_FORMATS(X) MM2_PRODUCT_FORMATS(X) MM2_OTHERS(X)
 
@@ -90,7 +101,7 @@
                    #name);
 MM2_BLOCKS(MM2_CHECK_BLOCK)
 MM2_PLANES(MM2_CHECK_PLANE)
-MM2_SUPERS(MM2_CHECK_SUPER)
+MM2_SUPER_FORMATS(MM2_CHECK_SUPER)
 
 typedef struct mm2_format_facts {
     int32_t elements, bytes, span, minima, bits, offset;
@@ -122,7 +133,8 @@ static inline __attribute__((always_inline)) mm2_format_facts mm2_format_of(int3
     }
 MM2_SECTION_TEST(mm2_is_block, MM2_BLOCKS)
 MM2_SECTION_TEST(mm2_is_plane, MM2_PLANES)
-MM2_SECTION_TEST(mm2_is_super, MM2_SUPERS)
+MM2_SECTION_TEST(mm2_is_super, MM2_SUPER_FORMATS)
+MM2_SECTION_TEST(mm2_is_codebook, MM2_CODEBOOKS)
 MM2_SECTION_TEST(mm2_is_integer, MM2_INTEGER_FORMATS)
 
 #endif

@@ -9,6 +9,7 @@
 #include "tensor/quant.h"
 
 #include "base/status.h"
+#include "tensor/codebooks.h"
 
 const int8_t mm2_iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                    1,    13,   25,  38,  53,  69,  89,  113};
@@ -280,6 +281,15 @@ static void decode_i8(const uint8_t *in, float *out)
         out[i] = (float)(in[i] - 128);
 }
 
+/* The gguf package has d times one factor after the other; all of these products are exact. */
+static void decode_codebook(int32_t dtype, const uint8_t *in, float *out)
+{
+    mm2_codes c;
+    mm2_codebook_unpack(dtype, &c, in);
+    for (int i = 0; i < MM2_SUPER; i++)
+        out[i] = c.d * c.scale[i / 16] * c.code[i];
+}
+
 void mm2_dequantize_row(int32_t dtype, const void *data, float *out, int64_t n)
 {
     const uint8_t *in = data;
@@ -293,10 +303,19 @@ void mm2_dequantize_row(int32_t dtype, const void *data, float *out, int64_t n)
         for (; n > 0; n -= ELEMENTS, out += ELEMENTS, in += BYTES)                                 \
             decode_##name(in, out);                                                                \
         return;
+#define CODEBOOKS(ID, name, ELEMENTS, BYTES, ...)                                                  \
+    case MM2_##ID:                                                                                 \
+        for (; n > 0; n -= ELEMENTS, out += ELEMENTS, in += BYTES)                                 \
+            decode_codebook(dtype, in, out);                                                       \
+        return;
         MM2_PLAIN_FORMATS(VALUES)
-        MM2_INTEGER_FORMATS(BLOCKS)
+        MM2_BLOCKS(BLOCKS)
+        MM2_PLANES(BLOCKS)
+        MM2_SUPERS(BLOCKS)
+        MM2_CODEBOOKS(CODEBOOKS)
 #undef VALUES
 #undef BLOCKS
+#undef CODEBOOKS
     }
 }
 

@@ -25,11 +25,21 @@ typedef struct mm2_block_q4_k { uint16_t d, dmin; uint8_t scales[12]; uint8_t q[
 typedef struct mm2_block_q5_k { uint16_t d, dmin; uint8_t scales[12]; uint8_t high[32]; uint8_t q[128]; } mm2_block_q5_k;
 typedef struct mm2_block_q6_k { uint8_t low[128]; uint8_t high[64]; int8_t scales[16]; uint16_t d; } mm2_block_q6_k;
 typedef struct mm2_block_iq4_xs { uint16_t d, scales_high; uint8_t scales_low[4]; uint8_t q[128]; } mm2_block_iq4_xs;
+typedef struct mm2_block_iq2_xxs { uint16_t d; uint8_t q[64]; } mm2_block_iq2_xxs;
+typedef struct mm2_block_iq2_xs { uint16_t d; uint16_t q[32]; uint8_t scales[8]; } mm2_block_iq2_xs;
+typedef struct mm2_block_iq2_s { uint16_t d; uint8_t q[32], signs[32], high[8], scales[8]; } mm2_block_iq2_s;
+typedef struct mm2_block_iq3_xxs { uint16_t d; uint8_t q[64], more[32]; } mm2_block_iq3_xxs;
+typedef struct mm2_block_iq3_s { uint16_t d; uint8_t q[64], high[8], signs[32], scales[4]; } mm2_block_iq3_s;
+typedef struct mm2_block_iq1_s { uint16_t d; uint8_t q[32]; uint16_t high[8]; } mm2_block_iq1_s;
+typedef struct mm2_block_iq1_m { uint8_t q[32], high[16]; uint16_t scales[4]; } mm2_block_iq1_m;
+typedef struct mm2_block_tq1_0 { uint8_t q[48], high[4]; uint16_t d; } mm2_block_tq1_0;
+typedef struct mm2_block_tq2_0 { uint8_t q[64]; uint16_t d; } mm2_block_tq2_0;
 // clang-format on
 
 #define SIZE(ID, name, ELEMENTS, BYTES, ...)                                                       \
     _Static_assert(sizeof(mm2_block_##name) == BYTES, #name);
-MM2_GGUF_BLOCKS(SIZE)
+MM2_BLOCKS(SIZE)
+MM2_SUPER_FORMATS(SIZE)
 #undef SIZE
 
 /* The 16 values of IQ4_NL and IQ4_XS codes. */

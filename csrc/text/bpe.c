@@ -1,11 +1,16 @@
 /* Byte-pair encoding. A word starts as one symbol a byte; the neighbouring pair with the lowest
  * rank, the leftmost among equals, becomes one symbol until no neighbours form a merge.
  *
- * The symbols are a doubly linked list inside an array. The candidate pairs wait in a binary heap
- * of (rank, position) packed into one integer, so its order is the order of merging. A merge pushes
- * the two new neighbourhoods and leaves outdated entries behind: an entry counts only if the symbol
- * at its position still forms a pair of that rank. So a word of n bytes costs O(n log n) and no
- * stack, were it ten megabytes.
+ * The symbols are a doubly linked list inside an array. The candidate pairs wait in runs: lists of
+ * positions, ascending, of one rank. A binary heap of the runs, by rank and first position, gives
+ * the order of merging. A merge pushes the two new neighbourhoods, each onto the end of the run of
+ * its rank that was pushed to last, or as a run of its own. So words in which few pairs repeat many
+ * times, which are the long ones, cost little more than their length: there are about as many runs
+ * as kinds of pairs. In the worst case all runs are short, and a word of n bytes costs O(n log n).
+ * Nothing needs stack. Outdated entries are left behind: one counts only if the symbol at its
+ * position still forms a pair of that rank.
+ *
+ * A word may be left in the middle and gone on with: all that it needs is in mm2_bpe_work.
  *
  * Files spell bytes as GPT-2 did, every byte a printable character: 0x21-0x7e, 0xa1-0xac and
  * 0xae-0xff stand for themselves, the others in ascending order for U+0100, U+0101, ... Here tokens
@@ -30,11 +35,22 @@ typedef struct mm2_merge {
 
 typedef struct mm2_symbol {
     uint32_t id;
-    uint32_t rank;           /* of the pair with the next one; 0: no merge */
+    uint32_t rank;           /* of the pair with the next one; NONE: no merge */
     uint32_t previous, next; /* NONE at the ends */
 } mm2_symbol;
 
-enum { SHOWN = 40 }; /* bytes of a token that a sentence quotes */
+typedef struct mm2_candidate {
+    uint32_t position, next; /* in its run, or in the list of free ones; NONE: none */
+} mm2_candidate;
+
+typedef struct mm2_run {
+    uint32_t rank, last; /* candidate; rank NONE: no run that can grow */
+} mm2_run;
+
+enum {
+    SHOWN = 40,           /* bytes of a token that a sentence quotes */
+    MAX_GROWING = 1 << 14 /* runs that can grow at a time */
+};
 static const uint32_t NONE = UINT32_MAX;
 
 static int shown(int64_t length)
@@ -343,94 +359,176 @@ void mm2_bpe_work_free(mm2_bpe_work *w)
 {
     free(w->symbols);
     free(w->heap);
+    free(w->candidates);
+    free(w->growing);
     memset(w, 0, sizeof *w);
+}
+
+static uint32_t growing_runs(int64_t length)
+{
+    uint32_t count = 16;
+    while (count < length && count < MAX_GROWING)
+        count *= 2;
+    return count;
 }
 
 static mm2_status reserve(mm2_bpe_work *w, int64_t length)
 {
     if (length <= w->capacity)
         return MM2_OK;
-    if (length >= UINT32_MAX)
+    if (length >= UINT32_MAX / 2)
         return mm2_fail(MM2_E_ARG, "a word of %lld bytes is too long", (long long)length);
     int64_t capacity = length < 256 ? 256 : length;
-    free(w->symbols);
-    free(w->heap);
+    mm2_bpe_work_free(w);
     w->symbols = malloc((size_t)capacity * sizeof *w->symbols);
-    w->heap = malloc((size_t)capacity * 2 * sizeof *w->heap); /* a merge takes one, adds two */
-    w->capacity = w->symbols && w->heap ? capacity : 0;
-    if (!w->capacity)
+    w->candidates =
+        malloc((size_t)capacity * 2 * sizeof *w->candidates); /* a merge takes one, adds two */
+    w->heap = malloc((size_t)capacity * 2 * sizeof *w->heap);
+    w->growing = malloc(growing_runs(capacity) * sizeof *w->growing);
+    if (!w->symbols || !w->candidates || !w->heap || !w->growing) {
+        mm2_bpe_work_free(w);
         return mm2_fail(MM2_E_NOMEM, "no memory for a word of %lld bytes", (long long)length);
+    }
+    w->capacity = capacity;
     return MM2_OK;
 }
 
-static void sift_up(uint64_t *heap, int64_t i)
-{
-    uint64_t entry = heap[i];
-    while (i > 0 && heap[(i - 1) / 2] > entry) {
-        heap[i] = heap[(i - 1) / 2];
-        i = (i - 1) / 2;
-    }
-    heap[i] = entry;
-}
-
-static void sift_down(uint64_t *heap, int64_t count, int64_t i)
-{
-    uint64_t entry = heap[i];
-    for (int64_t child; (child = 2 * i + 1) < count; i = child) {
-        if (child + 1 < count && heap[child + 1] < heap[child])
-            child++;
-        if (heap[child] >= entry)
-            break;
-        heap[i] = heap[child];
-    }
-    heap[i] = entry;
-}
-
-/* The rank of the symbol at i with its next one, noted there, into the heap if there is one. */
-static int64_t push_pair(const mm2_bpe *b, mm2_symbol *s, uint32_t i, uint64_t *heap, int64_t count)
-{
-    uint32_t tag;
-    if (i == NONE)
-        return count;
-    s[i].rank = s[i].next == NONE ? NONE : index_of(*find_pair(b, s[i].id, s[s[i].next].id, &tag));
-    if (s[i].rank == NONE)
-        return count;
-    heap[count] = (uint64_t)s[i].rank << 32 | i;
-    sift_up(heap, count);
-    return count + 1;
-}
-
-mm2_status mm2_bpe_encode(const mm2_bpe *b, mm2_bpe_work *w, const char *word, int64_t length,
-                          mm2_ids *out)
+mm2_status mm2_bpe_begin(mm2_bpe_work *w, const char *word, int64_t length)
 {
     mm2_status status = reserve(w, length);
     if (status)
         return status;
-    mm2_symbol *s = w->symbols;
-    uint64_t *heap = w->heap;
-    uint32_t n = (uint32_t)length;
-    int64_t count = 0;
-    for (uint32_t i = 0; i < n; i++)
-        s[i] = (mm2_symbol){(uint32_t)b->byte_ids[(uint8_t)word[i]], NONE, i ? i - 1 : NONE,
-                            i + 1 < n ? i + 1 : NONE};
-    for (uint32_t i = 0; i < n; i++)
-        count = push_pair(b, s, i, heap, count);
-    while (count) {
-        uint32_t rank = (uint32_t)(heap[0] >> 32), i = (uint32_t)heap[0];
-        heap[0] = heap[--count];
-        sift_down(heap, count, 0);
-        if (s[i].rank != rank)
-            continue; /* outdated */
-        uint32_t gone = s[i].next;
-        s[i].id = b->merges[rank].result;
-        s[i].next = s[gone].next;
-        s[gone].rank = NONE;
-        if (s[i].next != NONE)
-            s[s[i].next].previous = i;
-        count = push_pair(b, s, i, heap, count);
-        count = push_pair(b, s, s[i].previous, heap, count);
+    w->word = word;
+    w->length = (uint32_t)length;
+    w->count = w->read = w->used = w->written = 0;
+    w->free = NONE;
+    w->mask = growing_runs(length) - 1;
+    memset(w->growing, 0xff, (w->mask + 1) * sizeof *w->growing); /* NONE */
+    return MM2_OK;
+}
+
+/* Whether run a, `rank << 32 | first candidate`, is merged before run b. */
+static int before(const mm2_candidate *candidates, uint64_t a, uint64_t b)
+{
+    if (a >> 32 != b >> 32)
+        return a < b;
+    return candidates[(uint32_t)a].position < candidates[(uint32_t)b].position;
+}
+
+static void sift_up(const mm2_candidate *candidates, uint64_t *heap, uint32_t i)
+{
+    uint64_t run = heap[i];
+    while (i > 0 && before(candidates, run, heap[(i - 1) / 2])) {
+        heap[i] = heap[(i - 1) / 2];
+        i = (i - 1) / 2;
     }
-    for (uint32_t i = 0; i < n; i = s[i].next)
-        mm2_ids_push(out, (int32_t)s[i].id);
+    heap[i] = run;
+}
+
+static void sift_down(const mm2_candidate *candidates, uint64_t *heap, uint32_t count)
+{
+    uint64_t run = heap[0];
+    uint32_t i = 0;
+    for (uint32_t child; (child = 2 * i + 1) < count; i = child) {
+        if (child + 1 < count && before(candidates, heap[child + 1], heap[child]))
+            child++;
+        if (!before(candidates, heap[child], run))
+            break;
+        heap[i] = heap[child];
+    }
+    heap[i] = run;
+}
+
+/* Notes the rank of the symbol at i with its next one; if there is one the pair is a candidate. */
+static void push_pair(const mm2_bpe *b, mm2_bpe_work *w, uint32_t i)
+{
+    mm2_symbol *s = w->symbols;
+    uint32_t tag;
+    s[i].rank = s[i].next == NONE ? NONE : index_of(*find_pair(b, s[i].id, s[s[i].next].id, &tag));
+    if (s[i].rank == NONE)
+        return;
+    uint32_t new = w->free;
+    if (new == NONE)
+        new = w->used++;
+    else
+        w->free = w->candidates[new].next;
+    w->candidates[new] = (mm2_candidate){i, NONE};
+    mm2_run *run = &w->growing[s[i].rank & w->mask];
+    if (run->rank == s[i].rank && w->candidates[run->last].position < i) {
+        w->candidates[run->last].next = new;
+    } else {
+        w->heap[w->count] = (uint64_t)s[i].rank << 32 | new;
+        sift_up(w->candidates, w->heap, w->count++);
+    }
+    *run = (mm2_run){s[i].rank, new};
+}
+
+/* Takes the first candidate out of the first run; its position. */
+static uint32_t pop(mm2_bpe_work *w, uint32_t *rank)
+{
+    uint32_t first = (uint32_t)w->heap[0];
+    mm2_candidate c = w->candidates[first];
+    *rank = (uint32_t)(w->heap[0] >> 32);
+    if (c.next != NONE) {
+        w->heap[0] = (uint64_t)*rank << 32 | c.next;
+    } else {
+        mm2_run *run = &w->growing[*rank & w->mask];
+        if (run->last == first)
+            run->rank = NONE;
+        w->heap[0] = w->heap[--w->count];
+    }
+    if (w->count)
+        sift_down(w->candidates, w->heap, w->count);
+    w->candidates[first].next = w->free;
+    w->free = first;
+    return c.position;
+}
+
+/* The byte that is next becomes a symbol, and with the one before it a pair. */
+static void read_byte(const mm2_bpe *b, mm2_bpe_work *w)
+{
+    uint32_t i = w->read++;
+    w->symbols[i] =
+        (mm2_symbol){(uint32_t)b->byte_ids[(uint8_t)w->word[i]], NONE, i ? i - 1 : NONE, NONE};
+    if (i) {
+        w->symbols[i - 1].next = i;
+        push_pair(b, w, i - 1);
+    }
+}
+
+static void merge_first(const mm2_bpe *b, mm2_bpe_work *w)
+{
+    mm2_symbol *s = w->symbols;
+    uint32_t rank, i = pop(w, &rank);
+    if (s[i].rank != rank)
+        return; /* outdated */
+    uint32_t gone = s[i].next;
+    s[i].id = b->merges[rank].result;
+    s[i].next = s[gone].next;
+    s[gone].rank = NONE;
+    if (s[i].next != NONE)
+        s[s[i].next].previous = i;
+    if (s[i].previous != NONE)
+        push_pair(b, w, s[i].previous);
+    push_pair(b, w, i);
+}
+
+mm2_status mm2_bpe_run(const mm2_bpe *b, mm2_bpe_work *w, mm2_ids *out, mm2_pace *pace)
+{
+    while (w->read < w->length) {
+        read_byte(b, w);
+        if (mm2_pace_over(pace))
+            return MM2_MORE;
+    }
+    while (w->count) {
+        merge_first(b, w);
+        if (mm2_pace_over(pace))
+            return MM2_MORE;
+    }
+    for (; w->written < w->length; w->written = w->symbols[w->written].next) {
+        if (out->count == out->cap)
+            return MM2_MORE;
+        out->ids[out->count++] = (int32_t)w->symbols[w->written].id;
+    }
     return MM2_OK;
 }

@@ -2,7 +2,7 @@
 #ifndef MM2_BPE_H
 #define MM2_BPE_H
 
-#include "minimax2.h"
+#include "base/pool.h"
 
 enum {                               /* limits on what a file may hold */
        MM2_MAX_VOCABULARY = 1 << 20, /* ids */
@@ -71,15 +71,40 @@ static inline void mm2_ids_push(mm2_ids *out, int32_t id)
     out->count++;
 }
 
-typedef struct mm2_bpe_work { /* scratch of one encoding; zero it first */
+typedef struct mm2_pace { /* when to stop for now */
+    int64_t deadline;     /* CLOCK_MONOTONIC nanoseconds; INT64_MAX: none */
+    int64_t steps;        /* since the last look at the clock */
+} mm2_pace;
+
+enum { MM2_STEPS_PER_LOOK = 1024 };
+
+/* Counts a step, which costs about a microsecond at most; whether the time is over. */
+static inline int mm2_pace_over(mm2_pace *p)
+{
+    if (++p->steps < MM2_STEPS_PER_LOOK)
+        return 0;
+    p->steps = 0;
+    return mm2_now() >= p->deadline;
+}
+
+typedef struct mm2_bpe_work { /* one word after the other; zero it first */
     struct mm2_symbol *symbols;
-    uint64_t *heap;
+    struct mm2_candidate *candidates;
+    struct mm2_run *growing; /* by rank */
+    uint64_t *heap;          /* runs of candidates: rank << 32 | first candidate */
     int64_t capacity;
+    const char *word; /* borrowed until it is done */
+    uint32_t length;
+    uint32_t read, count, written; /* bytes that are symbols; runs in the heap; bytes gone out */
+    uint32_t used, free;           /* candidates: never used ones begin here; a list of others */
+    uint32_t mask;                 /* of growing */
 } mm2_bpe_work;
 
 void mm2_bpe_work_free(mm2_bpe_work *w);
-/* Merges the bytes of one word, lowest rank first, leftmost first among equals. */
-mm2_status mm2_bpe_encode(const mm2_bpe *b, mm2_bpe_work *w, const char *word, int64_t length,
-                          mm2_ids *out);
+/* The word to do next. NOMEM. */
+mm2_status mm2_bpe_begin(mm2_bpe_work *w, const char *word, int64_t length);
+/* Merges the bytes of the word, lowest rank first, leftmost first among equals, and writes the ids:
+ * OK; or MORE if the time is over or there is no more room for ids. */
+mm2_status mm2_bpe_run(const mm2_bpe *b, mm2_bpe_work *w, mm2_ids *out, mm2_pace *pace);
 
 #endif

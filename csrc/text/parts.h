@@ -7,12 +7,15 @@
 #include "text/split.h"
 #include "text/tokenizer.h"
 
-enum {                      /* the chat format's own tokens, in mm2_tokenizer.tags */
-       MM2_TAG_BEGIN,       /* ]~!b[ */
-       MM2_TAG_ROLE,        /* ]~b] */
-       MM2_TAG_END,         /* [e~[ */
-       MM2_TAG_THINK_OPEN,  /* <think> */
-       MM2_TAG_THINK_CLOSE, /* </think> */
+enum {                                     /* the chat format's own tokens, in mm2_tokenizer.tags */
+       MM2_TAG_BEGIN,                      /* ]~!b[ */
+       MM2_TAG_ROLE,                       /* ]~b] */
+       MM2_TAG_END,                        /* [e~[ */
+       MM2_TAG_THINK_OPEN,                 /* <think> */
+       MM2_TAG_THINK_CLOSE,                /* </think> */
+       MM2_TAG_NEEDED,                     /* without the ones below, those are texts */
+       MM2_TAG_CALL_OPEN = MM2_TAG_NEEDED, /* <minimax:tool_call> */
+       MM2_TAG_CALL_CLOSE,                 /* </minimax:tool_call> */
        MM2_TAG_COUNT
 };
 extern const char *const mm2_tag_text[MM2_TAG_COUNT];
@@ -29,6 +32,7 @@ struct mm2_tokenizer {
     const char *template_name;   /* NULL: not recognised, or none given */
     char *unknown_template;      /* where one stands that was not recognised; or NULL */
     int keeps_tags;              /* the template leaves thinking in a content that holds its tags */
+    int newline_after_calls;     /* it writes one */
 };
 
 /* Called when bpe, split and nfc are set: sorts out the added tokens (`normalized`: one flag for

@@ -1,9 +1,13 @@
-/* A reply: sampled ids go in, thinking and answer come out, until something ends it.
+/* A reply: sampled ids go in, thinking, answer and calls come out, until something ends it.
  *
  * Two texts grow, the thinking and the answer. Each is kept whole, with a mark up to which it may
  * be seen; a piece is what lies between two marks. Behind the mark waits what is not decided yet:
  * the first bytes of a character, what may become a stop string (answer), newlines that may be the
- * format's last ones (thinking).
+ * format's last ones (thinking). In a chat turn, calls.c parts the bytes into the two texts and
+ * calls; what it has not decided waits there.
+ *
+ * A budget of thinking is kept by asking for ids: when it is spent, the piece says which ones come
+ * next, until the block is closed as the format does it.
  *
  * Stop strings are found byte by byte (Knuth, Morris, Pratt), each in time proportional to the
  * text. So it does not matter how tokens cut the text: the string that is complete first ends it.
@@ -12,16 +16,16 @@
  * the tokenizer does not. */
 #include "base/guard.h"
 #include "base/status.h"
+#include "text/calls.h"
 #include "text/parts.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct growing {
-    char *bytes;
-    int64_t length, capacity;
+typedef struct shown_text {
+    mm2_growing text;
     int64_t shown; /* may be seen */
-} growing;
+} shown_text;
 
 typedef struct stop_string {
     char *bytes;
@@ -30,14 +34,20 @@ typedef struct stop_string {
     int32_t matched; /* of its bytes, at the end of the answer */
 } stop_string;
 
+enum { MOST_CLOSING = 16 };
+
 struct mm2_reply {
     const mm2_tokenizer *t;
     mm2_busy busy;
     int torn; /* a call was cut off by fork(): the buffers may be anywhere */
     int chat; /* newlines at the beginning of the answer are the format's */
-    int in_thinking;
+    mm2_calls calls;
+    int32_t open_tags; /* <think> in the answer, without its end */
     int32_t end, count, max_tokens;
-    growing thinking, answer;
+    int32_t thought, max_thinking; /* ids of thinking */
+    int32_t closing[MOST_CLOSING]; /* ids that close the thinking when its budget is spent */
+    int32_t closing_count, closed; /* how many of them have come */
+    shown_text thinking, answer;
     int64_t last; /* behind the last byte of the thinking that is not a newline */
     int32_t *ends;
     int32_t end_count;
@@ -45,19 +55,146 @@ struct mm2_reply {
     int32_t stop_count;
 };
 
+/* ---- Growing ---- */
+
+/* Where the text ends that holds no beginning of a character, among the first n bytes. */
+static int64_t complete(const shown_text *t, int64_t n)
+{
+    return n ? mm2_text_complete(t->text.bytes, (int32_t)n) : 0;
+}
+
+static void put_thinking(void *of, char byte)
+{
+    mm2_reply *r = of;
+    mm2_growing *g = &r->thinking.text;
+    if (byte == '\n' && !g->length)
+        return;
+    g->bytes[g->length++] = byte;
+    if (byte != '\n')
+        r->last = g->length;
+}
+
+static void end_thinking(void *of)
+{
+    mm2_reply *r = of;
+    r->thinking.shown = r->last;
+}
+
+/* Before a block of calls stands one newline of the format. Stop strings do not reach across. */
+static int64_t begin_call(void *of, int block)
+{
+    mm2_reply *r = of;
+    mm2_growing *g = &r->answer.text;
+    g->length -= block && g->length && g->bytes[g->length - 1] == '\n';
+    for (int32_t i = 0; i < r->stop_count; i++)
+        r->stops[i].matched = 0;
+    return g->length;
+}
+
+/* One byte more for all stop strings. Returns the length of the longest that is complete, or 0. */
+static int32_t match(mm2_reply *r, char byte)
+{
+    int32_t found = 0;
+    for (int32_t i = 0; i < r->stop_count; i++) {
+        stop_string *s = &r->stops[i];
+        while (s->matched && s->bytes[s->matched] != byte)
+            s->matched = s->border[s->matched - 1];
+        s->matched += s->bytes[s->matched] == byte;
+        if (s->matched == s->length && s->length > found)
+            found = s->length;
+    }
+    return found;
+}
+
+/* Nothing more comes: what is held back is seen. */
+static void finish(mm2_reply *r, int32_t reason)
+{
+    if (r->chat)
+        mm2_calls_end(&r->calls, reason == MM2_END_STOP);
+    r->thinking.shown = r->last;
+    r->answer.shown = r->answer.text.length;
+    if (!r->end)
+        r->end = reason;
+}
+
+static void put_answer(void *of, char byte)
+{
+    mm2_reply *r = of;
+    mm2_growing *g = &r->answer.text;
+    if (r->end || (byte == '\n' && !g->length && r->chat))
+        return;
+    g->bytes[g->length++] = byte;
+    int32_t stop = match(r, byte);
+    if (stop) {
+        g->length -= stop;
+        r->end = MM2_END_STOP;
+    }
+}
+
+/* What may be seen now. */
+static void show(mm2_reply *r)
+{
+    int64_t whole = complete(&r->thinking, r->thinking.text.length);
+    const mm2_growing *g = &r->answer.text;
+    int32_t held = r->chat && g->length && g->bytes[g->length - 1] == '\n';
+    if (mm2_calls_thinking(&r->calls))
+        r->thinking.shown = whole < r->last ? whole : r->last;
+    for (int32_t i = 0; i < r->stop_count; i++)
+        held = r->stops[i].matched > held ? r->stops[i].matched : held;
+    r->answer.shown = complete(&r->answer, g->length - held);
+}
+
+/* The bytes of a token. */
+static void grow(mm2_reply *r, int32_t id, const char *bytes, int64_t n)
+{
+    if (r->chat && r->t && id == r->t->facts.think_close && mm2_calls_stray(&r->calls)) {
+        if (!r->open_tags)
+            n = 0; /* the end of nothing */
+        else
+            r->open_tags--;
+    } else if (r->chat && r->t && id == r->t->facts.think_open && !mm2_calls_thinking(&r->calls)) {
+        r->open_tags += mm2_calls_stray(&r->calls);
+    }
+    for (int64_t i = 0; i < n && !r->end; i++) {
+        if (r->chat)
+            mm2_calls_push(&r->calls, bytes[i]);
+        else
+            put_answer(r, bytes[i]);
+    }
+    if (r->end)
+        finish(r, r->end);
+    else
+        show(r);
+}
+
+/* Which of the closing ids must come next, or -1. */
+static int32_t next_closing(const mm2_reply *r)
+{
+    const mm2_growing *g = &r->thinking.text;
+    if (r->end || !r->closing_count || r->closed == r->closing_count)
+        return -1;
+    if (r->closed)
+        return r->closed;
+    /* The budget is spent; a character is not cut, and a newline that is there is not doubled. */
+    if (r->thought < r->max_thinking || !mm2_calls_thinking(&r->calls) ||
+        complete(&r->thinking, g->length) != g->length)
+        return -1;
+    return g->length && g->bytes[g->length - 1] == '\n';
+}
+
 /* ---- Making ---- */
 
 void mm2_reply_options_init(mm2_reply_options *o)
 {
-    static const mm2_reply_options defaults = {.size = sizeof defaults, .max_tokens = INT32_MAX};
+    static const mm2_reply_options defaults = {
+        .size = sizeof defaults, .max_tokens = INT32_MAX, .max_thinking = INT32_MAX};
     mm2_struct_init(o, &defaults);
 }
 
 static mm2_status copy_ends(mm2_reply *r, const mm2_reply_options *o)
 {
     int32_t own = r->t ? r->t->facts.eos : -1, n = o->end_tokens ? o->end_count : own >= 0;
-    int32_t tag = r->t && r->chat ? r->t->tags[MM2_TAG_END] : -1;
-    r->ends = malloc(((size_t)n + 1) * sizeof *r->ends);
+    r->ends = malloc(((size_t)n + MM2_TAG_NEEDED) * sizeof *r->ends);
     if (!r->ends)
         return mm2_fail(MM2_E_NOMEM, "reply_new: no memory for %d end tokens", n);
     for (int32_t i = 0; i < n; i++) {
@@ -66,8 +203,9 @@ static mm2_status copy_ends(mm2_reply *r, const mm2_reply_options *o)
             return mm2_fail(MM2_E_ARG, "reply_new: end token %d is %d, expected an id", i,
                             r->ends[i]);
     }
-    if (tag >= 0)
-        r->ends[n++] = tag;
+    for (int i = MM2_TAG_BEGIN; r->t && r->chat && i <= MM2_TAG_END; i++)
+        if (r->t->tags[i] >= 0) /* the end of a turn, and what begins another one */
+            r->ends[n++] = r->t->tags[i];
     r->end_count = n;
     return MM2_OK;
 }
@@ -110,6 +248,23 @@ static mm2_status copy_stops(mm2_reply *r, const mm2_reply_options *o)
     return status;
 }
 
+/* The ids of "\n</think>\n\n", as the prompt has them that skips the thinking. */
+static mm2_status copy_closing(mm2_reply *r, const mm2_reply_options *o)
+{
+    mm2_ids ids = {r->closing, MOST_CLOSING, 0};
+    r->max_thinking = o->max_thinking;
+    if (o->start != MM2_START_THINKING || o->max_thinking == INT32_MAX)
+        return MM2_OK;
+    if (!r->t || r->t->facts.think_close < 0)
+        return mm2_fail(MM2_E_ARG, "reply_new: max_thinking needs a tokenizer with </think>");
+    mm2_status status = mm2_tokenizer_append(r->t, "\n", 1, 0, &ids);
+    mm2_ids_push(&ids, r->t->facts.think_close);
+    if (!status)
+        status = mm2_tokenizer_append(r->t, "\n\n", 2, 0, &ids);
+    r->closing_count = (int32_t)(ids.count < MOST_CLOSING ? ids.count : MOST_CLOSING);
+    return status;
+}
+
 static mm2_status check_options(const mm2_reply_options *o)
 {
     if (o->start < MM2_START_TEXT || o->start > MM2_START_ANSWER)
@@ -118,6 +273,9 @@ static mm2_status check_options(const mm2_reply_options *o)
     if (o->max_tokens < 0)
         return mm2_fail(MM2_E_ARG, "reply_new: max_tokens is %d, expected 0 or more",
                         o->max_tokens);
+    if (o->max_thinking < 0)
+        return mm2_fail(MM2_E_ARG, "reply_new: max_thinking is %d, expected 0 or more",
+                        o->max_thinking);
     if (o->end_count < 0 || (!o->end_tokens && o->end_count))
         return mm2_fail(MM2_E_ARG, "reply_new: end_count is %d %s", o->end_count,
                         o->end_tokens ? ", expected 0 or more" : "without end_tokens");
@@ -143,12 +301,19 @@ mm2_status mm2_reply_new(mm2_reply **out, const mm2_tokenizer *t, const mm2_repl
         return mm2_fail(MM2_E_NOMEM, "reply_new: no memory for a reply");
     r->t = t;
     r->chat = o.start != MM2_START_TEXT;
-    r->in_thinking = o.start == MM2_START_THINKING;
     r->max_tokens = o.max_tokens;
     r->end = o.max_tokens ? MM2_END_NONE : MM2_END_LENGTH;
-    status = copy_ends(r, &o);
+    status =
+        mm2_calls_init(&r->calls, (mm2_sink){r, put_answer, put_thinking, end_thinking, begin_call},
+                       r->chat ? o.tools : NULL, o.start == MM2_START_THINKING);
+    if (status)
+        status = mm2_fail_in(status, "reply_new");
+    if (!status)
+        status = copy_ends(r, &o);
     if (!status)
         status = copy_stops(r, &o);
+    if (!status)
+        status = copy_closing(r, &o);
     if (status) {
         mm2_reply_free(r);
         return status;
@@ -168,93 +333,11 @@ void mm2_reply_free(mm2_reply *r)
     free(r->stops);
     free(r->ends);
     if (!r->torn) {
-        free(r->thinking.bytes);
-        free(r->answer.bytes);
+        free(r->thinking.text.bytes);
+        free(r->answer.text.bytes);
+        mm2_calls_free(&r->calls);
     }
     free(r);
-}
-
-/* ---- Growing ---- */
-
-/* Room for n more bytes. */
-static mm2_status reserve(growing *g, int64_t n)
-{
-    int64_t needed = g->length + n;
-    if (needed <= g->capacity)
-        return MM2_OK;
-    if (needed > INT32_MAX)
-        return mm2_fail(MM2_E_ARG, "reply_push: the text has %lld bytes, at most %d can be counted",
-                        (long long)needed, INT32_MAX);
-    int64_t capacity = needed + needed / 2 + 256;
-    char *bytes = realloc(g->bytes, (size_t)capacity);
-    if (!bytes)
-        return mm2_fail(MM2_E_NOMEM, "reply_push: no memory for a text of %lld bytes",
-                        (long long)needed);
-    g->bytes = bytes;
-    g->capacity = capacity;
-    return MM2_OK;
-}
-
-/* Where the text ends that holds no beginning of a character, among the first n bytes. */
-static int64_t complete(const growing *g, int64_t n)
-{
-    return n ? mm2_text_complete(g->bytes, (int32_t)n) : 0;
-}
-
-static void think(mm2_reply *r, const char *bytes, int64_t n)
-{
-    growing *g = &r->thinking;
-    for (int64_t i = 0; i < n; i++) {
-        if (bytes[i] == '\n' && !g->length)
-            continue;
-        g->bytes[g->length++] = bytes[i];
-        if (bytes[i] != '\n')
-            r->last = g->length;
-    }
-    int64_t whole = complete(g, g->length);
-    g->shown = whole < r->last ? whole : r->last;
-}
-
-/* One byte more for all stop strings. Returns the length of the longest that is complete, or 0. */
-static int32_t match(mm2_reply *r, char byte)
-{
-    int32_t found = 0;
-    for (int32_t i = 0; i < r->stop_count; i++) {
-        stop_string *s = &r->stops[i];
-        while (s->matched && s->bytes[s->matched] != byte)
-            s->matched = s->border[s->matched - 1];
-        s->matched += s->bytes[s->matched] == byte;
-        if (s->matched == s->length && s->length > found)
-            found = s->length;
-    }
-    return found;
-}
-
-static void finish(mm2_reply *r, int32_t reason)
-{
-    r->thinking.shown = r->last;
-    r->answer.shown = r->answer.length;
-    r->end = reason;
-}
-
-static void answer(mm2_reply *r, const char *bytes, int64_t n)
-{
-    growing *g = &r->answer;
-    int32_t held = 0;
-    for (int64_t i = 0; i < n; i++) {
-        if (bytes[i] == '\n' && !g->length && r->chat)
-            continue;
-        g->bytes[g->length++] = bytes[i];
-        int32_t stop = match(r, bytes[i]);
-        if (stop) {
-            g->length -= stop;
-            finish(r, MM2_END_STOP);
-            return;
-        }
-    }
-    for (int32_t i = 0; i < r->stop_count; i++)
-        held = r->stops[i].matched > held ? r->stops[i].matched : held;
-    g->shown = complete(g, g->length - held);
 }
 
 /* ---- Public functions ---- */
@@ -276,13 +359,18 @@ static mm2_status enter(mm2_reply *r)
 /* Fills the piece with what is seen behind these marks. */
 static mm2_status report(const mm2_reply *r, mm2_piece *piece, int64_t text, int64_t thinking)
 {
+    int32_t closing = next_closing(r);
     mm2_piece p = {.size = sizeof p,
                    .end = r->end,
                    .count = r->count,
                    .text_len = (int32_t)(r->answer.shown - text),
                    .thinking_len = (int32_t)(r->thinking.shown - thinking),
-                   .text = r->answer.bytes ? r->answer.bytes + text : "",
-                   .thinking = r->thinking.bytes ? r->thinking.bytes + thinking : ""};
+                   .calls = r->calls.count,
+                   .text = r->answer.text.bytes ? r->answer.text.bytes + text : "",
+                   .thinking = r->thinking.text.bytes ? r->thinking.text.bytes + thinking : "",
+                   .reason = r->calls.reason ? r->calls.reason : "",
+                   .thought = r->thought,
+                   .next = closing < 0 ? -1 : r->closing[closing]};
     return piece ? mm2_struct_write(piece, &p, "piece") : MM2_OK;
 }
 
@@ -313,22 +401,24 @@ static mm2_status push(mm2_reply *r, int32_t id, mm2_piece *piece)
     if (r->end)
         return mm2_fail(MM2_E_ARG, "reply_push: the reply has ended");
     mm2_status status = report(r, piece, text, thinking); /* the piece can be filled */
-    int64_t n = token_bytes(r->t, id, &bytes);
+    int64_t n = token_bytes(r->t, id, &bytes), held = n + r->calls.held.length;
     if (!status)
-        status = reserve(r->in_thinking ? &r->thinking : &r->answer, n);
+        status = mm2_growing_reserve(&r->thinking.text, held);
+    if (!status)
+        status = mm2_growing_reserve(&r->answer.text, held);
+    if (!status && r->chat)
+        status = mm2_calls_reserve(&r->calls, n);
     if (status)
         return status;
+    int32_t closing = next_closing(r);
     r->count++;
-    if (ends_at(r, id)) {
+    r->thought += mm2_calls_thinking(&r->calls);
+    if (closing >= 0)
+        r->closed = id == r->closing[closing] ? closing + 1 : 0;
+    if (ends_at(r, id))
         finish(r, MM2_END_STOP);
-    } else if (r->in_thinking && r->t && id == r->t->facts.think_close) {
-        r->thinking.shown = r->last;
-        r->in_thinking = 0;
-    } else if (n && r->in_thinking) {
-        think(r, bytes, n);
-    } else if (n) {
-        answer(r, bytes, n);
-    }
+    else
+        grow(r, id, bytes, n);
     if (!r->end && r->count == r->max_tokens)
         finish(r, MM2_END_LENGTH);
     return report(r, piece, text, thinking);
@@ -372,6 +462,31 @@ mm2_status mm2_reply_all(mm2_reply *r, mm2_piece *piece)
     if (status)
         return status;
     status = report(r, piece, 0, 0);
+    mm2_busy_leave(&r->busy);
+    return status;
+}
+
+mm2_status mm2_reply_call(mm2_reply *r, int32_t index, mm2_call *call)
+{
+    MM2_NEED(r, "the reply");
+    MM2_NEED(call, "the call");
+    mm2_status status = enter(r);
+    if (status)
+        return status;
+    if (index < 0 || index >= r->calls.count) {
+        status = mm2_fail(MM2_E_ARG, "reply_call: call %d of %d", index, r->calls.count);
+    } else {
+        const mm2_call_record *record = &r->calls.records[index];
+        mm2_call c = {.size = sizeof c,
+                      .state = record->state,
+                      .known = record->known,
+                      .text_at = (int32_t)record->text_at,
+                      .name_len = (int32_t)record->name_length,
+                      .arguments_len = (int32_t)record->arguments_length,
+                      .name = r->calls.written.bytes + record->name,
+                      .arguments = r->calls.written.bytes + record->arguments};
+        status = mm2_struct_write(call, &c, "call");
+    }
     mm2_busy_leave(&r->busy);
     return status;
 }

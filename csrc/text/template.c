@@ -22,13 +22,14 @@
 // clang-format off
 static const struct {
     uint64_t fingerprint;
-    int splits;
+    int keeps_tags, newline_after_calls;
 } known[] = {
-    {0x42b97d7f3912adf8, 1}, /* the vendor's, of M2 to M2.7 */
-    {0x4f17e07a43d3074d, 1}, /* the same with a branch for a content of none, of some M2.1 */
-    {0x55a15ab96be7be04, 1}, /* llama.cpp's of M2 */
-    {0x381ed7952d87e626, 0}, /* unsloth's of M2 */
-    {0xad85a558bc3a725b, 0}, /* m2-tiny's */
+    {0x42b97d7f3912adf8, 0, 0}, /* the vendor's, of M2 to M2.7 */
+    {0x4f17e07a43d3074d, 0, 0}, /* the same with a branch for a content of none, of some M2.1 */
+    {0x55a15ab96be7be04, 0, 0}, /* llama.cpp's of M2 */
+    {0x381ed7952d87e626, 1, 1}, /* unsloth's of M2 */
+    {0x4f4e1f33fe3435db, 0, 0}, /* atlas's of M2.7, with a switch for thinking */
+    {0xad85a558bc3a725b, 1, 0}, /* m2-tiny's */
 };
 // clang-format on
 
@@ -235,6 +236,7 @@ void mm2_template_read(mm2_template *out, const char *text, int64_t length)
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (known[i].fingerprint == r.hash && out->system_length >= 0) {
             out->known = 1;
-            out->splits = known[i].splits;
+            out->keeps_tags = known[i].keeps_tags;
+            out->newline_after_calls = known[i].newline_after_calls;
         }
 }

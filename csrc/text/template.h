@@ -8,8 +8,9 @@ enum { MM2_MAX_SYSTEM = 4096 }; /* bytes of a default system prompt in a templat
 
 typedef struct mm2_template {
     uint64_t fingerprint; /* of the normal form; 0: the text cannot be read as a template */
-    int known;            /* it renders turns without tools as chat.c does */
-    int splits;           /* thinking is taken out of a content that holds <think> and </think> */
+    int known;            /* it renders as chat.c does, but for these: */
+    int keeps_tags;       /* thinking stays in a content that holds <think> and </think> */
+    int newline_after_calls;
     int system_length;
     char system[MM2_MAX_SYSTEM]; /* default system prompt, without a NUL */
 } mm2_template;

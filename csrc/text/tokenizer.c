@@ -1,7 +1,8 @@
 /* The tokenizer's public verbs. Encoding is a row of cuts: the text, made valid UTF-8; the added
  * tokens in it, if asked for; between them normalised stretches; in these the pattern's words; and
- * their bytes, merged. Every step hands pieces to the next and ids go straight to the caller's
- * array, so nothing is kept but the copy that repair or normalisation had to make.
+ * their bytes, merged. An mm2_encoding stands in the middle of all of them, so that it may stop
+ * behind any word, and in one, and go on later. Ids go straight to the caller's array; nothing is
+ * kept but the copy that repair or normalisation had to make.
  *
  * A tokenizer is written by its reader (tokenizer_json.c, tokenizer_gguf.c) and by the two setters
  * before anybody else sees it; then it is only read, by any number of threads. */
@@ -20,15 +21,28 @@ enum {
     BASE_STEPS = 1000000, /* and beside them */
 };
 
-typedef struct job { /* of one call */
-    const mm2_tokenizer *t;
-    mm2_bpe_work work;
-    int64_t steps; /* left */
-    int special;
-    mm2_ids *out;
-} job;
+typedef struct cut { /* a text that is handed out in stretches without added tokens */
+    const mm2_added *added;
+    const char *text;
+    int64_t length, from; /* everything before it has been handed out */
+    int32_t token;        /* behind the last stretch; -1: none */
+} cut;
 
-const char *const mm2_tag_text[MM2_TAG_COUNT] = {"]~!b[", "]~b]", "[e~[", "<think>", "</think>"};
+struct mm2_encoding {
+    const mm2_tokenizer *t;
+    mm2_busy busy;
+    mm2_status failed;
+    int special;
+    int64_t steps;             /* left */
+    char *repaired, *composed; /* owned, or NULL: the text itself */
+    cut raw, normalized;       /* the text; its stretch at hand, normalised */
+    int splitting, merging;    /* whether these are in their middle: */
+    mm2_pieces words;          /* of the stretch at hand that holds no added token any more */
+    mm2_bpe_work work;         /* the word at hand */
+};
+
+const char *const mm2_tag_text[MM2_TAG_COUNT] = {
+    "]~!b[", "]~b]", "[e~[", "<think>", "</think>", "<minimax:tool_call>", "</minimax:tool_call>"};
 
 mm2_status mm2_tokenizer_finish(mm2_tokenizer *t, const uint8_t *normalized)
 {
@@ -87,81 +101,213 @@ mm2_status mm2_tokenizer_describe(const mm2_tokenizer *t, mm2_tokenizer_info *ou
     return mm2_struct_write(out, &t->facts, "tokenizer info");
 }
 
-/* Splits and merges a stretch that holds no added token any more. */
-static mm2_status append_words(job *j, const char *text, int64_t length)
+static mm2_status start(mm2_encoding *e, const mm2_tokenizer *t, const char *text, int64_t length,
+                        int special)
 {
-    mm2_pieces walk;
-    const char *piece;
-    int64_t n;
-    if (!length)
-        return MM2_OK;
-    int status = mm2_pieces_begin(&walk, j->t->split, text, length, &j->steps);
-    while (!status && (status = mm2_pieces_next(&walk, &piece, &n)) > 0)
-        status = mm2_bpe_encode(&j->t->bpe, &j->work, piece, n, j->out);
-    mm2_pieces_end(&walk);
+    *e = (mm2_encoding){.t = t, .special = special};
+    e->normalized.token = -1;
+    if (length > MAX_TEXT)
+        return mm2_fail(MM2_E_ARG, "a text of %lld bytes, at most %d can be encoded at once",
+                        (long long)length, (int)MAX_TEXT);
+    mm2_status status = mm2_utf8_repair(&e->repaired, &length, text, length);
+    e->raw = (cut){&t->raw, e->repaired ? e->repaired : text, length, 0, -1};
+    e->steps = length * STEPS_PER_BYTE + BASE_STEPS;
     return status;
 }
 
-/* Cuts the tokens of `added` out of a text; what is between them goes through `between`. */
-static mm2_status cut(job *j, const mm2_added *added,
-                      mm2_status (*between)(job *j, const char *text, int64_t length),
-                      const char *text, int64_t length)
+static void finish(mm2_encoding *e)
 {
-    mm2_status status = MM2_OK;
-    for (int64_t from = 0; !status && from < length;) {
-        mm2_added_place found = {-1, length, 0};
-        if (j->special)
-            status = mm2_added_find(added, text, length, from, &j->steps, &found);
-        if (!status)
-            status = between(j, text + from, found.at - from);
-        if (!status && found.id >= 0)
-            mm2_ids_push(j->out, found.id);
-        from = found.at + found.length;
+    if (e->splitting)
+        mm2_pieces_end(&e->words);
+    mm2_bpe_work_free(&e->work);
+    free(e->composed);
+    free(e->repaired);
+}
+
+/* 1 and the next stretch, or in its place an empty one if the token that follows the last one has
+ * been written; 0 at the end; or a negative status. */
+static int next_stretch(mm2_encoding *e, cut *c, mm2_ids *out, const char **text, int64_t *length)
+{
+    *text = c->text;
+    *length = 0;
+    if (c->token >= 0) {
+        out->ids[out->count++] = c->token;
+        c->token = -1;
+        return 1;
     }
-    return status;
+    if (c->from == c->length)
+        return 0;
+    mm2_added_place found = {-1, c->length, 0};
+    mm2_status status = MM2_OK;
+    if (e->special)
+        status = mm2_added_find(c->added, c->text, c->length, c->from, &e->steps, &found);
+    if (status)
+        return status;
+    *text = c->text + c->from;
+    *length = found.at - c->from;
+    c->from = found.at + found.length;
+    c->token = found.id;
+    return 1;
 }
 
-static mm2_status append_normalized(job *j, const char *text, int64_t length)
+/* The next word, or a step towards it in which one id may be written: 1; 0 at the end; or a
+ * negative status. */
+static int advance(mm2_encoding *e, mm2_ids *out)
 {
-    char *composed = NULL;
-    mm2_status status = j->t->nfc ? mm2_nfc(&composed, &length, text, length) : MM2_OK;
-    if (!status)
-        status = cut(j, &j->t->normalized, append_words, composed ? composed : text, length);
-    free(composed);
-    return status;
+    const mm2_tokenizer *t = e->t;
+    const char *text;
+    int64_t length;
+    mm2_status status = MM2_OK;
+    if (e->splitting) {
+        int found = mm2_pieces_next(&e->words, &text, &length);
+        if (found < 0)
+            return found;
+        if (found) {
+            status = mm2_bpe_begin(&e->work, text, length);
+            e->merging = !status;
+        } else {
+            mm2_pieces_end(&e->words);
+            e->splitting = 0;
+        }
+        return status ? status : 1;
+    }
+    int found = next_stretch(e, &e->normalized, out, &text, &length);
+    if (found > 0 && length) {
+        e->splitting = 1;
+        status = mm2_pieces_begin(&e->words, t->split, text, length, &e->steps);
+    }
+    if (found)
+        return status ? status : found;
+    found = next_stretch(e, &e->raw, out, &text, &length);
+    if (found > 0 && length) {
+        free(e->composed);
+        e->composed = NULL;
+        status = t->nfc ? mm2_nfc(&e->composed, &length, text, length) : MM2_OK;
+        e->normalized = (cut){&t->normalized, e->composed ? e->composed : text, length, 0, -1};
+    }
+    return status ? status : found;
+}
+
+static mm2_status run(mm2_encoding *e, mm2_ids *out, mm2_pace *pace)
+{
+    int found = 1;
+    while (found) {
+        mm2_status status = e->merging ? mm2_bpe_run(&e->t->bpe, &e->work, out, pace) : MM2_OK;
+        if (status)
+            return status;
+        e->merging = 0;
+        if (out->count == out->cap || mm2_pace_over(pace))
+            return MM2_MORE;
+        found = advance(e, out);
+        if (found < 0)
+            return found;
+    }
+    return MM2_OK;
 }
 
 mm2_status mm2_tokenizer_append(const mm2_tokenizer *t, const char *text, int64_t length,
                                 int special, mm2_ids *out)
 {
-    job j = {.t = t, .special = special, .out = out};
-    char *repaired;
-    if (length > MAX_TEXT)
-        return mm2_fail(MM2_E_ARG, "a text of %lld bytes, at most %d can be encoded at once",
-                        (long long)length, (int)MAX_TEXT);
-    mm2_status status = mm2_utf8_repair(&repaired, &length, text, length);
-    j.steps = length * STEPS_PER_BYTE + BASE_STEPS;
-    if (!status)
-        status = cut(&j, &t->raw, append_normalized, repaired ? repaired : text, length);
-    free(repaired);
-    mm2_bpe_work_free(&j.work);
+    mm2_encoding e;
+    int32_t beyond[256]; /* ids for which there is no room */
+    mm2_pace pace = {INT64_MAX, 0};
+    mm2_status status = start(&e, t, text, length, special);
+    for (status = status ? status : MM2_MORE; status == MM2_MORE;) {
+        mm2_ids part = {beyond, sizeof beyond / sizeof *beyond, 0};
+        if (out->count < out->cap)
+            part = (mm2_ids){out->ids + out->count, out->cap - (int32_t)out->count, 0};
+        status = run(&e, &part, &pace);
+        out->count += part.count;
+    }
+    finish(&e);
     return status;
+}
+
+static mm2_status check_encode(const char *who, const mm2_tokenizer *t, const char *text,
+                               int32_t len, int32_t flags)
+{
+    if (!t || (!text && len) || len < 0)
+        return mm2_fail(MM2_E_ARG, "%s: needs a tokenizer and a text of at least 0 bytes, given %d",
+                        who, len);
+    if (flags & ~MM2_SPECIAL)
+        return mm2_fail(MM2_E_ARG, "%s: unknown flags %d, expected 0 or MM2_SPECIAL", who, flags);
+    return MM2_OK;
+}
+
+static mm2_status check_room(const char *who, const int32_t *ids, int32_t cap)
+{
+    if ((!ids && cap) || cap < 0)
+        return mm2_fail(MM2_E_ARG, "%s: needs room for at least 0 ids, given %d", who, cap);
+    return MM2_OK;
 }
 
 int32_t mm2_tokenizer_encode(const mm2_tokenizer *t, const char *text, int32_t len, int32_t flags,
                              int32_t *ids, int32_t cap)
 {
-    if (!t || (!text && len) || len < 0 || (!ids && cap) || cap < 0)
-        return mm2_fail(MM2_E_ARG,
-                        "tokenizer_encode: needs a tokenizer, a text of at least 0 bytes (given "
-                        "%d) and room for at least 0 ids (given %d)",
-                        len, cap);
-    if (flags & ~MM2_SPECIAL)
-        return mm2_fail(MM2_E_ARG, "tokenizer_encode: unknown flags %d, expected 0 or MM2_SPECIAL",
-                        flags);
     mm2_ids out = {ids, cap, 0};
-    mm2_status status = mm2_tokenizer_append(t, text, len, flags & MM2_SPECIAL, &out);
+    mm2_status status = check_encode("tokenizer_encode", t, text, len, flags);
+    if (!status)
+        status = check_room("tokenizer_encode", ids, cap);
+    if (!status)
+        status = mm2_tokenizer_append(t, text, len, flags & MM2_SPECIAL, &out);
     return status ? status : (int32_t)out.count; /* at most 3 ids a byte of MAX_TEXT */
+}
+
+mm2_status mm2_encoding_new(mm2_encoding **out, const mm2_tokenizer *t, const char *text,
+                            int32_t len, int32_t flags)
+{
+    MM2_NEED(out, "the place for the encoding");
+    *out = NULL;
+    mm2_status status = check_encode("encoding_new", t, text, len, flags);
+    if (status)
+        return status;
+    mm2_encoding *e = malloc(sizeof *e);
+    if (!e)
+        return mm2_fail(MM2_E_NOMEM, "encoding_new: no memory for an encoding");
+    status = start(e, t, text, len, flags & MM2_SPECIAL);
+    if (status)
+        mm2_encoding_free(e);
+    else
+        *out = e;
+    return status;
+}
+
+void mm2_encoding_free(mm2_encoding *e)
+{
+    if (!e)
+        return;
+    finish(e);
+    free(e);
+}
+
+mm2_status mm2_encoding_run(mm2_encoding *e, int32_t budget_us, int32_t *ids, int32_t cap,
+                            int32_t *count)
+{
+    MM2_NEED(e, "the encoding");
+    MM2_NEED(count, "the place for the count");
+    if (budget_us < 0)
+        return mm2_fail(MM2_E_ARG, "budget_us must not be negative, got %d", budget_us);
+    mm2_pace pace = {budget_us ? mm2_now() + budget_us * 1000LL : INT64_MAX, 0};
+    mm2_ids out = {ids, cap, 0};
+    int torn;
+    mm2_status status = check_room("encoding_run", ids, cap);
+    if (!status)
+        status = mm2_busy_enter(&e->busy, "encoding", &torn);
+    if (status)
+        return status;
+    if (torn)
+        e->failed = MM2_E_ARG;
+    if (e->failed)
+        status =
+            mm2_fail(e->failed, "encoding_run: this encoding failed before, or this process was "
+                                "forked while another thread ran it; make a new one");
+    else
+        status = run(e, &out, &pace);
+    if (status < 0)
+        e->failed = status;
+    *count = status < 0 ? 0 : (int32_t)out.count;
+    mm2_busy_leave(&e->busy);
+    return status;
 }
 
 int32_t mm2_tokenizer_decode(const mm2_tokenizer *t, const int32_t *ids, int32_t n, int32_t flags,

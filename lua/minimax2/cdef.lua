@@ -42,6 +42,15 @@ enum {
     MM2_IQ4_XS = 15,
     MM2_Q4_1 = 16,
     MM2_Q5_1 = 17,
+    MM2_IQ2_XXS = 18,
+    MM2_IQ2_XS = 19,
+    MM2_IQ2_S = 20,
+    MM2_IQ3_XXS = 21,
+    MM2_IQ3_S = 22,
+    MM2_IQ1_S = 23,
+    MM2_IQ1_M = 24,
+    MM2_TQ1_0 = 25,
+    MM2_TQ2_0 = 26,
     MM2_Q1_0 = 27,
     MM2_MXFP4 = 28,
     MM2_NVFP4 = 29,
@@ -159,23 +168,29 @@ enum {
     MM2_SPECIAL = 1,
 };
 int32_t mm2_tokenizer_encode(const mm2_tokenizer *t, const char *text, int32_t len, int32_t flags, int32_t *ids, int32_t cap);
+typedef struct mm2_encoding mm2_encoding;
+mm2_status mm2_encoding_new(mm2_encoding **out, const mm2_tokenizer *t, const char *text, int32_t len, int32_t flags);
+void mm2_encoding_free(mm2_encoding *e);
+mm2_status mm2_encoding_run(mm2_encoding *e, int32_t budget_us, int32_t *ids, int32_t cap, int32_t *count);
 int32_t mm2_tokenizer_decode(const mm2_tokenizer *t, const int32_t *ids, int32_t n, int32_t flags, char *out, int32_t cap);
 const char *mm2_tokenizer_token(const mm2_tokenizer *t, int32_t id, int32_t *len);
 int32_t mm2_tokenizer_id(const mm2_tokenizer *t, const char *bytes, int32_t len);
 int32_t mm2_text_complete(const char *bytes, int32_t len);
-typedef struct mm2_message {
-    uint32_t size;
-    uint32_t reserved;
-    const char *role;
-    const char *content;
-    const char *thinking;
-} mm2_message;
 enum {
     MM2_GENERATION_PROMPT = 2,
+    MM2_NO_THINKING = 4,
+    MM2_KEEP_THINKING = 8,
 };
-int32_t mm2_chat_render(const mm2_tokenizer *t, const mm2_message *messages, int32_t n, int32_t flags, char *out, int32_t cap);
-int32_t mm2_chat_encode(const mm2_tokenizer *t, const mm2_message *messages, int32_t n, int32_t flags, int32_t *ids, int32_t cap);
-int32_t mm2_chat_continue(const mm2_tokenizer *t, const int32_t *timeline, int32_t length, const mm2_message *messages, int32_t n, int32_t flags, int32_t *ids, int32_t cap);
+typedef struct mm2_conversation {
+    uint32_t size;
+    int32_t flags;
+    const char *messages;
+    const char *tools;
+    const char *identity;
+} mm2_conversation;
+int32_t mm2_chat_render(const mm2_tokenizer *t, const mm2_conversation *c, char *out, int32_t cap);
+int32_t mm2_chat_encode(const mm2_tokenizer *t, const mm2_conversation *c, int32_t *ids, int32_t cap);
+int32_t mm2_chat_continue(const mm2_tokenizer *t, const int32_t *timeline, int32_t length, const mm2_conversation *c, int32_t *ids, int32_t cap);
 typedef struct mm2_reply mm2_reply;
 enum {
     MM2_START_TEXT = 0,
@@ -191,6 +206,9 @@ typedef struct mm2_reply_options {
     const int32_t *end_tokens;
     const char *const *stop;
     const int32_t *stop_len;
+    const char *tools;
+    int32_t max_thinking;
+    int32_t reserved2;
 } mm2_reply_options;
 void mm2_reply_options_init(mm2_reply_options *o);
 enum {
@@ -206,15 +224,33 @@ typedef struct mm2_piece {
     int32_t count;
     int32_t text_len;
     int32_t thinking_len;
-    int32_t reserved;
+    int32_t calls;
     const char *text;
     const char *thinking;
+    const char *reason;
+    int32_t thought;
+    int32_t next;
 } mm2_piece;
+enum {
+    MM2_CALL_OPEN = 0,
+    MM2_CALL_COMPLETE = 1,
+    MM2_CALL_CUT = 2,
+};
+typedef struct mm2_call {
+    uint32_t size;
+    int32_t state;
+    int32_t known;
+    int32_t text_at;
+    int32_t name_len, arguments_len;
+    const char *name;
+    const char *arguments;
+} mm2_call;
 mm2_status mm2_reply_new(mm2_reply **out, const mm2_tokenizer *t, const mm2_reply_options *o);
 void mm2_reply_free(mm2_reply *r);
 mm2_status mm2_reply_push(mm2_reply *r, int32_t id, mm2_piece *piece);
 mm2_status mm2_reply_end(mm2_reply *r, int32_t reason, mm2_piece *piece);
 mm2_status mm2_reply_all(mm2_reply *r, mm2_piece *piece);
+mm2_status mm2_reply_call(mm2_reply *r, int32_t index, mm2_call *call);
 typedef struct mm2_session mm2_session;
 typedef struct mm2_session_options {
     uint32_t size;
@@ -267,6 +303,16 @@ mm2_status mm2_session_rewind(mm2_session *s, int32_t length);
 mm2_status mm2_session_logits(mm2_session *s, mm2_tensor *out);
 mm2_status mm2_session_logprobs(mm2_session *s, const int32_t *ids, int32_t n, float *out);
 mm2_status mm2_session_top(mm2_session *s, int32_t n, int32_t *ids, float *logprobs);
+mm2_status mm2_session_save(mm2_session *s, const char *path);
+typedef struct mm2_restore_options {
+    uint32_t size;
+    uint32_t flags;
+    int32_t context;
+    int32_t kv_dtype;
+    int32_t chunk;
+} mm2_restore_options;
+void mm2_restore_options_init(mm2_restore_options *o);
+mm2_status mm2_session_restore(mm2_session **out, mm2_model *m, const char *path, const mm2_restore_options *o);
 typedef struct mm2_batch mm2_batch;
 typedef struct mm2_batch_options {
     uint32_t size;

@@ -10,6 +10,8 @@ local Sampler = require "minimax2.sampling"
 local Session = require "minimax2.session"
 local Stream = require "minimax2.stream"
 
+local raise = native.raise
+
 local Chat = {}
 Chat.__index = Chat
 
@@ -46,20 +48,21 @@ local function close_turn(self)
     if last then
         last:cancel()
         self.last = nil
-        table.insert(self.messages,
-            { role = "assistant", content = last:text(), thinking = last:thinking() })
+        table.insert(self.messages, last:message())
     end
 end
 
--- The ids that a message adds to the timeline.
-local function new_ids(self, message)
+-- The ids that new messages add to the timeline.
+local function new_ids(self, new, options, thinks)
     local session, tokenizer = self.session, self.session.model.tokenizer
     if session.length > 0 then
-        return tokenizer:template({ message }, { after = session:tokens() })
+        return tokenizer:encode_chat(new, { after = session:tokens(), thinking = thinks })
     end
     local turns = { unpack(self.messages) }
-    turns[#turns + 1] = message
-    return tokenizer:template(turns)
+    for _, message in ipairs(new) do
+        turns[#turns + 1] = message
+    end
+    return tokenizer:encode_chat(turns, { tools = options.tools, thinking = thinks })
 end
 
 -- Starts a turn. Nothing is changed before everything is checked and fed.
@@ -67,7 +70,7 @@ local function start(self, text, options, where)
     local session = self.session
     session:live()
     if not session.model.tokenizer then
-        native.raise(session.model.no_tokenizer)
+        raise(session.model.no_tokenizer)
     end
     local all = {}
     for name, value in pairs(self.defaults) do
@@ -76,16 +79,32 @@ local function start(self, text, options, where)
     for name, value in pairs(args.known(options, where, Stream.known, Sampler.known)) do
         all[name] = value
     end
-    local message = { role = "user", content = args.text(text, where .. ": the text") }
-    local plan = Stream.plan(session.model, new_ids(self, message), all, where, true)
+    if session.length > 0 and all.tools ~= self.defaults.tools then
+        raise(where .. ": tools stand at the beginning of a conversation; give them to the chat, or to its "
+            .. "first turn")
+    end
+    local new = text
+    if type(text) ~= "table" then
+        new = { { role = "user", content = args.text(text, where .. ": the text") } }
+    elseif text.role ~= nil then
+        new = { text }
+    end
+    local plan = Stream.plan(session.model, nil, all, where, function(thinks)
+        return new_ids(self, new, all, thinks)
+    end)
     local stream = Stream.new(session, plan)
     close_turn(self)
-    table.insert(self.messages, message)
+    self.defaults.tools = all.tools
+    for _, message in ipairs(new) do
+        table.insert(self.messages, message)
+    end
     self.last = stream
     return stream
 end
 
---- Says something: the answer as a stream. An answer that was not pulled to its end is closed where it
+--- Says something: the answer as a stream. text: what the user says; or a message, or a list of them, such
+--- as the results of tools, { { role = "tool", content = ... }, ... }, one for each call.
+--- An answer that was not pulled to its end is closed where it
 --- stopped.
 function Chat:stream(text, options)
     return start(self, text, options, "chat:stream")

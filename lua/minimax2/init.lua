@@ -27,6 +27,7 @@ local lib, raise = native.lib, native.raise
 local mm = {
     version = ffi.string(lib.mm2_version()),
     points = trace.points, -- the names of the points a run can stop at
+    json = require "minimax2.json", -- encode, decode, null, array
 }
 
 -- The small model that comes with the library: MINIMAX2_TINY, else beside the library, else in the

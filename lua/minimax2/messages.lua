@@ -1,14 +1,13 @@
---- Chat messages, { { role=, content=, thinking= }, ... }, as the C library takes them.
+--- Chat messages, { { role=, content=, thinking=, tool_calls= }, ... }, as the C library takes them: as
+--- JSON. What they may hold, the library knows.
 
-local ffi = require "ffi"
 local native = require "minimax2.native"
 local args = require "minimax2.args"
+local json = require "minimax2.json"
 
-local raise = native.raise
+local lib, raise = native.lib, native.raise
 
 local messages = {}
-
-local known = { role = true, content = true, thinking = true }
 
 --- Whether a prompt is a table of messages rather than of token ids.
 function messages.is(prompt)
@@ -28,28 +27,47 @@ function messages.are_prompts(prompt)
     return first and type(first) ~= "number" and not messages.is(prompt) or false
 end
 
---- An array of mm2_message and its length. It points into the strings of `turns`, which must stay as
---- they are while it is used.
-function messages.array(turns)
-    if type(turns) ~= "table" then
-        raise(("messages must be a table, not %s"):format(args.show(turns)))
+--- JSON of what a script hands in; a string is JSON already.
+function messages.json(value, name)
+    if type(value) ~= "table" and type(value) ~= "string" then
+        raise(("%s must be a table, not %s"):format(name, args.show(value)))
     end
-    local count = #turns
-    local array = ffi.new("mm2_message[?]", count)
-    for i, turn in ipairs(turns) do
-        local where = ("message %d"):format(i)
-        if type(turn) ~= "table" then
-            raise(("%s must be a table { role=, content= }, not %s"):format(where, args.show(turn)))
+    if type(value) == "table" then
+        if next(value) == nil then
+            return "[]"
         end
-        args.known(turn, where, known)
-        array[i - 1].size = ffi.sizeof "mm2_message"
-        for name in pairs(known) do
-            if turn[name] ~= nil then -- what must not be missing, the library says
-                array[i - 1][name] = args.text(turn[name], where .. ": " .. name)
-            end
+        local ok, encoded = pcall(json.encode, value)
+        if not ok then
+            raise(("%s: %s"):format(name, encoded))
         end
+        value = encoded
     end
-    return array, count
+    return args.text(value, name)
+end
+
+--- The options that say how messages are rendered.
+messages.known = { generation_prompt = true, tools = true, thinking = true, keep_thinking = true,
+    identity = true }
+
+local anchors = setmetatable({}, { __mode = "k" }) -- the strings that a conversation points to
+
+--- An mm2_conversation of messages and the options messages.known, and the length of its JSON.
+function messages.conversation(turns, options)
+    local c, keep = native.sized "mm2_conversation", { messages.json(turns, "messages") }
+    local flags = options.generation_prompt ~= false and lib.MM2_GENERATION_PROMPT or 0
+    flags = flags + (options.thinking == false and lib.MM2_NO_THINKING or 0)
+    c.flags = flags + (options.keep_thinking and lib.MM2_KEEP_THINKING or 0)
+    c.messages = keep[1]
+    if options.tools ~= nil then
+        keep[2] = messages.json(options.tools, "tools")
+        c.tools = keep[2]
+    end
+    if options.identity ~= nil then
+        keep[3] = args.text(options.identity, "identity")
+        c.identity = keep[3]
+    end
+    anchors[c] = keep
+    return c, #keep[1]
 end
 
 return messages

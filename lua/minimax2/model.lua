@@ -200,8 +200,9 @@ function Model:weight(name, first, count)
     return out
 end
 
---- Token ids of a prompt: a string (plain text), token ids (see args.ids), or a table of messages.
-function Model:prompt_ids(prompt, n)
+--- Token ids of a prompt: a string (plain text), token ids (see args.ids), or a table of messages, with
+--- the options of tokenizer:template.
+function Model:prompt_ids(prompt, n, options)
     local ids, count
     if type(prompt) == "string" or messages.is(prompt) then
         self:live()
@@ -212,7 +213,7 @@ function Model:prompt_ids(prompt, n)
         if type(prompt) == "string" then
             ids, count = tokenizer:encode(prompt)
         else
-            ids, count = tokenizer:encode_chat(prompt)
+            ids, count = tokenizer:encode_chat(prompt, options)
         end
     else
         ids, count = args.ids(prompt, n)
@@ -229,6 +230,16 @@ end
 --- tokens that go through the layers together, 1024).
 function Model:session(options)
     return Session.new(self, options, "model:session")
+end
+
+--- The session that session:save(path) wrote, which goes on with the same bits. Takes milliseconds, for the
+--- file is mapped; what the session writes stays in this process. nil and a sentence if it cannot go on
+--- here. Options: mapped (true; false reads the file into memory, for network file systems and files that
+--- others may write to), context (positions, as many as it had), kv_dtype (to refuse a file with
+--- another), chunk as in model:session. Keys and values are held against their checksums when a run
+--- first needs them: run raises if they are damaged, and says what rewind can keep.
+function Model:restore(path, options)
+    return Session.restore(self, path, options, "model:restore")
 end
 
 --- A batch of sessions (a table, or none yet) to be advanced together. Options: rows (256, 1..4096), the

@@ -1,10 +1,11 @@
---- Reply: from sampled ids to thinking and answer. The library keeps the rules: which ids and strings
+--- Reply: from sampled ids to thinking, answer and calls. The library keeps the rules: which ids and strings
 --- end it, what is thinking, what is held back. Streams and chats are drivers around one.
 
 local ffi = require "ffi"
 local native = require "minimax2.native"
 local handle = require "minimax2.handle"
 local args = require "minimax2.args"
+local json = require "minimax2.json"
 
 local lib, check = native.lib, native.check
 
@@ -19,8 +20,9 @@ local numbers = { context = lib.MM2_END_CONTEXT, cancelled = lib.MM2_END_CANCELL
 
 --- A reply of a model of at most `most` ids, which ends at the model's end tokens and before the strings
 --- of the list `stops`. start: "text"; or of a chat turn "thinking", inside <think>, or "answer", behind
---- it. The model's tokenizer must live until the last push: keep a session of the model open.
-function Reply.new(model, most, stops, start)
+--- it. tools: nil, or the JSON of those that it may call. budget: nil, or ids of thinking at most. The
+--- model's tokenizer must live until the last push: keep a session of the model open.
+function Reply.new(model, most, stops, start, tools, budget)
     local o = native.sized "mm2_reply_options"
     lib.mm2_reply_options_init(o)
     o.start = starts[start]
@@ -34,10 +36,12 @@ function Reply.new(model, most, stops, start)
     o.stop, o.stop_len = strings, lengths
     local ends, n = args.ids(model:end_tokens())
     o.end_tokens, o.end_count = ends, n
+    o.tools = tools
+    o.max_thinking = budget or o.max_thinking
     local tokenizer = model.tokenizer
     local out = ffi.new "mm2_reply *[1]"
     check(lib.mm2_reply_new(out, tokenizer and tokenizer:live() or nil, o))
-    return Reply.hold(out[0], { piece = native.sized "mm2_piece" })
+    return Reply.hold(out[0], { piece = native.sized "mm2_piece", record = native.sized "mm2_call" })
 end
 
 -- The piece as Lua values: what came of the answer, why the reply has ended (nil: it goes on), what came
@@ -64,6 +68,32 @@ end
 function Reply:all()
     check(lib.mm2_reply_all(self:live(), self.piece))
     return read(self.piece)
+end
+
+--- The id that has to come next because the budget of thinking is spent, or nil. As of the last push.
+function Reply:forced()
+    return self.piece.next >= 0 and self.piece.next or nil
+end
+
+local states = { [lib.MM2_CALL_OPEN] = "open", [lib.MM2_CALL_COMPLETE] = "complete",
+    [lib.MM2_CALL_CUT] = "cut" }
+
+--- The calls so far, a list of { name =, json = its arguments as far as they came, arguments = them as a
+--- table (nil while it is open), state = "open", "complete" or "cut", known = false if tools were given and
+--- none has that name, at = bytes of the text before it }; why the last text that looks like a call is none,
+--- or ""; and how many ids are thinking.
+function Reply:calls()
+    local list, call = {}, self.record
+    check(lib.mm2_reply_all(self:live(), self.piece))
+    for i = 1, self.piece.calls do
+        check(lib.mm2_reply_call(self:live(), i - 1, call))
+        local text = ffi.string(call.arguments, call.arguments_len)
+        local state = states[call.state]
+        list[i] = { name = ffi.string(call.name, call.name_len), json = text, state = state,
+            arguments = state ~= "open" and json.decode(text) or nil, known = call.known ~= 0,
+            at = call.text_at }
+    end
+    return list, ffi.string(self.piece.reason), self.piece.thought
 end
 
 return Reply

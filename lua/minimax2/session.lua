@@ -78,6 +78,40 @@ function Session:fork()
     return hold(out[0], self.model)
 end
 
+--- Writes the session to a file, from which model:restore(path) makes one that goes on: tokens, keys and
+--- values, context and logits. Whatever happens meanwhile, the path names the old file or the new one,
+--- each whole. Takes seconds if the cache is gigabytes: save a fork of it from another thread then.
+--- Returns true; false if interrupt() ended it, nil and a sentence if it cannot be written: then nothing is.
+function Session:save(path)
+    local status = lib.mm2_session_save(self:live(), args.text(path, "the path"))
+    if status < 0 then
+        return nil, native.message()
+    end
+    return status == lib.MM2_OK
+end
+
+--- See model:restore.
+function Session.restore(model, path, options, where)
+    options = args.known(options, where, Session.known, { mapped = true })
+    local o = native.sized "mm2_restore_options"
+    lib.mm2_restore_options_init(o)
+    o.flags = args.flag(options.mapped, true, where .. ": mapped") and 0 or lib.MM2_IN_MEMORY
+    if options.context ~= nil then
+        o.context = args.positive(options.context, where .. ": context")
+    end
+    if options.kv_dtype ~= nil then
+        o.kv_dtype = args.kv_dtype(options.kv_dtype, where)
+    end
+    if options.chunk ~= nil then
+        o.chunk = args.positive(options.chunk, where .. ": chunk")
+    end
+    local out = ffi.new "mm2_session *[1]"
+    if lib.mm2_session_restore(out, model:live(), args.text(path, "the path"), o) < 0 then
+        return nil, native.message()
+    end
+    return hold(out[0], model)
+end
+
 local free = Session.close
 
 --- Frees the session; again is allowed. A member leaves its batch first.
@@ -137,7 +171,7 @@ function Session:step(left)
     return lib.MM2_MORE
 end
 
---- From any thread: a run in progress returns at its next unit of work.
+--- From any thread: a run in progress, or a save, returns at its next unit of work.
 function Session:interrupt()
     lib.mm2_session_interrupt(self:live())
 end

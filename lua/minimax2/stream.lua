@@ -18,7 +18,11 @@
 ---   hooks             { { point, layer, function(tensor, tap) }, ... }, called at these activations;
 ---                     without the layer: at all
 ---   thinking          whether the text begins inside <think>; nil: as the prompt has it; false closes that
----                     block in a prompt of messages, so that the model answers at once
+---                     block in a prompt of messages, so that the model answers at once; a number: closes
+---                     it after so many tokens
+---   tools             that a prompt of messages declares, see tokenizer:render; stream:calls() has the
+---                     calls of them, whose results are messages of the role "tool"
+---   keep_thinking     true: of all turns of a prompt of messages
 ---   yield             true: stream:next() yields between time slices; for use in coroutines
 ---
 --- Fields: session, seed, finish_reason: nil while it goes on, then "stop" (end token or stop string),
@@ -42,7 +46,7 @@ local YIELD_US = 5000
 --- The names of the options, beside those of the sampler.
 Stream.known = {
     max_new_tokens = true, stop = true, mask = true, logits_processor = true, top_logprobs = true,
-    hooks = true, thinking = true, yield = true,
+    hooks = true, thinking = true, tools = true, keep_thinking = true, yield = true,
 }
 
 local function stop_list(stop, where)
@@ -56,32 +60,12 @@ local function stop_list(stop, where)
     return list
 end
 
--- A chat prompt, which ends inside <think>, with that block closed and empty.
-local function without_thinking(tokenizer, ids, count, where)
-    if not (tokenizer.think_open and tokenizer.think_close) then
-        raise(where .. ": thinking = false needs a tokenizer with <think> and </think>")
-    end
-    local opened = count - 1
-    while opened >= 0 and ids[opened] ~= tokenizer.think_open do
-        opened = opened - 1
-    end
-    local list, blank = {}, tokenizer:ids "\n\n"
-    for i = 0, opened do
-        list[i + 1] = ids[i]
-    end
-    for _, part in ipairs { blank, { tokenizer.think_close }, blank } do
-        for _, id in ipairs(part) do
-            list[#list + 1] = id
-        end
-    end
-    return args.ids(list)
-end
-
 --- A prompt (nil: none) and the options of a stream, all of them checked, and what is made of them: a
 --- table for Stream.new. It comes before anything is fed, so that a refused call leaves everything as it
---- was. chat: the prompt is the ids of a chat turn. more: names of further options, which are kept in
+--- was. turn: a function that makes the ids of a chat
+--- turn, given whether it thinks. more: names of further options, which are kept in
 --- plan.options, of a call that makes a session and so needs a prompt.
-function Stream.plan(model, prompt, options, where, chat, more)
+function Stream.plan(model, prompt, options, where, turn, more)
     options = args.known(options, where, Stream.known, Sampler.known, more or {})
     if more and prompt == nil then
         raise(where .. ": the prompt must be a string, token ids or a table of messages, not nil")
@@ -105,26 +89,36 @@ function Stream.plan(model, prompt, options, where, chat, more)
         switches = hooks ~= nil and trace.hook_switches(model, hooks) or nil,
         yields = options.yield,
     }
-    local answers, thinks = chat or messages.is(prompt), options.thinking
+    local is_messages = messages.is(prompt)
+    local answers, thinks, budget = turn ~= nil or is_messages, options.thinking, nil
     if thinks == nil then
         thinks = answers
+    elseif type(thinks) == "number" then
+        budget = args.count(thinks, nil, nil, where .. ": thinking")
+        thinks = budget > 0
     elseif type(thinks) ~= "boolean" then
-        raise(("%s: thinking must be true or false, not %s"):format(where, args.show(thinks)))
+        raise(("%s: thinking must be true, false or a number of tokens, not %s"):format(where,
+            args.show(thinks)))
     end
     plan.thinks = thinks
+    local tools = options.tools ~= nil and messages.json(options.tools, where .. ": tools") or nil
+    if tools and prompt ~= nil and not is_messages then
+        raise(where .. ": tools are for prompts of messages; a prompt that is a text or ids declares its own")
+    end
     local stops = stop_list(options.stop, where)
     local sampler, message = Sampler.new(model, options, where)
     if not sampler then
         raise(("%s: %s"):format(where, message))
     end
     plan.sampler, plan.seed = sampler, sampler.seed
-    if prompt ~= nil then
-        plan.prompt, plan.count = model:prompt_ids(prompt)
-        if answers and not thinks then
-            plan.prompt, plan.count = without_thinking(model.tokenizer, plan.prompt, plan.count, where)
-        end
+    if turn then
+        plan.prompt, plan.count = turn(thinks)
+    elseif prompt ~= nil then
+        plan.prompt, plan.count = model:prompt_ids(prompt, nil, is_messages and
+            { tools = tools, thinking = thinks, keep_thinking = options.keep_thinking } or nil)
     end
-    plan.reply = Reply.new(model, plan.most, stops, thinks and "thinking" or answers and "answer" or "text")
+    plan.reply = Reply.new(model, plan.most, stops, thinks and "thinking" or answers and "answer" or "text",
+        tools, budget)
     return plan
 end
 
@@ -194,8 +188,10 @@ local function choose(self)
     if type(mask) == "function" then
         mask = call(self, mask, self.ids)
     end
-    local id
-    if self.processor then
+    local id = self.reply:forced()
+    if id then -- the budget of thinking is spent
+        id = tonumber(id)
+    elseif self.processor then
         local logits, tokens = session:logits():copy(), session:tokens()
         call(self, self.processor, tokens, logits)
         id = self.sampler:pick(logits, tokens, mask)
@@ -284,6 +280,81 @@ function Stream:thinking()
     return self.thinks and select(3, self.reply:all()) or nil
 end
 
+--- The calls of tools so far, a list of { name =, arguments =, json =, state =, known =, at = }; and why
+--- the last text that looks like a call is none, "" where there is no such text. state: "complete"; "open"
+--- while the arguments come, which are then nil, and json, their text so far, grows; "cut" where the reply
+--- ended inside. known = false: tools were given, and none has that name. at: bytes of the text before it.
+function Stream:calls()
+    return self.reply:calls()
+end
+
+--- The assistant's message so far, for a conversation: role, content, thinking, tool_calls.
+function Stream:message()
+    local message = { role = "assistant", content = self:text(), thinking = self:thinking() }
+    for i, one in ipairs((self:calls())) do
+        message.tool_calls = message.tool_calls or {}
+        message.tool_calls[i] = { name = one.name, arguments = one.json }
+    end
+    return message
+end
+
+-- Hands what has come since the last look to `yield`, in the order in which the model wrote it. seen: what
+-- has been handed over.
+local function tell(self, seen, yield)
+    local calls, text, thinking = self:calls(), self:text(), self:thinking() or ""
+    if #thinking > seen.thinking then
+        yield("thinking", thinking:sub(seen.thinking + 1))
+        seen.thinking = #thinking
+    end
+    for i = seen.ended + 1, #calls do
+        local one = calls[i]
+        if one.at > seen.text then
+            yield("text", text:sub(seen.text + 1, one.at))
+            seen.text = one.at
+        end
+        if seen.begun < i then
+            yield("call", one.name, i)
+            seen.begun, seen.json = i, 0
+        end
+        if #one.json > seen.json then
+            yield("arguments", one.json:sub(seen.json + 1), i)
+            seen.json = #one.json
+        end
+        if one.state == "open" then
+            return
+        end
+        yield("call_end", "", i)
+        seen.ended = i
+    end
+    if #text > seen.text then
+        yield("text", text:sub(seen.text + 1))
+        seen.text = #text
+    end
+end
+
+--- An iterator over kind, text, call: "thinking", "text", "call" (the name of one that begins), "arguments"
+--- (JSON that joins up to the object), "call_end"; call: which one, from 1.
+function Stream:pieces()
+    local seen, queue, at = { thinking = 0, text = 0, begun = 0, ended = 0, json = 0 }, {}, 0
+    return function()
+        while at == #queue do
+            local finished = self.finish_reason
+            queue, at = {}, 0
+            tell(self, seen, function(...)
+                queue[#queue + 1] = { ... }
+            end)
+            if #queue == 0 then
+                if finished then
+                    return nil
+                end
+                self:poll(trace.SLICE_US / 1000)
+            end
+        end
+        at = at + 1
+        return unpack(queue[at])
+    end
+end
+
 --- The tokens so far, an end token included: a table.
 function Stream:tokens()
     local list = {}
@@ -293,9 +364,14 @@ function Stream:tokens()
     return list
 end
 
---- What generate returns beside the text: tokens, finish_reason, seed, thinking, logprobs.
+--- What generate returns beside the text: tokens, finish_reason, seed, thinking, thinking_tokens, calls,
+--- reason, logprobs.
 function Stream:info()
+    local calls, reason, thought = self:calls()
     return {
+        calls = calls,
+        reason = reason,
+        thinking_tokens = thought,
         tokens = self:tokens(),
         finish_reason = self.finish_reason,
         seed = self.seed,

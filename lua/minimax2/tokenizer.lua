@@ -8,6 +8,7 @@ local native = require "minimax2.native"
 local handle = require "minimax2.handle"
 local args = require "minimax2.args"
 local messages = require "minimax2.messages"
+local Encoding = require "minimax2.encoding"
 
 local lib, raise, check_list = native.lib, native.raise, native.check_list
 
@@ -81,17 +82,27 @@ local function flag(options, where, name, default)
     return value
 end
 
---- Token ids of a text as an int32_t array, and their number. Options: special = true turns strings
---- such as "<think>" into their token; without it they are plain text.
-function Tokenizer:encode(text, options)
-    local ptr = self:live()
+local function encoding(self, text, options, where)
+    self:live()
     if type(text) ~= "string" then
         raise(("the text must be a string, not %s"):format(args.show(text)))
     end
-    local flags = flag(options, "tokenizer:encode", "special", false) and lib.MM2_SPECIAL or 0
-    return collect(int32_array, #text + 16, function(ids, room)
-        return lib.mm2_tokenizer_encode(ptr, text, #text, flags, ids, room)
-    end)
+    return Encoding.of(self, text, flag(options, where, "special", false) and lib.MM2_SPECIAL or 0)
+end
+
+--- Token ids of a text as an int32_t array, and their number. Options: special = true turns strings
+--- such as "<think>" into their token; without it they are plain text.
+function Tokenizer:encode(text, options)
+    local under_way = encoding(self, text, options, "tokenizer:encode")
+    local ids, count = under_way:poll()
+    under_way:close()
+    return ids, count
+end
+
+--- The same in parts, for a long text: encoding:poll(ms) works for about so many milliseconds and
+--- returns nil, or what encode returns once it is done.
+function Tokenizer:encoding(text, options)
+    return encoding(self, text, options, "tokenizer:encoding")
 end
 
 local function list(array, count)
@@ -141,47 +152,39 @@ function Tokenizer:id(bytes)
     return id >= 0 and id or nil
 end
 
-local function text_length(turns)
-    local sum = 0
-    for _, turn in ipairs(turns) do
-        sum = sum + #(turn.content or "") + #(turn.thinking or "") + 64
-    end
-    return sum + 256
-end
-
---- Messages { {role=, content=, thinking=}, ... } in the vendor's chat format, as text to read.
---- Options: generation_prompt = false leaves out the opening of the assistant's turn.
+--- Messages { {role=, content=, thinking=, tool_calls=}, ... } in the vendor's chat format, as text to
+--- read. Options: generation_prompt = false leaves out the opening of the assistant's turn; thinking =
+--- false closes its block of thinking; tools: a list of { type = "function", ["function"] = { name =,
+--- description =, parameters = JSON schema } }; keep_thinking = true: of all turns; identity: the system
+--- text where no message gives one. Messages and tools may be JSON in a string, whose keys then keep
+--- their order.
 function Tokenizer:render(turns, options)
     local ptr = self:live()
-    local flags = flag(options, "tokenizer:render", "generation_prompt", true) and lib.MM2_GENERATION_PROMPT
-        or 0
-    local array, count = messages.array(turns)
-    return ffi.string(collect(char_array, text_length(turns), function(out, room)
-        return lib.mm2_chat_render(ptr, array, count, flags, out, room)
+    local c, length = messages.conversation(turns, args.known(options, "tokenizer:render", messages.known))
+    return ffi.string(collect(char_array, length + 1024, function(out, room)
+        return lib.mm2_chat_render(ptr, c, out, room)
     end))
 end
 
-local known = { generation_prompt = true, after = true }
+local known = { after = true }
 
 --- The same as token ids to feed: an int32_t array and its length. Only the template's own tags become
---- control tokens, whatever the messages hold. Options: generation_prompt, and after: the token ids of a
---- timeline that holds a conversation, sampled answers included, as far back as its last turn's
---- beginning. The ids are then what further turns add to it; what is missing of that turn's end comes
---- first.
+--- control tokens, whatever the messages hold. Options: likewise, and after: the token ids of a timeline
+--- that holds a conversation, sampled answers included, as far back as its last turn's beginning. The ids
+--- are then what further turns add to it; what is missing of that turn's end comes first.
 function Tokenizer:encode_chat(turns, options)
     local ptr = self:live()
-    options = args.known(options, "tokenizer:template", known)
-    local flags = options.generation_prompt ~= false and lib.MM2_GENERATION_PROMPT or 0
-    local array, count = messages.array(turns)
+    options = args.known(options, "tokenizer:template", messages.known, known)
+    local c, size = messages.conversation(turns, options)
     local after, length
     if options.after ~= nil then
         after, length = args.ids(options.after, nil, "tokenizer:template: after")
     end
-    return collect(int32_array, text_length(turns), function(ids, room)
+    return collect(int32_array, size + 256, function(ids, room)
         if after then
-            return lib.mm2_chat_continue(ptr, after, length, array, count, flags, ids, room)
+            return lib.mm2_chat_continue(ptr, after, length, c, ids, room)
         end
-        return lib.mm2_chat_encode(ptr, array, count, flags, ids, room)
+        return lib.mm2_chat_encode(ptr, c, ids, room)
     end)
 end
 

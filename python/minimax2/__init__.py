@@ -18,14 +18,15 @@ from minimax2.batching import Batch, Streams
 from minimax2.conversation import Chat
 from minimax2.errors import (ArgumentError, BusyError, ContextFull, Error, FileError, FormatError,
                              NumericError, OutOfMemory, UnsupportedError)
-from minimax2.generation import Generation
-from minimax2.model import AnyPath as _AnyPath
+from minimax2.generation import Generation, Piece, ToolCall
 from minimax2.model import Config, Cost, Limits, Model, WeightInfo, load
+from minimax2.options import AnyPath as _AnyPath
 from minimax2.options import ModelGenerateOptions as _ModelGenerateOptions
 from minimax2.options import spelled_out as _spelled_out
 from minimax2.sampling import Sampler
 from minimax2.session import Session
 from minimax2.stream import Stream
+from minimax2.survey import Info, info
 from minimax2.tensor import Tensor
 from minimax2.text import Tokenizer
 from minimax2.trace import Cache, Tap, Taps
@@ -50,7 +51,8 @@ def chat(model: Model, system: str | None = None,
 
 __all__ = [
     "ArgumentError", "Batch", "BusyError", "Cache", "Chat", "Config", "ContextFull", "Cost",
-    "Error", "FileError", "FormatError", "Generation", "Limits", "Model", "NumericError",
-    "OutOfMemory", "Sampler", "Session", "Stream", "Streams", "Tap", "Taps", "Tensor", "Tokenizer",
-    "UnsupportedError", "WeightInfo", "__version__", "batch", "chat", "cpu", "load", "tokenizer",
+    "Error", "FileError", "FormatError", "Generation", "Info", "Limits", "Model", "NumericError",
+    "OutOfMemory", "Piece", "Sampler", "Session", "Stream", "Streams", "Tap", "Taps", "Tensor",
+    "Tokenizer", "ToolCall", "UnsupportedError", "WeightInfo", "__version__", "batch", "chat",
+    "cpu", "info", "load", "tokenizer",
 ]

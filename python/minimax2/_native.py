@@ -6,6 +6,7 @@ releases the interpreter lock around every call; runs come back every SLICE so t
 between two slices.
 """
 
+import json
 import operator
 import os
 import threading
@@ -80,8 +81,7 @@ def _owned(kind: str, out: Any) -> Owned:
 
 VERSION = _string(lib.mm2_version())
 POINTS = tuple(_string(lib.mm2_point_name(i)) for i in range(lib.MM2_POINT_COUNT))
-DTYPES = {_string(name): i for i in range(1, lib.MM2_DTYPE_COUNT)
-          if (name := lib.mm2_dtype_name(i)) != ffi.NULL}
+DTYPES = {_string(lib.mm2_dtype_name(i)): i for i in range(1, lib.MM2_DTYPE_COUNT)}
 ISAS = {name.removeprefix("MM2_ISA_").lower(): getattr(lib, name)
         for name in sorted((name for name in dir(lib) if name.startswith("MM2_ISA_")),
                            key=lambda name: getattr(lib, name))}
@@ -371,13 +371,13 @@ def tokenizer_facts(tokenizer: Owned) -> dict[str, int]:
     return _fields(facts)
 
 
-LONG_TEXT = 1 << 20  # bytes; shorter ones are encoded in less than a second
 _T = TypeVar("_T")
 
 
-def _interruptible(call: Callable[[], _T]) -> _T:
-    """Makes a long call in a thread of its own: Ctrl-C comes through at once, and the thread ends
-    by itself. For calls that change nothing."""
+def _interruptible(call: Callable[[], _T], stop: Callable[[], None] | None = None) -> _T:
+    """Makes a long call in a thread of its own: Ctrl-C comes through at once. Then `stop` makes the
+    call end, and is waited for; without it the thread ends by itself, for calls that change
+    nothing."""
     done: list[_T] = []
     failed: list[BaseException] = []
 
@@ -386,10 +386,18 @@ def _interruptible(call: Callable[[], _T]) -> _T:
             done.append(call())
         except BaseException as error:
             failed.append(error)
+        finally:
+            finished.set()
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join()
+    finished = threading.Event()  # an interrupted join() takes the thread for finished
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        finished.wait()
+    except BaseException:
+        while stop is not None and not finished.is_set():
+            stop()
+            finished.wait(0.01)
+        raise
     if failed:
         raise failed[0]
     return done[0]
@@ -403,15 +411,19 @@ def tokenizer_encode(tokenizer: Owned, text: Any, special: bool) -> list[int]:
         raise TypeError(f"text must be str or bytes, not {type(text).__name__}")
     if len(text) >= 2**31:
         raise ArgumentError("text must be shorter than 2 GiB")
-    flags = lib.MM2_SPECIAL if special else 0
     source = ffi.from_buffer("char[]", text)
-
-    def encode() -> tuple[Any, int]:
-        return _filled("int32_t[]", len(text) + 1, lambda out, cap: lib.mm2_tokenizer_encode(
-            tokenizer.pointer, source, len(text), flags, out, cap))
-
-    out, n = _interruptible(encode) if len(text) > LONG_TEXT else encode()
-    return list(out[0:n])
+    out = ffi.new("mm2_encoding **")
+    check(lib.mm2_encoding_new(out, tokenizer.pointer, source, len(text),
+                               lib.MM2_SPECIAL if special else 0))
+    encoding = _owned("encoding", out)
+    cap = min(len(text) + 1, 1 << 16)
+    array, count = ffi.new("int32_t[]", cap), ffi.new("int32_t *")
+    found: list[int] = []
+    status = lib.MM2_MORE
+    while status == lib.MM2_MORE:
+        status = check(lib.mm2_encoding_run(encoding.pointer, SLICE, array, cap, count))
+        found += ffi.unpack(array, count[0])
+    return found
 
 
 def tokenizer_decode(tokenizer: Owned, values: Any, special: bool) -> bytes:
@@ -439,49 +451,66 @@ def tokenizer_id(tokenizer: Owned, chars: bytes) -> int | None:
     return None if token < 0 else int(token)
 
 
-def _messages(messages: Any) -> tuple[Any, int, list[Any]]:
-    """An mm2_message array, its length, and the strings it points to."""
-    keep: list[Any] = []
-    array = ffi.new("mm2_message[]", len(messages))
-    for turn, message in zip(array, messages):
-        turn.size = ffi.sizeof(turn)
-        unknown = set(message) - {"role", "content", "thinking"}
-        if unknown or "role" not in message:
-            raise ArgumentError("a message is a dict of role, content and, for the assistant, "
-                                f"thinking; got {sorted(map(str, message))}")
-        for field in ("role", "content", "thinking"):
-            value = message.get(field)
-            if value is not None:
-                keep.append(_chars(value, field))
-                setattr(turn, field, keep[-1])
-    return array, len(messages), keep
+def json_text(value: Any, name: str) -> bytes:
+    """JSON of what a caller hands in, terminated; a str is JSON already. Keys keep their order."""
+    def plain(other: Any) -> Any:
+        if isinstance(other, Mapping):
+            return dict(other)
+        raise TypeError(f"{name} must be values that JSON has, not {type(other).__name__}")
+
+    try:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False,
+                                                               default=plain)
+    except ValueError as error:  # a list that holds itself
+        raise ArgumentError(f"{name}: {error}") from None
+    if "\0" in text:
+        raise ArgumentError(f"{name} cannot hold a NUL character")
+    return text.encode("utf-8", "surrogatepass")
 
 
-def chat_render(tokenizer: Owned, messages: Any, generation_prompt: bool) -> str:
+def _conversation(messages: Any, tools: Any, identity: str | None, prompt: bool, thinking: bool,
+                  keep_thinking: bool) -> tuple[Any, list[Any]]:
+    """An mm2_conversation, and the strings it points to."""
+    conversation = _sized("mm2_conversation")
+    conversation.flags = ((lib.MM2_GENERATION_PROMPT if prompt else 0)
+                          | (0 if thinking else lib.MM2_NO_THINKING)
+                          | (lib.MM2_KEEP_THINKING if keep_thinking else 0))
+    keep = [ffi.new("char[]", json_text(messages, "messages"))]
+    conversation.messages = keep[0]
+    if tools is not None:
+        keep.append(ffi.new("char[]", json_text(tools, "tools")))
+        conversation.tools = keep[-1]
+    if identity is not None:
+        keep.append(_chars(identity, "identity"))
+        conversation.identity = keep[-1]
+    return conversation, keep
+
+
+def chat_render(tokenizer: Owned, messages: Any, tools: Any, identity: str | None, prompt: bool,
+                thinking: bool, keep_thinking: bool) -> str:
     """Messages as text in the vendor's format."""
-    array, count, _keep = _messages(messages)
-    flags = lib.MM2_GENERATION_PROMPT if generation_prompt else 0
+    c, _keep = _conversation(messages, tools, identity, prompt, thinking, keep_thinking)
     out, n = _filled("char[]", 4096, lambda out, cap: lib.mm2_chat_render(
-        tokenizer.pointer, array, count, flags, out, cap))
+        tokenizer.pointer, c, out, cap))
     return bytes(ffi.buffer(out, n)).decode("utf-8", "replace")
 
 
-def chat_encode(tokenizer: Owned, messages: Any, generation_prompt: bool) -> list[int]:
+def chat_encode(tokenizer: Owned, messages: Any, tools: Any, identity: str | None, prompt: bool,
+                thinking: bool, keep_thinking: bool) -> list[int]:
     """Messages as ids; only the format's own tags become control tokens."""
-    array, count, _keep = _messages(messages)
-    flags = lib.MM2_GENERATION_PROMPT if generation_prompt else 0
+    c, _keep = _conversation(messages, tools, identity, prompt, thinking, keep_thinking)
     out, n = _filled("int32_t[]", 1024, lambda out, cap: lib.mm2_chat_encode(
-        tokenizer.pointer, array, count, flags, out, cap))
+        tokenizer.pointer, c, out, cap))
     return list(out[0:n])
 
 
-def chat_continue(tokenizer: Owned, timeline: Sequence[int], messages: Any) -> list[int]:
+def chat_continue(tokenizer: Owned, timeline: Sequence[int], messages: Any,
+                  thinking: bool = True) -> list[int]:
     """The ids that messages and the opening of a reply add to a conversation's timeline."""
-    array, count, _keep = _messages(messages)
+    c, _keep = _conversation(messages, None, None, True, thinking, False)
     before = ffi.new("int32_t[]", timeline)
     out, n = _filled("int32_t[]", 1024, lambda out, cap: lib.mm2_chat_continue(
-        tokenizer.pointer, before, len(timeline), array, count, lib.MM2_GENERATION_PROMPT, out,
-        cap))
+        tokenizer.pointer, before, len(timeline), c, out, cap))
     return list(out[0:n])
 
 
@@ -501,14 +530,36 @@ class Piece(NamedTuple):
     count: int  # type: ignore[assignment]  # a tuple's method, which nobody needs here
     text: str
     thinking: str
+    calls: int  # that have begun so far, likewise:
+    reason: str
+    thought: int
+    next: int
+
+
+class Call(NamedTuple):
+    """What mm2_call says."""
+
+    name: str
+    arguments: str
+    state: int
+    known: bool
+    text_at: int  # bytes
+
+
+CALL_OPEN, CALL_COMPLETE, CALL_CUT = (
+    int(lib.MM2_CALL_OPEN), int(lib.MM2_CALL_COMPLETE), int(lib.MM2_CALL_CUT))
+NO_BUDGET = 2**31 - 1
 
 
 def reply_new(tokenizer: Owned | None, start: int, max_tokens: int, ends: Sequence[int],
-              stop: Sequence[bytes]) -> Owned:
-    """A reply; keeps its tokenizer, None for ids without text."""
+              stop: Sequence[bytes], tools: bytes | None = None,
+              max_thinking: int = NO_BUDGET) -> Owned:
+    """A reply; keeps its tokenizer, None for ids without text. tools: JSON."""
     options = _sized("mm2_reply_options")
     lib.mm2_reply_options_init(options)
-    options.start, options.max_tokens = start, max_tokens
+    options.start, options.max_tokens, options.max_thinking = start, max_tokens, max_thinking
+    schemas = ffi.NULL if tools is None else ffi.new("char[]", tools)
+    options.tools = schemas
     end_tokens = ffi.new("int32_t[]", ends)
     options.end_tokens, options.end_count = end_tokens, len(ends)
     strings = [ffi.new("char[]", string) for string in stop]
@@ -520,12 +571,14 @@ def reply_new(tokenizer: Owned | None, start: int, max_tokens: int, ends: Sequen
     return reply if tokenizer is None else Owned(reply.pointer, (reply, tokenizer))
 
 
-def _piece(piece: Any) -> Piece:
-    def chars(at: Any, length: int) -> str:
-        return bytes(ffi.buffer(at, length)).decode("utf-8", "replace")
+def _decoded(at: Any, length: int) -> str:
+    return bytes(ffi.buffer(at, length)).decode("utf-8", "replace")
 
-    return Piece(piece.end, piece.count, chars(piece.text, piece.text_len),
-                 chars(piece.thinking, piece.thinking_len))
+
+def _piece(piece: Any) -> Piece:
+    return Piece(piece.end, piece.count, _decoded(piece.text, piece.text_len),
+                 _decoded(piece.thinking, piece.thinking_len), piece.calls,
+                 _string(piece.reason), piece.thought, piece.next)
 
 
 def reply_push(reply: Owned, token: int) -> Piece:
@@ -556,6 +609,21 @@ def reply_all(reply: Owned) -> Piece:
     return _piece(piece)
 
 
+def reply_call(reply: Owned, index: int) -> Call:
+    """Call `index`, as far as it came."""
+    call = _sized("mm2_call")
+    check(lib.mm2_reply_call(reply.pointer, index, call))
+    return Call(_decoded(call.name, call.name_len), _decoded(call.arguments, call.arguments_len),
+                call.state, bool(call.known), call.text_at)
+
+
+def reply_characters(reply: Owned, length: int) -> int:
+    """How many characters the first bytes of the answer are."""
+    piece = _sized("mm2_piece")
+    check(lib.mm2_reply_all(reply.pointer, piece))
+    return len(_decoded(piece.text, min(length, piece.text_len)))
+
+
 # ---- Session ----
 
 
@@ -578,6 +646,35 @@ def session_fork(session: Owned) -> Owned:
     out = ffi.new("mm2_session **")
     check(lib.mm2_session_fork(out, session.pointer))
     return _owned("session", out)
+
+
+def session_save(session: Owned, path: Any) -> None:
+    """Write it to a file; Ctrl-C leaves the file as it was."""
+    name = _path(path)
+    while _interruptible(lambda: check(lib.mm2_session_save(session.pointer, name)),
+                         lambda: session_interrupt(session)) == MORE:
+        pass  # an interrupt that was meant for a run
+
+
+def session_restore(model: Owned, path: Any, context: Any, kv_dtype: Any, chunk: Any,
+                    mapped: Any) -> Owned:
+    """The session that a file holds; None: as it was."""
+    options = _sized("mm2_restore_options")
+    lib.mm2_restore_options_init(options)
+    options.flags = 0 if flag(mapped, "mapped") else lib.MM2_IN_MEMORY
+    if context is not None:
+        options.context = positive(context, "context")
+    if kv_dtype is not None:
+        options.kv_dtype = _kv_dtype(kv_dtype, model)
+    if chunk is not None:
+        options.chunk = positive(chunk, "chunk")
+    name, out = _path(path), ffi.new("mm2_session **")
+
+    def restore() -> Owned:
+        check(lib.mm2_session_restore(out, model.pointer, name, options))
+        return _owned("session", out)
+
+    return _interruptible(restore) if options.flags else restore()
 
 
 def session_feed(session: Owned, values: Sequence[int]) -> None:

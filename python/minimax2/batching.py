@@ -92,6 +92,7 @@ class Batch(Handle):
                 session._batch = before
                 raise
             self._members.append((session, hooks))
+            session._stopped = None
             self._leaving.remove(session)
         finally:
             self._runner = outer
@@ -203,8 +204,11 @@ class Batch(Handle):
                 for session, hooks in self._members:
                     if hooks is None:
                         session._check_free()
-                    else:
-                        stack.enter_context(Taps(session, hooks.selected))
+                        continue
+                    again = session._stopped is hooks
+                    stack.enter_context(Taps(session, hooks.selected))
+                    if again:
+                        self._call_hooks(session, None)
                 while True:
                     status, member, tap = self._step(deadline, begin)
                     if member is None or tap is None:
@@ -263,12 +267,12 @@ class Batch(Handle):
         if stream.done and stream._batch is self:
             self._drop(stream.session)
 
-    def _call_hooks(self, session: Session, tap: Tap) -> None:
+    def _call_hooks(self, session: Session, tap: Tap | None) -> None:
         self._at_tap = True
         try:
             for member, hooks in self._members:
                 if member is session and hooks is not None:
-                    hooks.call(tap)
+                    session._call_hooks(hooks, tap)
         finally:
             self._at_tap = False
 

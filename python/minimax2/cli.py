@@ -1,4 +1,4 @@
-"""The command minimax2: info, generate, chat, inspect, bench, synth."""
+"""The command minimax2: info, generate, chat, inspect, bench, convert, synth."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 import minimax2 as mm
-from minimax2 import bench, show, synth
+from minimax2 import bench, convert, show, synth
 
 EPILOG = "Without -m these work on m2-tiny, the small model that comes with the package."
 
@@ -80,8 +81,11 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("--min-p", type=float, metavar="P")
         made.add_argument("--seed", type=int, metavar="N", help="default: a fresh one")
 
-    made = command(_info, "say what a model is")
+    made = command(_info, "say what a model is made of, whether this build runs it or not")
+    made.add_argument("path", nargs="?", help="the same as --model")
     opens_model(made)
+    made.add_argument("--json", action="store_true", help="print one JSON object; its keys are "
+                                                          "those of minimax2.Info")
 
     made = command(_generate, "go on from a prompt")
     opens_model(made)
@@ -98,7 +102,11 @@ def _parser() -> argparse.ArgumentParser:
     samples(made)
     made.add_argument("message", nargs="?", help="answer this alone, and end; -: read it from "
                                                  "standard input")
-    made.add_argument("--no-thinking", action="store_true", help="ask for the answer at once")
+    thinks = made.add_mutually_exclusive_group()
+    thinks.add_argument("--no-thinking", action="store_true", help="ask for the answer at once")
+    thinks.add_argument("--thinking", type=int, metavar="N", help="think N tokens at most")
+    made.add_argument("--tools", metavar="FILE", help="JSON of tools that the model may call; its "
+                                                      "calls are shown, not made")
     made.add_argument("--system", metavar="TEXT", help="the system prompt")
     made.add_argument("--context", type=int, metavar="N", help="positions; default: at most 8192")
 
@@ -110,6 +118,9 @@ def _parser() -> argparse.ArgumentParser:
     opens_model(made)
     bench.add_arguments(made)
 
+    convert.add_arguments(command(
+        convert.run, "write a checkpoint of GPTQ, AutoRound or AWQ in a layout that opens, without "
+        "loss", "convert"))
     synth.add_arguments(command(synth.run, "write random weights, to measure with", "synth"))
     return parser
 
@@ -126,11 +137,12 @@ def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    print(f"minimax2 {mm.__version__}, {mm.cpu()}")
-    with _load(arguments) as model:
-        for name, value in show.facts(model):
-            if value is not None:
-                print(f"{name:>14}  {value}")
+    found = mm.info(arguments.path or arguments.model, threads=arguments.threads,
+                    isa=arguments.isa, precision=arguments.precision)
+    if arguments.json:
+        print(json.dumps(found))
+        return
+    print(f"minimax2 {mm.__version__}, {mm.cpu()}\n{found}")
 
 
 def _generate(arguments: argparse.Namespace) -> None:
@@ -178,6 +190,10 @@ def _chat(arguments: argparse.Namespace) -> None:
     options = _sampling(arguments)
     if arguments.no_thinking:
         options["thinking"] = False
+    elif arguments.thinking is not None:
+        options["thinking"] = arguments.thinking
+    if arguments.tools is not None:
+        options["tools"] = Path(arguments.tools).read_text(encoding="utf-8")
     with _load(arguments) as model, model.chat(
             arguments.system, context=arguments.context, **options) as chat:
         if given is not None:
@@ -247,6 +263,9 @@ def _show(stream: mm.Stream) -> None:
             print(plain, file=thinks, flush=True)
         if stream.text or not thought:
             print(flush=True)
+        for call in stream.calls:
+            print(f"{call.name}({call.json})" + (" [cut off]" if call.state == "cut" else ""),
+                  flush=True)
 
 
 def _inspect(arguments: argparse.Namespace) -> None:

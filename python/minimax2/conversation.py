@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, Self, Unpack, overload
 
 from minimax2 import _native
+from minimax2.errors import ArgumentError
 from minimax2.generation import Generation
 from minimax2.options import (GenerateOptions, KvDtype, Message, ModelGenerateOptions, check_names,
                               spelled_out)
+from minimax2.request import Request
 from minimax2.session import Session
-from minimax2.stream import Request, Stream
+from minimax2.stream import Stream
 
 if TYPE_CHECKING:
     from minimax2.model import Model
+
+Turns = str | Message | Sequence[Message]
 
 
 class Chat:
     """`model.chat(system=...)`, then send() turn after turn.
 
     The tokens that were sampled stay in the timeline as they are, thinking included; only what is
-    new is rendered and fed. Options are the defaults of its generations, as in Model.generate();
-    thinking=False closes the block in the prompt, so that the model answers at once.
+    new is rendered and fed. Options are the defaults of its generations, as in Model.generate():
+    thinking=False closes the block in the prompt, so that the model answers at once; tools are
+    declared once, at the beginning. A reply that calls some has `calls`: send() their results as
+    messages of the role "tool".
     """
 
     @spelled_out(GenerateOptions)
@@ -40,47 +47,57 @@ class Chat:
 
     @property
     def messages(self) -> list[Message]:
-        """The turns so far, for reading: dicts of role, content and thinking."""
+        """The turns so far, for reading: dicts of role, content, thinking and tool_calls."""
         if self._stream is None:
             return list(self._messages)
-        return [*self._messages, {"role": "assistant", "content": self._stream.text,
-                                  "thinking": self._stream.thinking}]
+        return [*self._messages, self._stream.message()]
 
     @overload
-    def send(self, text: str, *, stream: Literal[False] = False,
+    def send(self, text: Turns, *, stream: Literal[False] = False,
              **options: Unpack[GenerateOptions]) -> Generation: ...
 
     @overload
-    def send(self, text: str, *, stream: Literal[True],
+    def send(self, text: Turns, *, stream: Literal[True],
              **options: Unpack[GenerateOptions]) -> Stream: ...
 
     @overload
-    def send(self, text: str, *, stream: bool,
+    def send(self, text: Turns, *, stream: bool,
              **options: Unpack[GenerateOptions]) -> Generation | Stream: ...
 
     @spelled_out(GenerateOptions)
-    def send(self, text: str, *, stream: bool = False,
+    def send(self, text: Turns, *, stream: bool = False,
              **options: Unpack[GenerateOptions]) -> Generation | Stream:
         """Say something: the answer as a Generation, or with stream=True a Stream of it.
 
-        A turn that was cut short by an interrupt, a cancelled stream or max_new_tokens is closed
-        where it stopped. Raises ContextFull if there is no room left. Whatever is refused leaves
-        the conversation as it was.
+        text: what the user says; or a message, or several, such as the results of tools:
+        [{"role": "tool", "content": ...}], one for each call. A turn that was cut short by an
+        interrupt, a cancelled stream or max_new_tokens is closed where it stopped. Raises
+        ContextFull if there is no room left. Whatever is refused leaves the conversation as it was.
         """
         stream = _native.flag(stream, "stream")
-        message: Message = {"role": "user", "content": text}
+        new: list[Message] = ([{"role": "user", "content": text}] if isinstance(text, str)
+                              else [text] if isinstance(text, Mapping) else list(text))
         wanted: GenerateOptions = {**self._options, **options}
-        request = Request(self.model, self._continuation(message), chat=True, **wanted)
-        made = Stream(self.session, request)
-        self._messages, self._stream = [*self.messages, message], made
+        if self.session.length and wanted.get("tools") != self._options.get("tools"):
+            raise ArgumentError("tools stand at the beginning of a conversation; give them to the "
+                                "chat, or to its first turn")
+
+        def turn(thinking: bool) -> list[int]:
+            return self._continuation(new, wanted, thinking)
+
+        made = Stream(self.session, Request(self.model, None, turn, **wanted))
+        self._options = {**self._options, "tools": wanted.get("tools")}
+        self._messages, self._stream = [*self.messages, *new], made
         return made if stream else made.result()
 
-    def _continuation(self, message: Message) -> list[int]:
-        """The ids that a new user message adds to the timeline."""
+    def _continuation(self, new: list[Message], options: GenerateOptions,
+                      thinking: bool) -> list[int]:
+        """The ids that new messages add to the timeline."""
         tokenizer, session = self.model.tokenizer, self.session
         if not session.length:
-            return tokenizer.apply_chat_template([*self._messages, message])
-        return _native.chat_continue(tokenizer._c, session.tokens, [message])
+            return tokenizer.apply_chat_template([*self._messages, *new],
+                                                 tools=options.get("tools"), thinking=thinking)
+        return _native.chat_continue(tokenizer._c, session.tokens, new, thinking)
 
     def close(self) -> None:
         """Close the session."""

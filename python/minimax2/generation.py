@@ -1,7 +1,8 @@
 """Generation: what came out."""
 
-from dataclasses import dataclass
-from typing import NamedTuple
+import json
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from minimax2 import show
 
@@ -36,6 +37,50 @@ class Timing:
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A call of a tool, as far as it came."""
+
+    name: str
+    json: str
+    """The arguments as JSON of an object. It only grows; whole unless the state is "open"."""
+    state: str
+    """"open" while its arguments are coming, "complete", or "cut": the reply ended inside it."""
+    known: bool
+    """False: tools were given, and none of that name."""
+    at: int
+    """Characters of the text before it."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments, typed by the tool's schema where that can be; {} while it is open."""
+        found: dict[str, Any] = {} if self.state == "open" else json.loads(self.json)
+        return found
+
+    def message(self) -> dict[str, Any]:
+        """What stands for it in the tool_calls of an assistant's message."""
+        return {"type": "function", "function": {"name": self.name, "arguments": self.arguments}}
+
+
+class Piece(NamedTuple):
+    """A piece of a reply, of Stream.pieces()."""
+
+    kind: str
+    """"thinking", "text", "call" (it begins: its name), "arguments" (JSON that joins up to the
+    object) or "call_end"."""
+    text: str
+    call: int | None
+    """Which call, from 0."""
+
+
+def assistant_message(text: str, thinking: str | None, calls: list[ToolCall]) -> dict[str, Any]:
+    """A turn of the assistant for a conversation."""
+    message: dict[str, Any] = {"role": "assistant", "content": text, "thinking": thinking}
+    if calls:
+        message["tool_calls"] = [call.message() for call in calls]
+    return message
+
+
+@dataclass(frozen=True)
 class Generation:
     """A finished generation. `str()` of it is the text."""
 
@@ -52,6 +97,16 @@ class Generation:
     logprobs: list[TokenLogprob] | None
     """TokenLogprob for each token, if top_logprobs was given."""
     timing: Timing
+    calls: list[ToolCall] = field(default_factory=list)
+    """Calls of tools in a chat turn, in order."""
+    thinking_tokens: int = 0
+    """How many of the tokens are thinking, its end included."""
+    reason: str = ""
+    """Why the last text that looks like a call is none; "" where there is no such text."""
+
+    def message(self) -> dict[str, Any]:
+        """The assistant's message for a conversation: role, content, thinking, tool_calls."""
+        return assistant_message(self.text, self.thinking, self.calls)
 
     def __str__(self) -> str:
         return self.text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Unpack, overload
@@ -13,15 +12,15 @@ from minimax2.conversation import Chat
 from minimax2.errors import ArgumentError, ContextFull, UnsupportedError
 from minimax2.generation import Generation
 from minimax2.handle import Handle
-from minimax2.options import (GenerateOptions, Item, KvDtype, ModelGenerateOptions, Prompt,
+from minimax2.options import (AnyPath, GenerateOptions, Item, KvDtype, ModelGenerateOptions, Prompt,
                               SessionOptions, check_names, spelled_out)
+from minimax2.request import Request
 from minimax2.session import Session
-from minimax2.stream import Request, Stream
+from minimax2.stream import Stream
 from minimax2.tensor import Tensor
 from minimax2.text import Tokenizer, is_messages, is_prompts
 from minimax2.trace import Cache, Hook, Taps, Where, select
 
-AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 Isa = Literal["auto", "ref", "avx2", "avx512", "amx", "blas"]
 Precision = Literal["fast", "exact"]
 
@@ -332,7 +331,9 @@ class Model(Handle, Mapping[str, Tensor]):
         Options: temperature, top_k, top_p, min_p and the others of Sampler, defaults from the
         checkpoint; seed (None: a fresh one, reported in the result); bias {id: value}; stop, a str
         or several, not shown, None for none; thinking (None: as the prompt has it), whether the
-        text begins inside <think>, and False to close that block in the prompt of messages; mask, a
+        text begins inside <think>, False to close that block in the prompt of messages, and a
+        number of tokens after which it is closed and the answer begins; tools, which a prompt of
+        messages declares and whose calls the result has; keep_thinking, of all turns in it; mask, a
         buffer as in Sampler.next, or a callable(tokens so far) that returns one; logits_processor,
         a callable(ids, logits) that edits the logits, a numpy array [vocab_size], in place;
         top_logprobs, to report the n likeliest tokens at each place; hooks, as in run_with_hooks(),
@@ -378,6 +379,24 @@ class Model(Handle, Mapping[str, Tensor]):
         Raises OutOfMemory if the whole context would not fit.
         """
         return Session(self, context, kv_dtype, chunk)
+
+    def restore(self, path: AnyPath, *, context: int | None = None, kv_dtype: KvDtype | None = None,
+                chunk: int | None = None, mapped: bool = True) -> Session:
+        """The Session that `session.save(path)` wrote: it goes on with the same bits.
+
+        Takes milliseconds, whatever its length: the file is mapped, and what the session writes
+        stays in this process. mapped=False reads it into memory instead, for network file systems
+        and files that others may write to. context: positions, None: as many as it had. kv_dtype:
+        refuse a file with another; None: as it was. chunk as in session().
+
+        Keys and values are held against their checksums when a run first needs them: run() then
+        raises FormatError and says what rewind() can keep. All else is checked at once. Raises
+        FileError, FormatError (damaged, or no session), ArgumentError (another model, kv_dtype, or
+        a context that is too small), UnsupportedError (saved by a version that computed other
+        bits), OutOfMemory; each says what differs.
+        """
+        return Session._of(_native.session_restore(self._c, path, context, kv_dtype, chunk, mapped),
+                           self)
 
     def batch(self, sessions: Iterable[Session] = (), *, rows: int | None = None) -> Batch:
         """A Batch of sessions that are advanced together.

@@ -7,6 +7,7 @@ is decorated with @spelled_out, which lists them in its signature for people: he
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal, SupportsFloat, SupportsIndex, TypedDict, TypeVar
@@ -14,7 +15,10 @@ from typing import Any, Literal, SupportsFloat, SupportsIndex, TypedDict, TypeVa
 from minimax2._native import Buffer
 from minimax2.trace import Hook, Where
 
-Message = Mapping[str, str | None]
+AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+Message = Mapping[str, Any]
+Tools = Sequence[Mapping[str, Any]] | str
+"""JSON schemas of functions, [{"type": "function", "function": {...}}], or JSON in a str."""
 Ids = Iterable[SupportsIndex]
 Prompt = str | Ids | Sequence[Message]
 """A text, token ids, or messages: dicts of role and content."""
@@ -58,7 +62,9 @@ class ReplyOptions(TypedDict, total=False):
 
     max_new_tokens: int
     stop: str | Iterable[str] | None
-    thinking: bool | None
+    thinking: bool | int | None
+    keep_thinking: bool
+    tools: Tools | None
     mask: Buffer | Callable[[list[int]], Buffer | None] | None
     logits_processor: Callable[[list[int], Any], None] | None
     top_logprobs: int
@@ -73,7 +79,8 @@ class ModelGenerateOptions(GenerateOptions, SessionOptions, total=False):
     """What a generation with a session of its own is made with."""
 
 
-DEFAULTS = {"max_new_tokens": 1024, "top_logprobs": 0}  # those that are not None
+# Those that are not None.
+DEFAULTS = {"max_new_tokens": 1024, "top_logprobs": 0, "keep_thinking": False}
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 

@@ -12,11 +12,12 @@ from minimax2._native import Buffer, Owned
 from minimax2.errors import ArgumentError, BusyError
 from minimax2.generation import Generation
 from minimax2.handle import Handle
-from minimax2.options import GenerateOptions, Ids, KvDtype, Prompt, spelled_out
+from minimax2.options import AnyPath, GenerateOptions, Ids, KvDtype, Prompt, spelled_out
+from minimax2.request import Request
 from minimax2.sampling import Sampler
-from minimax2.stream import Request, Stream
+from minimax2.stream import Stream
 from minimax2.tensor import Tensor
-from minimax2.trace import Cache, Hook, Hooks, Switches, Taps, Where, pick_positions, select
+from minimax2.trace import Cache, Hook, Hooks, Switches, Tap, Taps, Where, pick_positions, select
 
 if TYPE_CHECKING:
     from minimax2.batching import Batch
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
 class Session(Handle):
     """One timeline: feed it tokens, run it, look at the logits, sample, go on.
 
-    Made by `model.session()`. Used by one thread at a time; a second one gets BusyError. Views such
-    as `logits` stay valid memory for as long as they are held, after close() too; their contents
-    change with the next run.
+    Made by `model.session()`, `fork()` or `model.restore()`. Used by one thread at a time; a second
+    one gets BusyError. Views such as `logits` stay valid memory for as long as they are held, after
+    close() too; their contents change with the next run.
     """
 
-    __slots__ = ("_batch", "_event", "_sampler", "_switches", "model")
+    __slots__ = ("_batch", "_event", "_sampler", "_stopped", "_switches", "model")
 
     def __init__(self, model: Model, context: int | None = None, kv_dtype: KvDtype | None = None,
                  chunk: int | None = None) -> None:
@@ -43,7 +44,14 @@ class Session(Handle):
         self._event = _native.new_event()
         self._sampler: Sampler | None = None
         self._switches = Switches()
+        self._stopped: Hooks | None = None  # whose tap it stands at, because a hook raised there
         self.model = model
+
+    @classmethod
+    def _of(cls, owned: Owned, model: Model) -> Session:
+        made = cls.__new__(cls)
+        made._adopt(owned, model)
+        return made
 
     @property
     def context(self) -> int:
@@ -95,6 +103,7 @@ class Session(Handle):
         """
         seconds = _native.duration(seconds)
         self._check_free()
+        self._stopped = None
         return _native.session_run(self._c, self._event, seconds)
 
     def interrupt(self) -> None:
@@ -131,6 +140,7 @@ class Session(Handle):
         went further.
         """
         self._check_free()
+        self._stopped = None
         _native.session_rewind(self._c, length)
 
     def sync(self, prompt: Prompt) -> int:
@@ -161,9 +171,21 @@ class Session(Handle):
         the two goes on. Both go on with the bits of sessions that were never forked. A membership
         in a batch and a trace stay with this one.
         """
-        made = Session.__new__(Session)
-        made._adopt(_native.session_fork(self._c), self.model)
-        return made
+        return Session._of(_native.session_fork(self._c), self.model)
+
+    def save(self, path: AnyPath) -> None:
+        """Write the session to a file, from which `model.restore(path)` makes one that goes on.
+
+        Saved are the tokens, fed and evaluated, the keys and values, the context and the logits. A
+        Sampler with the same options and seed goes on with the same draws. Rows of a prompt in its
+        middle do not count. Whatever happens meanwhile, Ctrl-C, a full disk or the end of the
+        process, `path` names the old file or the new one, each whole. It takes as many bytes as the
+        cache. To go on while it is written, save a fork in another thread.
+
+        Raises FileError, OutOfMemory, BusyError (somebody else writes this file), FormatError (the
+        session was restored from a damaged file).
+        """
+        _native.session_save(self._c, path)
 
     # ---- Looking inside ----
 
@@ -227,16 +249,29 @@ class Session(Handle):
     def _run_hooks(self, hooks: Hooks, seconds: float | None) -> bool:
         """As run(), with Hooks called on the way."""
         deadline = None if seconds is None else time.monotonic() + seconds
+        again = self._stopped is hooks
         with Taps(self, hooks.selected) as taps:
+            if again:
+                self._call_hooks(hooks, None)
             while True:
                 left = None if deadline is None else max(0.0, deadline - time.monotonic())
                 arrived, tap = taps.step(left)
                 if tap is None:
                     return arrived
-                hooks.call(tap)
+                self._call_hooks(hooks, tap)
+
+    def _call_hooks(self, hooks: Hooks, tap: Tap | None) -> None:
+        """Those of a tap; None: what is left of the one at which a hook raised."""
+        self._stopped = hooks
+        if tap is None:
+            hooks.go_on()
+        else:
+            hooks.call(tap)
+        self._stopped = None
 
     def _begin_taps(self, by: Taps, selected: Sequence[tuple[int, int]]) -> None:
         """These taps on; nothing else may run the session until they are off."""
+        self._stopped = None
         self._switches.on(self._c, by, selected)
 
     def _end_taps(self, by: Taps) -> None:

@@ -1,4 +1,4 @@
-"""Small HTML tables for notebooks."""
+"""What notebooks and the command show: sizes in words, small HTML tables."""
 
 from __future__ import annotations
 
@@ -31,6 +31,14 @@ def table(rows: Iterable[tuple[str, Any]]) -> str:
                     f"<td style='text-align:left'>{escape(str(value))}</td></tr>"
                     for name, value in rows if value is not None)
     return f"<table>{cells}</table>"
+
+
+def grid(rows: Iterable[Iterable[str]]) -> str:
+    """Rows of cells as a table, the first row as headings."""
+    first, *others = ([escape(cell) for cell in row] for row in rows)
+    lines = [f"<th>{'</th><th>'.join(first)}</th>",
+             *(f"<td>{'</td><td>'.join(row)}</td>" for row in others)]
+    return f"<table><tr>{'</tr><tr>'.join(lines)}</tr></table>"
 
 
 def facts(model: Model) -> list[tuple[str, Any]]:

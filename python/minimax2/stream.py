@@ -5,75 +5,25 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING, Any, Self
 
-from minimax2 import _native, trace
+from minimax2 import _native
 from minimax2._native import Buffer
 from minimax2.errors import ArgumentError
-from minimax2.generation import Generation, Timing, TokenLogprob
-from minimax2.options import DEFAULTS, GenerateOptions, Prompt, check_names
-from minimax2.sampling import Sampler
+from minimax2.generation import (Generation, Piece, Timing, TokenLogprob, ToolCall,
+                                 assistant_message)
 from minimax2.tensor import Tensor
-from minimax2.text import Tokenizer, is_messages
 
 if TYPE_CHECKING:
     from minimax2.batching import Batch
-    from minimax2.model import Model
+    from minimax2.request import Request
     from minimax2.session import Session
 
 _SLICE = 0.05  # seconds between two looks at cancel()
 _REASONS = {_native.END_NONE: None, _native.END_STOP: "stop", _native.END_LENGTH: "length",
             _native.END_CONTEXT: "context", _native.END_CANCELLED: "cancelled"}
-
-
-class Request:
-    """The options of one generation, all of them checked, and the ids of its prompt.
-
-    Made before anything is fed: what it refuses has changed nothing. chat: the prompt's ids open a
-    turn of the chat format.
-    """
-
-    def __init__(self, model: Model, prompt: Prompt | None, chat: bool = False,
-                 **options: Unpack[GenerateOptions]) -> None:
-        check_names(options, GenerateOptions)
-        given: dict[str, Any] = {**DEFAULTS, **options}
-        self.max_new_tokens = _native.integer(given.pop("max_new_tokens"), "max_new_tokens", 0)
-        self.top_logprobs = _native.integer(given.pop("top_logprobs"), "top_logprobs", 0,
-                                            model.config.vocab_size)
-        self.stop = _stop_strings(given.pop("stop", None))
-        self.mask = given.pop("mask", None)
-        if self.mask is not None and not callable(self.mask):
-            _native.mask_words(self.mask, model.config.vocab_size)
-        self.logits_processor = given.pop("logits_processor", None)
-        if self.logits_processor is not None and not callable(self.logits_processor):
-            raise TypeError("logits_processor must be a callable(ids, logits), not "
-                            f"{type(self.logits_processor).__name__}")
-        hooks, thinking = given.pop("hooks", None), given.pop("thinking", None)
-        self.hooks = None if hooks is None else trace.Hooks(model, hooks)
-        self.ids = None if prompt is None else model.ids(prompt)
-        self.answers = chat or is_messages(prompt)  # in the chat format
-        self.thinking = (
-            self.answers if thinking is None else _native.flag(thinking, "thinking"))
-        if self.ids is not None and self.answers and not self.thinking:
-            self.ids = without_thinking(model.tokenizer, self.ids)
-        self.sampler = Sampler(model, **given)
-
-    @property
-    def start(self) -> int:
-        """What stands before the first token, a number of the library."""
-        if self.thinking:
-            return _native.START_THINKING
-        return _native.START_ANSWER if self.answers else _native.START_TEXT
-
-
-def without_thinking(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
-    """A chat prompt, which ends inside <think>, with that block closed and empty."""
-    if tokenizer.think_open is None or tokenizer.think_close is None:
-        raise ArgumentError("thinking=False needs a tokenizer with <think> and </think>")
-    opened = len(ids) - 1 - ids[::-1].index(tokenizer.think_open)
-    blank = tokenizer.encode("\n\n")
-    return [*ids[:opened + 1], *blank, tokenizer.think_close, *blank]
+_STATES = {_native.CALL_OPEN: "open", _native.CALL_COMPLETE: "complete", _native.CALL_CUT: "cut"}
 
 
 class Stream(Iterator[str], AsyncIterator[str]):
@@ -85,7 +35,8 @@ class Stream(Iterator[str], AsyncIterator[str]):
     with the next call; so does what a callback of yours refused by raising an exception.
 
     Attributes: `session`, `seed`, `tokens` (ids so far), `text` (all pieces so far), `thinking`,
-    `done`, `finish_reason` (None until done).
+    `calls`, `reason`, `done`, `finish_reason` (None until done). pieces() also tells of the others
+    while they come.
     """
 
     def __init__(self, session: Session, request: Request) -> None:
@@ -94,7 +45,8 @@ class Stream(Iterator[str], AsyncIterator[str]):
         self._reply = _native.reply_new(
             None if tokenizer is None else tokenizer._c, request.start,
             request.max_new_tokens, session.model.end_tokens,
-            [stop.encode("utf-8", "surrogatepass") for stop in request.stop])
+            [stop.encode("utf-8", "surrogatepass") for stop in request.stop], request.tools,
+            request.budget)
         self._so_far = _native.reply_all(self._reply)
         if request.ids is not None:
             session.feed(request.ids)
@@ -106,7 +58,9 @@ class Stream(Iterator[str], AsyncIterator[str]):
         self._lock = threading.RLock()  # of the reply, which cancel() ends from any thread
         self._batch: Batch | None = None  # that runs the session
         self._clock = 0.0  # of that batch, when it last chose a token here
+        self._chosen = -1  # the token that is fed next, noted before it is
         self._taken = 0  # characters of the text that were given out
+        self._places: list[int] = []  # characters of the text before each call
         self._start = session.length
         self._prompt_tokens = self._start - session.pos
         self._prompt_seconds = self._seconds = 0.0
@@ -120,6 +74,25 @@ class Stream(Iterator[str], AsyncIterator[str]):
     def thinking(self) -> str | None:
         """What was written before </think> in a chat turn, so far; None outside chats."""
         return self._so_far.thinking if self._request.start == _native.START_THINKING else None
+
+    @property
+    def calls(self) -> list[ToolCall]:
+        """The calls of tools so far; the last one may be open."""
+        with self._lock:
+            found = [_native.reply_call(self._reply, i) for i in range(self._so_far.calls)]
+            self._places += [_native.reply_characters(self._reply, call.text_at)
+                             for call in found[len(self._places):]]
+        return [ToolCall(call.name, call.arguments, _STATES[call.state], call.known, at)
+                for call, at in zip(found, self._places)]
+
+    @property
+    def reason(self) -> str:
+        """Why the last text that looks like a call is none; "" where there is no such text."""
+        return self._so_far.reason
+
+    def message(self) -> dict[str, Any]:
+        """The assistant's message so far, for a conversation."""
+        return assistant_message(self.text, self.thinking, self.calls)
 
     @property
     def finish_reason(self) -> str | None:
@@ -159,7 +132,44 @@ class Stream(Iterator[str], AsyncIterator[str]):
             text=self.text, thinking=self.thinking, tokens=list(self.tokens),
             finish_reason=self.finish_reason or "", seed=self.seed, logprobs=self._logprobs,
             timing=Timing(self._prompt_tokens, self._prompt_seconds, len(self.tokens),
-                          self._seconds))
+                          self._seconds),
+            calls=self.calls, thinking_tokens=self._so_far.thought, reason=self.reason)
+
+    def pieces(self) -> Iterator[Piece]:
+        """Pieces of thinking, text and calls, in the order in which the model writes them."""
+        thought = told = ended = 0
+        open_call: tuple[int, int] | None = None  # index, characters of its JSON
+        while True:
+            finished, calls, text = self.done, self.calls, self.text
+            thinking = self.thinking or ""
+            if len(thinking) > thought:
+                piece = Piece("thinking", thinking[thought:], None)
+                thought = len(thinking)
+                yield piece
+            for index in range(ended, len(calls)):
+                call = calls[index]
+                if call.at > told:
+                    piece = Piece("text", text[told:call.at], None)
+                    told = call.at
+                    yield piece
+                if open_call is None:
+                    open_call = (index, 0)
+                    yield Piece("call", call.name, index)
+                if len(call.json) > open_call[1]:
+                    piece = Piece("arguments", call.json[open_call[1]:], index)
+                    open_call = (index, len(call.json))
+                    yield piece
+                if call.state == "open":
+                    break
+                ended, open_call = index + 1, None
+                yield Piece("call_end", "", index)
+            if ended == len(calls) and len(text) > told:
+                piece = Piece("text", text[told:], None)
+                told = len(text)
+                yield piece
+            if finished:
+                return
+            self._step(_SLICE)
 
     @property
     def _waits(self) -> bool:
@@ -248,11 +258,14 @@ class Stream(Iterator[str], AsyncIterator[str]):
             if self._logprobs is not None:
                 self._logprobs[len(self.tokens):] = [TokenLogprob(
                     token, session.logprobs([token])[0], session.top(self._request.top_logprobs))]
+            self._chosen = token
             _native.session_feed(session._c, [token])
             self._catch_up()
 
     def _choose(self, mask: Buffer | None) -> int:
         sampler = self._request.sampler
+        if self._so_far.next >= 0:  # the budget of thinking is spent
+            return self._so_far.next
         if self._request.logits_processor is None:
             return sampler.next(self.session, mask)
         logits = self.session.logits
@@ -270,14 +283,26 @@ class Stream(Iterator[str], AsyncIterator[str]):
             if (self._so_far.end, self._so_far.count) != _native.reply_stands(self._reply):
                 self._so_far = _native.reply_all(self._reply)
             timeline = memoryview(_native.session_tokens(self.session._c))[self._start:]
+            self._check_timeline(timeline)
             while not self.done and self._so_far.count < len(timeline):
                 self._add(_native.reply_push(self._reply, timeline[self._so_far.count]))
             self.tokens += timeline[len(self.tokens):self._so_far.count].tolist()
 
+    def _check_timeline(self, timeline: memoryview[int]) -> None:
+        """That nobody else has fed or cut it: it has our tokens, or one more that we chose."""
+        count = self._so_far.count
+        last = self.tokens[-1:] if count == len(self.tokens) else []
+        if self.done or (count <= len(timeline) <= count + 1
+                         and last == timeline[count - len(last):count].tolist()
+                         and timeline[count:].tolist() in ([], [self._chosen])):
+            return
+        raise ArgumentError("another call has fed or cut this stream's session: it cannot go on; "
+                            "cancel() it, or let a stream end before its session is used")
+
     def _add(self, piece: _native.Piece) -> None:
         before = self._so_far
-        self._so_far = _native.Piece(piece.end, piece.count, before.text + piece.text,
-                                     before.thinking + piece.thinking)
+        self._so_far = piece._replace(text=before.text + piece.text,
+                                      thinking=before.thinking + piece.thinking)
 
     def _end(self, reason: int) -> None:
         self._add(_native.reply_end(self._reply, reason))
@@ -289,17 +314,3 @@ class Stream(Iterator[str], AsyncIterator[str]):
     def __repr__(self) -> str:
         state = self.finish_reason or "under way"
         return f"<Stream {len(self.tokens)} tokens, {state}>"
-
-
-def _stop_strings(stop: str | Iterable[str] | None) -> list[str]:
-    if stop is None:
-        return []
-    if not isinstance(stop, str) and not hasattr(stop, "__iter__"):
-        raise TypeError(f"stop must be a str, several, or None, not {type(stop).__name__}")
-    strings = [stop] if isinstance(stop, str) else list(stop)
-    for string in strings:
-        if not isinstance(string, str):
-            raise TypeError(f"a string of stop must be a str, not {type(string).__name__}")
-        if not string:
-            raise ArgumentError("a string of stop is empty")
-    return strings

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeGuard, overload
 from minimax2 import _native
 from minimax2._native import Owned
 from minimax2.handle import Handle
-from minimax2.options import Ids, Item, Message
+from minimax2.options import Ids, Item, Message, Tools
 
 
 class Tokenizer(Handle):
@@ -106,32 +106,51 @@ class Tokenizer(Handle):
         return _native.tokenizer_id(
             self._c, token.encode() if isinstance(token, str) else bytes(token))
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-        """Messages, dicts of role, content and (assistant) thinking, as text in the chat format.
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True, *,
+               tools: Tools | None = None, thinking: bool = True, keep_thinking: bool = False,
+               identity: str | None = None) -> str:
+        """Messages as text in the chat format; see apply_chat_template() for the arguments.
 
         For reading: to feed a model use apply_chat_template(), which keeps the format's tags and
         the same characters inside a message apart.
         """
-        return _native.chat_render(self._c, messages, add_generation_prompt)
+        return _native.chat_render(self._c, messages, tools, identity, add_generation_prompt,
+                                   thinking, keep_thinking)
 
     @overload
     def apply_chat_template(self, messages: Sequence[Message], add_generation_prompt: bool = True,
-                            tokenize: Literal[True] = True) -> list[int]: ...
+                            tokenize: Literal[True] = True, *, tools: Tools | None = None,
+                            thinking: bool = True, keep_thinking: bool = False,
+                            identity: str | None = None) -> list[int]: ...
 
     @overload
     def apply_chat_template(self, messages: Sequence[Message], add_generation_prompt: bool = True,
-                            *, tokenize: Literal[False]) -> str: ...
+                            *, tokenize: Literal[False], tools: Tools | None = None,
+                            thinking: bool = True, keep_thinking: bool = False,
+                            identity: str | None = None) -> str: ...
 
     def apply_chat_template(self, messages: Sequence[Message], add_generation_prompt: bool = True,
-                            tokenize: bool = True) -> list[int] | str:
+                            tokenize: bool = True, *, tools: Tools | None = None,
+                            thinking: bool = True, keep_thinking: bool = False,
+                            identity: str | None = None) -> list[int] | str:
         """Messages as a list of ids, or with tokenize=False as text.
 
-        Roles: "system" (first only), "user", "assistant". add_generation_prompt: end with the
-        opening of an assistant turn, inside <think>. Raises ArgumentError for other roles.
+        messages: dicts of role ("system", first only; "user", "assistant", "tool") and content, a
+        str or a list of texts; of an assistant also thinking (or reasoning_content, reasoning,
+        reasoning_details) and tool_calls, [{"function": {"name": ..., "arguments": {...}}}].
+        tools: [{"type": "function", "function": {"name": ..., "parameters": JSON schema}}]; keys
+        keep their order. Both may be JSON in a str.
+
+        add_generation_prompt: end with the opening of an assistant turn, inside <think>, or with
+        thinking=False behind an empty block of it. keep_thinking: of all assistant turns, not only
+        of those behind the last user's. identity: the system text where no message gives one.
+        Raises ArgumentError where a message holds what the format has no place for.
         """
         if not tokenize:
-            return self.render(messages, add_generation_prompt)
-        return _native.chat_encode(self._c, messages, add_generation_prompt)
+            return self.render(messages, add_generation_prompt, tools=tools, thinking=thinking,
+                               keep_thinking=keep_thinking, identity=identity)
+        return _native.chat_encode(self._c, messages, tools, identity, add_generation_prompt,
+                                   thinking, keep_thinking)
 
     def __len__(self) -> int:
         return self.vocab_size

@@ -175,6 +175,8 @@ class Hooks:
     def __init__(self, model: Model, hooks: Iterable[tuple[Where, Hook]],
                  cache: Cache | None = None, cached: Sequence[tuple[int, int]] = ()) -> None:
         self._wanted: dict[tuple[int, int], list[Hook]] = {}
+        self._tap: Tap | None = None  # whose hooks are being called, or were when one raised
+        self._left: list[Hook] = []  # those of them that did not return yet
         self._cache, self._cached = cache, frozenset(cached)
         if isinstance(hooks, (str, bytes)) or not hasattr(hooks, "__iter__"):
             raise TypeError(f"hooks must be pairs of a point and a callable, not "
@@ -199,15 +201,28 @@ class Hooks:
 
     def call(self, tap: Tap) -> None:
         """Call the hooks of a tap."""
-        point = _native.POINTS.index(tap.point)
-        pairs = ((point, -1), (point, tap.layer))
-        for pair in pairs:
-            for hook in self._wanted.get(pair, ()):
-                result: Any = hook(tap.tensor, tap)
-                if result is not None:
-                    raise TypeError("a hook edits the tensor in place and returns None")
-        if self._cache is not None and not self._cached.isdisjoint(pairs):
+        self._left = [hook for pair in self._pairs(tap) for hook in self._wanted.get(pair, ())]
+        self._tap = tap
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Call those that are left of a tap at which a hook raised, that one first."""
+        tap = self._tap
+        if tap is None:
+            return
+        while self._left:
+            result: Any = self._left[0](tap.tensor, tap)
+            if result is not None:
+                raise TypeError("a hook edits the tensor in place and returns None")
+            del self._left[0]
+        if self._cache is not None and not self._cached.isdisjoint(self._pairs(tap)):
             self._cache.add(tap)
+        self._tap = None
+
+    @staticmethod
+    def _pairs(tap: Tap) -> tuple[tuple[int, int], tuple[int, int]]:
+        point = _native.POINTS.index(tap.point)
+        return (point, -1), (point, tap.layer)
 
 
 Key = str | tuple[str, int | slice]
@@ -258,6 +273,10 @@ class Cache(Mapping[tuple[str, int], Tensor]):
                 return self._tensors[key, layers[0]]
         elif isinstance(key, tuple) and len(key) == 2:
             point, layer = key
+            if isinstance(layer, slice) and point in _ONCE and self._of(point):
+                held = f'cache["{point}"]'
+                raise KeyError(f"{point} exists once, not at every layer: {held} is all of it, "
+                               f"{held}.numpy()[{_slice(layer)}] some of its positions")
             if isinstance(layer, slice):
                 wanted = range(self._layers)[layer]
                 if wanted and set(wanted) <= set(self._of(point)):
@@ -303,6 +322,12 @@ class Cache(Mapping[tuple[str, int], Tensor]):
         points = dict.fromkeys(point for point, _ in self._tensors)
         return (f"<Cache of {len(self)} tensors, {len(self.positions)} positions: "
                 f"{', '.join(points)}>")
+
+
+def _slice(span: slice) -> str:
+    """As it is written: "0:2"."""
+    parts = [span.start, span.stop] + [span.step] * (span.step is not None)
+    return ":".join("" if part is None else str(part) for part in parts)
 
 
 def _spans(layers: Sequence[int]) -> str:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import minimax2 as mm
+from minimax2.formats import FORMATS, MIXES
 from minimax2.synth import synth
 from tqdm.auto import tqdm
 
@@ -230,16 +231,26 @@ def correlation_of(ours, theirs):
 
 
 def best_setting(engines, what):
-    """Key and settings with which llama.cpp was fastest in one warm run each; reports all."""
+    """Key and settings with which llama.cpp was fastest in one warm run each; reports all.
+
+    Settings with which it dies, as repacking does on some machines, do not count. Raises
+    EngineError if none is left.
+    """
     tried = []
     for repack in (True, False):
         for ubatch in (512, 2048) if what.step > LONG else (512,):
             key, settings = ("llama.cpp", repack), {"ubatch": ubatch}
-            engines.run(key, what, WARM_UP, **settings)
-            seconds = engines.run(key, what, **settings)["seconds"]
+            try:
+                engines.run(key, what, WARM_UP, **settings)
+                seconds = engines.run(key, what, **settings)["seconds"]
+            except EngineError as error:
+                print(f"  {what.name}, {named(key, settings)}: {error}", file=sys.stderr)
+                continue
             tried.append((seconds, key, settings))
             print(f"  {what.name}, llama.cpp {named(key, settings)}: "
                   f"{what.tokens / seconds:.1f} tokens/s", flush=True)
+    if not tried:
+        raise EngineError("llama.cpp works with none of its settings")
     return min(tried, key=lambda setting: setting[0])[1:]
 
 
@@ -364,7 +375,9 @@ def parse_arguments(argv):
     parser.add_argument("-m", "--model", action="append", default=[], type=Path, metavar="FILE",
                         help="a .gguf file; may be given several times")
     parser.add_argument("--format", default="", metavar="NAMES",
-                        help="formats of random files to make, such as q4_k_m,q8_0")
+                        help="formats of random files to make, such as q4_k_m,ud-iq3_s; those of "
+                        "minimax2 synth in GGUF. Rules of mixes that are for the first eighth of "
+                        "the layers need --layers 8")
     parser.add_argument("--layers", type=int, default=2, metavar="N",
                         help="of random files (2); few flatter llama.cpp at pp512, see pp512all")
     parser.add_argument("--vocab", type=int, default=2048, metavar="N",
@@ -389,6 +402,10 @@ def parse_arguments(argv):
     except ValueError as error:
         parser.error(str(error))
     arguments.format = [name for name in arguments.format.split(",") if name]
+    for name in arguments.format:
+        if name not in FORMATS and name not in MIXES:
+            parser.error(f"--format {name}: llama.cpp opens GGUF, in one of "
+                         f"{', '.join([*FORMATS, *MIXES])}")
     if not arguments.format and not arguments.model:
         parser.error("nothing to compare on: give -m FILE or --format NAME")
     if arguments.repeat < 1:
@@ -396,9 +413,19 @@ def parse_arguments(argv):
     return arguments
 
 
+def has_llama_cpp(python):
+    """Does this interpreter have llama-cpp-python?"""
+    return subprocess.run([python, "-c", "import llama_cpp"], capture_output=True).returncode == 0
+
+
 def main(argv=None):
     """Compare, print, append; the exit code: 0, 1 if something could not be measured."""
     arguments = parse_arguments(argv)
+    if not has_llama_cpp(arguments.llama_python):
+        print(f"{arguments.llama_python} has no llama-cpp-python: pip install -r "
+              "tests/bench/requirements.txt, or name one that has it with --llama-python",
+              file=sys.stderr)
+        return 1
     jobs = [(compare_file, path, path.stem) for path in arguments.model]
     jobs += [(compare_format, name) for name in arguments.format]
     rows = []

@@ -65,6 +65,19 @@ typedef struct job {
     int32_t t0, t1; /* reads: prefetch distances, 0: none */
 } job;
 
+/* Bytes of a row: codes and scales, which may lie behind all codes. */
+static size_t row_bytes(const mm2_weight *w)
+{
+    return (size_t)(w->row_bytes + w->span_bytes);
+}
+
+/* The matrix of a unit. */
+static void place(const job *j, mm2_weight *w, int32_t unit)
+{
+    w->data = pool + j->at[unit / (N_OUT / TILE)];
+    w->spans = (const uint8_t *)w->data + w->row_bytes * N_OUT;
+}
+
 static void product(void *context, int32_t unit, int32_t thread)
 {
     const job *j = context;
@@ -73,7 +86,7 @@ static void product(void *context, int32_t unit, int32_t thread)
     int32_t first = unit % (N_OUT / TILE) * TILE;
     for (int32_t m = 0; m < j->rows; m++)
         out[m] = outs[m] + first;
-    w.data = pool + j->at[unit / (N_OUT / TILE)];
+    place(j, &w, unit);
     j->kernels->matmul[w.dtype](out, &w, first, TILE, (const void *const *)acts, j->rows);
 }
 
@@ -85,7 +98,7 @@ static void packed_product(void *context, int32_t unit, int32_t thread)
     int32_t first = unit % (N_OUT / TILE) * TILE;
     for (int32_t m = 0; m < j->rows; m++)
         out[m] = outs[m] + first;
-    w.data = pool + j->at[unit / (N_OUT / TILE)];
+    place(j, &w, unit);
     j->kernels->matmul_packed[w.dtype](out, &w, first, TILE, panel, j->rows);
 }
 
@@ -118,7 +131,7 @@ __attribute__((target("avx2"))) static uint64_t read_bytes(const uint8_t *p, siz
 static void reading(void *context, int32_t unit, int32_t thread)
 {
     const job *j = context;
-    size_t bytes = (size_t)j->w.row_bytes * TILE;
+    size_t bytes = row_bytes(&j->w) * TILE;
     sink +=
         read_bytes(pool + j->at[unit / (N_OUT / TILE)] + (size_t)(unit % (N_OUT / TILE)) * bytes,
                    bytes, j->t0, j->t1);
@@ -143,7 +156,7 @@ static double seconds(job *j, mm2_work work)
 
 static void scatter(job *j)
 {
-    size_t room = POOL - (size_t)j->w.row_bytes * N_OUT - 8192;
+    size_t room = POOL - row_bytes(&j->w) * N_OUT - 8192;
     for (int32_t i = 0; i < j->matrices; i++)
         j->at[i] = draw() % room / 64 * 64;
 }
@@ -176,6 +189,11 @@ static void bench(const mm2_kernels *k, int32_t dtype)
                        .n_out = N_OUT,
                        .n_in = N_IN,
                        .dtype = dtype};
+    if (mm2_is_plane(dtype)) { /* integers as they are usual: a scale for 128 codes */
+        j.w.group = dtype == MM2_F4_16 ? 16 : dtype == MM2_F4_32 ? 32 : 128;
+        j.w.span_dtype = dtype == MM2_F4_16 ? MM2_F8_E4M3 : dtype == MM2_F4_32 ? MM2_U8 : MM2_BF16;
+        j.w.span_bytes = N_IN / j.w.group * mm2_dtype_bytes(j.w.span_dtype);
+    }
     int32_t act = mm2_act_of(dtype);
     for (int32_t m = 0; m < MOST_ROWS; m++) {
         float x[N_IN];
@@ -201,10 +219,9 @@ static void bench(const mm2_kernels *k, int32_t dtype)
     j.rows = 1;
     for (int32_t i = 0; i < MATRICES; i++)
         j.at[i] = 0;
-    j.w.n_out = TILE; /* each unit reads the same rows */
     for (int r = 0; r < RUNS; r++)
         cached[r] = seconds(&j, product);
-    double bytes = (double)j.w.row_bytes * N_OUT * MATRICES, best = 0;
+    double bytes = (double)row_bytes(&j.w) * N_OUT * MATRICES, best = 0;
     for (int i = 0; i < READS; i++) {
         double rate = bytes / median(read[i]);
         best = rate > best ? rate : best;
@@ -216,7 +233,6 @@ static void bench(const mm2_kernels *k, int32_t dtype)
     for (int i = 1; i < FEW; i++)
         printf(" %d: %.1f", few[i], bytes / median(product_few[i]) * 1e-9);
     printf(" GB/s;");
-    j.w.n_out = N_OUT;
     double product_many[MANY][RUNS], packed[MANY][RUNS];
     for (int i = 0; i < MANY; i++) {
         j.rows = many[i];

@@ -1,6 +1,6 @@
-"""Forks and batches: what sharing costs, and what flowing together gives.
+"""Forks, batches, files: what sharing and saving cost, and what flowing together gives.
 
-    python tests/bench/timelines.py -m model.gguf [--fork] [--batch] [--wait]
+    python tests/bench/timelines.py -m model.gguf [--fork] [--batch] [--wait] [--save]
 
 --fork  a session of 32,768 positions is forked: microseconds a fork, and the memory of 1,000 forks
         alive, before and after they go on by a token. The positions are evaluated first, which
@@ -8,12 +8,16 @@
 --batch tokens a second of 1 to 16 sessions that decode together.
 --wait  one session's prompt of 4,096 tokens flows through a batch in which others decode: the time
         between two tokens of these, and how fast the prompt goes, for several sizes of a pass.
+--save  a session of --depth positions is saved, restored and goes on: the time for each of these,
+        and the size of the file, which is written to --folder and removed.
 
 All of them by default. Medians; memory is what the system says is resident.
 """
 
 import argparse
+import os
 import statistics
+import tempfile
 import time
 
 import minimax2 as mm
@@ -52,6 +56,36 @@ def forks(model, depth, count=1000):
     for fork in alive:
         fork.close()
     print(f"  closed in {(time.perf_counter() - start) / count * 1e6:.1f} us each")
+
+
+def seconds(call, count=1):
+    """The median, and what the last call returned."""
+    times = []
+    for _ in range(count):
+        start = time.perf_counter()
+        result = call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times), result
+
+
+def saving(model, depth, repeat, folder):
+    session = model.session(context=depth + 64)
+    session.feed(prompt(model, depth)).run()
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        path = os.path.join(place, "session")
+        spent, _ = seconds(lambda: session.save(path), repeat)
+        size = os.path.getsize(path)
+        print(f"save at {depth:,}: {spent:.2f} s for {size / 2**20:,.0f} MiB, "
+              f"{size / spent / 1e9:.2f} GB/s", flush=True)
+        for mapped in (True, False):
+            spent, restored = seconds(lambda: model.restore(path, mapped=mapped), repeat)
+            first, _ = seconds(lambda: restored.feed([5]).run())
+            later, _ = seconds(lambda: restored.feed([6]).run(), 16)
+            print(f"  restored {'mapped' if mapped else 'in memory'}: {spent * 1e3:.2f} ms; the "
+                  f"first token {first * 1e3:.1f} ms, later ones {later * 1e3:.2f}", flush=True)
+            restored.close()
+    later, _ = seconds(lambda: session.feed([6]).run(), 16)
+    print(f"  never saved: {later * 1e3:.2f} ms a token")
 
 
 def decode(batch, sessions, tokens):
@@ -110,10 +144,12 @@ def main():
     parser.add_argument("-t", "--threads", type=int, metavar="N")
     parser.add_argument("--depth", type=int, default=32768, metavar="N", help="(32768)")
     parser.add_argument("--repeat", type=int, default=5, metavar="N", help="(5)")
-    for name in ("fork", "batch", "wait"):
+    parser.add_argument("--folder", metavar="PATH", help="for --save (the system's temporary one)")
+    for name in ("fork", "batch", "wait", "save"):
         parser.add_argument(f"--{name}", action="store_true")
     arguments = parser.parse_args()
-    every = not (arguments.fork or arguments.batch or arguments.wait)
+    every = not (arguments.fork or arguments.batch or arguments.wait
+                 or arguments.save)
     with mm.load(arguments.model, threads=arguments.threads) as model:
         print(mm.cpu(), f"{model.threads} threads, {model.info('quantization')}", sep=", ")
         if arguments.batch or every:
@@ -122,6 +158,8 @@ def main():
             waiting(model, (64, 128, 256, 512, 1024))
         if arguments.fork or every:
             forks(model, arguments.depth)
+        if arguments.save or every:
+            saving(model, arguments.depth, arguments.repeat, arguments.folder)
 
 
 if __name__ == "__main__":

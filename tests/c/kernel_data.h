@@ -154,12 +154,22 @@ static inline void set_span(int32_t dtype, uint8_t *p, int kind)
 /* The scales of a block: d and, behind it, dmin or m. */
 static inline void set_scales(int32_t dtype, uint8_t *block, int kind)
 {
+    if (dtype == MM2_IQ1_M) { /* in the upper nibbles of four words */
+        uint8_t d[2], *p = block + offsetof(mm2_block_iq1_m, scales) + 1;
+        set_half(d, kind);
+        for (int i = 0; i < 4; i++)
+            p[i * 2] = (uint8_t)((p[i * 2] & 15) | (d[i / 2] >> i % 2 * 4 & 15) << 4);
+        return;
+    }
     switch (dtype) {
 #define SCALE(ID, name, ...)                                                                       \
     case MM2_##ID:                                                                                 \
         block += offsetof(mm2_block_##name, d);                                                    \
         break;
-        MM2_GGUF_BLOCKS(SCALE)
+        MM2_BLOCKS(SCALE)
+        MM2_SUPERS(SCALE)
+        SCALE(TQ1_0, tq1_0)
+        SCALE(TQ2_0, tq2_0)
 #undef SCALE
     }
     if (dtype == MM2_MXFP4 || dtype == MM2_NVFP4) {

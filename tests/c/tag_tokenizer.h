@@ -6,13 +6,19 @@
 #include "base/utf8.h"
 #include "text/tokenizer.h"
 
-enum { BEGIN = 256, ROLE, END, THINK, UNTHINK, TOKENS, MOST_EXTRA = 32 };
+enum { BEGIN = 256, ROLE, END, THINK, UNTHINK, CALL, UNCALL, TOKENS, MOST_EXTRA = 32 };
 
 /* The first `count` tokens (without the last ones some tags are missing), then the extra ones. */
 static mm2_tokenizer *make_with(int count, const char *const *extra, int extra_count)
 {
     static char spelled[256][3];
-    static const char *const tags[] = {"]~!b[", "]~b]", "[e~[", "<think>", "</think>"};
+    static const char *const tags[] = {"]~!b[",
+                                       "]~b]",
+                                       "[e~[",
+                                       "<think>",
+                                       "</think>",
+                                       "<minimax:tool_call>",
+                                       "</minimax:tool_call>"};
     const char *tokens[TOKENS + MOST_EXTRA];
     uint32_t lengths[TOKENS + MOST_EXTRA];
     int32_t types[TOKENS + MOST_EXTRA];

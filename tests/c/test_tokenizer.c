@@ -171,68 +171,94 @@ static void merges_lowest_rank_first(void **state)
     mm2_tokenizer_release(t);
 }
 
-/* Random words over a random vocabulary, against the definition: again and again the best pair. */
-static void merges_as_the_plain_loop_does(void **state)
+/* Random words over a random vocabulary, against the definition: again and again the best pair. Some
+ * tokens are made by several merges. `shuffled`: a merge may come before those that make its parts. */
+static void compare_with_the_plain_loop(int shuffled)
 {
-    (void)state;
-    enum { WORDS = 60 };
-    static char spelled[4 + WORDS][64];
-    static int left[WORDS], right[WORDS];
+    enum { MERGES = 80, LONGEST = 300 };
+    static char spelled[4 + MERGES][64];
+    static int left[MERGES], right[MERGES], result[MERGES];
     char *words = NULL, *merges = NULL;
     size_t a, b;
     FILE *w = open_memstream(&words, &a), *m = open_memstream(&merges, &b);
-    srand(7);
+    int known = 4;
     for (int i = 0; i < 4; i++)
         spelled[i][0] = (char)('a' + i);
-    fputc('[', m);
-    for (int i = 0, n = 4; i < WORDS; i++) {
+    for (int i = 0; i < MERGES; i++) {
         char text[160];
         int fresh = 0;
-        while (!fresh) {
-            left[i] = i < 2 ? 4 * i : rand() % n; /* "aa" and "aaaa" in any case */
-            right[i] = i < 2 ? 4 * i : rand() % n;
+        for (int tries = 0; !fresh; tries++) {
+            left[i] = i < 2 ? 4 * i : rand() % known; /* "aa" and "aaaa" in any case */
+            right[i] = i < 2 ? 4 * i : rand() % known;
+            if (i == 65) /* 64 ranks behind "aaaa", which is pushed in turns with it */
+                left[i] = 4, right[i] = 0;
             fresh = snprintf(text, sizeof text, "%s%s", spelled[left[i]], spelled[right[i]]) < 60;
-            for (int k = 0; k < n; k++)
-                fresh &= strcmp(spelled[k], text) != 0;
+            fresh &= i >= 65 || left[i] != 4 || right[i] != 0;
+            for (int k = 0; k < i; k++)
+                fresh &= left[k] != left[i] || right[k] != right[i];
+            for (result[i] = 0; result[i] < known && strcmp(spelled[result[i]], text) != 0;)
+                result[i]++;
+            fresh &= i % 3 || tries > 10000 || result[i] < known;
         }
-        snprintf(spelled[n], sizeof spelled[n], "%.63s", text);
-        fprintf(w, ",\"%s\":%d", text, 256 + i);
-        fprintf(m, "%s\"%s %s\"", i ? "," : "", spelled[left[i]], spelled[right[i]]);
-        n++;
+        if (result[i] == known) {
+            fprintf(w, ",\"%s\":%d", text, 256 + known - 4);
+            snprintf(spelled[known++], sizeof spelled[0], "%.63s", text);
+        }
+    }
+    for (int i = 0; i < MERGES; i++) {
+        int other = shuffled ? i + rand() % (MERGES - i) : i;
+        int merge[3] = {left[other], right[other], result[other]};
+        left[other] = left[i];
+        right[other] = right[i];
+        result[other] = result[i];
+        left[i] = merge[0];
+        right[i] = merge[1];
+        result[i] = merge[2];
+        fprintf(m, "%s\"%s %s\"", i ? "," : "[", spelled[left[i]], spelled[right[i]]);
     }
     fputc(']', m);
     fclose(w);
     fclose(m);
+    assert_in_range(known, 4 + MERGES / 2, 4 + MERGES - 5);
     mm2_tokenizer *t = make(&(parts){.words = words, .merges = merges, .added = "[]"});
-    for (int round = 0; round < 3000; round++) {
-        char text[80];
-        int32_t got[80];
-        int symbols[80], n = 1 + rand() % 80, count = n;
+    for (int round = 0; round < 2000; round++) {
+        char text[LONGEST];
+        int32_t got[LONGEST];
+        int symbols[LONGEST], n = 1 + rand() % (round % 16 ? 60 : LONGEST), count = n;
         for (int i = 0; i < n; i++) { /* odd rounds: long runs, where equal pairs overlap */
             symbols[i] = i && round % 2 && rand() % 16 ? symbols[i - 1] : rand() % 4;
             text[i] = (char)('a' + symbols[i]);
         }
         for (;;) {
-            int best = WORDS, at = 0;
+            int best = MERGES, at = 0;
             for (int i = 0; i + 1 < count; i++)
                 for (int k = 0; k < best; k++)
                     if (left[k] == symbols[i] && right[k] == symbols[i + 1]) {
                         best = k;
                         at = i;
                     }
-            if (best == WORDS)
+            if (best == MERGES)
                 break;
-            symbols[at] = 4 + best;
+            symbols[at] = result[best];
             memmove(symbols + at + 1, symbols + at + 2,
                     (size_t)(--count - at - 1) * sizeof *symbols);
         }
-        assert_int_equal(mm2_tokenizer_encode(t, text, n, 0, got, 80), count);
+        assert_int_equal(mm2_tokenizer_encode(t, text, n, 0, got, LONGEST), count);
         for (int i = 0; i < count; i++)
             assert_int_equal(got[i], symbols[i] < 4 ? 'a' + symbols[i] : 256 + symbols[i] - 4);
     }
     mm2_tokenizer_release(t);
     free(words);
     free(merges);
+    memset(spelled, 0, sizeof spelled);
+}
+
+static void merges_as_the_plain_loop_does(void **state)
+{
+    (void)state;
+    srand(7);
+    for (int vocabulary = 0; vocabulary < 8; vocabulary++)
+        compare_with_the_plain_loop(vocabulary % 2);
 }
 
 static void counts_beyond_cap(void **state)
@@ -250,6 +276,76 @@ static void counts_beyond_cap(void **state)
     assert_int_equal(mm2_tokenizer_decode(t, ids, 2, 0, NULL, 0), 4);
     assert_int_equal(mm2_tokenizer_decode(t, ids, 2, 0, out, 2), 4);
     assert_memory_equal(out, "ab-", 3);
+    mm2_tokenizer_release(t);
+}
+
+/* The same ids whatever the room and the time that a run is given. */
+static void encodes_in_parts(void **state)
+{
+    (void)state;
+    static const char *const texts[] = {
+        "",
+        "abc",
+        "<go><think>[e~[[e~[",
+        "ab <go>\xcc\xb8 e\xcc\x81 abcabcabc<think>\xff 12345 x[e~[ \n\n  end  ",
+        "abbcabcabcbcabababcbcbcababcabcabc",
+        "                                                    ",
+    };
+    static const int32_t rooms[] = {1, 2, 5, 200};
+    mm2_tokenizer *t = make(&(parts){0});
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
+        for (int32_t k = 0; k < 16; k++) {
+            int32_t whole[200], ids[200], n = 0, length = (int32_t)strlen(texts[i]);
+            int32_t flags = k & 1, budget = k >> 1 & 1, room = rooms[k >> 2];
+            int32_t total = mm2_tokenizer_encode(t, texts[i], length, flags, whole, 200);
+            mm2_encoding *e;
+            mm2_status status = mm2_encoding_new(&e, t, texts[i], length, flags);
+            assert_int_equal(status, MM2_OK);
+            for (status = MM2_MORE; status == MM2_MORE;) {
+                int32_t count = -1;
+                status =
+                    mm2_encoding_run(e, budget, ids + n, room < 200 - n ? room : 200 - n, &count);
+                assert_in_range(count, 0, room);
+                assert_true(count == room || status == MM2_OK);
+                n += count;
+            }
+            assert_int_equal(status, MM2_OK);
+            assert_int_equal(n, total);
+            assert_memory_equal(ids, whole, (size_t)n * 4);
+            assert_int_equal(mm2_encoding_run(e, 0, ids, 200, &n), MM2_OK);
+            assert_int_equal(n, 0);
+            mm2_encoding_free(e);
+        }
+    mm2_tokenizer_release(t);
+}
+
+/* Without time it comes back every thousand steps, in a word too, and may then be left. */
+static void a_word_can_be_left_in_its_middle(void **state)
+{
+    (void)state;
+    enum { LONG = 200000 };
+    static char text[LONG];
+    static int32_t whole[LONG], ids[LONG];
+    mm2_tokenizer *t = make(&(parts){0});
+    for (int i = 0; i < LONG; i++)
+        text[i] = "abcbcaabb "[i < LONG / 2 ? 9 : i % 9]; /* a word of spaces, one of letters */
+    int32_t total = mm2_tokenizer_encode(t, text, LONG, 0, whole, LONG), n = 0, more = 0;
+    mm2_encoding *e, *left;
+    assert_int_equal(mm2_encoding_new(&e, t, text, LONG, 0), MM2_OK);
+    assert_int_equal(mm2_encoding_new(&left, t, text, LONG, 0), MM2_OK);
+    for (mm2_status status = MM2_MORE; status == MM2_MORE; more++) {
+        int32_t count;
+        status = mm2_encoding_run(e, 1, ids + n, LONG - n, &count);
+        n += count;
+        if (more < 150)
+            assert_int_equal(mm2_encoding_run(left, 1, NULL, 0, &count), MM2_MORE);
+    }
+    assert_in_range(more, 3 * LONG / 2 / 1024, 5 * LONG / 1024);
+    assert_int_equal(n, total);
+    assert_memory_equal(ids, whole, (size_t)n * 4);
+    mm2_encoding_free(e);
+    mm2_encoding_free(left);
+    mm2_encoding_free(NULL);
     mm2_tokenizer_release(t);
 }
 
@@ -300,6 +396,23 @@ static void arguments(void **state)
     assert_int_equal(mm2_tokenizer_encode(t, "a", 1, 0, NULL, 1), MM2_E_ARG);
     assert_int_equal(mm2_tokenizer_encode(t, "a", 1, 0, &id, -1), MM2_E_ARG);
     assert_int_equal(mm2_tokenizer_encode(t, "a", 1, 2, &id, 1), MM2_E_ARG);
+    mm2_encoding *e = (mm2_encoding *)1;
+    assert_int_equal(mm2_encoding_new(NULL, t, "a", 1, 0), MM2_E_ARG);
+    assert_int_equal(mm2_encoding_new(&e, NULL, "a", 1, 0), MM2_E_ARG);
+    assert_null(e);
+    assert_int_equal(mm2_encoding_new(&e, t, NULL, 1, 0), MM2_E_ARG);
+    assert_int_equal(mm2_encoding_new(&e, t, "a", -1, 0), MM2_E_ARG);
+    assert_int_equal(mm2_encoding_new(&e, t, "a", 1, 2), MM2_E_ARG);
+    assert_int_equal(mm2_encoding_new(&e, t, "ab", 2, 0), MM2_OK);
+    assert_int_equal(mm2_encoding_run(NULL, 0, &id, 1, &length), MM2_E_ARG);
+    assert_int_equal(mm2_encoding_run(e, -1, &id, 1, &length), MM2_E_ARG);
+    assert_int_equal(mm2_encoding_run(e, 0, NULL, 1, &length), MM2_E_ARG);
+    assert_int_equal(mm2_encoding_run(e, 0, &id, -1, &length), MM2_E_ARG);
+    assert_int_equal(mm2_encoding_run(e, 0, &id, 1, NULL), MM2_E_ARG);
+    assert_int_equal(mm2_encoding_run(e, 0, &id, 1, &length), MM2_MORE); /* no more room */
+    assert_int_equal(length, 1);
+    assert_int_equal(id, 256);
+    mm2_encoding_free(e);
     assert_int_equal(mm2_tokenizer_decode(NULL, &id, 1, 0, out, 4), MM2_E_ARG);
     assert_int_equal(mm2_tokenizer_decode(t, NULL, 1, 0, out, 4), MM2_E_ARG);
     assert_int_equal(mm2_tokenizer_decode(t, &id, -1, 0, out, 4), MM2_E_ARG);
@@ -663,6 +776,14 @@ static void t16_quadratic_patterns(void **state)
             memcpy(text + stretch * (SHORT + 3) + SHORT, "<x>", 3);
         assert_int_equal(mm2_tokenizer_encode(t, text, LONG, MM2_SPECIAL, ids, LONG),
                          MM2_E_UNSUPPORTED);
+        mm2_encoding *e;
+        int32_t count;
+        assert_int_equal(mm2_encoding_new(&e, t, text, LONG, MM2_SPECIAL), MM2_OK);
+        for (int again = 0; again < 2; again++) { /* one that failed does not go on */
+            assert_int_equal(mm2_encoding_run(e, 0, ids, LONG, &count), MM2_E_UNSUPPORTED);
+            assert_int_equal(count, 0);
+        }
+        mm2_encoding_free(e);
         free(text);
         mm2_tokenizer_release(t);
     }
@@ -1095,6 +1216,8 @@ int main(void)
         cmocka_unit_test(merges_lowest_rank_first),
         cmocka_unit_test(merges_as_the_plain_loop_does),
         cmocka_unit_test(counts_beyond_cap),
+        cmocka_unit_test(encodes_in_parts),
+        cmocka_unit_test(a_word_can_be_left_in_its_middle),
         cmocka_unit_test(tokens_and_ids),
         cmocka_unit_test(arguments),
         cmocka_unit_test(normalizes),

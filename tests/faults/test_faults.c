@@ -20,11 +20,6 @@
 
 enum { PROMPT = 150, VOCAB = 4096, IDS = 512 };
 
-#define MESSAGE(role, content)                                                                     \
-    {                                                                                              \
-        sizeof(mm2_message), 0, role, content, NULL                                                \
-    }
-
 static const char tiny[] = "../python/minimax2/m2-tiny/."; /* its name must be asked for */
 static const char text[] = "Hello, w\xc3\xb6rld's \xff\xfe e\xcc\x81\xcc\xa7 \xe0\xa2\x97 ]~b]user "
                            "<think> 12345\n\n x  y WORLD's 's";
@@ -85,15 +80,17 @@ static void mix_tokenizer(uint64_t *digest, const mm2_tokenizer *t)
 {
     int32_t ids[IDS], length;
     char out[1024];
-    const mm2_message messages[] = {MESSAGE("user", "hi"),
-                                    MESSAGE("assistant", "<think>x</think>y")};
+    const mm2_conversation chat = {
+        .size = sizeof chat,
+        .messages = "[{\"role\": \"user\", \"content\": \"hi\"},"
+                    " {\"role\": \"assistant\", \"content\": \"<think>x</think>y\"}]"};
     mm2_tokenizer_info facts = {.size = sizeof facts};
     for (int32_t flags = 0; flags <= MM2_SPECIAL; flags += MM2_SPECIAL) {
         int32_t n = mm2_tokenizer_encode(t, text, sizeof text - 1, flags, ids, IDS);
         assert_in_range(n, 10, IDS);
         mix(digest, ids, (size_t)n * sizeof *ids);
     }
-    int32_t n = mm2_chat_render(t, messages, 2, 0, out, sizeof out);
+    int32_t n = mm2_chat_render(t, &chat, out, sizeof out);
     mix(digest, out, n > 0 ? (size_t)n : 0);
     assert_int_equal(MM2_OK, mm2_tokenizer_describe(t, &facts));
     mix(digest, &facts, sizeof facts);
@@ -175,28 +172,46 @@ static void a_tokenizer_opens_or_says_so(void **state)
 
 /* ---- text ---- */
 
-static int32_t ids[4][IDS], counts[4];
+static int32_t ids[5][IDS], counts[5];
+
+static mm2_status encode_in_parts(int32_t *out, int32_t *total)
+{
+    mm2_encoding *e;
+    int32_t count;
+    mm2_status status =
+        mm2_encoding_new(&e, mm2_model_tokenizer(model), text, sizeof text - 1, MM2_SPECIAL);
+    *total = 0;
+    for (status = status ? status : MM2_MORE; status == MM2_MORE; *total += count)
+        status = mm2_encoding_run(e, 0, out + *total, 3, &count);
+    mm2_encoding_free(e);
+    return status;
+}
 
 static mm2_status encode(void)
 {
-    const mm2_message messages[] = {MESSAGE("system", "be nice"), MESSAGE("user", "hi \xff"),
-                                    MESSAGE("assistant", "<think>x</think>y"),
-                                    MESSAGE("user", "z")};
+    static const char more[] =
+        "[{\"role\": \"user\", \"content\": [\"hi \xff\", {\"type\": \"text\", \"text\": \"x\"}]},"
+        " {\"role\": \"assistant\", \"content\": \"<think>x</think>y\", \"tool_calls\": ["
+        "  {\"function\": {\"name\": \"f\", \"arguments\": \"{\\\"a\\\": [1]}\"}}]},"
+        " {\"role\": \"tool\", \"content\": [\"r\", \"s\"]}]";
+    const mm2_conversation c = {.size = sizeof c,
+                                .messages = more,
+                                .tools = "[{\"function\": {\"name\": \"f\", \"parameters\": {}}}]"};
     const mm2_tokenizer *t = mm2_model_tokenizer(model);
     for (int32_t i = 0; i < 4; i++) {
         counts[i] =
             i < 2 ? mm2_tokenizer_encode(t, text, sizeof text - 1, i ? MM2_SPECIAL : 0, ids[i], IDS)
-            : i == 2 ? mm2_chat_encode(t, messages, 4, 0, ids[i], IDS)
-                     : mm2_chat_continue(t, ids[2], counts[2] - 3, &messages[1], 3, 0, ids[i], IDS);
+            : i == 2 ? mm2_chat_encode(t, &c, ids[i], IDS)
+                     : mm2_chat_continue(t, ids[2], counts[2] - 3, &c, ids[i], IDS);
         if (counts[i] < 0)
             return counts[i];
     }
-    return MM2_OK;
+    return encode_in_parts(ids[4], &counts[4]);
 }
 
 static void check_ids(mm2_status status, uint64_t *digest)
 {
-    for (int i = 0; !status && i < 4; i++)
+    for (int i = 0; !status && i < 5; i++)
         mix(digest, ids[i], (size_t)counts[i] * sizeof **ids);
 }
 
@@ -307,6 +322,64 @@ static void check_session(mm2_status status, uint64_t *digest)
 static void a_session_runs_or_says_so_and_runs_then(void **state)
 {
     fail_each(&(act){run_session, check_session});
+}
+
+/* ---- on disk ---- */
+
+static char snapshot[64], copy[64];
+static uint32_t how;
+
+static mm2_status save_session(void)
+{
+    return mm2_session_save(session, copy);
+}
+
+/* What could not be saved is not there, and nothing else either. */
+static void check_copy(mm2_status status, uint64_t *digest)
+{
+    char temporary[72];
+    snprintf(temporary, sizeof temporary, "%s.tmp", copy);
+    assert_int_equal(status ? -1 : 0, access(copy, F_OK));
+    assert_int_equal(-1, access(temporary, F_OK));
+    unlink(copy);
+}
+
+static mm2_session *back;
+
+static mm2_status restore_session(void)
+{
+    mm2_restore_options o = {.size = sizeof o};
+    mm2_restore_options_init(&o);
+    o.flags = how;
+    back = (mm2_session *)1;
+    mm2_status status = mm2_session_restore(&back, model, snapshot, &o);
+    return status ? status : mm2_session_run(back, 0, NULL);
+}
+
+static void check_restored(mm2_status status, uint64_t *digest)
+{
+    if (!back) {
+        assert_int_equal(MM2_E_NOMEM, status);
+        return;
+    }
+    assert_int_equal(MM2_OK, mm2_session_run(back, 0, NULL));
+    assert_expected(back);
+    mm2_session_free(back);
+}
+
+static void a_session_is_saved_and_restored_or_says_so(void **state)
+{
+    snprintf(snapshot, sizeof snapshot, "%s/s.mm2", folder);
+    snprintf(copy, sizeof copy, "%s/copy.mm2", folder);
+    assert_int_equal(MM2_OK, run_session());
+    fail_each(&(act){save_session, check_copy});
+    assert_int_equal(MM2_OK, mm2_session_rewind(session, PROMPT - 5)); /* so that a run has work */
+    assert_int_equal(MM2_OK, mm2_session_feed(session, prompt + PROMPT - 5, 5));
+    assert_int_equal(MM2_OK, mm2_session_save(session, snapshot));
+    mm2_session_free(session);
+    for (how = 0; how <= MM2_IN_MEMORY; how += MM2_IN_MEMORY)
+        fail_each(&(act){restore_session, check_restored});
+    unlink(snapshot);
 }
 
 /* ---- in proportion ---- */
@@ -481,6 +554,7 @@ int main(void)
         cmocka_unit_test(text_is_encoded_or_says_so),
         cmocka_unit_test(a_reply_grows_or_says_so_and_grows_then),
         cmocka_unit_test(a_session_runs_or_says_so_and_runs_then),
+        cmocka_unit_test(a_session_is_saved_and_restored_or_says_so),
         cmocka_unit_test(opening_takes_memory_in_proportion_to_the_file),
     };
     return cmocka_run_group_tests_name("faults", tests, set_up, tear_down);

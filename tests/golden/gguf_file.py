@@ -8,11 +8,14 @@ package can only decode.
 import re
 
 import gguf
+import ml_dtypes
 import numpy as np
 
 import checkpoints
 
 F32 = gguf.GGMLQuantizationType.F32
+E4M3 = ml_dtypes.float8_e4m3fn
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 NAMES = {
     "model.embed_tokens.weight": "token_embd.weight",
     "model.norm.weight": "output_norm.weight",
@@ -54,9 +57,64 @@ def quantised(config, tensors, kind):
         yield name, gguf.quantize(array, chosen), chosen
 
 
-# Where a block keeps its half-float scale, and the one of its minima.
+# Where a block keeps its scales, mostly half floats, and those of its minima.
 SCALES = {"Q8_0": (0,), "Q4_0": (0,), "Q5_0": (0,), "IQ4_NL": (0,), "Q2_K": (80, 82),
-          "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_XS": (0,)}
+          "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_XS": (0,),
+          "IQ2_XXS": (0,), "IQ2_XS": (0,), "IQ2_S": (0,), "IQ3_XXS": (0,), "IQ3_S": (0,),
+          "IQ1_S": (0,), "IQ1_M": (48,), "TQ1_0": (52,), "TQ2_0": (64,), "Q4_1": (0, 2),
+          "Q5_1": (0, 2), "Q1_0": (0,), "MXFP4": (0,), "NVFP4": (0, 1, 2, 3)}
+
+
+def set_halves(name, blocks, at, halves):
+    """Puts one half float into each block, uint8 [blocks, bytes], of the type `name`, at byte
+    `at`. IQ1_M has it in the upper nibbles of four words; of MXFP4 it is the exponent only, for
+    doubled codes, and of NVFP4 an E4M3 number, likewise."""
+    halves = np.ascontiguousarray(halves, "<f2")
+    if name == "MXFP4":
+        bits = (halves.astype(np.float32) * 2).view(np.uint32)
+        blocks[:, at] = bits >> 23 & 255
+    elif name == "NVFP4":
+        with np.errstate(all="ignore"):
+            blocks[:, at] = (halves.astype(np.float32) * 2).astype(E4M3).view(np.uint8)
+    elif name == "IQ1_M":
+        bits = halves.view("<u2")
+        for i in range(4):
+            upper = (bits >> 4 * i & 15).astype(np.uint8) << 4
+            blocks[:, at + 2 * i + 1] = blocks[:, at + 2 * i + 1] & 15 | upper
+    else:
+        blocks[:, at:at + 2] = halves.view(np.uint8).reshape(-1, 2)
+
+
+def dequantize(data, kind):
+    """float32 [..., n]: gguf.dequantize, and what that leaves out."""
+    if kind.name != "Q1_0":
+        return gguf.dequantize(data, kind)
+    blocks = data.reshape(-1, 18)
+    scale = blocks[:, :2].copy().view("<f2").astype(np.float32)
+    signs = np.unpackbits(blocks[:, 2:], axis=1, bitorder="little").astype(bool)
+    return np.where(signs, scale, -scale).reshape(*data.shape[:-1], -1)
+
+
+def encode(array, kind):
+    """uint8 blocks of float32 [..., n]: gguf.quantize, and what that leaves out."""
+    size, nbytes = gguf.GGML_QUANT_SIZES[kind]
+    values = array.reshape(-1, size).astype(np.float32)
+    if kind.name == "Q1_0":
+        blocks = np.empty((len(values), nbytes), np.uint8)
+        set_halves("Q1_0", blocks, 0, np.abs(values).mean(1))
+        blocks[:, 2:] = np.packbits(values > 0, axis=1, bitorder="little")
+    elif kind.name == "NVFP4":
+        values = values.reshape(-1, 4, 16)
+        scale = (np.abs(values).max(2) / 6).astype(E4M3)
+        blocks = np.zeros((len(values), nbytes), np.uint8)
+        blocks[:, :4] = scale.view(np.uint8)
+        scaled = values / np.maximum(scale.astype(np.float32), 1e-9)[..., None]
+        codes = np.abs(np.abs(scaled)[..., None] - E2M1).argmin(-1) + 8 * (scaled < 0)
+        packed = codes[..., :8] | codes[..., 8:] << 4
+        blocks[:, 4:] = packed.reshape(-1, 32)
+    else:
+        return gguf.quantize(array, kind)
+    return blocks.reshape(*array.shape[:-1], -1)
 
 
 def random_blocks(case, name, shape, kind, spread):
@@ -71,10 +129,10 @@ def random_blocks(case, name, shape, kind, spread):
         for at in SCALES[kind.name]:
             drawn = checkpoints.hash_bytes(case, f"{name} scale {at}", (len(blocks),))
             scale = ((128 + (drawn >> 1)) / 128 * factor).astype("<f2")
-            blocks[:, at:at + 2] = scale.view(np.uint8).reshape(-1, 2)
+            set_halves(kind.name, blocks, at, scale)
 
     set_scales(1.0)
-    set_scales(checkpoints.power_of_two(spread / gguf.dequantize(blocks[:64], kind).std()))
+    set_scales(checkpoints.power_of_two(spread / dequantize(blocks[:64], kind).std()))
     return data
 
 

@@ -340,13 +340,13 @@ describe("misuse", function()
             return failure(model.generate, model, turns)
         end
         assert.matches("role", ask { { role = "robot", content = "x" } })
-        assert.matches("role must be a string", ask { { role = 5, content = "x" } })
+        assert.matches("message 1 has no role", ask { { role = 5, content = "x" } })
         assert.matches("message 1 has no content", ask { { role = "user" } })
         assert.matches("message 2 has no role", ask { { role = "user", content = "x" }, { content = "x" } })
         assert.matches("message 2 has the role \"robot\"",
             ask { { role = "user", content = "x" }, { role = "robot", content = "message 1 at index 1" } })
-        assert.matches("message 2 must be a table", ask { { role = "user", content = "x" }, "y" })
-        assert.matches("unknown option 'text'", ask { { role = "user", text = "x" } })
+        assert.matches("expected an object", ask { { role = "user", content = "x" }, "y" })
+        assert.matches('message 1 has "text"', ask { { role = "user", text = "x" } })
         assert.matches("NUL", ask { { role = "user", content = "a\0b" } })
     end)
 

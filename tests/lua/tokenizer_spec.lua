@@ -84,6 +84,33 @@ describe("a tokenizer", function()
         end)())
     end)
 
+    it("encodes a long text in parts", function()
+        local text = (" "):rep(300000) .. ("one two\n"):rep(30000) .. "<think>"
+        local whole, total = tokenizer:encode(text, { special = true })
+        local encoding, polls = tokenizer:encoding(text, { special = true }), 0
+        local ids, n
+        repeat
+            ids, n = encoding:poll(0)
+            polls = polls + 1
+        until ids
+        assert.is_true(polls > 100)
+        assert.equal(ffi.string(whole, 4 * total), ffi.string(ids, 4 * n))
+        assert.equal(tokenizer.think_open, ids[n - 1])
+        assert.equal(n, select(2, encoding:poll()))
+        encoding:close()
+        assert.matches("the encoding is closed", support.failure(encoding.poll, encoding))
+        assert.equal(9000, select(2, tokenizer:encode(("\255"):rep(3000)))) -- more ids than bytes
+        assert.matches("string", support.failure(tokenizer.encoding, tokenizer, 1))
+        assert.matches("specal", support.failure(tokenizer.encoding, tokenizer, "", { specal = true }))
+    end)
+
+    it("is not used by an encoding once it is closed", function()
+        local alone = assert(mm.tokenizer(model:info "path"))
+        local encoding = alone:encoding "text"
+        alone:close()
+        assert.matches("the tokenizer is closed", support.failure(encoding.poll, encoding))
+    end)
+
     it("opens without a model", function()
         local alone = assert(mm.tokenizer(model:info "path"))
         assert.same(tokenizer:ids "on its own", alone:ids "on its own")

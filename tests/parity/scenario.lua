@@ -116,6 +116,37 @@ for count = 1, #turns do
     end
 end
 
+say "# tools"
+local tools = { { ["function"] = { name = "f", description = "d <é>", parameters = {
+    type = "object", properties = { a = { type = "integer" }, b = { type = "string" } } } } } }
+local called = { unpack(turns) }
+called[#called + 1] = { role = "user", content = { "x", { type = "text", text = "y" } } }
+called[#called + 1] = { role = "assistant", content = "", reasoning_content = "R", tool_calls = {
+    { name = "f", arguments = { a = 1, b = 'x\n"<y>', c = { 0.5, true, { k = "ü" } } } } } }
+called[#called + 1] = { role = "tool", content = { "r1", "r2" } }
+for _, thinking in ipairs { true, false } do
+    for _, keep in ipairs { true, false } do
+        say(escaped(tokenizer:render(called, { tools = tools, thinking = thinking, keep_thinking = keep,
+            identity = "Me." })))
+    end
+    say(tokenizer:template(called, { tools = tools, thinking = thinking }))
+end
+local calls = tokenizer:ids('hm\n</think>\n\nA\n<minimax:tool_call>\n<invoke name="f">\n<parameter name="a">'
+    .. '5</parameter>\n<parameter name="b">x</y</parameter></invoke><invoke name="g"/>'
+    .. "</minimax:tool_call>B[e~[",
+    { special = true })
+local called_text, about = model:generate(turns, { tools = tools, seed = 1, mask = function(done)
+    local mask = mm.mask(model.config.vocab_size)
+    mm.allow(mask, calls[#done + 1])
+    return mask
+end })
+say(escaped(called_text), about.thinking, about.tokens, about.thinking_tokens)
+for _, call in ipairs(about.calls) do
+    say(call.name, escaped(call.json), call.state, call.known, call.at)
+end
+local limited, more = model:generate(turns, { thinking = 4, max_new_tokens = 16, seed = 1 })
+say(escaped(limited), escaped(more.thinking), more.tokens, more.thinking_tokens)
+
 say "# logits"
 local session = assert(model:session { chunk = 5 })
 session:feed(prompt):run()
@@ -216,6 +247,27 @@ say(hash(trunk:logits():bytes()), hash(branch:logits():bytes()))
 branch:rewind(4)
 branch:feed({ 65, 66 }):run()
 say(hash(branch:logits():bytes()))
+
+say "# on disk"
+local place = folder .. "/session"
+assert(branch:save(place))
+local function tokens_of(of)
+    local timeline = {}
+    for i = 0, of.length - 1 do
+        timeline[i + 1] = of:tokens()[i]
+    end
+    return timeline
+end
+for _, mapped in ipairs { true, false } do
+    local again = assert(model:restore(place, { mapped = mapped, chunk = 3 }))
+    say(again.pos, again.length, again.context, tokens_of(again), hash(again:logits():bytes()))
+    again:feed({ 65, 66 }):run()
+    say(hash(again:logits():bytes()))
+end
+say(assert(model:restore(place, { context = branch.length })).context)
+branch:feed { 7 }
+assert(branch:save(place))
+say(assert(model:restore(place)).pos, assert(model:restore(place)).length)
 
 say "# prompts together"
 local answers, infos = model:generate({ prompt, { prompt = turns, seed = 3 }, { 5, 6, 7 },
@@ -328,6 +380,16 @@ fails(tokenizer.decode, tokenizer, { -1 })
 fails(tokenizer.token, tokenizer, 2147483647)
 fails(tokenizer.render, tokenizer, { { role = "robot", content = "x" } })
 fails(tokenizer.render, tokenizer, { { role = "user" } })
+fails(a.save, a, "")
+fails(a.save, a, folder .. "/no/where")
+fails(a.save, a, folder)
+fails(model.restore, model, folder .. "/absent")
+fails(model.restore, model, folder .. "/short.gguf")
+fails(model.restore, model, arg[1] .. "/tokenizer.json")
+fails(model.restore, model, place, { context = 3 })
+fails(model.restore, model, place, { kv_dtype = "f32" })
+fails(assert(mm.load(arg[1], { precision = "exact" })).restore,
+    assert(mm.load(arg[1], { precision = "exact" })), place)
 fails(model.sampler, model, { temperature = -1 })
 fails(model.sampler, model, { temperature = 0 / 0 })
 fails(model.sampler, model, { top_k = -1 })

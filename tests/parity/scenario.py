@@ -108,6 +108,37 @@ for count in range(1, len(turns) + 1):
         say(escaped(tokenizer.render(turns[:count], generation)))
         say(tokenizer.apply_chat_template(turns[:count], generation))
 
+say("# tools")
+tools = [{"function": {"name": "f", "description": "d <é>", "parameters": {
+    "type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "string"}}}}}]
+called = [*turns, {"role": "user", "content": ["x", {"type": "text", "text": "y"}]},
+          {"role": "assistant", "content": "", "reasoning_content": "R", "tool_calls": [
+              {"name": "f", "arguments": {"a": 1, "b": "x\n\"<y>", "c": [0.5, True, {"k": "ü"}]}}]},
+          {"role": "tool", "content": ["r1", "r2"]}]
+for thinking in (True, False):
+    for keep in (True, False):
+        say(escaped(tokenizer.render(called, tools=tools, thinking=thinking, keep_thinking=keep,
+                                     identity="Me.")))
+    say(tokenizer.apply_chat_template(called, tools=tools, thinking=thinking))
+calls = tokenizer.encode(
+    "hm\n</think>\n\nA\n<minimax:tool_call>\n<invoke name=\"f\">\n<parameter name=\"a\">5"
+    "</parameter>\n<parameter name=\"b\">x</y</parameter></invoke><invoke name=\"g\"/>"
+    "</minimax:tool_call>B[e~[", True)
+
+
+def next_of_calls(done):
+    words = [0] * ((model.config.vocab_size + 31) // 32)
+    words[calls[len(done)] // 32] = 1 << calls[len(done)] % 32
+    return memoryview(struct.pack(f"{len(words)}I", *words)).cast("I")
+
+
+written = model.generate(turns, tools=tools, seed=1, mask=next_of_calls)
+say(escaped(written.text), written.thinking, written.tokens, written.thinking_tokens)
+for call in written.calls:
+    say(call.name, escaped(call.json), call.state, call.known, call.at)
+limited = model.generate(turns, thinking=4, max_new_tokens=16, seed=1)
+say(escaped(limited.text), escaped(limited.thinking), limited.tokens, limited.thinking_tokens)
+
 say("# logits")
 session = model.session(chunk=5)
 session.feed(prompt).run()
@@ -192,6 +223,20 @@ say(hash_of(trunk.logits), hash_of(branch.logits))
 branch.rewind(4)
 branch.feed([65, 66]).run()
 say(hash_of(branch.logits))
+
+say("# on disk")
+place = f"{folder}/session"
+branch.save(place)
+for mapped in (True, False):
+    again = model.restore(place, mapped=mapped, chunk=3)
+    say(again.pos, again.length, again.context, again.tokens, hash_of(again.logits))
+    again.feed([65, 66]).run()
+    say(hash_of(again.logits))
+small = model.restore(place, context=branch.length)
+say(small.context)
+branch.feed([7])
+branch.save(place)
+say(model.restore(place).pos, model.restore(place).length)
 
 say("# prompts together")
 for result in model.generate(
@@ -318,6 +363,15 @@ fails(lambda: tokenizer.decode([-1]))
 fails(lambda: tokenizer.token(2147483647))
 fails(lambda: tokenizer.render([{"role": "robot", "content": "x"}]))
 fails(lambda: tokenizer.render([{"role": "user"}]))
+fails(lambda: a.save(""))
+fails(lambda: a.save(f"{folder}/no/where"))
+fails(lambda: a.save(folder))
+fails(lambda: model.restore(f"{folder}/absent"))
+fails(lambda: model.restore(f"{folder}/short.gguf"))
+fails(lambda: model.restore(sys.argv[1] + "/tokenizer.json"))
+fails(lambda: model.restore(place, context=3))
+fails(lambda: model.restore(place, kv_dtype="f32"))
+fails(lambda: mm.load(sys.argv[1], precision="exact").restore(place))
 fails(lambda: mm.Sampler(model, temperature=-1))
 fails(lambda: mm.Sampler(model, temperature=math.nan))
 fails(lambda: mm.Sampler(model, top_k=-1))

@@ -126,7 +126,7 @@ def test_chat_on_a_terminal_has_a_history():
 def test_synth_shows_progress_on_a_terminal(tmp_path):
     shown = terminal(["synth", str(tmp_path / "m.gguf"), "--like", "tiny", "--format", "f16"], [],
                      b"")
-    assert "7.50M" in shown and f"{tmp_path / 'm.gguf'}: 0.0" in shown
+    assert "/7.50M" in shown and f"{tmp_path / 'm.gguf'}: 0.0" in shown
     assert good("synth", tmp_path / "n.gguf", "--like", "tiny", "--format", "f16")
 
 
@@ -191,6 +191,8 @@ def test_synth_makes_what_the_others_open(tmp_path):
 
 @pytest.mark.parametrize("arguments, sentence", [
     (("info", "-m", "/does/not/exist"), "/does/not/exist"),
+    (("info", "/does/not/exist"), "/does/not/exist"),
+    (("convert", "/does/not/exist", "x"), "/does/not/exist"),
     (("generate", "x", "--threads", 0), "threads is 0"),
     (("generate", "x", "--isa", "sse"), "isa is 'sse'"),
     (("generate", "x", "--precision", "best"), "precision is 'best'"),
@@ -218,7 +220,7 @@ def test_wrong_usage(arguments):
 def test_version_and_help():
     assert good("--version") == f"minimax2 {mm.__version__}\n"
     assert all(command in good("--help") for command in
-               ("info", "generate", "chat", "inspect", "bench", "synth"))
+               ("info", "generate", "chat", "inspect", "bench", "convert", "synth"))
 
 
 def test_ctrl_c():

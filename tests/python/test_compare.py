@@ -77,3 +77,40 @@ def test_minimax2_runs_the_same_tokens_however_they_are_cut(tiny):
         engine.close()
     assert whole["logits"] == cut["logits"] == again["logits"]
     assert whole["seconds"] > 0 and whole["peak"] > 1e6
+
+
+def test_formats_are_those_of_gguf(capsys):
+    assert compare.parse_arguments(["--format", "q4_k_m,iq4_xs"]).format == ["q4_k_m", "iq4_xs"]
+    for name in "w4a16", "q4_2":
+        with pytest.raises(SystemExit):
+            compare.parse_arguments(["--format", name])
+        assert f"--format {name}: llama.cpp opens GGUF, in one of f32, f16" in (
+            capsys.readouterr().err)
+
+
+def test_without_llama_cpp_there_is_a_sentence(tmp_path, capsys):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    assert compare.main(["--format", "q8_0", "--llama-python", str(python)]) == 1
+    assert capsys.readouterr().err.startswith(f"{python} has no llama-cpp-python: pip install -r")
+
+
+class Fragile:
+    """Engines of which the repacking one dies."""
+
+    def __init__(self, works=True):
+        self.works = works
+
+    def run(self, key, what, most=None, ubatch=0):
+        if key[1] or not self.works:
+            raise compare.EngineError("llama.cpp died, exit code -4")
+        return {"seconds": 1 + (ubatch == 512)}
+
+
+def test_settings_that_kill_llama_cpp_do_not_count(capsys):
+    what = compare.parse_what("pp1024")
+    assert compare.best_setting(Fragile(), what) == (("llama.cpp", False), {"ubatch": 2048})
+    assert "repack, ubatch 512: llama.cpp died, exit code -4" in capsys.readouterr().err
+    with pytest.raises(compare.EngineError, match="none of its settings"):
+        compare.best_setting(Fragile(works=False), what)

@@ -1,18 +1,26 @@
 """Decoding equals the `gguf` package's, bit for bit, on random bytes and on special values."""
 
+import pathlib
+import sys
+
 import gguf
 import ml_dtypes
 import numpy as np
 import pytest
 
 import minimax2 as mm
-from minimax2.synth import FORMATS, synth
+from minimax2.synth import synth
 
-NAME = "output.weight"  # [512, 256] in the synthetic checkpoint
-BLOCKS = [name for name, kind in FORMATS.items() if kind.block > 1]
-# Where a block keeps its half floats, by the layouts of the GGUF specification.
-HALVES = {"q8_0": (0,), "q4_0": (0,), "q5_0": (0,), "q2_k": (80, 82), "q3_k": (108,),
-          "q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,), "iq4_nl": (0,), "iq4_xs": (0,)}
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "golden"))
+import checkpoints  # noqa: E402
+import gguf_file  # noqa: E402
+
+NAME = "output.weight"  # [512, 256] in the synthetic checkpoint and in CASE
+BLOCKS = [name.lower() for name in gguf_file.SCALES]
+CASE = checkpoints.Case(
+    "dequantize", hidden_size=256, num_attention_heads=2, num_key_value_heads=1, head_dim=128,
+    rotary_dim=64, num_local_experts=2, num_experts_per_tok=1, intermediate_size=256,
+    num_hidden_layers=1, vocab_size=512, rope_theta=5e6, rms_norm_eps=1e-6, seed=302)
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +30,10 @@ def checkpoint(tmp_path_factory):
 
     def make(name):
         path = folder / f"{name}.gguf"
-        if not path.exists():
+        if name in BLOCKS:
+            blocks = gguf_file.drawn(CASE, gguf.GGMLQuantizationType[name.upper()])
+            gguf_file.write(path, CASE.config(), blocks)
+        elif not path.exists():
             synth(path, like="tiny", layers=1, format=name)
         return path
 
@@ -52,11 +63,10 @@ def same_bits(a, b):
 def random_blocks(name, seed, halves):
     """Random bytes [512 rows, bytes] with the half floats drawn by `halves(random, count)`."""
     random = np.random.default_rng(seed)
-    kind = FORMATS[name]
-    blocks = random.integers(0, 256, (512 * 256 // kind.block, kind.nbytes), np.uint8)
-    for at in HALVES[name]:
-        values = halves(random, len(blocks)).astype("<f2")
-        blocks[:, at:at + 2] = values.view(np.uint8).reshape(-1, 2)
+    size, nbytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name.upper()]]
+    blocks = random.integers(0, 256, (512 * 256 // size, nbytes), np.uint8)
+    for at in gguf_file.SCALES[name.upper()]:
+        gguf_file.set_halves(name.upper(), blocks, at, halves(random, len(blocks)))
     return blocks.reshape(512, -1)
 
 
@@ -79,13 +89,37 @@ def test_blocks(checkpoint, name, halves):
     data = random_blocks(name, 1, halves)
     kind = gguf.GGMLQuantizationType[name.upper()]
     with np.errstate(all="ignore"):
-        want = gguf.dequantize(data, kind)
+        want = gguf_file.dequantize(data, kind)
     got, weight = decode(checkpoint(name), data)
     assert want.shape == got.shape == weight.shape == (512, 256)
     assert same_bits(got, want)
     assert same_bits(weight, want)
     if halves is finite:
-        assert np.isfinite(want).all() and len(np.unique(want)) > 1000
+        assert np.isfinite(want).all()
+        assert len(np.unique(want)) > (100 if name in ("mxfp4", "nvfp4") else 1000)
+
+
+@pytest.mark.parametrize("name, scales", [("mxfp4", 1), ("nvfp4", 4)])
+def test_every_scale_of_8_bits(checkpoint, name, scales):
+    """With every code: subnormal numbers, overflow, the codes of NaN, the sign that is ignored."""
+    kind = gguf.GGMLQuantizationType[name.upper()]
+    size, nbytes = gguf.GGML_QUANT_SIZES[kind]
+    blocks = np.random.default_rng(5).integers(0, 256, (512 * 256 // size, nbytes), np.uint8)
+    blocks[:, :scales] = np.arange(len(blocks) * scales).reshape(-1, scales) % 256
+    with np.errstate(all="ignore"):
+        want = gguf.dequantize(blocks.reshape(512, -1), kind)
+    for got in decode(checkpoint(name), blocks):
+        assert same_bits(got, want)
+
+
+@pytest.mark.parametrize("name", [name for name in BLOCKS if name[:3] in ("iq1", "iq2", "iq3")])
+def test_every_row_of_a_grid(checkpoint, name):
+    """65,536 random rows of at most 2,048: none of them is missing."""
+    kind = gguf.GGMLQuantizationType[name.upper()]
+    path = checkpoint(name)
+    for seed in range(4):
+        data = random_blocks(name, 3 + seed, lambda random, count: np.ones(count))
+        assert same_bits(decode(path, data)[0], gguf.dequantize(data, kind))
 
 
 @pytest.mark.parametrize("name, dtype", [("f16", np.float16), ("bf16", ml_dtypes.bfloat16)])

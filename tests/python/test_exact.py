@@ -27,7 +27,7 @@ def as_f32(kind, path, directory):
         entries = gguf_file.quantised(CASE.config(), tensors, gguf_file.F32)
     else:
         number = gguf.GGMLQuantizationType[kind]
-        entries = ((name, gguf.dequantize(data, chosen), gguf_file.F32)
+        entries = ((name, gguf_file.dequantize(data, chosen), gguf_file.F32)
                    for name, data, chosen in gguf_file.drawn(CASE, number))
     return gguf_file.write(directory / "f32.gguf", CASE.config(), entries)
 

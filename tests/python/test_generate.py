@@ -397,6 +397,78 @@ def test_hooks_change_the_text_and_nothing_stays(tiny):
     assert stream.tokens == plain.tokens[:3]
 
 
+def raising_once(calls, then):
+    def hook(tensor, tap):
+        calls.append((tap.point, tap.layer))
+        if len(calls) == 1:
+            raise RuntimeError("not now")
+        then(tensor)
+    return hook
+
+
+def test_a_hook_that_raised_is_called_again(tiny):
+    def push(tensor):
+        tensor[:] += 3.0
+
+    def count_and_push(tensor, tap):
+        first.append(1)
+        push(tensor)
+
+    first, second = [], []
+    before = tiny.generate(PROMPT, max_new_tokens=4, temperature=0, hooks=[
+        (("resid_post", 1), lambda tensor, tap: push(tensor)),
+        (("resid_post", 1), lambda tensor, tap: push(tensor))])
+    hooks = [(("resid_post", 1), count_and_push),
+             (("resid_post", 1), raising_once(second, push))]
+    stream = tiny.generate(PROMPT, max_new_tokens=4, temperature=0, hooks=hooks, stream=True)
+    with pytest.raises(RuntimeError, match="not now"):
+        stream.result()
+    assert stream.result().tokens == before.tokens
+    assert len(second) == len(first) + 1  # what had returned before it is not called again
+
+
+def test_a_hook_that_raised_is_not_called_at_another_place(tiny):
+    calls = []
+    session = tiny.session(context=64).feed(PROMPT)
+    stream = session.generate(stream=True, max_new_tokens=2, temperature=0,
+                              hooks=[(("q", 0), raising_once(calls, bytes))])
+    with pytest.raises(RuntimeError, match="not now"):
+        stream.result()
+    assert session.run() and len(calls) == 1  # that went past it
+    stream.result()
+    assert len(calls) == 2  # of the one generated token that was evaluated
+
+
+def test_a_hook_of_a_batch_that_raised_is_called_again(tiny):
+    calls = []
+    session = tiny.session(context=64).feed(PROMPT)
+    batch = tiny.batch()
+    batch.add(session, hooks=[(("q", 0), raising_once(calls, bytes))])
+    with pytest.raises(RuntimeError, match="not now"):
+        batch.run()
+    assert batch.run() and len(calls) == 2
+
+
+def test_a_stream_that_was_overtaken_says_so(tiny):
+    def generate(session):
+        return session.generate(stream=True, max_new_tokens=6, temperature=0)
+
+    for overtake in (lambda session: session.feed([5]),
+                     lambda session: session.rewind(session.length - 1),
+                     lambda session: (session.rewind(session.length - 1), session.feed([4000])),
+                     lambda session: generate(session).result()):
+        session = tiny.session(context=128).feed(PROMPT)
+        stream = generate(session)
+        next(stream)
+        tokens = list(stream.tokens)
+        overtake(session)
+        with pytest.raises(mm.ArgumentError, match="another call has fed or cut"):
+            stream.result()
+        assert stream.tokens == tokens
+        stream.cancel()
+        assert stream.result().finish_reason == "cancelled"
+
+
 def test_a_hook_that_returns_something_is_a_mistake(tiny):
     with pytest.raises(TypeError, match="in place"):
         tiny.generate(PROMPT, max_new_tokens=2, hooks=[("q", lambda tensor, tap: tensor)])

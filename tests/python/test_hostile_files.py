@@ -200,9 +200,13 @@ GGUF_CASES = [
           (32, 272, 1): "has shape [1, 272, 32], expected [272, 32]",
           (32,): "has shape [32]"}.items()],
     *[(f"type {n}", change("output.weight", type=n), OTHER, f"has type {n} ({name})")
-      for n, name in {3: "Q4_1", 4: "unknown to this build", 7: "Q5_1", 16: "IQ2_XXS", 24: "I8",
-                      29: "IQ1_M", 34: "TQ1_0", 39: "MXFP4", 42: "unknown to this build",
-                      2**31: "unknown to this build", 2**32 - 1: "unknown to this build"}.items()],
+      for n, name in {9: "Q8_1", 15: "Q8_K", 24: "I8",
+                      **dict.fromkeys((4, 5, 31, 33, 36, 38), "gone from ggml: take a newer file"),
+                      **dict.fromkeys((97, 137, 399), "this file needs ik_llama.cpp"),
+                      **dict.fromkeys((42, 47, 96, 400, 2**31, 2**32 - 1),
+                                      "unknown to this build")}.items()],
+    *[(f"type {n}, smaller", change("output.weight", type=n), BAD, "multiple of 256, the block of")
+      for n in (16, 17, 18, 19, 21, 22, 29, 34, 35)],
     ("rows of no whole blocks", change("output.weight", type=12), BAD,
      "rows of 32 elements, expected a multiple of 256, the block of q4_k"),
     ("offset unaligned", change("output.weight", offset=8), BAD, "no multiple of the alignment 32"),

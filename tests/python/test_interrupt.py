@@ -137,14 +137,14 @@ def test_interrupt_from_another_thread_only_slices(tiny, expected):
 
 
 def test_ctrl_c_stops_the_encoding_of_a_long_text(tiny):
-    """A word of 32 MiB takes many seconds; the thread that encodes it is left behind."""
+    """A word of 32 MiB takes seconds; what was made of it is dropped."""
     text = b" " * (32 << 20)
     assert with_ctrl_c(0.1, lambda: tiny.tokenizer.encode(text)) is not None
     assert tiny.tokenizer.encode("import os") == tiny.tokenizer.encode(b"import os")
 
 
 def test_a_long_text_is_encoded_whole(tiny):
-    text = "def f(x):\n    return x\n" * 60_000  # long enough for a thread of its own
+    text = "def f(x):\n    return x\n" * 60_000  # made in several parts
     assert tiny.tokenizer.decode(tiny.tokenizer.encode(text)) == text
     with pytest.raises(mm.ArgumentError, match="at most"):
         tiny.tokenizer.encode(b"x" * ((64 << 20) + 1))

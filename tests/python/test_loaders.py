@@ -17,8 +17,9 @@ import safetensors.numpy
 import minimax2 as mm
 from containers import (Gguf, Info, change_json, f32, read_safetensors, split_gguf, string,
                         write_safetensors)
-from minimax2 import synth as synth_module
-from minimax2.synth import NAMES, FORMATS, synth
+from minimax2 import writing
+from minimax2.formats import FORMATS, LAYOUTS, MIXES, NAMES
+from minimax2.synth import synth
 
 ROOT = Path(__file__).resolve().parents[2]
 VENDOR = Path(os.environ.get("MINIMAX2_VENDOR_DATA", ROOT.parent / "shared/data/minimax-m2"))
@@ -58,7 +59,7 @@ def logits(path, **options):
 
 # ---- Both containers ----
 
-@pytest.mark.parametrize("format", [f for f in NAMES if f in FORMATS and FORMATS[f].safetensors])
+@pytest.mark.parametrize("format", ["fp8", *(f for f in FORMATS if FORMATS[f].safetensors)])
 def test_safetensors(made, format):
     path = made(format, "safetensors")
     with mm.load(path) as model:
@@ -83,7 +84,7 @@ def test_safetensors(made, format):
         assert model.tokenizer_or_none is None
 
 
-@pytest.mark.parametrize("format", [f for f in NAMES if f != "fp8"])
+@pytest.mark.parametrize("format", [f for f in NAMES if f not in LAYOUTS])
 def test_gguf(made, format):
     path = made(format, "gguf")
     reader = gguf.GGUFReader(path)
@@ -97,7 +98,7 @@ def test_gguf(made, format):
         assert model.nbytes == sum(int(t.n_bytes) for t in reader.tensors)
         assert model.info("format") == "gguf"
         assert model.info("architecture") == "minimax-m2"
-        assert model.info("quantization").startswith(format.removesuffix("_m"))
+        assert model.info("quantization").startswith(format) or format in MIXES
         assert model.info("name") == "random weights, 2 layers"
         assert len(model.tokenizer) == 512
         assert model.tokenizer.decode(model.tokenizer.encode("the  cat")) == "the  cat"
@@ -873,10 +874,10 @@ def test_writable_changes_stay_in_the_process(made):
 def test_opening_reads_no_weights(tmp_path, monkeypatch):
     """Ten gigabytes of weights, all of them a hole in the file."""
     path = tmp_path / "m2.gguf"
-    monkeypatch.setattr(synth_module.shutil, "disk_usage",
+    monkeypatch.setattr(writing.shutil, "disk_usage",
                         lambda path: type("", (), {"free": 1 << 60}))
-    monkeypatch.setattr(synth_module, "_write_tensor", lambda file, spec, seed, report:
-                        file.truncate(file.seek(spec.nbytes, 1)))
+    monkeypatch.setattr(writing, "_write_piece", lambda file, piece, report:
+                        file.truncate(file.seek(piece.nbytes, 1)))
     assert synth(path, layers=2, format="q8_0") > 8e9
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.process_time()

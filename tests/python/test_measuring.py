@@ -91,6 +91,8 @@ def test_layers_of_a_cache(tiny):
     assert (cache["resid_post", :].numpy() == cache.stack("resid_post").numpy()).all()
     assert ("resid_post", -1) in cache and ("resid_post", -6) not in cache and 5 not in cache
     assert cache["logits"].shape == (40, 4096) and cache.get("q") is None
+    with pytest.raises(KeyError, match=r'logits exists once.*cache\["logits"\].numpy\(\)\[:-2:2\]'):
+        cache["logits", :-2:2]
 
 
 def test_a_cache_says_what_it_has(tiny):

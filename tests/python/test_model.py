@@ -227,7 +227,7 @@ def test_a_message_cannot_speak_for_the_format(tiny):
 @pytest.mark.parametrize("messages", [
     [], [{"role": "user"}, {"content": "x"}], [{"role": "robot", "content": "x"}],
     [{"role": "user", "content": "a\0b"}], [{"role": "user", "content": 5}],
-    [{"role": "user", "content": "x", "name": "y"}], [{"role": "user", "content": None}]])
+    [{"role": "user", "content": "x", "nmae": "y"}], [{"role": "user", "content": None}]])
 def test_messages_that_are_refused(tiny, messages):
     with pytest.raises((mm.ArgumentError, TypeError)):
         tiny.tokenizer.apply_chat_template(messages)

@@ -27,6 +27,12 @@ def test_the_cdef_of_lua_is_fresh():
     subprocess.run([sys.executable, ROOT / "bindings" / "gen_cdef.py", "--check"], check=True)
 
 
+def test_the_tables_of_the_models_page_are_fresh():
+    done = subprocess.run([sys.executable, ROOT / "docs" / "gen_models.py", "--check"],
+                          capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_cdef_holds_the_whole_header():
     sys.path.insert(0, str(ROOT / "bindings"))
     try:

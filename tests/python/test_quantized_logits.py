@@ -20,6 +20,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "golden"))
 import checkpoints  # noqa: E402
+import codebook_encoder  # noqa: E402
 import gguf_file  # noqa: E402
 
 TINY = pathlib.Path(mm.__file__).parent / "m2-tiny"
@@ -106,3 +107,26 @@ def test_divergence(tmp_path, weights, texts, expected, kind, most_divergence, l
         divergence, same = compare(model, texts, expected)
     print(f"{kind.name}: mean KL {divergence:.2e} nats, same top {same:.2%} of {texts.size}")
     assert divergence <= most_divergence and same >= least_same
+
+
+@pytest.mark.parametrize("name", ["IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S",
+                                  "IQ1_M", "TQ1_0", "TQ2_0", "Q4_1", "Q5_1", "MXFP4", "NVFP4",
+                                  "Q1_0"])
+def test_integer_path(tmp_path, weights, texts, name):
+    """The integer path of a quantised model against its own weights, decoded, with float32
+    activations: the matrices with rows of whole blocks, the others are F32."""
+    config, tensors = weights
+    encode = codebook_encoder.encode if name.startswith("IQ") else gguf_file.encode
+    block = gguf.GGML_QUANT_SIZES[Kind[name]][0]
+    entries = [(new, encode(array, Kind[name]), Kind[name])
+               if matrix and array.shape[-1] % block == 0 else (new, array, Kind.F32)
+               for new, array, matrix in gguf_file.renamed(config, tensors)]
+    assert sum(kind == Kind[name] for _, _, kind in entries) >= 27
+    path = gguf_file.write(tmp_path / "m2-tiny.gguf", config, entries)
+    with mm.load(path, threads=2, precision="exact") as model:
+        expected = [all_logits(model, ids) for ids in texts]
+    with mm.load(path, threads=2) as model:
+        divergence, same = compare(model, texts, expected)
+    print(f"{name}, fast: mean KL {divergence:.2e} nats, same top {same:.2%} of {texts.size}")
+    most, least = (5e-3, 0.96) if name in ("TQ1_0", "Q1_0") else (1e-3, 0.985)  # little is left
+    assert 1e-9 < divergence <= most and same >= least

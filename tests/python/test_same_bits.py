@@ -2,8 +2,8 @@
 
 One small checkpoint in every weight format, in some with precision "exact" too. Its logits on the
 reference level have a committed SHA-256 (tests/golden/hashes.json); every other level, thread
-count, division among memory nodes, chunking, budget, history of the session and company in a batch
-must give exactly these.
+count, division among memory nodes, chunking, budget, history of the session, on disk too, and
+company in a batch must give exactly these.
 
 Every test is one configuration; the summary counts them and the bits that differ (conftest.py).
 """
@@ -243,6 +243,42 @@ def test_fork_in_the_middle_of_a_prompt(model, truth, assert_bits):
             branch.run()
             assert_bits(branch.logits.numpy(), truth[-1])
             branch.close()
+
+
+@pytest.mark.parametrize("length", [1, 100, 255, 256])
+def test_restored(model, truth, length, tmp_path, assert_bits):
+    """Saved and restored, mapped and read; then forked; then saved in the middle of a prompt."""
+    path = tmp_path / "session"
+    with session_of(model, context=len(IDS) + 40, chunk=64) as session:
+        session.feed(IDS[:length]).run()
+        session.save(path)
+    for mapped in (True, False):
+        with model.restore(path, chunk=64, mapped=mapped) as session, session.fork() as other:
+            assert_bits(session.logits.numpy(), truth[length - 1])
+            other.feed(IDS[::-1][:40]).run()
+            session.feed(IDS[length:])
+            session.run(0.00001)
+            session.save(tmp_path / "half")
+            other.rewind(length)
+            other.feed(IDS[length:])
+            with model.restore(tmp_path / "half") as half:
+                for branch in (session, other, half):
+                    branch.run()
+                    assert_bits(branch.logits.numpy(), truth[-1])
+
+
+def test_restored_from_another_level(model, kind, truths, truth, tmp_path, assert_bits):
+    path = tmp_path / "session"
+    with load(kind, truths(kind)[0], isa="ref", threads=2) as reference:
+        with session_of(reference, context=len(IDS)) as session:
+            session.feed(IDS[:40]).run()
+            session.save(path)
+    with model.restore(path) as session:
+        for position in range(40, 44):
+            session.feed([int(IDS[position])]).run()
+            assert_bits(session.logits.numpy(), truth[position])
+        session.feed(IDS[44:]).run()
+        assert_bits(session.logits.numpy(), truth[-1])
 
 
 @pytest.mark.parametrize("rows", [16, 100])

@@ -1,0 +1,89 @@
+"""Request: what one generation is asked for, checked before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Unpack
+
+from minimax2 import _native, trace
+from minimax2.errors import ArgumentError
+from minimax2.options import DEFAULTS, GenerateOptions, Prompt, check_names
+from minimax2.sampling import Sampler
+from minimax2.text import is_messages
+
+if TYPE_CHECKING:
+    from minimax2.model import Model
+
+
+class Request:
+    """The options of one generation, all of them checked, and the ids of its prompt.
+
+    Made before anything is fed: what it refuses has changed nothing. turn: makes the ids of a chat
+    turn, given whether it begins with thinking.
+    """
+
+    def __init__(self, model: Model, prompt: Prompt | None,
+                 turn: Callable[[bool], list[int]] | None = None,
+                 **options: Unpack[GenerateOptions]) -> None:
+        check_names(options, GenerateOptions)
+        given: dict[str, Any] = {**DEFAULTS, **options}
+        self.max_new_tokens = _native.integer(given.pop("max_new_tokens"), "max_new_tokens", 0)
+        self.top_logprobs = _native.integer(given.pop("top_logprobs"), "top_logprobs", 0,
+                                            model.config.vocab_size)
+        self.stop = _stop_strings(given.pop("stop", None))
+        self.mask = given.pop("mask", None)
+        if self.mask is not None and not callable(self.mask):
+            _native.mask_words(self.mask, model.config.vocab_size)
+        self.logits_processor = given.pop("logits_processor", None)
+        if self.logits_processor is not None and not callable(self.logits_processor):
+            raise TypeError("logits_processor must be a callable(ids, logits), not "
+                            f"{type(self.logits_processor).__name__}")
+        hooks, thinking = given.pop("hooks", None), given.pop("thinking", None)
+        self.hooks = None if hooks is None else trace.Hooks(model, hooks)
+        self.answers = turn is not None or is_messages(prompt)  # in the chat format
+        self.thinking, self.budget = _thinking(thinking, self.answers)
+        tools, keep = given.pop("tools", None), given.pop("keep_thinking")
+        self.tools = None if tools is None else _native.json_text(tools, "tools")
+        keep = _native.flag(keep, "keep_thinking")
+        if turn is not None:
+            self.ids: list[int] | None = turn(self.thinking)
+        elif is_messages(prompt):
+            self.ids = model.tokenizer.apply_chat_template(
+                prompt, tools=tools, thinking=self.thinking, keep_thinking=keep)
+        elif tools is not None and prompt is not None:
+            raise ArgumentError("tools are for prompts of messages; a prompt that is a text or ids "
+                                "declares its own")
+        else:
+            self.ids = None if prompt is None else model.ids(prompt)
+        self.sampler = Sampler(model, **given)
+
+    @property
+    def start(self) -> int:
+        """What stands before the first token, a number of the library."""
+        if self.thinking:
+            return _native.START_THINKING
+        return _native.START_ANSWER if self.answers else _native.START_TEXT
+
+
+def _thinking(thinking: bool | int | None, answers: bool) -> tuple[bool, int]:
+    """Whether a text begins inside <think>, and how many tokens it may think."""
+    if thinking is None:
+        return answers, _native.NO_BUDGET
+    if isinstance(thinking, bool) or not hasattr(thinking, "__index__"):
+        return _native.flag(thinking, "thinking"), _native.NO_BUDGET
+    budget = _native.integer(thinking, "thinking", 0)
+    return budget > 0, budget
+
+
+def _stop_strings(stop: str | Iterable[str] | None) -> list[str]:
+    if stop is None:
+        return []
+    if not isinstance(stop, str) and not hasattr(stop, "__iter__"):
+        raise TypeError(f"stop must be a str, several, or None, not {type(stop).__name__}")
+    strings = [stop] if isinstance(stop, str) else list(stop)
+    for string in strings:
+        if not isinstance(string, str):
+            raise TypeError(f"a string of stop must be a str, not {type(string).__name__}")
+        if not string:
+            raise ArgumentError("a string of stop is empty")
+    return strings
