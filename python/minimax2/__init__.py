@@ -53,6 +53,6 @@ __all__ = [
     "ArgumentError", "Batch", "BusyError", "Cache", "Chat", "Config", "ContextFull", "Cost",
     "Error", "FileError", "FormatError", "Generation", "Info", "Limits", "Model", "NumericError",
     "OutOfMemory", "Piece", "Sampler", "Session", "Stream", "Streams", "Tap", "Taps", "Tensor",
-    "Tokenizer", "ToolCall", "UnsupportedError", "WeightInfo", "__version__", "batch", "chat", "cpu",
-    "info", "load", "tokenizer",
+    "Tokenizer", "ToolCall", "UnsupportedError", "WeightInfo", "__version__", "batch", "chat",
+    "cpu", "info", "load", "tokenizer",
 ]

@@ -141,6 +141,20 @@ describe("a model", function()
         end
     end)
 
+    it("says what a weight is that lies in several tensors", function()
+        local name = "model.layers.1.self_attn.q_proj.weight"
+        local codes, scale = model:tensor(name), model:tensor(name .. "_scale_inv")
+        assert.same({
+            shape = codes.shape, dtype = "f8_e4m3", nbytes = codes.nbytes + scale.nbytes, is_part = false,
+        }, model:weight_info(name))
+        assert.same({
+            shape = scale.shape, dtype = "f32", nbytes = scale.nbytes, is_part = true,
+        }, model:weight_info(name .. "_scale_inv"))
+        local none, message = model:weight_info("absent")
+        assert.is_nil(none)
+        assert.matches("no tensor", message)
+    end)
+
     it("gives the logits of the last token, and of all", function()
         local ids = model.tokenizer:ids(support.prompt)
         local last = model:logits(ids)
