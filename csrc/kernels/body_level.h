@@ -15,6 +15,7 @@
 #include "kernels/body_unpack.h"
 #include "kernels/body_planes.h"
 #include "kernels/body_int_direct.h"
+#include "kernels/body_pieces.h"
 #include "kernels/body_codebooks.h"
 #include "kernels/body_int_panels.h"
 #include "kernels/body_exact.h"

@@ -26,6 +26,7 @@
 #include "kernels/body_unpack.h"
 #include "kernels/body_planes.h"
 #include "kernels/body_int_direct.h"
+#include "kernels/body_pieces.h"
 #include "kernels/body_codebooks.h"
 #include "kernels/body_fill_tiles.h"
 #include "kernels/body_packed.h"
