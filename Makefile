@@ -80,7 +80,7 @@ test-py: py build/test.stamp
 	@$(PYTHON) -m pytest
 
 test-same: py build/test.stamp
-	@$(PYTHON) -m pytest tests/python/test_same_bits.py
+	@MM2_EVERY_KIND=1 $(PYTHON) -m pytest tests/python/test_same_bits.py
 
 test-lua: lib
 	@busted

@@ -21,6 +21,19 @@ class BitTally:
 
 def pytest_configure(config):
     config.stash[TALLY] = BitTally()
+    config.addinivalue_line("markers", "only_with(name=values): leave other parameters out")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Deselects what a mark only_with leaves out."""
+    def wanted(item):
+        marks = item.iter_markers("only_with")
+        return all(item.callspec.params[name] in values
+                   for mark in marks for name, values in mark.kwargs.items())
+    left_out = [item for item in items if not wanted(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if wanted(item)]
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -6,10 +6,13 @@ level, thread count, division among memory nodes, chunking, budget, history of t
 too, and company in a batch must give exactly these.
 
 Every test is one configuration; the summary counts them and the bits that differ (conftest.py).
+What happens to a timeline is tried with SOME kinds of weights, which differ in their kernels; with
+all if MM2_EVERY_KIND is set, as `make test-same` does.
 """
 
 import functools
 import json
+import os
 import pathlib
 import sys
 
@@ -22,6 +25,8 @@ import checkpoints  # noqa: E402
 from make_hashes import (  # noqa: E402
     CASE, HASHES, IDS, KINDS, all_logits, digest, kv_dtype, load, write)
 
+SOME = ("F32", "BF16", "FP8", "Q8_0", "Q4_K", "IQ3_S", "nvfp4 modelopt", "Q4_K exact",
+        "FP8 int8 cache")
 LEVELS = ("ref", "avx2", "avx512", "amx")
 LEVELS = LEVELS[: LEVELS.index(mm.cpu().split()[0]) + 1]
 FAST = LEVELS[1:] or LEVELS
@@ -55,6 +60,12 @@ def truths(tmp_path_factory):
 @pytest.fixture(scope="module", params=KINDS)
 def kind(request):
     return request.param
+
+
+def on_some_kinds(test):
+    """Leaves a test to SOME kinds; the others are not collected (conftest.py)."""
+    every = os.environ.get("MM2_EVERY_KIND")
+    return test if every else pytest.mark.only_with(kind=SOME)(test)
 
 
 @pytest.fixture
@@ -139,6 +150,7 @@ def test_decode(model, kind, truth, assert_bits):
             assert_bits(session.logits.numpy(), truth[position])
 
 
+@on_some_kinds
 @pytest.mark.parametrize("length", [1, 100, 255, 256])
 def test_rewind(model, kind, truth, length, assert_bits):
     """Another future was evaluated, and must leave nothing behind."""
@@ -172,6 +184,7 @@ def test_pages_as_units(threads, cache, truths, assert_bits):
     assert_bits(logits[1], logits[0])
 
 
+@on_some_kinds
 def test_rewind_half_way(model, kind, truth, assert_bits):
     """A chunk is in flight when the timeline is cut: below what is evaluated, and above it."""
     with session_of(model, kind, context=len(IDS), chunk=64) as session:
@@ -184,6 +197,7 @@ def test_rewind_half_way(model, kind, truth, assert_bits):
         assert_bits(session.logits.numpy(), truth[-1])
 
 
+@on_some_kinds
 def test_sliced_by_a_budget(model, kind, truth, assert_bits):
     slices = 1
     with session_of(model, kind, context=len(IDS), chunk=64) as session:
@@ -194,6 +208,7 @@ def test_sliced_by_a_budget(model, kind, truth, assert_bits):
     assert slices > 2
 
 
+@on_some_kinds
 def test_every_activation_watched(model, kind, truth, assert_bits):
     with session_of(model, kind, context=len(IDS), chunk=100) as session:
         stops = sum(1 for _ in session.trace(IDS))
@@ -201,6 +216,7 @@ def test_every_activation_watched(model, kind, truth, assert_bits):
     assert stops > 3 * 2 * 14
 
 
+@on_some_kinds
 def test_batch(model, kind, truth, assert_bits):
     sessions = [session_of(model, kind, context=len(IDS), chunk=chunk) for chunk in (64, 256, 7)]
     with model.batch(sessions) as batch:
@@ -217,6 +233,7 @@ def test_batch(model, kind, truth, assert_bits):
         session.close()
 
 
+@on_some_kinds
 @pytest.mark.parametrize("length", [1, 100, 255, 256])
 def test_fork(model, kind, truth, length, assert_bits):
     """Two branches of a fork: one takes another way, the other goes on; then a fork of that."""
@@ -232,6 +249,7 @@ def test_fork(model, kind, truth, length, assert_bits):
                     assert_bits(branch.logits.numpy(), truth[-1])
 
 
+@on_some_kinds
 def test_fork_in_the_middle_of_a_prompt(model, kind, truth, assert_bits):
     with session_of(model, kind, context=len(IDS), chunk=64) as session:
         session.feed(IDS[:30]).run()
@@ -246,6 +264,7 @@ def test_fork_in_the_middle_of_a_prompt(model, kind, truth, assert_bits):
             branch.close()
 
 
+@on_some_kinds
 @pytest.mark.parametrize("length", [1, 100, 255, 256])
 def test_restored(model, kind, truth, length, tmp_path, assert_bits):
     """Saved and restored, mapped and read; then forked; then saved in the middle of a prompt."""
@@ -268,6 +287,7 @@ def test_restored(model, kind, truth, length, tmp_path, assert_bits):
                     assert_bits(branch.logits.numpy(), truth[-1])
 
 
+@on_some_kinds
 def test_restored_from_another_level(model, kind, truths, truth, tmp_path, assert_bits):
     path = tmp_path / "session"
     with load(kind, truths(kind)[0], isa="ref", threads=2) as reference:
@@ -282,6 +302,7 @@ def test_restored_from_another_level(model, kind, truths, truth, tmp_path, asser
         assert_bits(session.logits.numpy(), truth[-1])
 
 
+@on_some_kinds
 @pytest.mark.parametrize("rows", [16, 100])
 def test_batch_with_a_cut_in_the_middle(model, kind, truth, rows, assert_bits):
     """A member decodes while others' prompts flow; one of these is cut while it is in flight."""
