@@ -141,7 +141,8 @@ enum {
     MM2_F4_32 = 32,
     MM2_I4 = 33,
     MM2_I8 = 34,
-    MM2_DTYPE_COUNT = 35
+    MM2_INT8 = 35, /* of a cache alone, no tensor's: see mm2_session_options.kv_dtype */
+    MM2_DTYPE_COUNT = 36
 };
 
 enum {                    /* mm2_tensor.flags */
@@ -322,13 +323,14 @@ typedef struct mm2_cost { /* what must be read and computed at least, however it
     uint32_t reserved;
     double weight_bytes; /* block scales included */
     double kv_bytes;
-    /* Operations, 2 a multiply-add: with integer weights; with BF16 and FP8 weights, and attention
-     * to a BF16 cache; with F16 and F32 weights, and attention to an F32 cache. */
+    /* Operations, 2 a multiply-add: with integer weights, and attention to an INT8 cache; with BF16
+     * and FP8 weights, and attention to a BF16 cache; with F16 and F32 weights, and attention to an
+     * F32 cache. */
     double int8_ops, bf16_ops, f32_ops;
 } mm2_cost;
 
 /* What it takes to evaluate `tokens` tokens together behind `depth` earlier ones, whose keys and
- * values are read from a cache of kv_dtype (MM2_BF16 or MM2_F32). `layers`: all layers together;
+ * values are read from a cache of kv_dtype (as in a session). `layers`: all layers together;
  * `rest`: the rows of the embedding, the final norm, and the output head for the last token. One
  * token reads num_experts_per_tok experts a layer; for more, as many as evenly spread choices hit
  * on average, E * (1 - (1 - num_experts_per_tok / E)^tokens). Fails with ARG if depth + tokens is
@@ -555,10 +557,20 @@ typedef struct mm2_session mm2_session;
 typedef struct mm2_session_options {
     uint32_t size;    /* sizeof(mm2_session_options) */
     int32_t context;  /* positions, 1..max_position_embeddings; 0: the smaller of that and 8192 */
-    int32_t kv_dtype; /* of keys and values: MM2_BF16 (default; queries and the weights of attention
-                         are then rounded to it too) or MM2_F32 */
+    int32_t kv_dtype; /* of keys and values, see below; MM2_BF16 by default */
     int32_t chunk;    /* prompt tokens that go through the layers together, 1..4096; 0: 1024 */
 } mm2_session_options;
+
+/* kv_dtype, and the bytes of a cached position in each layer and key/value head:
+ *   MM2_F32   8 * head_dim. Attention is computed in float32.
+ *   MM2_BF16  4 * head_dim. Queries and the weights of attention are rounded to bf16 too.
+ *   MM2_INT8  2 * head_dim + 8. Keys and values are int8 codes, with a float32 scale for each head
+ *             and position; queries and the weights of attention are integers of 15 bits and a sign,
+ *             and their products with the codes are summed up exactly. All but the weights are rotated
+ *             before they are rounded (by a Hadamard matrix), which spreads what single channels
+ *             stand out with. head_dim is at most 512. For contexts that BF16 has no room or no
+ *             time for. Not the default, because keys of real checkpoints have such channels, and
+ *             nobody has measured yet what is lost on them. */
 
 void mm2_session_options_init(mm2_session_options *o);
 

@@ -4,15 +4,13 @@
  * Heads of a group run together, so that keys and values are loaded once for them. Scores: lanes
  * are the 16 positions of a tile. Values: lanes are dimensions, and the probability of a position is
  * spread over them. A cache in MM2_F32 has one chain for each sum; in MM2_BF16 a step has two, of the
- * even and of the odd index, which lie side by side in the cache. */
+ * even and of the odd index, which lie side by side in the cache. In MM2_INT8 there are no chains:
+ * body_attend_int8.h. */
+
+#include "kernels/fetch.h"
 
 enum { GROUP_HEADS = 6, VALUES_AHEAD = 16, STEP_SPAN = 32 };
-
-/* Keys and values of a decoded token come from memory, several streams of them. */
-INLINE void fetch_kv(const void *p)
-{
-    _mm_prefetch((const char *)p, _MM_HINT_T0);
-}
+_Static_assert((int)GROUP_HEADS == (int)WIDE_HEADS, "heads that run together");
 
 /* ---- Scores ---- */
 
@@ -51,7 +49,7 @@ INLINE void add_head_steps(int heads, int count, head_sums sums, head_sums chain
 
 /* s = sum over d of q[d] * k[d], for `tiles` tiles from k on. */
 INLINE void score_f32(int heads, int tiles, head_sums s, const float *q, const float *k,
-                      int32_t head_dim)
+                      int64_t ahead, int32_t head_dim)
 {
     no_sums(heads, tiles, s);
     for (int32_t d = 0; d < head_dim; d++) {
@@ -60,15 +58,17 @@ INLINE void score_f32(int heads, int tiles, head_sums s, const float *q, const f
         for (int t = 0; t < tiles; t++)
             key[t] = v16_load(k + ((int64_t)t * head_dim + d) * 16);
 #pragma GCC unroll 4
-        for (int t = 0; t < tiles; t++) /* the same place of the next tiles */
-            fetch_kv(k + ((int64_t)(tiles + t) * head_dim + d) * 16);
+        for (int t = 0; t < tiles; t++) { /* the same place of the next tiles */
+            fetch_near(k + ((int64_t)(tiles + t) * head_dim + d) * 16);
+            fetch_other(k + ((int64_t)t * head_dim + d) * 16, ahead);
+        }
         add_head_products(heads, tiles, s, q + d, head_dim, key);
     }
 }
 
 /* The same of pairs, chain by chain, q being bf16 values. */
 INLINE void score_bf16(int heads, int tiles, head_sums s, const float *q, const uint16_t *k,
-                       int32_t head_dim)
+                       int64_t ahead, int32_t head_dim)
 {
     no_sums(heads, tiles, s);
     for (int32_t begin = 0; begin < head_dim; begin += STEP_SPAN) {
@@ -83,8 +83,10 @@ INLINE void score_bf16(int heads, int tiles, head_sums s, const float *q, const 
                 for (int t = 0; t < tiles; t++) {
                     const uint16_t *p = k + ((int64_t)t * head_dim + d) * 16;
                     key[t] = odd ? v16_odd(p) : v16_even(p);
-                    if (!odd)
-                        fetch_kv(p + (int64_t)tiles * head_dim * 16);
+                    if (odd)
+                        fetch_other(p, ahead);
+                    else
+                        fetch_near(p + (int64_t)tiles * head_dim * 16);
                 }
                 add_head_products(heads, tiles, chain[odd], q + d + odd, head_dim, key);
             }
@@ -95,15 +97,15 @@ INLINE void score_bf16(int heads, int tiles, head_sums s, const float *q, const 
 
 /* Scores of `tiles` tiles of 16 positions from j on; c: the largest ones, lane by lane. */
 INLINE void attend_tiles(int heads, int tiles, int32_t dtype, float p[][MM2_CHUNK], v16 *c,
-                         const float *q, const void *k, int32_t j, int32_t n, int32_t head_dim,
-                         float scale)
+                         const float *q, const void *k, int64_t ahead, int32_t j, int32_t n,
+                         int32_t head_dim, float scale)
 {
     head_sums s;
     int64_t at = (int64_t)j * head_dim;
     if (dtype == MM2_F32)
-        score_f32(heads, tiles, s, q, (const float *)k + at, head_dim);
+        score_f32(heads, tiles, s, q, (const float *)k + at, ahead, head_dim);
     else
-        score_bf16(heads, tiles, s, q, (const uint16_t *)k + at, head_dim);
+        score_bf16(heads, tiles, s, q, (const uint16_t *)k + at, ahead, head_dim);
 #pragma GCC unroll 6
     for (int h = 0; h < heads; h++)
 #pragma GCC unroll 4
@@ -118,16 +120,17 @@ INLINE void attend_tiles(int heads, int tiles, int32_t dtype, float p[][MM2_CHUN
 
 /* Scores of all positions and the largest of each head, +0 for -0. */
 INLINE void attend_scores(int heads, int32_t dtype, float p[][MM2_CHUNK], float *largest,
-                          const float *q, const void *k, int32_t n, int32_t head_dim, float scale)
+                          const float *q, const void *k, int64_t ahead, int32_t n, int32_t head_dim,
+                          float scale)
 {
     v16 c[GROUP_HEADS];
     int32_t j = 0;
     for (int h = 0; h < heads; h++)
         c[h] = v16_set1(-INFINITY);
     for (; n - j > (KEY_TILES - 1) * 16; j += KEY_TILES * 16)
-        attend_tiles(heads, KEY_TILES, dtype, p, c, q, k, j, n, head_dim, scale);
+        attend_tiles(heads, KEY_TILES, dtype, p, c, q, k, ahead, j, n, head_dim, scale);
     for (; j < n; j += 16)
-        attend_tiles(heads, 1, dtype, p, c, q, k, j, n, head_dim, scale);
+        attend_tiles(heads, 1, dtype, p, c, q, k, ahead, j, n, head_dim, scale);
     for (int h = 0; h < heads; h++)
         largest[h] = v16_largest(c[h]) + 0.0f;
 }
@@ -144,7 +147,7 @@ INLINE void weigh_f32(int heads, int lanes, head_sums sum, float p[][MM2_CHUNK],
 #pragma GCC unroll 4
         for (int i = 0; i < lanes; i++) {
             value[i] = v16_load(v + i * 16);
-            fetch_kv(v + VALUES_AHEAD * head_dim + i * 16);
+            fetch_near(v + VALUES_AHEAD * head_dim + i * 16);
         }
         add_head_products(heads, lanes, sum, p[0] + j, MM2_CHUNK, value);
     }
@@ -168,7 +171,7 @@ INLINE void weigh_bf16(int heads, int lanes, head_sums sum, float p[][MM2_CHUNK]
                     const uint16_t *at = v + (i * MM2_CHUNK + j) * 16;
                     value[i] = odd ? v16_odd(at) : v16_even(at);
                     if (!odd)
-                        fetch_kv(at + VALUES_AHEAD * 32);
+                        fetch_near(at + VALUES_AHEAD * 32);
                 }
                 add_head_products(heads, lanes, chain[odd], p[0] + j + odd, MM2_CHUNK, value);
             }
@@ -204,28 +207,31 @@ INLINE void attend_values(int heads, int lanes, int32_t dtype, float *o, float p
 
 /* ---- Heads ---- */
 
+/* ahead: from the place of a key to that of a value, which is fetched there. */
 INLINE void attend_heads(int heads, int32_t dtype, float *m, float *l, float *o, const float *q,
-                         const void *k, const void *v, int32_t n, int32_t head_dim, float scale)
+                         const void *k, const void *v, int64_t ahead, int32_t n, int32_t head_dim,
+                         float scale)
 {
     _Alignas(64) float p[GROUP_HEADS][MM2_CHUNK], rounded[GROUP_HEADS * MM2_HEAD_DIM_LIMIT];
     float c[GROUP_HEADS], a[GROUP_HEADS], b[GROUP_HEADS];
+    if (dtype == MM2_INT8) {
+        attend_heads_int8(heads, m, l, o, q, k, v, ahead, n, head_dim, scale);
+        return;
+    }
     if (dtype == MM2_BF16) {
         for (int32_t i = 0; i < heads * head_dim; i += 16)
             v16_store(rounded + i, v16_bf16(v16_load(q + i)));
         q = rounded;
     }
-    attend_scores(heads, dtype, p, c, q, k, n, head_dim, scale);
+    attend_scores(heads, dtype, p, c, q, k, ahead, n, head_dim, scale);
     for (int h = 0; h < heads; h++) {
         v16 sum = v16_zero();
         for (int32_t j = 0; j < n; j += 16) {
-            v16 e = exp16(v16_sub(v16_load(p[h] + j), v16_set1(c[h])));
+            v16 e = exp16_finite(v16_sub(v16_load(p[h] + j), v16_set1(c[h])));
             sum = v16_add(sum, e);
             v16_store(p[h] + j, dtype == MM2_BF16 ? v16_bf16(e) : e);
         }
-        float largest = m[h] > c[h] ? m[h] : c[h];
-        a[h] = mm2_exp(m[h] - largest);
-        b[h] = mm2_exp(c[h] - largest);
-        m[h] = largest;
+        attend_weights(m + h, c[h], a + h, b + h);
         l[h] = fmaf(v16_tree(sum), b[h], l[h] * a[h]);
     }
     int32_t first = 0;
@@ -237,21 +243,22 @@ INLINE void attend_heads(int heads, int32_t dtype, float *m, float *l, float *o,
 
 /* The heads of one row. */
 INLINE void attend_row(int32_t dtype, float *m, float *l, float *o, const float *q, int32_t heads,
-                       const void *k, const void *v, int32_t n, int32_t head_dim, float scale)
+                       const void *k, const void *v, int64_t ahead, int32_t n, int32_t head_dim,
+                       float scale)
 {
     while (heads > 0) {
         int together;
         if (heads >= 6) {
-            attend_heads(6, dtype, m, l, o, q, k, v, n, head_dim, scale);
+            attend_heads(6, dtype, m, l, o, q, k, v, ahead, n, head_dim, scale);
             together = 6;
         } else if (heads >= 4) {
-            attend_heads(4, dtype, m, l, o, q, k, v, n, head_dim, scale);
+            attend_heads(4, dtype, m, l, o, q, k, v, ahead, n, head_dim, scale);
             together = 4;
         } else if (heads >= 2) {
-            attend_heads(2, dtype, m, l, o, q, k, v, n, head_dim, scale);
+            attend_heads(2, dtype, m, l, o, q, k, v, ahead, n, head_dim, scale);
             together = 2;
         } else {
-            attend_heads(1, dtype, m, l, o, q, k, v, n, head_dim, scale);
+            attend_heads(1, dtype, m, l, o, q, k, v, ahead, n, head_dim, scale);
             together = 1;
         }
         heads -= together;
@@ -266,8 +273,11 @@ INLINE void attend(int32_t dtype, float *m, float *l, float *o, const float *q, 
                    int32_t rows, int32_t heads, const void *k, const void *v, int32_t n,
                    int32_t head_dim, float scale)
 {
+    int64_t ahead = distance(k, v);
     for (int32_t r = 0; r < rows; r++, m += stride, l += stride) {
-        attend_row(dtype, m, l, o, q, heads, k, v, smaller(n + r, MM2_CHUNK), head_dim, scale);
+        attend_row(dtype, m, l, o, q, heads, k, v, ahead, smaller(n + r, MM2_CHUNK), head_dim,
+                   scale);
+        ahead = 0; /* it is in the cache */
         o += (int64_t)stride * head_dim;
         q += (int64_t)stride * head_dim;
     }
@@ -285,4 +295,11 @@ static void attend_bf16(float *m, float *l, float *o, const float *q, int32_t st
                         float scale)
 {
     attend(MM2_BF16, m, l, o, q, stride, rows, heads, k, v, n, head_dim, scale);
+}
+
+static void attend_int8(float *m, float *l, float *o, const float *q, int32_t stride, int32_t rows,
+                        int32_t heads, const void *k, const void *v, int32_t n, int32_t head_dim,
+                        float scale)
+{
+    attend(MM2_INT8, m, l, o, q, stride, rows, heads, k, v, n, head_dim, scale);
 }

@@ -10,6 +10,8 @@
  * as NaN or infinite, a value may not have been: then the query is done by the kernel for few rows,
  * which stops where it must. */
 
+#include "kernels/fetch.h"
+
 enum {
     QUERIES = 32,
     TILE_DIM_LIMIT = 256,           /* longer heads are left to the kernel for few rows */
@@ -33,10 +35,17 @@ typedef struct tile_queries {
     int32_t n[QUERIES];             /* positions that a query sees */
 } tile_queries;
 
+/* The lines of the other plane that are `ahead` bytes from those of a tile; 0: none. */
+INLINE void fetch_tile(const void *tile, int64_t ahead)
+{
+    for (int i = 0; i < 16 && ahead; i++)
+        fetch_other((const char *)tile + i * 64, ahead);
+}
+
 /* Two tiles of A, at a and stride * TILE behind it, times those of B at b and b2, `steps` of 32;
  * `two`: is there a second tile of A? To c and, behind 16 columns, c2. */
 INLINE void attend_product(int two, float *c, int64_t c_stride, const uint16_t *a, int64_t stride,
-                           const uint16_t *b, const uint16_t *b2, int32_t steps)
+                           const uint16_t *b, const uint16_t *b2, int64_t ahead, int32_t steps)
 {
     tile_zero(0);
     tile_zero(1);
@@ -46,8 +55,10 @@ INLINE void attend_product(int two, float *c, int64_t c_stride, const uint16_t *
         tile_load(4, a, stride * 2);
         tile_load(6, b, 64);
         tile_dot_bf16(0, 4, 6);
+        fetch_tile(b, ahead);
         tile_load(7, b2, 64);
         tile_dot_bf16(1, 4, 7);
+        fetch_tile(b2, ahead);
         if (!two)
             continue;
         tile_load(5, a + stride * TILE, stride * 2);
@@ -79,7 +90,7 @@ static void attend_softmax(tile_queries *t, int32_t u, int32_t end, float scale)
     for (int32_t j = 0; j < end; j += 16) {
         v16 e = v16_zero();
         if (j < n) {
-            e = exp16(v16_sub(v16_load(s + j), v16_set1(t->c[u])));
+            e = exp16_finite(v16_sub(v16_load(s + j), v16_set1(t->c[u])));
             sum = v16_add(sum, e);
         }
         narrow16(t->p[u] + j, e);
@@ -91,14 +102,13 @@ static void attend_softmax(tile_queries *t, int32_t u, int32_t end, float scale)
 static int attend_merge(const tile_queries *t, int32_t u, float *m, float *l, float *o,
                         int32_t head_dim)
 {
-    float c = t->c[u], largest = *m > c ? *m : c;
-    float a = mm2_exp(*m - largest), b = mm2_exp(c - largest);
+    float a, b;
     v16 none = v16_zero(); /* 0 times a sum is NaN where the sum is not finite */
     for (int32_t d = 0; d < head_dim; d += 16)
         none = v16_fma(v16_load(t->o[u] + d), v16_zero(), none);
     if (!(v16_tree(none) == 0))
         return 0;
-    *m = largest;
+    attend_weights(m, t->c[u], &a, &b);
     *l = fmaf(t->sum[u], b, *l * a);
     for (int32_t d = 0; d < head_dim; d += 16) {
         v16 sum = v16_add(v16_load(t->o[u] + d), v16_zero()); /* +0 for -0 */
@@ -116,8 +126,9 @@ static void attend_bf16_tiles(float *m, float *l, float *o, const float *q, int3
         return;
     }
     tile_queries t; /* rows behind the last query hold anything, and are not used */
+    int64_t to_values = distance(k, v);
     tiles_begin(64);
-    for (int32_t first = 0; first < rows * heads; first += QUERIES) {
+    for (int32_t first = 0; first < rows * heads; first += QUERIES, to_values = 0) {
         int32_t count = smaller(QUERIES, rows * heads - first), two = count > TILE;
         for (int32_t u = 0; u < count; u++) {
             int32_t row = (first + u) / heads, head = row * stride + (first + u) % heads;
@@ -129,14 +140,14 @@ static void attend_bf16_tiles(float *m, float *l, float *o, const float *q, int3
         for (int32_t j = 0; j < end; j += 32) {
             const uint16_t *key = (const uint16_t *)k + (int64_t)j * head_dim;
             attend_product(two, &t.s[0][j], MM2_CHUNK, t.q, head_dim, key, key + TILE * head_dim,
-                           head_dim / 32);
+                           to_values, head_dim / 32);
         }
         for (int32_t u = 0; u < count; u++)
             attend_softmax(&t, u, end, scale);
         for (int32_t d = 0; d < head_dim; d += 32) {
             const uint16_t *value = (const uint16_t *)v + (int64_t)d * MM2_CHUNK;
             attend_product(two, &t.o[0][d], TILE_DIM_LIMIT, t.p[0], WEIGHTS_STRIDE, value,
-                           value + TILE * MM2_CHUNK, end / 32);
+                           value + TILE * MM2_CHUNK, 0, end / 32);
         }
         for (int32_t u = 0; u < count; u++) {
             int32_t head = (first + u) / heads * stride + (first + u) % heads;

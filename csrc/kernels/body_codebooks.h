@@ -1,60 +1,68 @@
 /* Products of codebook and ternary weights, the section CODEBOOKS of formats.h, in terms of the
  * primitives of a codebooks_*.h.
  *
- * A super-block is opened to signed codes in the order of the file, with 16 scales and d: the rest is what
- * other super-blocks have, with codes of 7 bits and a sign. Panels, tiles and exact products share
- * among their activation rows what it costs to open it.
+ * A super-block is opened to signed codes in the order of the file, with 16 scales and d: the rest
+ * is what other super-blocks have, with codes of 7 bits and a sign. Panels, tiles and exact
+ * products share among their activation rows what it costs to open it.
  *
- * One to DIRECT_ACTS activation rows are multiplied by codes in the order in which a grid's look-ups
- * leave them, look_unit() super-blocks at a time. The walk over the blocks of a call is that of
- * body_int_direct.h. */
+ * One to DIRECT_ACTS activation rows are multiplied by codes in the order in which a grid's
+ * look-ups leave them, look_unit() super-blocks at a time. The walk over the blocks of a call is
+ * that of body_int_direct.h. */
 
 /* ---- Opened super-blocks ---- */
 
-/* The half float d, in its place by the format. */
+/* What d is multiplied with, so that scales and codes are integers. */
+INLINE float codebook_factor(int32_t dtype)
+{
+    return dtype == MM2_IQ3_S || dtype == MM2_TQ1_0 || dtype == MM2_TQ2_0 ? 1
+           : dtype == MM2_IQ3_XXS                                         ? 0.25f
+                                                                          : 0.125f;
+}
+
+/* Where a block has its half float d; -1: in pieces. */
+INLINE int codebook_d_at(int32_t dtype)
+{
+    return dtype == MM2_IQ1_M   ? -1
+           : dtype == MM2_TQ1_0 ? (int)offsetof(mm2_block_tq1_0, d)
+           : dtype == MM2_TQ2_0 ? (int)offsetof(mm2_block_tq2_0, d)
+                                : 0;
+}
+
 INLINE float codebook_d(int32_t dtype, const uint8_t *p)
 {
     uint16_t d = 0;
-    float factor = dtype == MM2_IQ3_XXS ? 0.25f : 0.125f;
-    if (dtype == MM2_IQ1_M) /* nibbles of four words */
-        for (int i = 0; i < 4; i++)
-            d |= (uint16_t)(p[offsetof(mm2_block_iq1_m, scales) + i * 2 + 1] >> 4 << i * 4);
+    if (codebook_d_at(dtype) >= 0)
+        memcpy(&d, p + codebook_d_at(dtype), 2);
     else
-        memcpy(&d,
-               p + (dtype == MM2_TQ1_0   ? offsetof(mm2_block_tq1_0, d)
-                    : dtype == MM2_TQ2_0 ? offsetof(mm2_block_tq2_0, d)
-                                         : 0),
-               2);
-    if (dtype == MM2_IQ3_S || dtype == MM2_TQ1_0 || dtype == MM2_TQ2_0)
-        factor = 1;
-    return factor * _cvtsh_ss(d);
+        for (int i = 0; i < 4; i++) /* upper nibbles of four words */
+            d |= (uint16_t)(p[offsetof(mm2_block_iq1_m, scales) + i * 2 + 1] >> 4 << i * 4);
+    return codebook_factor(dtype) * _cvtsh_ss(d);
 }
 
-/* What is staged is in memory, where rows are put together. */
+/* What is staged is in memory: gcc would keep it in registers and put bytes together there. */
 #define STAGED_NOW(s) __asm__("" : "+m"(s))
 
-/* Two super-blocks. */
-INLINE void codebook_open(int32_t dtype, mm2_codes *c, mm2_codes *d, const uint8_t *p,
-                          const uint8_t *q)
+INLINE void staged_open(int32_t dtype, mm2_codes *c, const staged *s, const uint8_t *p)
 {
-    if (has_look(dtype)) {
-        look_open(dtype, c, d, p, q);
-        c->d = codebook_d(dtype, p);
-        d->d = codebook_d(dtype, q);
-        return;
-    }
-    staged s[2];
-    stage(dtype, s, p);
-    stage(dtype, s + 1, q);
-    STAGED_NOW(s);
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; i++) {
-        mm2_codes *to = i ? d : c;
-        memcpy(to->scale, s[i].scale, 16);
-        to->d = codebook_d(dtype, i ? q : p);
+    memcpy(c->scale, s->scale, 16);
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; j++)
-            bytes_store(to->code + j * 64, bytes_lowered(staged_codes(dtype, s + i, j)));
+    for (int j = 0; j < 4; j++)
+        bytes_store(c->code + j * 64, bytes_lowered(staged_codes(dtype, s, p, j)));
+}
+
+/* n super-blocks, an even number, `stride` bytes apart. */
+INLINE void codebook_open(int32_t dtype, mm2_codes *c, int n, const uint8_t *p, int64_t stride)
+{
+    staged s[ROWS];
+    for (int i = 0; i < n && !has_look(dtype); i++)
+        stage(dtype, s + i, p + i * stride);
+    STAGED_NOW(s);
+    for (int i = 0; i < n; i++) {
+        if (!has_look(dtype))
+            staged_open(dtype, c + i, s + i, p + i * stride);
+        else if (i % 2 == 0)
+            look_open(dtype, c + i, c + i + 1, p + i * stride, p + (i + 1) * stride);
+        c[i].d = codebook_d(dtype, p + i * stride);
     }
 }
 
@@ -63,8 +71,7 @@ INLINE void unpack_one_codebook(int32_t dtype, super_panel *s, const uint8_t *p,
     mm2_codes c[ROWS];
     float d[ROWS];
     words x[4];
-    for (int r = 0; r < ROWS; r += 2)
-        codebook_open(dtype, c + r, c + r + 1, p + r * stride, p + (r + 1) * stride);
+    codebook_open(dtype, c, ROWS, p, stride);
     for (int r = 0; r < ROWS; r++)
         d[r] = c[r].d;
     s->d = reals_load(d);
@@ -75,8 +82,8 @@ INLINE void unpack_one_codebook(int32_t dtype, super_panel *s, const uint8_t *p,
         put_scales(s->scale, i * 4, 1, x[i], 0);
 }
 
-/* Panels and exact products of codebook formats are compiled once for all with a scale for 16 or for 32
- * codes, as for one of these; w->dtype says whose blocks are to be opened. */
+/* Panels and exact products of codebook formats are compiled once for all with a scale for 16 or
+ * for 32 codes, as for one of these; w->dtype says whose blocks are to be opened. */
 enum { ANY_16 = MM2_IQ2_S, ANY_32 = MM2_IQ3_S };
 
 static __attribute__((noinline)) void unpack_codebook(int32_t dtype, super_panel *s,
@@ -111,8 +118,8 @@ INLINE void unpack_weight(int32_t dtype, const mm2_weight *w, super_panel *s, co
 
 enum { LOOK_BLOCKS = DIRECT_LIMIT / MM2_SUPER };
 
-/* Activations by units: one of two super-blocks may begin at any one if their number is odd, else at the
- * even ones, which follow one another. */
+/* Activations by units: one of two super-blocks may begin at any one if their number is odd, else
+ * at the even ones, which follow one another. */
 typedef struct codebook_act {
     _Alignas(64) int8_t code[LOOK_BLOCKS * 2][MM2_SUPER];
     _Alignas(64) int32_t start[LOOK_BLOCKS][16]; /* what makes up for codes that are raised */
@@ -145,7 +152,7 @@ INLINE void codebook_prepare(int32_t dtype, codebook_act *x, const int8_t *act, 
 }
 
 /* Partial sums over one super-block that is staged. */
-INLINE void staged_sum(int32_t dtype, int acts, words *sum, const staged *c,
+INLINE void staged_sum(int32_t dtype, int acts, words *sum, const staged *c, const uint8_t *p,
                        const int8_t *const *act, const void *const *start)
 {
     bytes64 s = bytes_repeat16(c->scale);
@@ -154,7 +161,7 @@ INLINE void staged_sum(int32_t dtype, int acts, words *sum, const staged *c,
         sum[m] = direct_offset(words_set1(0), c->scale, start[m], 2);
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) {
-        bytes64 code = staged_codes(dtype, c, j);
+        bytes64 code = staged_codes(dtype, c, p, j);
         bytes64 scale = bytes_spread(0, s, spread_plain[j]);
 #pragma GCC unroll 4
         for (int m = 0; m < acts; m++)
@@ -169,6 +176,8 @@ INLINE void codebook_terms(int32_t dtype, int acts, direct_terms *t, int32_t at,
     words sum[DIRECT_ACTS][ROWS];
     staged rows[ROWS];
     int32_t bytes = block_bytes(dtype), unit = look_unit(dtype);
+    if (!codebook_d_at(dtype))
+        reals_store(t->d + at, reals_times(reals_halves(p, bytes), codebook_factor(dtype)));
 #pragma GCC unroll 1
     for (int l = 0; l < ROWS && !has_look(dtype); l++) {
         prefetch_lines(p + l * bytes, 0, bytes);
@@ -190,14 +199,13 @@ INLINE void codebook_terms(int32_t dtype, int acts, direct_terms *t, int32_t at,
             prefetch_lines(p, 0, unit * bytes);
             look_sum(dtype, acts, some, p, p + bytes, code, start);
         } else {
-            staged_sum(dtype, acts, some, rows + l, code, start);
+            staged_sum(dtype, acts, some, rows + l, p, code, start);
         }
 #pragma GCC unroll 4
         for (int m = 0; m < acts; m++)
             sum[m][l / unit] = some[m];
-#pragma GCC unroll 2
-        for (int i = 0; i < unit; i++)
-            t->d[at + l + i] = codebook_d(dtype, p + i * bytes);
+        if (codebook_d_at(dtype))
+            t->d[at + l] = codebook_d(dtype, p);
         for (b += unit; b >= blocks;)
             b -= blocks;
     }

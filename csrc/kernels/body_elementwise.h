@@ -59,6 +59,32 @@ static void axpy(float *y, float a, const float *x, int32_t n)
     }
 }
 
+/* x + y and x - y of elements that are 16 or more apart, then of those within a register. */
+static void hadamard(float *x, int32_t n)
+{
+    // clang-format off
+    static const float signs[4][16] = {
+        {1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1},
+        {1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1},
+        {1, 1, 1, 1, -1, -1, -1, -1, 1, 1, 1, 1, -1, -1, -1, -1},
+        {1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1, -1, -1, -1, -1},
+    };
+    // clang-format on
+    for (int32_t half = (n & -n) / 2; half >= 16; half /= 2)
+        for (int32_t i = 0; i < n; i += (i + 16) & half ? 16 + half : 16) {
+            v16 a = v16_load(x + i), b = v16_load(x + i + half);
+            v16_store(x + i, v16_add(a, b));
+            v16_store(x + i + half, v16_sub(a, b));
+        }
+    for (int32_t i = 0; i < n; i += 16) {
+        v16 a = v16_load(x + i);
+        a = v16_fma(a, v16_load(signs[3]), v16_swapped8(a));
+        a = v16_fma(a, v16_load(signs[2]), v16_swapped4(a));
+        a = v16_fma(a, v16_load(signs[1]), v16_swapped2(a));
+        v16_store(x + i, v16_fma(a, v16_load(signs[0]), v16_swapped1(a)));
+    }
+}
+
 /* The codes of one block, their scale and, with `sums`, the sums of 16 codes each. */
 static inline float quantize_block(int8_t *q, int16_t *sums, const float *x, int32_t n)
 {
@@ -77,6 +103,11 @@ static inline float quantize_block(int8_t *q, int16_t *sums, const float *x, int
             sums[i] = (int16_t)sum;
     }
     return amax / 127;
+}
+
+static float quantize_head(int8_t *q, const float *x, int32_t n)
+{
+    return quantize_block(q, NULL, x, n);
 }
 
 static void quantize_q8_32(void *act, const float *x, int32_t n)

@@ -1,6 +1,8 @@
 /* exp of 16 floats in terms of the primitives of a lanes_*.h: the twin of mm2_exp. NaN passes
  * through: t, r and q are NaN, and neither comparison is true. */
-static inline v16 exp16(v16 x)
+
+/* Of floats that are at most 88.7, or NaN. */
+static inline v16 exp16_finite(v16 x)
 {
     v16 magic = v16_set1(12582912), one = v16_set1(1);
     v16 t = v16_fma(x, v16_set1(0x1.715476p+0f), magic);
@@ -13,8 +15,21 @@ static inline v16 exp16(v16 x)
     q = v16_fma(q, r, v16_set1(0x1.fffffcp-2f));
     q = v16_fma(q, r, one);
     q = v16_fma(q, r, one);
-    v16 other, power = v16_powers(t, magic, &other);
-    v16 y = v16_mul(v16_mul(q, power), other);
-    y = v16_where_less(x, v16_set1(-87.3f), v16_zero(), y);
-    return v16_where_less(v16_set1(88.7f), x, v16_set1(INFINITY), y);
+    return v16_where_less(x, v16_set1(-87.3f), v16_zero(), v16_times_power(q, t, magic));
+}
+
+static inline v16 exp16(v16 x)
+{
+    return v16_where_less(v16_set1(88.7f), x, v16_set1(INFINITY), exp16_finite(x));
+}
+
+/* Attention: m becomes the larger of a running maximum m and a new one, c; a and b are what sums
+ * of the one and of the other are to be multiplied with. */
+static inline void attend_weights(float *m, float c, float *a, float *b)
+{
+    float largest = *m > c ? *m : c, weights[16] = {*m - largest, c - largest};
+    v16_store(weights, exp16(v16_load(weights)));
+    *m = largest;
+    *a = weights[0];
+    *b = weights[1];
 }

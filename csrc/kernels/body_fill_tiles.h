@@ -278,11 +278,11 @@ INLINE void fill_super(int32_t dtype, chunk *c, uint32_t r, const uint8_t *p, co
     }
 }
 
-/* Rows r and r + 1 of a chunk: codebook super-blocks p and q. */
-INLINE void fill_codebooks(int32_t dtype, chunk *c, uint32_t r, const uint8_t *p, const uint8_t *q)
+/* Rows r and r + 1 of a chunk: codebook super-blocks at p and `stride` bytes on. */
+INLINE void fill_codebooks(int32_t dtype, chunk *c, uint32_t r, const uint8_t *p, int64_t stride)
 {
     mm2_codes from[2];
-    codebook_open(dtype, from, from + 1, p, q);
+    codebook_open(dtype, from, 2, p, stride);
 #pragma GCC unroll 2
     for (uint32_t i = 0; i < 2; i++, r++) {
         bytes64 s = bytes_repeat16(from[i].scale);
@@ -466,7 +466,7 @@ INLINE void filling_row(int32_t dtype, filling *f)
             fill_scales(dtype, f, r - TILE + 1, pieces);
     } else if (mm2_is_codebook(dtype)) {
         if (r % 2 == 0)
-            fill_codebooks(dtype, f->to, (uint32_t)r, p, p + f->stride);
+            fill_codebooks(dtype, f->to, (uint32_t)r, p, f->stride);
     } else {
         if (l == 0)
             fill_heads(dtype, f);

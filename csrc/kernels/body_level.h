@@ -9,11 +9,13 @@
 #include "kernels/body_exp.h"
 #include "kernels/body_elementwise.h"
 #include "kernels/body_float.h"
+#include "kernels/body_attend_int8.h"
 #include "kernels/body_attend.h"
 #include "kernels/body_bf16.h"
 #include "kernels/body_unpack.h"
 #include "kernels/body_planes.h"
 #include "kernels/body_int_direct.h"
+#include "kernels/body_pieces.h"
 #include "kernels/body_codebooks.h"
 #include "kernels/body_int_panels.h"
 #include "kernels/body_exact.h"
@@ -32,8 +34,11 @@ static void fill_level(mm2_kernels *t)
     t->swiglu = swiglu;
     t->sigmoid = sigmoid;
     t->axpy = axpy;
-    t->attend[0] = attend_f32;
-    t->attend[1] = attend_bf16;
+    t->hadamard = hadamard;
+    t->quantize_head = quantize_head;
+    t->attend[MM2_KV_F32] = attend_f32;
+    t->attend[MM2_KV_BF16] = attend_bf16;
+    t->attend[MM2_KV_INT8] = attend_int8;
     t->read = read_bytes;
     t->peak[MM2_PEAK_INT8] = peak_int8;
     t->peak[MM2_PEAK_F32] = peak_f32;

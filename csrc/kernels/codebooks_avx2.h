@@ -13,17 +13,17 @@
 #define look_sum(...) ((void)0)
 #define look_sums(dtype, v) words_sums(v)
 
-/* 32 codes with the signs at p, raised. */
-STAGE __m256i staged_32(int32_t dtype, const uint8_t *code, const uint8_t *signs)
+/* Codes 32 i to 32 i + 31, raised. */
+STAGE __m256i staged_32(int32_t dtype, const staged *s, const uint8_t *p, int i)
 {
-    __m256i c = _mm256_load_si256((const __m256i *)code);
+    __m256i c = staged_rows(dtype, s, p, i);
     if (signs_of(dtype) == NO_SIGNS)
         return _mm256_add_epi8(c, _mm256_set1_epi8(MM2_CODE_LIMIT - 1));
     const __m256i bit = _mm256_set1_epi64x((int64_t)0x8040201008040201);
     const __m256i spread =
         _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
     int32_t four;
-    memcpy(&four, signs, 4);
+    memcpy(&four, s->signs + i * 4, 4);
     __m256i m = _mm256_shuffle_epi8(_mm256_set1_epi32(four), spread);
     m = _mm256_cmpeq_epi8(_mm256_and_si256(m, bit), bit); /* 0 or -1 */
     const __m256i raise = _mm256_set1_epi8(MM2_CODE_LIMIT);
@@ -33,10 +33,9 @@ STAGE __m256i staged_32(int32_t dtype, const uint8_t *code, const uint8_t *signs
     return _mm256_add_epi8(c, _mm256_add_epi8(m, m));
 }
 
-STAGE bytes64 staged_codes(int32_t dtype, const staged *s, int j)
+STAGE bytes64 staged_codes(int32_t dtype, const staged *s, const uint8_t *p, int j)
 {
-    return bytes_of(staged_32(dtype, s->code + j * 64, s->signs + j * 8),
-                    staged_32(dtype, s->code + j * 64 + 32, s->signs + j * 8 + 4));
+    return bytes_of(staged_32(dtype, s, p, j * 2), staged_32(dtype, s, p, j * 2 + 1));
 }
 
 STAGE void bytes_store(int8_t *p, bytes64 a)

@@ -1,14 +1,14 @@
 /* Grid look-ups of the avx512 level: IQ2_* and IQ3_*, 64 rows of a grid at a time.
  *
- * A grid stands packed in two planes, a byte a row (tensor/codebooks.h). 256 rows of a plane are two
- * look-ups in 128 bytes and a choice by the highest bit of the index; another look-up, which ignores
- * the upper bits of its index, takes one code out of the byte. So register j has code j of 64 rows:
- * of two super-blocks of IQ2, of one of IQ3. It gets its signs from a mask, and is raised by
- * MM2_CODE_LIMIT, to be unsigned.
+ * A grid stands packed in two planes, a byte a row (tensor/codebooks.h). 256 rows of a plane are
+ * two look-ups in 128 bytes and a choice by the highest bit of the index; another look-up, which
+ * ignores the upper bits of its index, takes one code out of the byte. So register j has code j of
+ * 64 rows: of two super-blocks of IQ2, of one of IQ3. It gets its signs from a mask, and is raised
+ * by MM2_CODE_LIMIT, to be unsigned.
  *
- * For few activation rows these are put into the same order (codebook_arrange), and nothing is
- * transposed. For panels and tiles the codes are: `natural` says that indices and signs are taken in
- * such an order that bytes, interleaved two or three times, come out in the order of the file. */
+ * For few activation rows these are put into the same order (look_arrange), and nothing is
+ * transposed. For panels and tiles the codes are: `natural` says that indices and signs are taken
+ * in such an order that bytes, interleaved two or three times, come out in file order. */
 #ifndef MM2_CODEBOOKS_AVX512_H
 #define MM2_CODEBOOKS_AVX512_H
 
@@ -26,15 +26,16 @@
 #define TABLE(name, f) static const _Alignas(64) uint8_t name[64] = BYTES_64(f)
 
 /* Raised codes by some bits of a byte; other bits up to the sixth do not matter. */
-#define IQ2_CODE(c) ((c) == 0 ? 72 : (c) == 1 ? 89 : 107)
+#define IQ2_CODE(c) (MM2_CODE_LIMIT + MM2_IQ2_VALUE(c))
 #define IQ2_BITS_0(i) IQ2_CODE((i)&3)
 #define IQ2_BITS_2(i) IQ2_CODE((i) >> 2 & 3)
 #define IQ2_BITS_4(i) IQ2_CODE((i) >> 4)
-#define IQ3_XXS_CODE(c) (68 + 8 * (c) + 2 * ((c) == 7))
+#define IQ3_XXS_CODE(c) (MM2_CODE_LIMIT + MM2_IQ3_XXS_VALUE(c))
 #define IQ3_XXS_BITS_0(i) IQ3_XXS_CODE((i)&7)
 #define IQ3_XXS_BITS_3(i) IQ3_XXS_CODE((i) >> 3)
-#define IQ3_S_BITS_0(i) (65 + 2 * ((i)&7))
-#define IQ3_S_BITS_3(i) (65 + 2 * ((i) >> 3))
+#define IQ3_S_CODE(c) (MM2_CODE_LIMIT + MM2_IQ3_S_VALUE(c))
+#define IQ3_S_BITS_0(i) IQ3_S_CODE((i)&7)
+#define IQ3_S_BITS_3(i) IQ3_S_CODE((i) >> 3)
 TABLE(iq2_bits_0, IQ2_BITS_0);
 TABLE(iq2_bits_2, IQ2_BITS_2);
 TABLE(iq2_bits_4, IQ2_BITS_4);
@@ -66,7 +67,8 @@ LOOK __m512i even_signs(__m512i a)
     return _mm512_ternarylogic_epi32(_mm512_set1_epi8((char)0x80), b, a, 0xca); /* b or a */
 }
 
-/* A plane at 64 indices, of which 8 bits are in i, the highest of them in `top`, the rest in masks. */
+/* A plane at 64 indices, of which 8 bits are in i, the highest of them in `top`, the rest in
+ * masks. */
 
 LOOK __m512i look_256(const uint8_t *plane, __m512i i, __mmask64 top)
 {
@@ -139,7 +141,8 @@ LOOK __m512i in_order(int natural, __m512i a, const uint8_t *order)
     return natural ? _mm512_permutexvar_epi8(table_load(order), a) : a;
 }
 
-/* Two super-blocks of IQ2: codes, and scales of the 16 blocks of 32 as int32 or of the 32 of 16 as int16. */
+/* Two super-blocks of IQ2: codes, and scales of the 16 blocks of 32 as int32 or of the 32 of 16 as
+ * int16. */
 
 LOOK __m512i look_iq2_xxs(int natural, __m512i code[8], const uint8_t *p, const uint8_t *q)
 {
@@ -290,8 +293,8 @@ LOOK __m512i look(int32_t dtype, int natural, __m512i code[8], const uint8_t *p,
                                   : look_iq3_s(natural, code, p);
 }
 
-/* The activations of a unit, 512 or 256 from a and b on, in the order of the codes, and what makes up
- * for codes that are raised; sums: of 16 activations each. */
+/* The activations of a unit, 512 or 256 from a and b on, in the order of the codes, and what makes
+ * up for codes that are raised; sums: of 16 activations each. */
 static void look_arrange(int32_t dtype, int8_t *code, void *start, const int8_t *a, const int8_t *b,
                          const int16_t *a_sums, const int16_t *b_sums)
 {
@@ -415,9 +418,10 @@ LOOK void look_open(int32_t dtype, mm2_codes *c, mm2_codes *d, const uint8_t *p,
 /* ---- Formats without ---- */
 
 /* Codes 64 j to 64 j + 63 of a super-block, raised. */
-LOOK bytes64 staged_codes(int32_t dtype, const staged *s, int j)
+LOOK bytes64 staged_codes(int32_t dtype, const staged *s, const uint8_t *p, int j)
 {
-    __m512i c = _mm512_load_si512(s->code + j * 64);
+    __m512i c = _mm512_castsi256_si512(staged_rows(dtype, s, p, j * 2));
+    c = _mm512_inserti64x4(c, staged_rows(dtype, s, p, j * 2 + 1), 1);
     uint64_t signs;
     memcpy(&signs, s->signs + j * 8, 8);
     if (signs_of(dtype) == NO_SIGNS)

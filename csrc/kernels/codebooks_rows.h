@@ -1,17 +1,20 @@
-/* Super-blocks of codebook and ternary formats by loads and stores of whole rows of a grid: what avx2 has,
- * and avx512 for the formats without a look-up of its own. The instructions are those of avx2.
+/* Super-blocks of codebook and ternary formats by loads of rows of a grid: what avx2 has, and
+ * avx512 for the formats without a look-up of its own. The instructions are those of avx2.
  *
- * Staging writes the rows one after the other into a buffer, where vectors find them in the order of the
- * file, 64 codes at a time. All super-blocks of a group are staged before the first of them is
- * multiplied, so that the stores are done when wider loads want them. */
+ * Staging takes a block apart: indices of more than 8 bits to words, signs to a bit each, scales
+ * to bytes. From there 32 codes at a time are put together by loads, in the order of the file. All
+ * super-blocks of a group are staged before the first of them is multiplied. */
 #ifndef MM2_CODEBOOKS_ROWS_H
 #define MM2_CODEBOOKS_ROWS_H
 
 #define STAGE static inline __attribute__((always_inline))
 
 typedef struct staged {
-    _Alignas(64) uint8_t code[MM2_SUPER]; /* as the grid has it; of ternary formats, plus 1 */
-    _Alignas(32) uint8_t signs[32];       /* bit j of byte i: of code 8 i + j */
+    union {
+        _Alignas(64) uint16_t index[64]; /* of rows; none where the file has bytes */
+        uint8_t code[MM2_SUPER];         /* TQ1_0: plus 1 */
+    };
+    _Alignas(32) uint8_t signs[32]; /* bit j of byte i: of code 8 i + j */
     _Alignas(16) uint8_t scale[16];
 } staged;
 
@@ -50,13 +53,6 @@ STAGE __m256i words_4(int a, int b, int c, int d)
 {
     return _mm256_set1_epi64x(
         (int64_t)((uint64_t)d << 48 | (uint64_t)c << 32 | (uint64_t)b << 16 | (uint64_t)a));
-}
-
-STAGE void copy_rows_8(uint8_t *out, const int8_t grid[][8], const uint16_t index[32])
-{
-#pragma GCC unroll 32
-    for (int i = 0; i < 32; i++)
-        memcpy(out + i * 8, grid[index[i]], 8);
 }
 
 /* ---- Signs ---- */
@@ -109,8 +105,8 @@ STAGE void stage_scales_iq2(staged *s, const uint8_t *p)
 
 /* ---- Indices of more than 8 bits ---- */
 
-/* 16 of them: the bytes at q and, above, those bits of `more` that a power of two brings to bit 8 and up
- * and `mask` keeps. */
+/* 16 of them: the bytes at q and, above, those bits of `more` that a power of two brings to bit 8
+ * and up and `mask` keeps. */
 STAGE void put_indices(uint16_t out[16], const uint8_t *q, __m256i more, __m256i power, int mask)
 {
     __m256i a = _mm256_and_si256(_mm256_mullo_epi16(more, power), _mm256_set1_epi16((short)mask));
@@ -130,9 +126,6 @@ STAGE __m256i words_of(__m256i a, int n, int same)
 STAGE void stage_iq2_xxs(staged *s, const uint8_t *p)
 {
     p += offsetof(mm2_block_iq2_xxs, q);
-#pragma GCC unroll 32
-    for (int i = 0; i < 32; i++)
-        memcpy(s->code + i * 8, mm2_grid_iq2_xxs[p[i / 4 * 8 + i % 4]], 8);
     __m256 a = _mm256_loadu_ps((const float *)p), b = _mm256_loadu_ps((const float *)(p + 32));
     __m256i more = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd));
     stage_more(s, _mm256_permute4x64_epi64(more, 0xd8));
@@ -140,44 +133,35 @@ STAGE void stage_iq2_xxs(staged *s, const uint8_t *p)
 
 STAGE void stage_iq2_xs(staged *s, const uint8_t *p)
 {
-    _Alignas(32) uint16_t index[32];
     __m256i a = load_32(p + offsetof(mm2_block_iq2_xs, q));
     __m256i b = load_32(p + offsetof(mm2_block_iq2_xs, q) + 32);
     const __m256i mask = _mm256_set1_epi16(511);
-    store_32(index, _mm256_and_si256(a, mask));
-    store_32(index + 16, _mm256_and_si256(b, mask));
+    store_32(s->index, _mm256_and_si256(a, mask));
+    store_32(s->index + 16, _mm256_and_si256(b, mask));
     a = _mm256_packus_epi16(_mm256_srli_epi16(a, 9), _mm256_srli_epi16(b, 9));
     store_32(s->signs, even_bytes(_mm256_permute4x64_epi64(a, 0xd8)));
     stage_scales_iq2(s, p + offsetof(mm2_block_iq2_xs, scales));
-    copy_rows_8(s->code, mm2_grid_iq2_xs, index);
 }
 
 STAGE void stage_iq2_s(staged *s, const uint8_t *p)
 {
-    _Alignas(32) uint16_t index[32];
     const uint8_t *q = p + offsetof(mm2_block_iq2_s, q);
     __m256i high = _mm256_broadcastsi128_si256(
         _mm_loadl_epi64((const __m128i *)(p + offsetof(mm2_block_iq2_s, high))));
     const __m256i power = words_4(256, 64, 16, 4);
-    put_indices(index, q, words_of(high, 0, 4), power, 0x300);
-    put_indices(index + 16, q + 16, words_of(high, 4, 4), power, 0x300);
+    put_indices(s->index, q, words_of(high, 0, 4), power, 0x300);
+    put_indices(s->index + 16, q + 16, words_of(high, 4, 4), power, 0x300);
     store_32(s->signs, load_32(p + offsetof(mm2_block_iq2_s, signs)));
     stage_scales_iq2(s, p + offsetof(mm2_block_iq2_s, scales));
-    copy_rows_8(s->code, mm2_grid_iq2_s, index);
 }
 
 STAGE void stage_iq3_xxs(staged *s, const uint8_t *p)
 {
     stage_more(s, load_32(p + offsetof(mm2_block_iq3_xxs, more)));
-    p += offsetof(mm2_block_iq3_xxs, q);
-#pragma GCC unroll 64
-    for (int i = 0; i < 64; i++)
-        memcpy(s->code + i * 4, mm2_grid_iq3_xxs[p[i]], 4);
 }
 
 STAGE void stage_iq3_s(staged *s, const uint8_t *p)
 {
-    _Alignas(32) uint16_t index[64];
     const uint8_t *q = p + offsetof(mm2_block_iq3_s, q);
     __m256i high = _mm256_broadcastsi128_si256(
         _mm_loadl_epi64((const __m128i *)(p + offsetof(mm2_block_iq3_s, high))));
@@ -185,20 +169,16 @@ STAGE void stage_iq3_s(staged *s, const uint8_t *p)
         _mm256_broadcastsi128_si256(_mm_setr_epi16(256, 128, 64, 32, 16, 8, 4, 2));
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++)
-        put_indices(index + i * 16, q + i * 16, words_of(high, i * 2, 8), power, 0x100);
+        put_indices(s->index + i * 16, q + i * 16, words_of(high, i * 2, 8), power, 0x100);
     store_32(s->signs, load_32(p + offsetof(mm2_block_iq3_s, signs)));
     int32_t scales;
     memcpy(&scales, p + offsetof(mm2_block_iq3_s, scales), 4);
     __m128i a = twice_plus_1(nibbles_16(_mm_cvtsi32_si128(scales)));
     _mm_store_si128((__m128i *)s->scale, _mm_unpacklo_epi8(a, a));
-#pragma GCC unroll 64
-    for (int i = 0; i < 64; i++)
-        memcpy(s->code + i * 4, mm2_grid_iq3_s[index[i]], 4);
 }
 
 STAGE void stage_iq1_s(staged *s, const uint8_t *p)
 {
-    _Alignas(32) uint16_t index[32];
     const uint8_t *q = p + offsetof(mm2_block_iq1_s, q);
     __m128i high = load_16(p + offsetof(mm2_block_iq1_s, high));
     /* A word for each of 4 rows; the fourth has its bits one further up. */
@@ -210,7 +190,7 @@ STAGE void stage_iq1_s(staged *s, const uint8_t *p)
         __m256i more = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(high),
                                            i ? _mm256_add_epi8(four, eight) : four);
         more = _mm256_blend_epi16(more, _mm256_srli_epi16(more, 1), 0x88);
-        put_indices(index + i * 16, q + i * 16, more, words_4(256, 32, 4, 1), 0x700);
+        put_indices(s->index + i * 16, q + i * 16, more, words_4(256, 32, 4, 1), 0x700);
     }
     __m256i minus = _mm256_broadcastsi128_si256(_mm_srai_epi16(high, 15));
     store_32(s->signs, _mm256_shuffle_epi8(
@@ -218,17 +198,15 @@ STAGE void stage_iq1_s(staged *s, const uint8_t *p)
                                                      0x0a0a0a0a08080808, 0x0e0e0e0e0c0c0c0c)));
     high = _mm_and_si128(_mm_srli_epi16(high, 12), _mm_set1_epi16(7));
     _mm_store_si128((__m128i *)s->scale, twice_plus_1(_mm_or_si128(high, _mm_slli_epi16(high, 8))));
-    copy_rows_8(s->code, mm2_grid_iq1_s, index);
 }
 
 STAGE void stage_iq1_m(staged *s, const uint8_t *p)
 {
-    _Alignas(32) uint16_t index[32];
     const uint8_t *q = p + offsetof(mm2_block_iq1_m, q);
     __m256i high = twice_16(p + offsetof(mm2_block_iq1_m, high));
     const __m256i power = words_4(256, 16, 256, 16);
-    put_indices(index, q, words_of(high, 0, 2), power, 0x700);
-    put_indices(index + 16, q + 16, words_of(high, 8, 2), power, 0x700);
+    put_indices(s->index, q, words_of(high, 0, 2), power, 0x700);
+    put_indices(s->index + 16, q + 16, words_of(high, 8, 2), power, 0x700);
     /* Of each byte bit 3, for an even row, and bit 7. */
     const __m256i bit = _mm256_set1_epi16((short)0x8008);
     __m256i a = _mm256_permute4x64_epi64(high, 0x50);
@@ -242,7 +220,6 @@ STAGE void stage_iq1_m(staged *s, const uint8_t *p)
     a = _mm256_srli_epi16(_mm256_mullo_epi16(a, words_4(8192, 1024, 128, 16)), 13);
     a = _mm256_permute4x64_epi64(_mm256_packus_epi16(a, a), 0x08);
     _mm_store_si128((__m128i *)s->scale, twice_plus_1(_mm256_castsi256_si128(a)));
-    copy_rows_8(s->code, mm2_grid_iq1_s, index);
 }
 
 /* Digits of 16 bytes: each is the upper part of what the one before leaves, times 3. */
@@ -275,12 +252,6 @@ STAGE void stage_tq1_0(staged *s, const uint8_t *p)
 
 STAGE void stage_tq2_0(staged *s, const uint8_t *p)
 {
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; i++) {
-        __m256i a = load_32(p + i / 4 * 32);
-        a = _mm256_and_si256(_mm256_srli_epi16(a, i % 4 * 2), _mm256_set1_epi8(3));
-        store_32(s->code + i * 32, a);
-    }
     _mm_store_si128((__m128i *)s->scale, _mm_set1_epi8(1));
 }
 
@@ -293,6 +264,58 @@ STAGE void stage(int32_t dtype, staged *s, const uint8_t *p)
         return;
         MM2_CODEBOOKS(ONE)
 #undef ONE
+    }
+}
+
+/* ---- Codes, 32 at a time ---- */
+
+STAGE __m256i rows_of_8(const int8_t grid[][8], int a, int b, int c, int d)
+{
+    const double *t = (const double *)grid;
+    __m128d low = _mm_loadh_pd(_mm_load_sd(t + a), t + b);
+    __m128d high = _mm_loadh_pd(_mm_load_sd(t + c), t + d);
+    return _mm256_castpd_si256(_mm256_insertf128_pd(_mm256_castpd128_pd256(low), high, 1));
+}
+
+/* The 16 bytes at a row and behind it are loaded; the grids end with rows that are not used. */
+STAGE __m128i rows_of_4(const int8_t grid[][4], int a, int b, int c, int d)
+{
+    __m128i low = _mm_unpacklo_epi32(_mm_loadu_si32(grid[a]), load_16(grid[b]));
+    __m128i high = _mm_unpacklo_epi32(_mm_loadu_si32(grid[c]), load_16(grid[d]));
+    return _mm_unpacklo_epi64(low, high);
+}
+
+STAGE __m256i join_16(__m128i low, __m128i high)
+{
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+}
+
+/* Codes 32 i to 32 i + 31 of the block p, as the grid has them; of ternary formats, plus 1. */
+STAGE __m256i staged_rows(int32_t dtype, const staged *s, const uint8_t *p, int i)
+{
+    const uint16_t *x = s->index + i * (dtype == MM2_IQ3_S ? 8 : 4);
+    const uint8_t *q = p + 2 + i * 8; /* in IQ2_XXS and IQ3_XXS */
+    switch (dtype) {
+    case MM2_IQ2_XXS:
+        return rows_of_8(mm2_grid_iq2_xxs, q[0], q[1], q[2], q[3]);
+    case MM2_IQ2_XS:
+        return rows_of_8(mm2_grid_iq2_xs, x[0], x[1], x[2], x[3]);
+    case MM2_IQ2_S:
+        return rows_of_8(mm2_grid_iq2_s, x[0], x[1], x[2], x[3]);
+    case MM2_IQ3_XXS:
+        return join_16(rows_of_4(mm2_grid_iq3_xxs, q[0], q[1], q[2], q[3]),
+                       rows_of_4(mm2_grid_iq3_xxs, q[4], q[5], q[6], q[7]));
+    case MM2_IQ3_S:
+        return join_16(rows_of_4(mm2_grid_iq3_s, x[0], x[1], x[2], x[3]),
+                       rows_of_4(mm2_grid_iq3_s, x[4], x[5], x[6], x[7]));
+    case MM2_TQ1_0:
+        return load_32(s->code + i * 32);
+    case MM2_TQ2_0: {
+        __m256i a = _mm256_srli_epi16(load_32(p + i / 4 * 32), i % 4 * 2);
+        return _mm256_and_si256(a, _mm256_set1_epi8(3));
+    }
+    default:
+        return rows_of_8(mm2_grid_iq1_s, x[0], x[1], x[2], x[3]);
     }
 }
 

@@ -283,15 +283,15 @@ static inline bytes64 bytes_joined(const uint8_t *p, const uint8_t *q) /* 32 byt
  * are in order, or `low` has the first 8 of each 16. */
 enum { ORDER_PLAIN, ORDER_EIGHTS };
 
-static inline __m256i acts_ordered(int order, const int8_t *a)
+static inline __m256i acts_ordered(int order, __m256i x)
 {
-    __m256i x = _mm256_loadu_si256((const __m256i *)a);
     return order == ORDER_PLAIN ? x : _mm256_permute4x64_epi64(x, 0xd8);
 }
 
 static inline void acts_pair(int order, int8_t out[ACT_PAIR], const int8_t *a, const int8_t *b)
 {
-    __m256i x = acts_ordered(order, a), y = acts_ordered(order, b);
+    __m256i x = acts_ordered(order, _mm256_loadu_si256((const __m256i *)a));
+    __m256i y = acts_ordered(order, _mm256_loadu_si256((const __m256i *)b));
     __m256i low = _mm256_permute2x128_si256(x, y, 0x20);
     __m256i high = _mm256_permute2x128_si256(x, y, 0x31);
     _mm256_store_si256((__m256i *)out, low);
@@ -393,8 +393,7 @@ static inline bytes64 bytes_shl_halves(bytes64 a, int n, int m)
     return bytes_of(_mm256_slli_epi16(a.low, n), _mm256_slli_epi16(a.high, m));
 }
 
-/* `value` in every byte whose bit is set: byte i of a lane has bit i of its bytes `first` and `first` +
- * 1. */
+/* `value` in every byte whose bit is set: byte i of a lane has bit i of its bytes from `first` on. */
 static inline __m256i bits_to(int value, __m256i bits, int first)
 {
     const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201);
@@ -405,7 +404,7 @@ static inline __m256i bits_to(int value, __m256i bits, int first)
     return _mm256_and_si256(a, _mm256_set1_epi8((char)value));
 }
 
-/* The 32 bits at p in every word of the first lane, those at q in the second. */
+/* The 32 bits at p, and at q in the upper lane. */
 static inline __m256i two_times_32(const uint8_t *p, const uint8_t *q)
 {
     int32_t low, high;
@@ -647,7 +646,7 @@ static inline words pairs_sums(int negative, const pairs v[ROWS / 2])
     return _mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd));
 }
 
-/* Words of each lane of 128 bits added up two by two, those of a, b, c and d; in int16, then one by one. */
+/* Within lanes of 128 bits: word i of a's and of b's halves added, in int16, then two by two. */
 static inline __m256i sums_of_2(__m256i a, __m256i b)
 {
     __m256i sum = _mm256_add_epi16(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
@@ -677,7 +676,7 @@ static inline words nibbles_in_order(words a)
     return _mm256_permutevar8x32_epi32(a, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
 
-/* Of ROWS pieces the sums, and the sums of both halves. */
+/* Of ROWS pieces; and of both halves of each. */
 static inline words nibbles_sums(const pairs v[4])
 {
     return nibbles_in_order(pairs_sums(0, v));

@@ -91,20 +91,62 @@ typedef void mm2_matmul(float *const *out, const mm2_weight *w, int32_t first, i
 /* ---- Keys and values: chunks of MM2_CHUNK positions of one head ---- */
 enum { MM2_CHUNK = 256, MM2_HEAD_DIM_LIMIT = 1024 };
 
-/* Where in a chunk of MM2_F32 or MM2_BF16 element d of position j lies: of keys, whose tiles have 16
- * positions, [16 tiles][head_dim][16] or, by pairs, [16 tiles][head_dim / 2][16][2]; ... */
+/* What a cache may be made of; the slots of attention. -1: nothing else. */
+enum { MM2_KV_F32 = 0, MM2_KV_BF16 = 1, MM2_KV_INT8 = 2, MM2_KV_KINDS = 3 };
+static inline int32_t mm2_kv_of(int32_t dtype)
+{
+    return dtype == MM2_F32    ? MM2_KV_F32
+           : dtype == MM2_BF16 ? MM2_KV_BF16
+           : dtype == MM2_INT8 ? MM2_KV_INT8
+                               : -1;
+}
+/* Bytes of a chunk's keys, and of its values: as many. */
+static inline int64_t mm2_kv_bytes(int32_t dtype, int32_t head_dim)
+{
+    int32_t width = dtype == MM2_F32 ? 4 : dtype == MM2_BF16 ? 2 : 1;
+    return (int64_t)MM2_CHUNK * (head_dim * width + (dtype == MM2_INT8 ? 4 : 0));
+}
+
+/* Where in a chunk element d of position j lies. Keys have tiles of 16 positions:
+ *   F32    [16 tiles][head_dim][16]
+ *   BF16   [16 tiles][head_dim / 2][16][2]
+ *   INT8   [16 tiles], each of codes [head_dim / 4][16][4], then the positions' float scales [16]
+ */
 static inline int64_t mm2_key_at(int32_t dtype, int32_t head_dim, int32_t j, int32_t d)
 {
     int64_t tile = (int64_t)(j / 16) * 16 * head_dim;
-    return tile + (dtype == MM2_F32 ? d * 16 + j % 16 : d / 2 * 32 + j % 16 * 2 + d % 2);
+    return dtype == MM2_F32    ? tile + d * 16 + j % 16
+           : dtype == MM2_BF16 ? tile + d / 2 * 32 + j % 16 * 2 + d % 2
+                               : tile + j / 16 * 64 + d / 4 * 64 + j % 16 * 4 + d % 4;
 }
 
-/* ... and of values: [256][head_dim], or [head_dim / 16][128 pairs of positions][16][2]. */
+/* Values:
+ *   F32    [256][head_dim]
+ *   BF16   [head_dim / 16][128 pairs of positions][16][2]
+ *   INT8   [4 groups of 64 positions], each of codes [head_dim / 16][16 quads of positions][16][4],
+ *          then the positions' float scales [64] */
 static inline int64_t mm2_value_at(int32_t dtype, int32_t head_dim, int32_t j, int32_t d)
 {
-    return dtype == MM2_F32 ? (int64_t)j * head_dim + d
-                            : d / 16 * 16 * MM2_CHUNK + j / 2 * 32 + d % 16 * 2 + j % 2;
+    return dtype == MM2_F32    ? (int64_t)j * head_dim + d
+           : dtype == MM2_BF16 ? d / 16 * 16 * MM2_CHUNK + j / 2 * 32 + d % 16 * 2 + j % 2
+                               : (int64_t)(j / 64) * (64 * head_dim + 256) + d / 16 * 1024 +
+                                     j % 64 / 4 * 64 + d % 16 * 4 + j % 4;
 }
+
+/* INT8: bytes in front of the scale of position j. */
+static inline int64_t mm2_key_scale_at(int32_t head_dim, int32_t j)
+{
+    return (int64_t)(j / 16) * (16 * head_dim + 64) + 16 * head_dim + j % 16 * 4;
+}
+
+static inline int64_t mm2_value_scale_at(int32_t head_dim, int32_t j)
+{
+    return (int64_t)(j / 64) * (64 * head_dim + 256) + 64 * head_dim + j % 64 * 4;
+}
+
+/* INT8: codes of queries and of probabilities are at most 127 * 256, so that two signed bytes make one:
+ * 256 * high + low. With it a sum over MM2_INT8_DIM_LIMIT elements of 127 or -128 fits into int32. */
+enum { MM2_WIDE_TOP = 32512, MM2_INT8_DIM_LIMIT = 512 };
 
 /* What multiplies: the data of a peak measurement. */
 enum { MM2_PEAK_INT8 = 0, MM2_PEAK_BF16 = 1, MM2_PEAK_F32 = 2, MM2_PEAK_KINDS = 3 };
@@ -174,13 +216,21 @@ typedef struct mm2_kernels {
     /* y[i] = fma(a, x[i], y[i]). */
     void (*axpy)(float *y, float a, const float *x, int32_t n);
 
+    /* In place on one head: each block of 2^b elements, the largest that n is a multiple of, times the
+     * Hadamard matrix of that size, which is its own inverse but for a factor of 2^b. For distances
+     * of half a block, then half of that, ..., 1: elements x and y at that distance become x + y
+     * and x - y. n is a multiple of 16, at most MM2_HEAD_DIM_LIMIT. */
+    void (*hadamard)(float *x, int32_t n);
+    /* One block of n elements, as `quantize` makes its blocks: codes to q; returns d. n is a
+     * multiple of 16. */
+    float (*quantize_head)(int8_t *q, const float *x, int32_t n);
+
     /* Attention of query rows at consecutive positions, `heads` heads of each that share one KV head,
      * to one chunk of 256 cached positions, merged into running results. Row r sees the first
      * min(n + r, 256) positions of the chunk, n >= 1; its q [heads][head_dim], m, l and o begin r *
      * stride heads further on than row 0's. head_dim is a multiple of 16. State per head: m (largest
-     * score, -INFINITY at first), l (sum, 0), o [head_dim] (0). Keys and values are MM2_F32 in slot 0,
-     * MM2_BF16 in slot 1, and lie as mm2_key_at and mm2_value_at say. For each head, n being what its
-     * row sees:
+     * score, -INFINITY at first), l (sum, 0), o [head_dim] (0). Keys and values are of the slot's kind
+     * and lie as mm2_key_at and mm2_value_at say. For each head, n being what its row sees:
      *   s[j] = scale * sum over d of q[d] * k[d][j]
      *   c = max s, NaN left out, +0 for -0;  p[j] = exp(s[j] - c)
      *   lc = sum of p in lanes (plain adds) and tree
@@ -191,11 +241,21 @@ typedef struct mm2_kernels {
      *   MM2_F32    one chain of fused multiply-adds, from +0
      *   MM2_BF16   q and the p of the second sum are rounded to bf16; tile, its last step as long as
      *              head_dim or n leaves it; and a sum of -0 is +0.
+     *   MM2_INT8   exact in int32, of codes: head_dim is at most MM2_INT8_DIM_LIMIT, k and v are
+     *              codes, ks and vs their scales, never negative.
+     *              A = the float whose bits are the largest of the absolute bit patterns of q;
+     *              Q[d] = rint(q[d] * (MM2_WIDE_TOP / A)), f = (A / MM2_WIDE_TOP) * scale
+     *              s[j] = ((float)(sum over d of Q[d] * k[d][j]) * ks[j]) * f
+     *              t[j] = p[j] * vs[j];  T = the t with the largest absolute bit pattern, without
+     *              its sign;  P[j] = rint(t[j] * (MM2_WIDE_TOP / T))
+     *              oc[d] = (float)(sum over j of P[j] * v[j][d]) * (T / MM2_WIDE_TOP)
+     *              Where A or T is below 1e-30, the codes are 0, and so is f; where it is not finite
+     *              they are 0 too, and f, or oc, NaN.
      * Positions that a row does not see may hold anything, NaN included, and do not count. A NaN
-     * score makes l NaN. */
-    void (*attend[2])(float *m, float *l, float *o, const float *q, int32_t stride, int32_t rows,
-                      int32_t heads, const void *k, const void *v, int32_t n, int32_t head_dim,
-                      float scale);
+     * score makes l NaN; in MM2_INT8 a NaN scale of a value makes all of o NaN. */
+    void (*attend[MM2_KV_KINDS])(float *m, float *l, float *o, const float *q, int32_t stride,
+                                 int32_t rows, int32_t heads, const void *k, const void *v,
+                                 int32_t n, int32_t head_dim, float scale);
 
     /* The machine's limits, for model/limits.c. Both return a checksum, so that no compiler can
      * leave work out.

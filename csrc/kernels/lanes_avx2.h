@@ -182,23 +182,42 @@ static inline float v16_largest(v16 a)
     return _mm_cvtss_f32(_mm_max_ss(c, _mm_movehdup_ps(c)));
 }
 
-/* 2^half and, in *other, 2^(n - half), half = n / 2 rounded down: n = the integer that t = n +
- * magic carries in its low bits (mm2_exp). */
-static inline __m256 powers8(__m256 t, __m256 magic, __m256 *other)
+/* Lane j of the result is lane j ^ 8 (4, 2, 1). */
+static inline v16 v16_swapped8(v16 a)
+{
+    return v16_of(a.high, a.low);
+}
+
+static inline v16 v16_swapped4(v16 a)
+{
+    return v16_of(_mm256_permute2f128_ps(a.low, a.low, 1),
+                  _mm256_permute2f128_ps(a.high, a.high, 1));
+}
+
+static inline v16 v16_swapped2(v16 a)
+{
+    return v16_of(_mm256_permute_ps(a.low, 0x4e), _mm256_permute_ps(a.high, 0x4e));
+}
+
+static inline v16 v16_swapped1(v16 a)
+{
+    return v16_of(_mm256_permute_ps(a.low, 0xb1), _mm256_permute_ps(a.high, 0xb1));
+}
+
+/* a * 2^n, n being the integer that t = n + magic carries in its low bits (mm2_exp): in two halves,
+ * because 2^n may be no float. */
+static inline __m256 times_power8(__m256 a, __m256 t, __m256 magic)
 {
     __m256i n = _mm256_sub_epi32(_mm256_castps_si256(t), _mm256_castps_si256(magic));
     __m256i half = _mm256_srai_epi32(n, 1), bias = _mm256_set1_epi32(127);
-    *other = _mm256_castsi256_ps(
-        _mm256_slli_epi32(_mm256_add_epi32(_mm256_sub_epi32(n, half), bias), 23));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23));
+    __m256i other = _mm256_slli_epi32(_mm256_add_epi32(_mm256_sub_epi32(n, half), bias), 23);
+    half = _mm256_slli_epi32(_mm256_add_epi32(half, bias), 23);
+    return _mm256_mul_ps(_mm256_mul_ps(a, _mm256_castsi256_ps(half)), _mm256_castsi256_ps(other));
 }
 
-static inline v16 v16_powers(v16 t, v16 magic, v16 *other)
+static inline v16 v16_times_power(v16 a, v16 t, v16 magic)
 {
-    v16 power;
-    power.low = powers8(t.low, magic.low, &other->low);
-    power.high = powers8(t.high, magic.high, &other->high);
-    return power;
+    return v16_of(times_power8(a.low, t.low, magic.low), times_power8(a.high, t.high, magic.high));
 }
 
 /* yes where a < b, else no. */

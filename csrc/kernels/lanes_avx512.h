@@ -136,13 +136,29 @@ static inline float v16_largest(v16 a)
     return _mm_cvtss_f32(_mm_max_ss(c, _mm_movehdup_ps(c)));
 }
 
-static inline v16 v16_powers(v16 t, v16 magic, v16 *other)
+static inline v16 v16_swapped8(v16 a)
 {
-    __m512i n = _mm512_sub_epi32(_mm512_castps_si512(t), _mm512_castps_si512(magic));
-    __m512i half = _mm512_srai_epi32(n, 1), bias = _mm512_set1_epi32(127);
-    *other = _mm512_castsi512_ps(
-        _mm512_slli_epi32(_mm512_add_epi32(_mm512_sub_epi32(n, half), bias), 23));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(half, bias), 23));
+    return _mm512_shuffle_f32x4(a, a, 0x4e);
+}
+
+static inline v16 v16_swapped4(v16 a)
+{
+    return _mm512_shuffle_f32x4(a, a, 0xb1);
+}
+
+static inline v16 v16_swapped2(v16 a)
+{
+    return _mm512_permute_ps(a, 0x4e);
+}
+
+static inline v16 v16_swapped1(v16 a)
+{
+    return _mm512_permute_ps(a, 0xb1);
+}
+
+static inline v16 v16_times_power(v16 a, v16 t, v16 magic)
+{
+    return _mm512_scalef_ps(a, _mm512_sub_ps(t, magic));
 }
 
 static inline v16 v16_where_less(v16 a, v16 b, v16 yes, v16 no)

@@ -16,6 +16,7 @@
 #include "kernels/lanes_amx.h"
 #include "kernels/lanes_avx512.h"
 #include "kernels/codes_avx512.h"
+#include "kernels/wide_avx512.h"
 #include "kernels/codebooks_avx512.h"
 
 #include <math.h>
@@ -25,10 +26,12 @@
 #include "kernels/body_unpack.h"
 #include "kernels/body_planes.h"
 #include "kernels/body_int_direct.h"
+#include "kernels/body_pieces.h"
 #include "kernels/body_codebooks.h"
 #include "kernels/body_fill_tiles.h"
 #include "kernels/body_packed.h"
 #include "kernels/body_attend_tiles.h"
+#include "kernels/body_attend_tiles_int8.h"
 
 #define PACKED_SLOT(format, dtype)                                                                 \
     static __attribute__((noinline)) void work_##format(flow *f, int32_t most)                     \
@@ -82,8 +85,10 @@ void mm2_kernels_amx(mm2_kernels *t)
     t->pack[MM2_ACT_BF16] = pack_bf16;
     t->pack[MM2_ACT_Q8_32] = pack_q8_32;
     t->pack[MM2_ACT_Q8_256] = pack_q8_256;
-    attend_few = t->attend[1];
-    t->attend[1] = attend_bf16_tiles;
+    attend_few = t->attend[MM2_KV_BF16];
+    t->attend[MM2_KV_BF16] = attend_bf16_tiles;
+    attend_few_int8 = t->attend[MM2_KV_INT8];
+    t->attend[MM2_KV_INT8] = attend_int8_tiles;
     t->peak[MM2_PEAK_INT8] = peak_int8_tiles;
     t->peak[MM2_PEAK_BF16] = peak_bf16_tiles;
     t->packed_rows[MM2_ACT_BF16] = 3;

@@ -5,6 +5,7 @@
 
 #include "kernels/lanes_avx2.h"
 #include "kernels/codes_avx2.h"
+#include "kernels/wide_avx2.h"
 #include "kernels/codebooks_avx2.h"
 
 #include "kernels/body_level.h"

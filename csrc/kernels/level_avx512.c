@@ -5,6 +5,7 @@
 
 #include "kernels/lanes_avx512.h"
 #include "kernels/codes_avx512.h"
+#include "kernels/wide_avx512.h"
 #include "kernels/codebooks_avx512.h"
 
 #include "kernels/body_level.h"

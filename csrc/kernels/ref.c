@@ -587,7 +587,9 @@ const mm2_kernels mm2_kernels_ref = {
     .swiglu = mm2_ref_swiglu,
     .sigmoid = mm2_ref_sigmoid,
     .axpy = mm2_ref_axpy,
-    .attend = {mm2_ref_attend_f32, mm2_ref_attend_bf16},
+    .hadamard = mm2_ref_hadamard,
+    .quantize_head = mm2_ref_quantize_head,
+    .attend = {mm2_ref_attend_f32, mm2_ref_attend_bf16, mm2_ref_attend_int8},
     .read = mm2_ref_read_bytes,
     .peak = {[MM2_PEAK_INT8] = mm2_ref_peak_int8, [MM2_PEAK_F32] = mm2_ref_peak_f32},
 };

@@ -30,6 +30,11 @@ void mm2_ref_attend_f32(float *m, float *l, float *o, const float *q, int32_t st
 void mm2_ref_attend_bf16(float *m, float *l, float *o, const float *q, int32_t stride, int32_t rows,
                          int32_t heads, const void *k, const void *v, int32_t n, int32_t head_dim,
                          float scale);
+void mm2_ref_attend_int8(float *m, float *l, float *o, const float *q, int32_t stride, int32_t rows,
+                         int32_t heads, const void *k, const void *v, int32_t n, int32_t head_dim,
+                         float scale);
+void mm2_ref_hadamard(float *x, int32_t n);
+float mm2_ref_quantize_head(int8_t *q, const float *x, int32_t n);
 uint64_t mm2_ref_read_bytes(const uint8_t *p, int64_t n, int32_t ahead1, int32_t ahead2);
 uint64_t mm2_ref_peak_int8(const void *data, int32_t rounds, int64_t *ops);
 uint64_t mm2_ref_peak_f32(const void *data, int32_t rounds, int64_t *ops);

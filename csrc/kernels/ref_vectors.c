@@ -37,6 +37,11 @@ static float quantize_block(int8_t *q, const float *x, int32_t n)
     return amax / 127;
 }
 
+float mm2_ref_quantize_head(int8_t *q, const float *x, int32_t n)
+{
+    return quantize_block(q, x, n);
+}
+
 void mm2_ref_quantize_q8_32(void *act, const float *x, int32_t n)
 {
     int8_t *q = act;
@@ -189,14 +194,92 @@ static void attend_head(int32_t dtype, float *m, float *l, float *o, const float
     }
 }
 
+void mm2_ref_hadamard(float *x, int32_t n)
+{
+    int32_t block = n & -n; /* the largest power of two that divides n */
+    for (int32_t half = block / 2; half; half /= 2)
+        for (int32_t i = 0; i < n; i++)
+            if (!(i & half)) {
+                float a = x[i], b = x[i + half];
+                x[i] = a + b;
+                x[i + half] = a - b;
+            }
+}
+
+/* Integers of at most MM2_WIDE_TOP for n floats; returns the largest magnitude, NaN for one that is
+ * not finite. */
+static float widen(int32_t *codes, const float *x, int32_t n)
+{
+    uint32_t largest = 0;
+    for (int32_t i = 0; i < n; i++) {
+        uint32_t magnitude = mm2_f32_bits(x[i]) & 0x7fffffff;
+        if (magnitude > largest)
+            largest = magnitude;
+    }
+    float top = largest < 0x7f800000 ? mm2_bits_f32(largest) : NAN;
+    float inverse = top >= 1e-30f ? MM2_WIDE_TOP / top : 0;
+    for (int32_t i = 0; i < n; i++)
+        codes[i] = inverse > 0 ? (int32_t)rintf(x[i] * inverse) : 0;
+    return top;
+}
+
+static float scale_at(const void *p, int64_t bytes)
+{
+    float scale;
+    memcpy(&scale, (const char *)p + bytes, 4);
+    return scale;
+}
+
+/* One head and an INT8 cache. */
+static void attend_head_int8(float *m, float *l, float *o, const float *q, const void *k,
+                             const void *v, int32_t n, int32_t head_dim, float scale)
+{
+    float p[MM2_CHUNK];
+    int32_t wide[MM2_INT8_DIM_LIMIT];
+    const int8_t *keys = k, *values = v;
+    float c = -INFINITY, top = widen(wide, q, head_dim);
+    float f = top < 1e-30f ? 0 : top / MM2_WIDE_TOP * scale;
+    for (int32_t j = 0; j < n; j++) {
+        int32_t sum = 0;
+        for (int32_t d = 0; d < head_dim; d++)
+            sum += wide[d] * keys[mm2_key_at(MM2_INT8, head_dim, j, d)];
+        p[j] = (float)sum * scale_at(k, mm2_key_scale_at(head_dim, j)) * f;
+        c = p[j] > c ? p[j] : c;
+    }
+    c += 0.0f;
+    float lane[LANES] = {0};
+    for (int32_t j = 0; j < n; j++) {
+        p[j] = mm2_exp(p[j] - c);
+        lane[j % LANES] += p[j];
+        p[j] *= scale_at(v, mm2_value_scale_at(head_dim, j));
+    }
+    float lc = tree(lane);
+    float largest = *m > c ? *m : c;
+    float a = mm2_exp(*m - largest), b = mm2_exp(c - largest);
+    *m = largest;
+    *l = fmaf(lc, b, *l * a);
+    top = widen(wide, p, n) / MM2_WIDE_TOP;
+    for (int32_t d = 0; d < head_dim; d++) {
+        int32_t sum = 0;
+        for (int32_t j = 0; j < n; j++)
+            sum += wide[j] * values[mm2_value_at(MM2_INT8, head_dim, j, d)];
+        o[d] = fmaf((float)sum * top, b, o[d] * a);
+    }
+}
+
 static void attend(int32_t dtype, float *m, float *l, float *o, const float *q, int32_t stride,
                    int32_t rows, int32_t heads, const void *k, const void *v, int32_t n,
                    int32_t head_dim, float scale)
 {
     for (int32_t r = 0; r < rows; r++)
-        for (int32_t h = r * stride; h < r * stride + heads; h++)
-            attend_head(dtype, m + h, l + h, o + (int64_t)h * head_dim, q + (int64_t)h * head_dim,
-                        k, v, n + r < MM2_CHUNK ? n + r : MM2_CHUNK, head_dim, scale);
+        for (int32_t h = r * stride; h < r * stride + heads; h++) {
+            int32_t seen = n + r < MM2_CHUNK ? n + r : MM2_CHUNK;
+            int64_t at = (int64_t)h * head_dim;
+            if (dtype == MM2_INT8)
+                attend_head_int8(m + h, l + h, o + at, q + at, k, v, seen, head_dim, scale);
+            else
+                attend_head(dtype, m + h, l + h, o + at, q + at, k, v, seen, head_dim, scale);
+        }
 }
 
 void mm2_ref_attend_f32(float *m, float *l, float *o, const float *q, int32_t stride, int32_t rows,
@@ -211,6 +294,13 @@ void mm2_ref_attend_bf16(float *m, float *l, float *o, const float *q, int32_t s
                          float scale)
 {
     attend(MM2_BF16, m, l, o, q, stride, rows, heads, k, v, n, head_dim, scale);
+}
+
+void mm2_ref_attend_int8(float *m, float *l, float *o, const float *q, int32_t stride, int32_t rows,
+                         int32_t heads, const void *k, const void *v, int32_t n, int32_t head_dim,
+                         float scale)
+{
+    attend(MM2_INT8, m, l, o, q, stride, rows, heads, k, v, n, head_dim, scale);
 }
 
 /* ---- The machine's limits ---- */

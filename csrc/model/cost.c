@@ -57,7 +57,8 @@ static void add_layer(mm2_cost *cost, const mm2_model *m, int32_t index, int32_t
 static void add_attention(mm2_cost *cost, const mm2_config *c, int32_t tokens, int32_t depth,
                           int32_t kv_dtype)
 {
-    double width = 2.0 * c->num_key_value_heads * c->head_dim * mm2_dtype_bytes(kv_dtype);
+    double width =
+        2.0 * c->num_key_value_heads * (double)mm2_kv_bytes(kv_dtype, c->head_dim) / MM2_CHUNK;
     double pairs = (double)tokens * depth + 0.5 * tokens * (tokens + 1.0);
     cost->kv_bytes += width * depth * c->num_hidden_layers;
     *ops_of(cost, kv_dtype) +=
@@ -78,8 +79,9 @@ mm2_status mm2_model_cost(const mm2_model *m, int32_t tokens, int32_t depth, int
                         "mm2_model_cost: %d tokens behind %d are not within the model's %d "
                         "positions",
                         tokens, depth, c->max_position_embeddings);
-    if (kv_dtype != MM2_BF16 && kv_dtype != MM2_F32)
-        return mm2_fail(MM2_E_ARG, "mm2_model_cost: kv_dtype is %d, expected MM2_BF16 or MM2_F32",
+    if (mm2_kv_of(kv_dtype) < 0)
+        return mm2_fail(MM2_E_ARG,
+                        "mm2_model_cost: kv_dtype is %d, expected MM2_BF16, MM2_F32 or MM2_INT8",
                         kv_dtype);
     mm2_cost layers = {.size = sizeof layers}, rest = {.size = sizeof rest};
     for (int32_t i = 0; i < c->num_hidden_layers; i++)

@@ -11,7 +11,11 @@
  * context.
  *
  * In a cell, keys are a plane and values another: for each KV head a run, as the kernels want a
- * chunk of them (mm2_key_at, mm2_value_at). */
+ * chunk of them (mm2_key_at, mm2_value_at).
+ *
+ * With an INT8 cache, H being the Hadamard matrix of a head, which is its own inverse but for a power of
+ * two: q, k and v are replaced by H q, H k, H v after the rotation, so products of q and k and sums of
+ * v have that factor too, which is taken away exactly; z is H times what attention leaves. */
 #include "base/status.h"
 #include "run/block.h"
 #include "run/product.h"
@@ -85,21 +89,22 @@ static void carve(mm2_pass *p, mm2_carver *c)
 
 static int64_t head_bytes(const mm2_config *g, int32_t dtype)
 {
-    return (int64_t)MM2_PAGE * g->head_dim * (dtype == MM2_F32 ? 4 : 2);
+    return mm2_kv_bytes(dtype, g->head_dim);
 }
 
-/* Tiles of 16 keys; values position by position, or in BF16 pairs of them for 16 elements. */
+/* Tiles of 16 keys; values position by position, in BF16 pairs of them for 16 elements, in INT8 64 of
+ * them. */
 static int32_t planes(const mm2_config *g, int32_t dtype, mm2_plane *out)
 {
-    out[KEYS] = (mm2_plane){.runs = g->num_key_value_heads,
-                            .group = 16,
-                            .group_bytes = head_bytes(g, dtype) / (MM2_PAGE / 16)};
-    out[VALUES] = dtype == MM2_F32 ? (mm2_plane){.runs = g->num_key_value_heads,
-                                                 .group = 1,
-                                                 .group_bytes = g->head_dim * 4}
-                                   : (mm2_plane){.runs = g->num_key_value_heads * g->head_dim / 16,
-                                                 .group = 2,
-                                                 .group_bytes = 64};
+    int32_t heads = g->num_key_value_heads;
+    int64_t bytes = head_bytes(g, dtype);
+    out[KEYS] = (mm2_plane){.runs = heads, .group = 16, .group_bytes = bytes / (MM2_PAGE / 16)};
+    if (dtype == MM2_BF16)
+        out[VALUES] = (mm2_plane){.runs = heads * g->head_dim / 16, .group = 2, .group_bytes = 64};
+    else
+        out[VALUES] = (mm2_plane){.runs = heads,
+                                  .group = dtype == MM2_F32 ? 1 : 64,
+                                  .group_bytes = bytes / (dtype == MM2_F32 ? MM2_PAGE : 4)};
     return 2;
 }
 
@@ -116,16 +121,35 @@ static const void *values(const mm2_timeline *t, int32_t layer, int32_t head, in
            t->pages.layout->cells[layer].planes[VALUES].at + head * head_bytes(g, t->kv_dtype);
 }
 
+/* The same as `store` for an INT8 cache; key and value are overwritten. */
+static void store_int8(const mm2_kernels *kernels, char *to_keys, char *to_values, int32_t slot,
+                       int32_t n, float *key, float *value)
+{
+    int8_t k[MM2_INT8_DIM_LIMIT], v[MM2_INT8_DIM_LIMIT];
+    kernels->hadamard(key, n);
+    kernels->hadamard(value, n);
+    float key_scale = kernels->quantize_head(k, key, n);
+    float value_scale = kernels->quantize_head(v, value, n);
+    for (int32_t d = 0; d < n; d += 4)
+        memcpy(to_keys + mm2_key_at(MM2_INT8, n, slot, d), k + d, 4);
+    for (int32_t d = 0; d < n; d++)
+        to_values[mm2_value_at(MM2_INT8, n, slot, d)] = v[d];
+    memcpy(to_keys + mm2_key_scale_at(n, slot), &key_scale, 4);
+    memcpy(to_values + mm2_value_scale_at(n, slot), &value_scale, 4);
+}
+
 /* Stores key and value (float [head_dim] each) of one position; its cell is the timeline's own. */
-static void store(const mm2_timeline *t, int32_t layer, int32_t head, int32_t position,
-                  const float *key, const float *value)
+static void store(const mm2_timeline *t, int32_t layer, int32_t head, int32_t position, float *key,
+                  float *value)
 {
     const mm2_config *g = &t->model->checkpoint.config;
     char *cell = mm2_pages_own_cell(&t->pages, position / MM2_PAGE, layer);
     char *to_keys = cell + head * head_bytes(g, t->kv_dtype);
     char *to_values = to_keys + t->pages.layout->cells[layer].planes[VALUES].at;
     int32_t slot = position % MM2_PAGE, n = g->head_dim;
-    if (t->kv_dtype == MM2_F32) {
+    if (t->kv_dtype == MM2_INT8) {
+        store_int8(t->model->kernels, to_keys, to_values, slot, n, key, value);
+    } else if (t->kv_dtype == MM2_F32) {
         float *k = (float *)to_keys, *v = (float *)to_values;
         for (int32_t d = 0; d < n; d++) {
             k[mm2_key_at(MM2_F32, n, slot, d)] = key[d];
@@ -240,8 +264,11 @@ static void store_row(const mm2_pass *p, int32_t row)
     float *v = own(p)->v + (int64_t)row * g->num_key_value_heads * n;
     if (!t)
         return;
-    for (int32_t head = 0; head < g->num_attention_heads; head++)
+    for (int32_t head = 0; head < g->num_attention_heads; head++) {
         p->model->kernels->rope(q + head * n, cosine, sine, half);
+        if (t->kv_dtype == MM2_INT8)
+            p->model->kernels->hadamard(q + head * n, n);
+    }
     for (int32_t head = 0; head < g->num_key_value_heads; head++) {
         p->model->kernels->rope(k + head * n, cosine, sine, half);
         store(t, p->layer, head, p->row_position[row], k + head * n, v + head * n);
@@ -322,11 +349,26 @@ static void start(const mm2_config *g, results to, float zero)
         to.o[i] = zero;
 }
 
-static void finish(const mm2_config *g, results to)
+/* The largest power of two that divides head_dim: H times itself is that many times the identity. */
+static float hadamard_square(const mm2_config *g)
 {
-    for (int32_t i = 0; i < group_of(g) * g->head_dim; i += 16) /* a number of times to vectorise */
+    return (float)(g->head_dim & -g->head_dim);
+}
+
+static void finish(const mm2_pass *p, results to, int32_t row)
+{
+    const mm2_config *g = mm2_pass_config(p);
+    const mm2_timeline *t = mm2_pass_timeline(p, row); /* NULL: it is gone, nobody looks */
+    int32_t n = group_of(g) * g->head_dim;
+    for (int32_t i = 0; i < n; i += 16) /* a number of times to vectorise */
         for (int32_t d = 0; d < 16; d++)
             to.o[i + d] /= to.l[i / g->head_dim];
+    if (!t || t->kv_dtype != MM2_INT8)
+        return;
+    for (int32_t i = 0; i < n; i += g->head_dim)
+        p->model->kernels->hadamard(to.o + i, g->head_dim);
+    for (int32_t i = 0; i < n; i++)
+        to.o[i] *= 1 / hadamard_square(g);
 }
 
 /* What `rows` rows of one span, from `row` on, have of page `page` is added to `to`, those of the
@@ -338,10 +380,13 @@ static void add_page(const mm2_pass *p, results to, int32_t row, int32_t rows, i
     const mm2_timeline *t = mm2_pass_timeline(p, row);
     int32_t here = p->row_position[row] + 1 - page * MM2_PAGE, group = group_of(g);
     int64_t at = ((int64_t)row * g->num_attention_heads + head * group) * g->head_dim;
-    p->model->kernels->attend[t->kv_dtype == MM2_BF16](
+    float scale = 1 / sqrtf((float)g->head_dim);
+    if (t->kv_dtype == MM2_INT8)
+        scale /= hadamard_square(g);
+    p->model->kernels->attend[mm2_kv_of(t->kv_dtype)](
         to.m, to.l, to.o, own(p)->q + at, g->num_attention_heads, rows, group,
         keys(t, p->layer, head, page), values(t, p->layer, head, page),
-        here < MM2_PAGE ? here : MM2_PAGE, g->head_dim, 1 / sqrtf((float)g->head_dim));
+        here < MM2_PAGE ? here : MM2_PAGE, g->head_dim, scale);
 }
 
 /* Rows [row, end) of one span and a page. */
@@ -356,7 +401,7 @@ static void attend_page(const mm2_pass *p, int32_t row, int32_t end, int32_t hea
         start(g, running(p, r, head), 0);
     add_page(p, running(p, row, head), row, end - row, head, page);
     for (int32_t r = row; r < end && page == pages_of(p, r) - 1; r++)
-        finish(g, running(p, r, head));
+        finish(p, running(p, r, head), r);
 }
 
 static void attend_rows(const mm2_pass *p, int32_t unit)
@@ -408,7 +453,7 @@ static void merge_parts(const mm2_pass *p, int32_t unit)
         }
     }
     if (first < pages_of(p, row) && pages_of(p, row) <= end)
-        finish(g, to);
+        finish(p, to, row);
 }
 
 static void attend_unit(void *pass, int32_t unit, int32_t thread)

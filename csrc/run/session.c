@@ -69,11 +69,16 @@ static mm2_status settle_options(mm2_session_options *o, const mm2_config *g)
             g->max_position_embeddings, o->context);
     if (o->chunk < 1 || o->chunk > MAX_CHUNK)
         return mm2_fail(MM2_E_ARG, "chunk must be 1..%d tokens, got %d", MAX_CHUNK, o->chunk);
-    if (o->kv_dtype != MM2_BF16 && o->kv_dtype != MM2_F32) {
+    if (mm2_kv_of(o->kv_dtype) < 0) {
         const char *name = mm2_dtype_name(o->kv_dtype);
-        return mm2_fail(MM2_E_ARG, "kv_dtype must be bf16 or f32, got %s",
+        return mm2_fail(MM2_E_ARG, "kv_dtype must be bf16, f32 or int8, got %s",
                         name ? name : "an unknown number");
     }
+    if (o->kv_dtype == MM2_INT8 && g->head_dim > MM2_INT8_DIM_LIMIT)
+        return mm2_fail(MM2_E_ARG,
+                        "kv_dtype int8 takes a head_dim of at most %d, and the model's is %d; take "
+                        "bf16",
+                        MM2_INT8_DIM_LIMIT, g->head_dim);
     return MM2_OK;
 }
 
@@ -92,7 +97,9 @@ static mm2_status check_memory(mm2_model *m, const mm2_session_options *o)
                     o->context, (long long)(cache >> 20), mm2_dtype_name(o->kv_dtype), chunk,
                     (long long)(buffers >> 20), (long long)(available >> 20),
                     page > 0 && left > 0 ? (long long)(left / page * MM2_PAGE) : 0,
-                    o->kv_dtype == MM2_F32 ? ", and bf16 takes half" : "");
+                    o->kv_dtype == MM2_F32    ? ", and bf16 takes half"
+                    : o->kv_dtype == MM2_BF16 ? ", and int8 takes half"
+                                              : "");
 }
 
 static mm2_session *allocate(void)

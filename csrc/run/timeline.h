@@ -20,7 +20,7 @@ struct mm2_timeline {
     mm2_pages pages;
     int32_t context;       /* positions there is room for */
     int32_t chunk;         /* rows of it that go through the layers together, when it is alone */
-    int32_t kv_dtype;      /* MM2_BF16 or MM2_F32 */
+    int32_t kv_dtype;      /* MM2_F32, MM2_BF16 or MM2_INT8 */
     int32_t length;        /* tokens fed */
     int32_t position;      /* tokens evaluated; everything in the pages below it is valid */
     int32_t progress_base; /* position when everything before the last feed was evaluated */

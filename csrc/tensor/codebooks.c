@@ -1,22 +1,19 @@
-/* Codebook and ternary super-blocks: 256 codes that are looked up in a grid, eight or four at a time, or
- * written in base 3.
+/* Codebook and ternary super-blocks: 256 codes that are looked up in a grid, eight or four at a
+ * time, or written in base 3.
  *
- * A code of the file is an index into a grid of rows and, beside it, the signs of the row's elements,
- * one bit each. Where there is room for 7 of 8 sign bits only, the number of minus signs is even. The
- * values of a grid and the factors around them (1/8, 1/4) make every weight a product of d with two
- * small integers, the sub-block's scale and a code of at most 7 bits with a sign; this product is
- * exact in float32, so decoders and kernels share these integers.
+ * A code of the file is an index into a grid of rows and, beside it, the signs of the row's
+ * elements, one bit each. Where there is room for 7 of 8 sign bits only, the number of minus signs
+ * is even. The values of a grid and the factors around them (1/8, 1/4) make every weight a product
+ * of d with two small integers, the sub-block's scale and a code of at most 6 bits and a sign;
+ * this product is exact in float32, so decoders and kernels share these integers.
  *
- * The grids are stored packed, in grids.h, and expanded by the compiler. All data here are constant. */
+ * The grids are stored packed, in grids.h, and expanded by the compiler. All data here are
+ * constant. */
 #include "tensor/codebooks.h"
 
 #include "tensor/grids.h"
 
-/* Values of the elements of a row: for each 2 or 4 bits one. */
-#define IQ2_VALUE(c) (8 + 17 * (c) + ((c) == 2))
 #define IQ1_VALUE(c) (8 * (int)(c)-8)
-#define IQ3_XXS_VALUE(c) (4 + 8 * (c) + 2 * ((c) == 7))
-#define IQ3_S_VALUE(c) (1 + 2 * (c))
 
 #define EIGHT(VALUE, row)                                                                          \
     {                                                                                              \
@@ -32,16 +29,16 @@
     ROW(VALUE, (rows)), ROW(VALUE, (rows) >> 16), ROW(VALUE, (rows) >> 32),                        \
         ROW(VALUE, (rows) >> 48),
 
-#define IQ2_ROWS(rows) ROWS(EIGHT, IQ2_VALUE, rows)
+#define IQ2_ROWS(rows) ROWS(EIGHT, MM2_IQ2_VALUE, rows)
 #define IQ1_ROWS(rows) ROWS(EIGHT, IQ1_VALUE, rows)
-#define IQ3_XXS_ROWS(rows) ROWS(FOUR, IQ3_XXS_VALUE, rows)
-#define IQ3_S_ROWS(rows) ROWS(FOUR, IQ3_S_VALUE, rows)
+#define IQ3_XXS_ROWS(rows) ROWS(FOUR, MM2_IQ3_XXS_VALUE, rows)
+#define IQ3_S_ROWS(rows) ROWS(FOUR, MM2_IQ3_S_VALUE, rows)
 
 const int8_t mm2_grid_iq2_xxs[256][8] = {MM2_GRID_IQ2_XXS(IQ2_ROWS)};
 const int8_t mm2_grid_iq2_xs[512][8] = {MM2_GRID_IQ2_XS(IQ2_ROWS)};
 const int8_t mm2_grid_iq2_s[1024][8] = {MM2_GRID_IQ2_S(IQ2_ROWS)};
-const int8_t mm2_grid_iq3_xxs[256][4] = {MM2_GRID_IQ3_XXS(IQ3_XXS_ROWS)};
-const int8_t mm2_grid_iq3_s[512][4] = {MM2_GRID_IQ3_S(IQ3_S_ROWS)};
+const int8_t mm2_grid_iq3_xxs[256 + 3][4] = {MM2_GRID_IQ3_XXS(IQ3_XXS_ROWS)};
+const int8_t mm2_grid_iq3_s[512 + 3][4] = {MM2_GRID_IQ3_S(IQ3_S_ROWS)};
 const int8_t mm2_grid_iq1_s[2048][8] = {MM2_GRID_IQ1_S(IQ1_ROWS)};
 
 #define BYTE(PLANE, row) PLANE(row)

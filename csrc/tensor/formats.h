@@ -10,7 +10,7 @@
  *            times the sub-block's integer minimum is subtracted
  *   CODEBOOKS  as SUPERS, with codes that are looked up in a grid or written in base 3
  *   PLANES   codes without gaps; their scales lie elsewhere (mm2_weight)
- *   OTHERS   values that no matrix product takes
+ *   OTHERS   values that no matrix product takes: ids, codes of a cache
  *
  * A section is expanded with a macro X, which is called for each of its rows:
  *   X(ID, name, ELEMENTS, BYTES, GGUF, SAFETENSORS, ACT, SPAN, MINIMA, BITS, OFFSET)
@@ -72,7 +72,8 @@
     X(I8,      i8,             32,   32,  -1, NULL,      Q8_32,    32, 0,    8,   0)
 #define MM2_OTHERS(X) \
     X(I32,     i32,             1,    4,  26, "I32",     NONE,      1, 0,    0,   0) \
-    X(U8,      u8,              1,    1,  -1, "U8",      NONE,      1, 0,    0,   0)
+    X(U8,      u8,              1,    1,  -1, "U8",      NONE,      1, 0,    0,   0) \
+    X(INT8,    int8,            1,    1,  -1, NULL,      NONE,      1, 0,    0,   0)
 // clang-format on
 
 #define MM2_PLAIN_FORMATS(X) MM2_FLOATS(X) MM2_PAIRS(X) MM2_OTHERS(X)

@@ -1,10 +1,10 @@
-/* The grids of the codebook formats, as lists of macros: X(0x....) stands for four rows, the first in
- * the lowest 16 bits.
+/* The grids of the codebook formats, as lists of macros: X(0x....) stands for four rows, the first
+ * in the lowest 16 bits.
  *
- * A row has, lowest first, eight codes of 2 bits (IQ2_*, IQ1_*) or four of 4 bits (IQ3_*). The rows are
- * a trained selection without a rule behind it. Source: ggml (ggml-org/llama.cpp, MIT licence), in
- * the packing of its Python package `gguf`, against which test_dequantize.py holds them. IQ1_M has
- * the grid of IQ1_S.
+ * A row has, lowest first, eight codes of 2 bits (IQ2_*, IQ1_*) or four of 4 bits (IQ3_*). The
+ * rows are a trained selection without a rule behind it. Source: ggml (ggml-org/llama.cpp, MIT
+ * licence), in the packing of its Python package `gguf`, against which test_dequantize.py holds
+ * them. IQ1_M has the grid of IQ1_S.
  *
  * The compiler makes the tables of codebooks.c of these lists: nothing is expanded at run time. */
 #ifndef MM2_GRIDS_H

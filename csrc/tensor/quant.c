@@ -62,6 +62,12 @@ static void decode_u8(const uint8_t *in, float *out, int64_t n)
         out[i] = in[i];
 }
 
+static void decode_int8(const uint8_t *in, float *out, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        out[i] = (int8_t)in[i];
+}
+
 /* Blocks: one. */
 
 static void decode_q8_0(const uint8_t *in, float *out)

@@ -254,7 +254,8 @@ static void release(mm2_calls *c, int64_t n)
         }
     }
     c->held.length -= n;
-    memmove(c->held.bytes, c->held.bytes + n, (size_t)c->held.length);
+    if (n && c->held.length)
+        memmove(c->held.bytes, c->held.bytes + n, (size_t)c->held.length);
     c->tag = c->tag >= n ? c->tag - n : -1;
     if (!c->held.length)
         c->pending = T_NONE;

@@ -141,7 +141,9 @@ static void show(mm2_reply *r)
         r->thinking.shown = whole < r->last ? whole : r->last;
     for (int32_t i = 0; i < r->stop_count; i++)
         held = r->stops[i].matched > held ? r->stops[i].matched : held;
-    r->answer.shown = complete(&r->answer, g->length - held);
+    whole = complete(&r->answer, g->length - held);
+    if (whole > r->answer.shown) /* a newline before a call was seen if another one followed it */
+        r->answer.shown = whole;
 }
 
 /* The bytes of a token. */

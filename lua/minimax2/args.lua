@@ -203,12 +203,16 @@ function args.mask(mask, vocab_size, where)
     return mask
 end
 
-local kv_dtypes = { bf16 = native.lib.MM2_BF16, f32 = native.lib.MM2_F32 }
+local kv_dtypes = {
+    bf16 = native.lib.MM2_BF16,
+    f32 = native.lib.MM2_F32,
+    int8 = native.lib.MM2_INT8,
+}
 
 --- The number of a cache's dtype; nil: bf16.
 function args.kv_dtype(value, where)
     return kv_dtypes[value == nil and "bf16" or value]
-        or raise(("%s: kv_dtype must be 'bf16' or 'f32', not %s"):format(where, show(value)))
+        or raise(("%s: kv_dtype must be 'bf16', 'f32' or 'int8', not %s"):format(where, show(value)))
 end
 
 return args

@@ -59,7 +59,8 @@ enum {
     MM2_F4_32 = 32,
     MM2_I4 = 33,
     MM2_I8 = 34,
-    MM2_DTYPE_COUNT = 35,
+    MM2_INT8 = 35,
+    MM2_DTYPE_COUNT = 36,
 };
 enum {
     MM2_READ_ONLY = 1,

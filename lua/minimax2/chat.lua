@@ -88,6 +88,8 @@ local function start(self, text, options, where)
         new = { { role = "user", content = args.text(text, where .. ": the text") } }
     elseif text.role ~= nil then
         new = { text }
+    elseif #text == 0 then
+        raise(where .. ": the text must be a string, a message or a list of messages, not an empty table")
     end
     local plan = Stream.plan(session.model, nil, all, where, function(thinks)
         return new_ids(self, new, all, thinks)

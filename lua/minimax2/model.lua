@@ -226,8 +226,9 @@ end
 
 --- A new session; nil and a sentence if there is no memory for it. Options: context (positions, the
 --- smaller of 8192 and the model's), kv_dtype ("bf16": queries and attention weights are then rounded
---- to it too; or "f32", which is the default of a model of precision "exact"), chunk (prompt
---- tokens that go through the layers together, 1024).
+--- to it too; "f32", which is the default of a model of precision "exact"; or "int8": codes with a scale
+--- for each head and position, half the memory of bf16), chunk (prompt tokens that go through the
+--- layers together, 1024).
 function Model:session(options)
     return Session.new(self, options, "model:session")
 end
@@ -346,7 +347,7 @@ function Model:limits()
 end
 
 --- What it takes to evaluate `tokens` tokens (1) together behind `depth` earlier ones (0), with a cache
---- of kv_dtype ("bf16" or "f32"): two tables, of all layers and of the rest (embedding rows, final
+--- of kv_dtype ("bf16", "f32" or "int8"): two tables, of all layers and of the rest (embedding rows, final
 --- norm, output head for the last token). Fields: weight_bytes, kv_bytes, int8_ops, bf16_ops, f32_ops.
 function Model:cost(tokens, depth, kv_dtype)
     tokens = tokens == nil and 1 or args.int(tokens, "model:cost: tokens")

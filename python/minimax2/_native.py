@@ -9,6 +9,7 @@ between two slices.
 import json
 import operator
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -226,7 +227,7 @@ def _kv_dtype(name: Any, model: Owned) -> int:
     """None: what goes with the model's precision."""
     if name is None:
         name = "f32" if model_info(model, "precision") == "exact" else "bf16"
-    return choice(name, "kv_dtype", {word: DTYPES[word] for word in ("bf16", "f32")})
+    return choice(name, "kv_dtype", {word: DTYPES[word] for word in ("bf16", "f32", "int8")})
 
 
 def _fields(struct: Any) -> dict[str, Any]:
@@ -463,8 +464,8 @@ def json_text(value: Any, name: str) -> bytes:
                                                                default=plain)
     except ValueError as error:  # a list that holds itself
         raise ArgumentError(f"{name}: {error}") from None
-    if "\0" in text:
-        raise ArgumentError(f"{name} cannot hold a NUL character")
+    if "\0" in text or re.search(r"(?<!\\)(\\\\)*\\u0000", text):
+        raise ArgumentError(f"the content of {name} cannot hold a NUL character")
     return text.encode("utf-8", "surrogatepass")
 
 

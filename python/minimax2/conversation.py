@@ -20,6 +20,18 @@ if TYPE_CHECKING:
 Turns = str | Message | Sequence[Message]
 
 
+def _messages(text: Turns) -> list[Message]:
+    """What is said, as messages."""
+    if isinstance(text, str):
+        return [{"role": "user", "content": text}]
+    if isinstance(text, Mapping):
+        return [text]
+    if isinstance(text, (list, tuple)) and text and all(isinstance(turn, Mapping) for turn in text):
+        return list(text)
+    raise TypeError("the content of a turn must be a str, a message (dict) or a list of messages, "
+                    f"not {text!r:.40}")
+
+
 class Chat:
     """`model.chat(system=...)`, then send() turn after turn.
 
@@ -75,8 +87,7 @@ class Chat:
         ContextFull if there is no room left. Whatever is refused leaves the conversation as it was.
         """
         stream = _native.flag(stream, "stream")
-        new: list[Message] = ([{"role": "user", "content": text}] if isinstance(text, str)
-                              else [text] if isinstance(text, Mapping) else list(text))
+        new = _messages(text)
         wanted: GenerateOptions = {**self._options, **options}
         if self.session.length and wanted.get("tools") != self._options.get("tools"):
             raise ArgumentError("tools stand at the beginning of a conversation; give them to the "

@@ -373,10 +373,12 @@ class Model(Handle, Mapping[str, Tensor]):
         """A Session: one timeline.
 
         context: positions there is room for; None: the smaller of the model's and 8192. kv_dtype:
-        of keys and values, "bf16" (queries and attention weights are then rounded to it too) or
-        "f32"; None: "f32" if the model was loaded with precision="exact", else "bf16". chunk:
-        prompt tokens that go through the layers together, None: 1024; does not change the bits.
-        Raises OutOfMemory if the whole context would not fit.
+        of keys and values, "bf16" (queries and attention weights are then rounded to it too),
+        "f32", or "int8" (codes with a scale for each head and position; half the memory of bf16,
+        see minimax2.h and MODELS.md for what it costs); None: "f32" if the model was loaded with
+        precision="exact", else "bf16". chunk: prompt tokens that go through the layers together,
+        None: 1024; does not change the bits. Raises OutOfMemory if the whole context would not fit,
+        ArgumentError for "int8" and heads of more than 512 elements.
         """
         return Session(self, context, kv_dtype, chunk)
 

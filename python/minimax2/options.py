@@ -24,7 +24,7 @@ Prompt = str | Ids | Sequence[Message]
 """A text, token ids, or messages: dicts of role and content."""
 Item = Prompt | Mapping[str, Any]
 """One of several prompts; or a dict of `prompt` and options of its own."""
-KvDtype = Literal["bf16", "f32"]
+KvDtype = Literal["bf16", "f32", "int8"]
 
 
 class SessionOptions(TypedDict, total=False):

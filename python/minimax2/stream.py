@@ -78,12 +78,16 @@ class Stream(Iterator[str], AsyncIterator[str]):
     @property
     def calls(self) -> list[ToolCall]:
         """The calls of tools so far; the last one may be open."""
+        return self._calls(0)
+
+    def _calls(self, first: int) -> list[ToolCall]:
+        """Those from the first on."""
         with self._lock:
-            found = [_native.reply_call(self._reply, i) for i in range(self._so_far.calls)]
-            self._places += [_native.reply_characters(self._reply, call.text_at)
-                             for call in found[len(self._places):]]
+            found = [_native.reply_call(self._reply, i) for i in range(first, self._so_far.calls)]
+            for call in found[max(0, len(self._places) - first):]:
+                self._places.append(_native.reply_characters(self._reply, call.text_at))
         return [ToolCall(call.name, call.arguments, _STATES[call.state], call.known, at)
-                for call, at in zip(found, self._places)]
+                for call, at in zip(found, self._places[first:])]
 
     @property
     def reason(self) -> str:
@@ -137,33 +141,32 @@ class Stream(Iterator[str], AsyncIterator[str]):
 
     def pieces(self) -> Iterator[Piece]:
         """Pieces of thinking, text and calls, in the order in which the model writes them."""
-        thought = told = ended = 0
-        open_call: tuple[int, int] | None = None  # index, characters of its JSON
+        thought = told = ended = given = 0  # characters, calls, characters of the open one's JSON
+        begun = False  # it was named
         while True:
-            finished, calls, text = self.done, self.calls, self.text
+            finished, calls, text = self.done, self._calls(ended), self.text
             thinking = self.thinking or ""
             if len(thinking) > thought:
                 piece = Piece("thinking", thinking[thought:], None)
                 thought = len(thinking)
                 yield piece
-            for index in range(ended, len(calls)):
-                call = calls[index]
+            for call in calls:
                 if call.at > told:
                     piece = Piece("text", text[told:call.at], None)
                     told = call.at
                     yield piece
-                if open_call is None:
-                    open_call = (index, 0)
-                    yield Piece("call", call.name, index)
-                if len(call.json) > open_call[1]:
-                    piece = Piece("arguments", call.json[open_call[1]:], index)
-                    open_call = (index, len(call.json))
+                if not begun:
+                    begun = True
+                    yield Piece("call", call.name, ended)
+                if len(call.json) > given:
+                    piece = Piece("arguments", call.json[given:], ended)
+                    given = len(call.json)
                     yield piece
                 if call.state == "open":
                     break
-                ended, open_call = index + 1, None
-                yield Piece("call_end", "", index)
-            if ended == len(calls) and len(text) > told:
+                yield Piece("call_end", "", ended)
+                ended, begun, given = ended + 1, False, 0
+            if not begun and len(text) > told:
                 piece = Piece("text", text[told:], None)
                 told = len(text)
                 yield piece

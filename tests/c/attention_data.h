@@ -13,33 +13,69 @@ typedef struct kv_chunk {
     int32_t n;
 } kv_chunk;
 
+static const int32_t kv_dtypes[MM2_KV_KINDS] = {MM2_F32, MM2_BF16, MM2_INT8};
+
 static inline void put_kv(int32_t slot, void *p, int64_t i, float x)
 {
-    if (slot == 0)
+    if (slot == MM2_KV_F32)
         ((float *)p)[i] = x;
-    else
+    else if (slot == MM2_KV_BF16)
         ((uint16_t *)p)[i] = mm2_f32_bf16(x);
+    else
+        ((int8_t *)p)[i] = (int8_t)x;
 }
 
 static inline float get_kv(int32_t slot, const void *p, int64_t i)
 {
-    return slot == 0 ? ((const float *)p)[i] : mm2_bf16_f32(((const uint16_t *)p)[i]);
+    return slot == MM2_KV_F32    ? ((const float *)p)[i]
+           : slot == MM2_KV_BF16 ? mm2_bf16_f32(((const uint16_t *)p)[i])
+                                 : ((const int8_t *)p)[i];
 }
 
-/* Positions from n on hold NaN: they must not count. */
+static inline float *scale_of(void *p, int64_t bytes)
+{
+    return (float *)((uint8_t *)p + bytes);
+}
+
+/* One position of an INT8 cache, of a vector of this kind. EXTREME: codes of 127 and -128. */
+static inline void put_int8(kv_chunk *c, int32_t j, int32_t dim, int kind)
+{
+    float key[MM2_INT8_DIM_LIMIT], value[MM2_INT8_DIM_LIMIT];
+    int8_t both[2][MM2_INT8_DIM_LIMIT];
+    for (int32_t d = 0; d < dim; d++)
+        key[d] = next_float(kind), value[d] = next_float(kind);
+    *scale_of(c->k, mm2_key_scale_at(dim, j)) = mm2_kernels_ref.quantize_head(both[0], key, dim);
+    *scale_of(c->v, mm2_value_scale_at(dim, j)) =
+        mm2_kernels_ref.quantize_head(both[1], value, dim);
+    for (int32_t d = 0; d < dim; d++) {
+        int8_t k = both[0][d], v = both[1][d];
+        put_kv(MM2_KV_INT8, c->k, mm2_key_at(MM2_INT8, dim, j, d), k < -126 ? -128 : k);
+        put_kv(MM2_KV_INT8, c->v, mm2_value_at(MM2_INT8, dim, j, d), v < -126 ? -128 : v);
+    }
+}
+
+/* Positions from n on hold NaN, and codes that are no one's: they must not count. */
 static inline kv_chunk kv_new(int32_t slot, int32_t n, int32_t dim, int kind)
 {
     kv_chunk c;
-    int32_t dtype = slot ? MM2_BF16 : MM2_F32;
+    int32_t dtype = kv_dtypes[slot];
     c.n = n;
-    c.bytes = (size_t)(MM2_CHUNK * dim) * (slot ? 2 : 4);
+    c.bytes = (size_t)mm2_kv_bytes(dtype, dim);
     c.k = guarded(c.bytes);
     c.v = guarded(c.bytes);
-    for (int32_t j = 0; j < MM2_CHUNK; j++)
-        for (int32_t d = 0; d < dim; d++) {
+    memset(c.k, 0x7f, c.bytes);
+    memset(c.v, 0x80, c.bytes);
+    for (int32_t j = 0; j < MM2_CHUNK; j++) {
+        if (slot == MM2_KV_INT8 && j < n)
+            put_int8(&c, j, dim, kind);
+        else if (slot == MM2_KV_INT8)
+            *scale_of(c.k, mm2_key_scale_at(dim, j)) = *scale_of(c.v, mm2_value_scale_at(dim, j)) =
+                NAN;
+        for (int32_t d = 0; d < dim && slot != MM2_KV_INT8; d++) {
             put_kv(slot, c.k, mm2_key_at(dtype, dim, j, d), j < n ? next_float(kind) : NAN);
             put_kv(slot, c.v, mm2_value_at(dtype, dim, j, d), j < n ? next_float(kind) : NAN);
         }
+    }
     return c;
 }
 
@@ -63,13 +99,18 @@ static inline void attend_rows(const mm2_kernels *const *levels, int level_count
     static const int32_t sizes[] = {1, 2, 15, 16, 31, 32, 33, 100, 225, 240, 255, 256};
     static const int32_t dims[] = {16, 32, 48, 64, 96, 128};
     static float q[FLOATS], expected[3][FLOATS], found[3][FLOATS]; /* m, l, o */
-    int32_t slot = trial % 2, heads = 1 + (int32_t)(next() % HEADS_LIMIT), dim = pick(dims, 6);
+    int32_t slot = trial % MM2_KV_KINDS, heads = 1 + (int32_t)(next() % HEADS_LIMIT),
+            dim = pick(dims, 6);
     int32_t rows = 1 + (int32_t)(next() % ROWS_LIMIT), n = pick(sizes, 12),
-            kind = trial / 2 % KINDS;
+            kind = trial / MM2_KV_KINDS % KINDS;
     int32_t stride = heads + (int32_t)(next() % 2);
     kv_chunk c = kv_new(slot, n + rows - 1 < MM2_CHUNK ? n + rows - 1 : MM2_CHUNK, dim, kind);
-    if (kind == TAME && trial / 8 % 2)
-        put_kv(slot, c.v, mm2_value_at(slot ? MM2_BF16 : MM2_F32, dim, c.n - 1, dim / 2), INFINITY);
+    if (kind == TAME && trial / (MM2_KV_KINDS * KINDS) % 2) {
+        if (slot == MM2_KV_INT8)
+            *scale_of(c.v, mm2_value_scale_at(dim, c.n - 1)) = INFINITY;
+        else
+            put_kv(slot, c.v, mm2_value_at(kv_dtypes[slot], dim, c.n - 1, dim / 2), INFINITY);
+    }
     for (int32_t i = 0; i < FLOATS; i++) {
         q[i] = next_float(kind == BROKEN ? WILD : kind);
         for (int which = 0; which < 3; which++) /* not the first chunk of these rows */

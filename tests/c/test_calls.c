@@ -35,7 +35,7 @@ typedef struct result {
 static void add(char *out, const char *bytes, int32_t n)
 {
     size_t length = strlen(out);
-    assert_true(length + (size_t)n < ROOM);
+    assert_true(n >= 0 && length + (size_t)n < ROOM);
     memcpy(out + length, bytes, (size_t)n);
     out[length + (size_t)n] = 0;
 }

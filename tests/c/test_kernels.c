@@ -518,33 +518,64 @@ static void attend(const mm2_kernels *k, attention *a, int32_t slot, const float
         assert_true(a->o[i] == mark);
 }
 
-/* Against double precision; of a BF16 cache, where probabilities are rounded to it, less closely. */
+/* A key or value as attention reads it. */
+static double key_of(int32_t slot, const kv_chunk *c, int32_t dim, int32_t j, int32_t d)
+{
+    double x = get_kv(slot, c->k, mm2_key_at(kv_dtypes[slot], dim, j, d));
+    return slot == MM2_KV_INT8 ? x * *scale_of(c->k, mm2_key_scale_at(dim, j)) : x;
+}
+
+static double value_of(int32_t slot, const kv_chunk *c, int32_t dim, int32_t j, int32_t d)
+{
+    double x = get_kv(slot, c->v, mm2_value_at(kv_dtypes[slot], dim, j, d));
+    return slot == MM2_KV_INT8 ? x * *scale_of(c->v, mm2_value_scale_at(dim, j)) : x;
+}
+
+/* Against double precision, by the cached keys and values: what is left are the roundings of float32,
+ * of a BF16 cache also those of q (which are done here too) and p to bf16. Of an INT8 cache q and p * vs
+ * are off by half a step of their integers: a score by at most e = sum |k| * max |q| * scale / 2 /
+ * MM2_WIDE_TOP, so all probabilities by factors between exp(-2 e) and exp(2 e); and each weight by
+ * max(p vs) / 2 / MM2_WIDE_TOP, times codes of at most 128. */
 static void check_attention(const attention *a, int32_t slot, const float *q, int32_t heads,
                             const kv_chunk *chunks, int32_t n, int32_t dim, float scale)
 {
-    int32_t dtype = slot ? MM2_BF16 : MM2_F32;
-    double bound = slot ? 0x1p-8 : 1e-5;
+    double bound = slot == MM2_KV_BF16 ? 0x1p-8 : 1e-5;
     for (int32_t h = 0; h < heads; h++)
         for (int32_t e = 0; e < dim; e++) {
-            double largest = -INFINITY, sum = 0, out = 0, size = 0;
+            double largest = -INFINITY, sum = 0, out = 0, size = 0, amax = 0, off = 0, rest = 0;
+            for (int32_t d = 0; d < dim; d++)
+                amax = fmax(amax, fabs((double)q[h * dim + d]));
             for (int pass = 0; pass < 2; pass++)
-                for (int32_t c = 0; c < n; c++)
+                for (int32_t c = 0; c < n; c++) {
+                    double top = 0;
                     for (int32_t j = 0; j < chunks[c].n; j++) {
-                        double s = 0;
-                        for (int32_t d = 0; d < dim; d++)
-                            s += (double)(slot ? rounded(q[h * dim + d]) : q[h * dim + d]) *
-                                 get_kv(slot, chunks[c].k, mm2_key_at(dtype, dim, j, d));
+                        double s = 0, keys = 0;
+                        for (int32_t d = 0; d < dim; d++) {
+                            float x = q[h * dim + d];
+                            double key = key_of(slot, &chunks[c], dim, j, d);
+                            s += (double)(slot == MM2_KV_BF16 ? rounded(x) : x) * key;
+                            keys += fabs(key);
+                        }
                         s *= scale;
                         if (pass == 0) {
                             largest = fmax(largest, s);
+                            off = fmax(off, keys * amax * scale / 2 / MM2_WIDE_TOP);
                             continue;
                         }
-                        double v = get_kv(slot, chunks[c].v, mm2_value_at(dtype, dim, j, e));
+                        double v = value_of(slot, &chunks[c], dim, j, e);
                         sum += exp(s - largest);
                         out += exp(s - largest) * v;
                         size += exp(s - largest) * fabs(v);
+                        if (slot == MM2_KV_INT8)
+                            top = fmax(top, exp(s - largest) *
+                                                *scale_of(chunks[c].v, mm2_value_scale_at(dim, j)));
                     }
-            assert_true(fabs(a->o[h * dim + e] / a->l[h] - out / sum) <= bound * size / sum);
+                    rest += 128 * chunks[c].n * top / 2 / MM2_WIDE_TOP;
+                }
+            if (slot == MM2_KV_INT8)
+                bound = 1e-5 + expm1(2 * off);
+            assert_true(fabs(a->o[h * dim + e] / a->l[h] - out / sum) <=
+                        (bound * size + rest * exp(2 * off)) / sum);
         }
 }
 
@@ -554,9 +585,10 @@ static void test_attention(void **state)
     static const int32_t sizes[] = {1, 2, 15, 16, 17, 33, 100, 240, 255, 256};
     static const int32_t dims[] = {16, 32, 48, 64, 80, 128};
     static attention a, b;
-    for (int trial = 0; trial < 120; trial++) {
-        int32_t slot = trial % 2, heads = 1 + (int32_t)(next() % MAX_HEADS), dim = pick(dims, 6);
-        int32_t n = 1 + (int32_t)(next() % MAX_CHUNKS), kind = trial / 2 % KINDS;
+    for (int trial = 0; trial < 180; trial++) {
+        int32_t slot = trial % MM2_KV_KINDS, heads = 1 + (int32_t)(next() % MAX_HEADS);
+        int32_t n = 1 + (int32_t)(next() % MAX_CHUNKS), kind = trial / MM2_KV_KINDS % KINDS;
+        int32_t dim = pick(dims, 6);
         if (kind == TAME) { /* checked in double precision: keep it small */
             heads = 2;
             dim = 16 << next() % 2;
@@ -587,7 +619,7 @@ static void test_attention(void **state)
 static void test_attention_of_rows(void **state)
 {
     (void)state;
-    for (int trial = 0; trial < 60; trial++)
+    for (int trial = 0; trial < 120; trial++)
         attend_rows(levels, level_count, trial);
     attend_vanishing(levels, level_count);
 }
@@ -608,6 +640,128 @@ static void test_attention_reports_nan(void **state)
             assert_true(isnan(a.l[0]));
             kv_free(&c);
         }
+}
+
+/* What is not finite leaves a scale of NaN in an INT8 cache, where codes cannot show it, and in the
+ * factors of a query. It is seen in l, or, of a value, in all of o, even where its probability is 0. A
+ * value that the row does not see is not. */
+static void test_int8_attention_reports_nan(void **state)
+{
+    (void)state;
+    enum { DIM = 32, N = 40 };
+    static const float bad[] = {NAN, INFINITY, -INFINITY};
+    static attention a;
+    for (int trial = 0; trial < 60; trial++)
+        for (int l = -1; l < level_count; l++) {
+            const mm2_kernels *k = l < 0 ? &mm2_kernels_ref : levels[l];
+            float q[DIM], x[DIM];
+            int8_t codes[DIM];
+            int32_t j = trial * 7 % (N + 8), what = trial % 3;
+            kv_chunk c = kv_new(MM2_KV_INT8, N, DIM, TAME);
+            for (int32_t d = 0; d < DIM; d++)
+                q[d] = x[d] = next_float(TAME);
+            x[trial % DIM] = bad[next() % 3];
+            float d = k->quantize_head(codes, x, DIM);
+            assert_true(isnan(d));
+            if (what == 0)
+                *scale_of(c.k, mm2_key_scale_at(DIM, j)) = d;
+            else if (what == 1)
+                *scale_of(c.v, mm2_value_scale_at(DIM, j)) = d;
+            else
+                q[trial % DIM] = bad[next() % 3];
+            if (what == 1 && trial % 2) /* out of sight of the softmax */
+                *scale_of(c.k, mm2_key_scale_at(DIM, j)) *= -1e6f;
+            attend(k, &a, MM2_KV_INT8, q, 1, &c, 1, DIM, 1);
+            for (int32_t i = 0; i < DIM; i++)
+                assert_true(isnan(a.o[i] / a.l[0]) == (what == 2 || j < N));
+            kv_free(&c);
+        }
+}
+
+static void test_hadamard(void **state)
+{
+    (void)state;
+    for (int32_t n = 16; n <= MM2_HEAD_DIM_LIMIT; n += 16)
+        for (int kind = 0; kind < KINDS; kind++) {
+            size_t bytes = (size_t)n * 4;
+            float *x = guarded(bytes), *a = guarded(bytes), *b = guarded(bytes);
+            int32_t block = n & -n;
+            for (int32_t i = 0; i < n; i++)
+                a[i] = x[i] = next_float(kind);
+            mm2_kernels_ref.hadamard(a, n);
+            for (int32_t i = 0; i < n && kind == TAME; i++) { /* ref against the matrix */
+                double sum = 0, size = 0;
+                for (int32_t j = i / block * block; j < (i / block + 1) * block; j++) {
+                    sum += __builtin_parity((unsigned)(i & j & (block - 1))) ? -x[j] : x[j];
+                    size += fabs((double)x[j]);
+                }
+                assert_true(fabs(a[i] - sum) <= 10 * 0x1p-24 * size);
+            }
+            for (int l = 0; l < level_count; l++) {
+                memcpy(b, x, bytes);
+                levels[l]->hadamard(b, n);
+                assert_same(b, a, n, "hadamard");
+            }
+            guarded_free(x, bytes);
+            guarded_free(a, bytes);
+            guarded_free(b, bytes);
+        }
+}
+
+static void test_quantize_head(void **state)
+{
+    (void)state;
+    for (int trial = 0; trial < 400; trial++) {
+        int32_t n = 16 * (1 + (int32_t)(next() % 32)), kind = trial % KINDS;
+        size_t bytes = (size_t)n * 4;
+        float *x = guarded(bytes), wanted, found;
+        int8_t *a = guarded((size_t)n), *b = guarded((size_t)n);
+        for (int32_t i = 0; i < n; i++)
+            x[i] = trial % 7 ? next_float(kind) : 1e-33f;
+        wanted = mm2_kernels_ref.quantize_head(a, x, n);
+        for (int l = 0; l < level_count; l++) {
+            found = levels[l]->quantize_head(b, x, n);
+            assert_true(same_bits(found, wanted));
+            assert_memory_equal(b, a, (size_t)n);
+        }
+        for (int32_t i = 0; i < n && kind == TAME; i++)
+            assert_true(fabsf(a[i] * wanted - x[i]) <= 0.5001f * wanted || wanted == 0);
+        guarded_free(x, bytes);
+        guarded_free(a, (size_t)n);
+        guarded_free(b, (size_t)n);
+    }
+}
+
+/* The largest sums that there are fit into int32: codes of one sign, the widest head, all positions. */
+static void test_int8_attention_at_its_limits(void **state)
+{
+    (void)state;
+    enum { DIM = MM2_INT8_DIM_LIMIT };
+    for (int turn = 0; turn < 4; turn++) {
+        kv_chunk c = kv_new(MM2_KV_INT8, MM2_CHUNK, DIM, TAME);
+        float q[DIM], wanted[2 + DIM], found[2 + DIM];
+        for (int32_t j = 0; j < MM2_CHUNK; j++) {
+            *scale_of(c.k, mm2_key_scale_at(DIM, j)) = 1e-6f;
+            *scale_of(c.v, mm2_value_scale_at(DIM, j)) = 1;
+            for (int32_t d = 0; d < DIM; d++) {
+                q[d] = turn % 2 ? -3.0f : 3.0f;
+                put_kv(MM2_KV_INT8, c.k, mm2_key_at(MM2_INT8, DIM, j, d), turn < 2 ? -128 : 127);
+                put_kv(MM2_KV_INT8, c.v, mm2_value_at(MM2_INT8, DIM, j, d), turn < 2 ? 127 : -128);
+            }
+        }
+        for (int l = -1; l < level_count; l++) {
+            const mm2_kernels *k = l < 0 ? &mm2_kernels_ref : levels[l];
+            float *to = l < 0 ? wanted : found;
+            memset(to, 0, sizeof found);
+            to[0] = -INFINITY;
+            k->attend[MM2_KV_INT8](to, to + 1, to + 2, q, 1, 1, 1, c.k, c.v, MM2_CHUNK, DIM, 1);
+            assert_same(to, wanted, 2 + DIM, k->name);
+        }
+        double s = (turn < 2 ? -128.0 : 127.0) * (turn % 2 ? -3 : 3) * DIM * 1e-6;
+        assert_true(fabs(wanted[0] - s) < 1e-4 * fabs(s));
+        assert_true(fabs(wanted[2] / wanted[1] - (turn < 2 ? 127 : -128)) < 1e-3);
+        kv_free(&c);
+    }
 }
 
 /* Scores around -87.3 below the largest, where exp ends (seen through huge values); and scores that
@@ -771,6 +925,10 @@ int main(void)
         cmocka_unit_test(test_attention),
         cmocka_unit_test(test_attention_of_rows),
         cmocka_unit_test(test_attention_reports_nan),
+        cmocka_unit_test(test_int8_attention_reports_nan),
+        cmocka_unit_test(test_int8_attention_at_its_limits),
+        cmocka_unit_test(test_hadamard),
+        cmocka_unit_test(test_quantize_head),
         cmocka_unit_test(test_attention_edges),
         cmocka_unit_test(test_read_reads_all),
         cmocka_unit_test(test_peak_multiplies),

@@ -76,6 +76,7 @@ static void forms_that_are_understood(void **state)
          "]~!b[]~b]system\nX\nCurrent date: d\nCurrent location: here[e~[\n"},
         {TURN("'content': null"), ASKED "[e~[\n"},
         {TURN("'tool_calls': []"), ASKED "[e~[\n"},
+        {TURN("'tool_calls': {}"), ASKED "[e~[\n"}, /* Lua's empty list */
         /* thinking under its names */
         {TURN("'content': 'A', 'reasoning_content': 'R'"), ASKED "<think>\nR\n</think>\n\nA[e~[\n"},
         {TURN("'content': 'A', 'thinking': 'R'"), ASKED "<think>\nR\n</think>\n\nA[e~[\n"},
@@ -240,7 +241,7 @@ static void what_has_no_place_is_refused(void **state)
         {"[{'role': 'system', 'content': 'x', 'current_date': 5}]", NULL, "a number as its"},
         {TURN("'thinking': 5"), NULL, "a number as its thinking"},
         {TURN("'reasoning_details': [{'type': 'reasoning.encrypted'}]"), NULL, "without text"},
-        {TURN("'tool_calls': {}"), NULL, "expected an array"},
+        {TURN("'tool_calls': {'a': 1}"), NULL, "expected an array"},
         {TURN("'tool_calls': [{'arguments': {}}]"), NULL, "name of a tool"},
         {TURN("'tool_calls': [{'name': 'f', 'arguments': []}]"), NULL, "an array, expected"},
         {TURN("'tool_calls': [{'name': 'f', 'arguments': '[1]'}]"), NULL, "no object"},

@@ -58,6 +58,7 @@ static void every_dtype_has_its_facts(void **state)
         {MM2_F4_32, 32, 16, -1, "f4_32", NULL},
         {MM2_I4, 32, 16, -1, "i4", NULL},
         {MM2_I8, 32, 32, -1, "i8", NULL},
+        {MM2_INT8, 1, 1, -1, "int8", NULL},
     };
     int32_t count = sizeof want / sizeof *want;
     assert_int_equal(MM2_DTYPE_COUNT - 1, count);

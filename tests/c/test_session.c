@@ -357,6 +357,8 @@ static void limits_leave_the_bits_alone(void **state)
     assert_int_equal(MM2_E_ARG, mm2_model_cost(model, 1, 0, MM2_F16, &layers, &rest));
     assert_int_equal(MM2_E_ARG,
                      mm2_model_cost(model, INT32_MAX, INT32_MAX, MM2_F32, &layers, &rest));
+    assert_int_equal(MM2_OK, mm2_model_cost(model, 1, 4095, MM2_INT8, &layers, &rest));
+    assert_true(layers.kv_bytes == 5.0 * 4095 * 2 * 2 * (64 + 4));
     assert_int_equal(MM2_OK, mm2_model_cost(model, 1, 4095, MM2_F32, &layers, &rest));
     assert_true(layers.kv_bytes == 5.0 * 4095 * 2 * 2 * 64 * 4);
     mm2_session *s = session_of(0);

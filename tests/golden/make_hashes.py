@@ -1,5 +1,5 @@
 """The golden hashes: SHA-256 of the logits of one small checkpoint in every weight format, and in
-some with precision "exact".
+some with precision "exact", or with an int8 cache.
 
     python tests/golden/make_hashes.py      # writes hashes.json
 
@@ -32,13 +32,15 @@ FORMS = ("fp8 rows bf16", "nvfp4 modelopt", "nvfp4 compressed", "mxfp4 quark", "
          "int4 rows", "int8 128")  # of safetensors_file.py
 EXACT = tuple(f"{kind} exact" for kind in ("BF16", "FP8", "Q8_0", "Q3_K", "Q4_K", "IQ4_XS", "Q4_1",
                                            "NVFP4", "nvfp4 compressed", "int4 32 zeros"))
-KINDS = (*PLAIN, *QUANTISED, *FORMS, *EXACT)
+INT8_CACHE = tuple(f"{kind} int8 cache" for kind in ("F32", "FP8", "Q4_K"))
+KINDS = (*PLAIN, *QUANTISED, *FORMS, *EXACT, *INT8_CACHE)
 IDS = checkpoints.prompt(CASE, 270)  # crosses the 256-position chunk of attention
 
 
 def write(kind, directory):
     """The checkpoint with matrices of a kind of KINDS; returns its path."""
-    directory, kind = pathlib.Path(directory), kind.removesuffix(" exact")
+    directory = pathlib.Path(directory)
+    kind = kind.removesuffix(" exact").removesuffix(" int8 cache")
     if kind in PLAIN:
         case = dataclasses.replace(CASE, storage=kind)
         return checkpoints.write_checkpoint(case, directory / kind)
@@ -59,12 +61,14 @@ def load(kind, path, **options):
     return mm.load(path, precision="exact" if kind in EXACT else "fast", **options)
 
 
-def all_logits(model, ids, chunk):
-    """float32 [n, vocab_size]; the prompt goes through the layers `chunk` tokens at a time.
+def kv_dtype(kind):
+    """Keys and values are BF16 in the hashes of precision "exact" too."""
+    return "int8" if kind in INT8_CACHE else "bf16"
 
-    Keys and values are BF16 in all hashes, in those of precision "exact" too.
-    """
-    with model.session(context=len(ids), chunk=chunk, kv_dtype="bf16") as session:
+
+def all_logits(model, ids, chunk, kind):
+    """float32 [n, vocab_size]; the prompt goes through the layers `chunk` tokens at a time."""
+    with model.session(context=len(ids), chunk=chunk, kv_dtype=kv_dtype(kind)) as session:
         taps = session.trace(ids, points=["logits"])
         return np.concatenate([np.array(tap.tensor.numpy()) for tap in taps])
 
@@ -79,7 +83,7 @@ def main():
     with tempfile.TemporaryDirectory() as directory:
         for kind in KINDS:
             with load(kind, write(kind, directory), isa="ref", threads=2) as model:
-                hashes[kind] = digest(all_logits(model, IDS, 64))
+                hashes[kind] = digest(all_logits(model, IDS, 64, kind))
     HASHES.write_text(json.dumps(hashes, indent=1) + "\n")
 
 

@@ -92,7 +92,7 @@ describe("a model", function()
         assert.equal(layers.weight_bytes, model:cost(1, 10).weight_bytes)
         assert.equal(2 * model:cost(1, 10).kv_bytes, model:cost(1, 10, "f32").kv_bytes)
         assert.matches("tokens must be an integer", support.failure(model.cost, model, 1.5))
-        assert.matches("kv_dtype must be 'bf16' or 'f32', not 'q8'",
+        assert.matches("kv_dtype must be 'bf16', 'f32' or 'int8', not 'q8'",
             support.failure(model.cost, model, 1, 1, "q8"))
         assert.matches("0 tokens behind 0", support.failure(model.cost, model, 0))
     end)

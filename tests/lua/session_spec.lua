@@ -62,6 +62,14 @@ describe("a session", function()
         assert.are_not.equal(support.alone(long), support.alone(long, { kv_dtype = "f32" }))
     end)
 
+    it("keeps the cache in int8 if asked", function()
+        local int8 = support.alone(long, { kv_dtype = "int8" })
+        assert.are_not.equal(support.alone(long), int8)
+        assert.equal(int8, support.alone(long, { kv_dtype = "int8", chunk = 7 }))
+        local bytes = model:cost(1, 100, "bf16").kv_bytes
+        assert.is_true(model:cost(1, 100, "int8").kv_bytes < 0.6 * bytes)
+    end)
+
     it("has its options wherever a prompt is given", function()
         local f32 = support.alone(long, { kv_dtype = "f32" })
         local options = { kv_dtype = "f32", chunk = 7, context = 300 }

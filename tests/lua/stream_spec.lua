@@ -353,8 +353,8 @@ describe("a chat", function()
         assert.equal(text, (chat:send "Hello!"))
         chat:send "And you?"
         chat:close()
-        assert.matches("thinking must be true or false", support.failure(model.generate, model, "x",
-            { thinking = 1 }))
+        assert.matches("thinking must be true, false or a number", support.failure(model.generate, model, "x",
+            { thinking = "x" }))
         local _, opened = model:generate("x", greedy(4, { thinking = true }))
         assert.is_string(opened.thinking)
     end)

@@ -325,11 +325,13 @@ say(unpack(steered.tokens))
 
 say "# batch"
 local a, b = assert(model:session()), assert(model:session { kv_dtype = "f32" })
-local batch = assert(model:batch { a, b })
+local c = assert(model:session { kv_dtype = "int8" })
+local batch = assert(model:batch { a, b, c })
 a:feed(prompt)
 b:feed "Once upon a time"
+c:feed(prompt)
 batch:run()
-say(hash(a:logits():bytes()), hash(b:logits():bytes()))
+say(hash(a:logits():bytes()), hash(b:logits():bytes()), hash(c:logits():bytes()))
 
 say "# errors"
 local function fails(fn, ...)

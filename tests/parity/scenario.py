@@ -289,11 +289,13 @@ say(*steered.tokens)
 
 say("# batch")
 a, b = model.session(), model.session(kv_dtype="f32")
-batch = model.batch([a, b])
+c = model.session(kv_dtype="int8")
+batch = model.batch([a, b, c])
 a.feed(prompt)
 b.feed("Once upon a time")
+c.feed(prompt)
 batch.run()
-say(hash_of(a.logits), hash_of(b.logits))
+say(hash_of(a.logits), hash_of(b.logits), hash_of(c.logits))
 
 say("# errors")
 

@@ -59,6 +59,8 @@ def test_costs_are_those_of_the_tensors(some, tokens, depth):
     assert rest.ops == head_ops
     assert layers.bytes == layers.weight_bytes + kv
     assert some.cost(tokens, depth, "f32")[0].kv_bytes == 2 * kv
+    codes = kv / 2 + some.config.num_hidden_layers * depth * 2 * KV_HEADS * 4  # and scales
+    assert some.cost(tokens, depth, "int8")[0].kv_bytes == codes
 
 
 def test_operations_count_by_what_multiplies(some):
@@ -72,6 +74,7 @@ def test_operations_count_by_what_multiplies(some):
     elif kind == "f32":
         assert (layers.int8_ops, layers.bf16_ops) == (0, attention)
         assert some.cost(1, 0, "f32")[0].bf16_ops == 0
+        assert some.cost(1, 0, "int8")[0][2:4] == (attention, 0)
     else:
         assert layers.int8_ops == rest.int8_ops == 0
         assert rest.bf16_ops == 2 * VOCAB * HIDDEN

@@ -53,7 +53,7 @@ def test_options_are_checked_before_anything_is_fed(tiny, session, options, name
         assert (chat.messages, chat.session.tokens) == (messages, tokens)
 
 
-@pytest.mark.parametrize("text", [5, None, b"x", ["x"], "a\0b"])
+@pytest.mark.parametrize("text", [5, None, b"x", ["x"], [], "a\0b"])
 def test_a_refused_message_leaves_the_chat(tiny, text):
     with tiny.chat("Be brief.") as chat:
         refused(lambda: chat.send(text), "content" if text is not None else "")

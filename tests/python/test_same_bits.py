@@ -1,9 +1,9 @@
 """The same bits, whatever the circumstances: the promise at the head of csrc/minimax2.h.
 
-One small checkpoint in every weight format, in some with precision "exact" too. Its logits on the
-reference level have a committed SHA-256 (tests/golden/hashes.json); every other level, thread
-count, division among memory nodes, chunking, budget, history of the session, on disk too, and
-company in a batch must give exactly these.
+One small checkpoint in every weight format, in some with precision "exact" or an int8 cache too.
+Its logits on the reference level have a committed SHA-256 (tests/golden/hashes.json); every other
+level, thread count, division among memory nodes, chunking, budget, history of the session, on disk
+too, and company in a batch must give exactly these.
 
 Every test is one configuration; the summary counts them and the bits that differ (conftest.py).
 """
@@ -20,7 +20,7 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "golden"))
 import checkpoints  # noqa: E402
 from make_hashes import (  # noqa: E402
-    CASE, HASHES, IDS, KINDS, all_logits, digest, load, write)
+    CASE, HASHES, IDS, KINDS, all_logits, digest, kv_dtype, load, write)
 
 LEVELS = ("ref", "avx2", "avx512", "amx")
 LEVELS = LEVELS[: LEVELS.index(mm.cpu().split()[0]) + 1]
@@ -33,9 +33,9 @@ LONG = np.concatenate([IDS, checkpoints.prompt(CASE, 242)])  # 512
 TAIL = 250  # where decoding starts: before the border between two chunks of attention
 
 
-def session_of(model, context, chunk=None):
+def session_of(model, kind, context, chunk=None):
     """With the cache of the hashes, also where precision "exact" would have another default."""
-    return model.session(context=context, chunk=chunk, kv_dtype="bf16")
+    return model.session(context=context, chunk=chunk, kv_dtype=kv_dtype(kind))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def truths(tmp_path_factory):
     def get(kind):
         path = write(kind, directory)
         with load(kind, path, isa="ref", threads=2) as model:
-            return path, all_logits(model, LONG, 64)
+            return path, all_logits(model, LONG, 64, kind)
 
     return get
 
@@ -101,7 +101,7 @@ def test_storage_does_not_matter():
 def test_reference_level(kind, truths, threads, chunk, assert_bits):
     path, truth = truths(kind)
     with load(kind, path, isa="ref", threads=threads) as model:
-        assert_bits(all_logits(model, IDS[:64], chunk), truth[:64])
+        assert_bits(all_logits(model, IDS[:64], chunk, kind), truth[:64])
 
 
 @pytest.mark.parametrize("threads, nodes", [(2, 2), (3, 2), (3, 3), (5, 2)])
@@ -110,8 +110,8 @@ def test_memory_nodes(kind, truths, threads, nodes, monkeypatch, assert_bits):
     path, truth = truths(kind)
     monkeypatch.setenv("MM2_NUMA_FAKE", str(nodes))
     with load(kind, path, threads=threads) as model:
-        assert_bits(all_logits(model, IDS, 64), truth[:len(IDS)])
-        with session_of(model, context=len(IDS), chunk=100) as session:
+        assert_bits(all_logits(model, IDS, 64, kind), truth[:len(IDS)])
+        with session_of(model, kind, context=len(IDS), chunk=100) as session:
             session.feed(IDS)
             slices = 1
             while not session.run(0.00001):
@@ -122,16 +122,16 @@ def test_memory_nodes(kind, truths, threads, nodes, monkeypatch, assert_bits):
 
 @pytest.mark.parametrize("rows", ROWS)
 def test_rows(model, kind, truths, rows, assert_bits):
-    assert_bits(all_logits(model, LONG, rows), truths(kind)[1])
+    assert_bits(all_logits(model, LONG, rows, kind), truths(kind)[1])
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)
-def test_prefill(model, truth, chunk, assert_bits):
-    assert_bits(all_logits(model, IDS, chunk), truth)
+def test_prefill(model, kind, truth, chunk, assert_bits):
+    assert_bits(all_logits(model, IDS, chunk, kind), truth)
 
 
-def test_decode(model, truth, assert_bits):
-    with session_of(model, context=len(IDS)) as session:
+def test_decode(model, kind, truth, assert_bits):
+    with session_of(model, kind, context=len(IDS)) as session:
         session.feed(IDS[:TAIL]).run()
         assert_bits(session.logits.numpy(), truth[TAIL - 1])
         for position in range(TAIL, len(IDS)):
@@ -140,17 +140,18 @@ def test_decode(model, truth, assert_bits):
 
 
 @pytest.mark.parametrize("length", [1, 100, 255, 256])
-def test_rewind(model, truth, length, assert_bits):
+def test_rewind(model, kind, truth, length, assert_bits):
     """Another future was evaluated, and must leave nothing behind."""
-    with session_of(model, context=len(IDS) + 40) as session:
+    with session_of(model, kind, context=len(IDS) + 40) as session:
         session.feed(IDS[:length]).feed(IDS[::-1][: len(IDS) + 40 - length]).run()
         session.rewind(length)
         session.feed(IDS[length:]).run()
         assert_bits(session.logits.numpy(), truth[-1])
 
 
+@pytest.mark.parametrize("cache", ["F32", "F32 int8 cache"])
 @pytest.mark.parametrize("threads", [3, 5, 16])
-def test_pages_as_units(threads, truths, assert_bits):
+def test_pages_as_units(threads, cache, truths, assert_bits):
     """A token behind 16 pages, alone and in a batch: with many threads they share each head's (3:
     in two rounds)."""
     path, _ = truths("F32")
@@ -158,7 +159,7 @@ def test_pages_as_units(threads, truths, assert_bits):
     logits = []
     for count in (1, threads):  # one thread has heads enough
         with mm.load(path, threads=count) as model:
-            sessions = [session_of(model, context=len(long)) for _ in range(2)]
+            sessions = [session_of(model, cache, context=len(long)) for _ in range(2)]
             for session, length in zip(sessions, (len(long), 600), strict=True):
                 session.feed(long[: length - 1]).run()
             with model.batch(sessions) as batch:
@@ -171,9 +172,9 @@ def test_pages_as_units(threads, truths, assert_bits):
     assert_bits(logits[1], logits[0])
 
 
-def test_rewind_half_way(model, truth, assert_bits):
+def test_rewind_half_way(model, kind, truth, assert_bits):
     """A chunk is in flight when the timeline is cut: below what is evaluated, and above it."""
-    with session_of(model, context=len(IDS), chunk=64) as session:
+    with session_of(model, kind, context=len(IDS), chunk=64) as session:
         session.feed(IDS)
         assert not session.run(0.00001)
         session.rewind(200)
@@ -183,9 +184,9 @@ def test_rewind_half_way(model, truth, assert_bits):
         assert_bits(session.logits.numpy(), truth[-1])
 
 
-def test_sliced_by_a_budget(model, truth, assert_bits):
+def test_sliced_by_a_budget(model, kind, truth, assert_bits):
     slices = 1
-    with session_of(model, context=len(IDS), chunk=64) as session:
+    with session_of(model, kind, context=len(IDS), chunk=64) as session:
         session.feed(IDS)
         while not session.run(0.00001):
             slices += 1
@@ -193,15 +194,15 @@ def test_sliced_by_a_budget(model, truth, assert_bits):
     assert slices > 2
 
 
-def test_every_activation_watched(model, truth, assert_bits):
-    with session_of(model, context=len(IDS), chunk=100) as session:
+def test_every_activation_watched(model, kind, truth, assert_bits):
+    with session_of(model, kind, context=len(IDS), chunk=100) as session:
         stops = sum(1 for _ in session.trace(IDS))
         assert_bits(session.logits.numpy(), truth[-1])
     assert stops > 3 * 2 * 14
 
 
-def test_batch(model, truth, assert_bits):
-    sessions = [session_of(model, context=len(IDS), chunk=chunk) for chunk in (64, 256, 7)]
+def test_batch(model, kind, truth, assert_bits):
+    sessions = [session_of(model, kind, context=len(IDS), chunk=chunk) for chunk in (64, 256, 7)]
     with model.batch(sessions) as batch:
         for session, length in zip(sessions, LENGTHS, strict=True):
             session.feed(IDS[: length - 4])
@@ -217,9 +218,9 @@ def test_batch(model, truth, assert_bits):
 
 
 @pytest.mark.parametrize("length", [1, 100, 255, 256])
-def test_fork(model, truth, length, assert_bits):
+def test_fork(model, kind, truth, length, assert_bits):
     """Two branches of a fork: one takes another way, the other goes on; then a fork of that."""
-    with session_of(model, context=len(IDS) + 40) as session:
+    with session_of(model, kind, context=len(IDS) + 40) as session:
         session.feed(IDS[:length]).run()
         with session.fork() as other:
             other.feed(IDS[::-1][:40]).run()
@@ -231,8 +232,8 @@ def test_fork(model, truth, length, assert_bits):
                     assert_bits(branch.logits.numpy(), truth[-1])
 
 
-def test_fork_in_the_middle_of_a_prompt(model, truth, assert_bits):
-    with session_of(model, context=len(IDS), chunk=64) as session:
+def test_fork_in_the_middle_of_a_prompt(model, kind, truth, assert_bits):
+    with session_of(model, kind, context=len(IDS), chunk=64) as session:
         session.feed(IDS[:30]).run()
         session.feed(IDS[30:])
         forks = []
@@ -246,10 +247,10 @@ def test_fork_in_the_middle_of_a_prompt(model, truth, assert_bits):
 
 
 @pytest.mark.parametrize("length", [1, 100, 255, 256])
-def test_restored(model, truth, length, tmp_path, assert_bits):
+def test_restored(model, kind, truth, length, tmp_path, assert_bits):
     """Saved and restored, mapped and read; then forked; then saved in the middle of a prompt."""
     path = tmp_path / "session"
-    with session_of(model, context=len(IDS) + 40, chunk=64) as session:
+    with session_of(model, kind, context=len(IDS) + 40, chunk=64) as session:
         session.feed(IDS[:length]).run()
         session.save(path)
     for mapped in (True, False):
@@ -270,7 +271,7 @@ def test_restored(model, truth, length, tmp_path, assert_bits):
 def test_restored_from_another_level(model, kind, truths, truth, tmp_path, assert_bits):
     path = tmp_path / "session"
     with load(kind, truths(kind)[0], isa="ref", threads=2) as reference:
-        with session_of(reference, context=len(IDS)) as session:
+        with session_of(reference, kind, context=len(IDS)) as session:
             session.feed(IDS[:40]).run()
             session.save(path)
     with model.restore(path) as session:
@@ -282,10 +283,10 @@ def test_restored_from_another_level(model, kind, truths, truth, tmp_path, asser
 
 
 @pytest.mark.parametrize("rows", [16, 100])
-def test_batch_with_a_cut_in_the_middle(model, truth, rows, assert_bits):
+def test_batch_with_a_cut_in_the_middle(model, kind, truth, rows, assert_bits):
     """A member decodes while others' prompts flow; one of these is cut while it is in flight."""
     start = 200
-    sessions = [session_of(model, context=len(IDS)) for _ in range(3)]
+    sessions = [session_of(model, kind, context=len(IDS)) for _ in range(3)]
     sessions[0].feed(IDS[:start]).run()
     with model.batch(sessions, rows=rows) as batch:
         for session in sessions[1:]:

@@ -154,6 +154,12 @@ def test_kv_in_float32_is_another_number(tiny, expected):
     assert 0 < np.abs(other - usual).max() < 0.2 * np.abs(usual).max()
 
 
+def test_kv_in_int8_is_another_number(tiny, expected):
+    other = np.frombuffer(logits_of(tiny, IDS, kv_dtype="int8"), np.float32)
+    usual = np.frombuffer(expected, np.float32)
+    assert 0 < np.abs(other - usual).max() < 0.2 * np.abs(usual).max()
+
+
 def test_closing(tiny):
     session = tiny.session(context=16)
     session.feed([1]).run()

@@ -1,0 +1,27 @@
+/* Prefetches of attention. A decoded token's keys and values come from memory: while the keys of a chunk
+ * are multiplied its values are fetched, line by line, one for each of the keys. */
+#ifndef MM2_FETCH_H
+#define MM2_FETCH_H
+
+#include <immintrin.h>
+#include <stdint.h>
+
+/* What comes soon, into the first-level cache. */
+static inline __attribute__((always_inline)) void fetch_near(const void *p)
+{
+    _mm_prefetch((const char *)p, _MM_HINT_T0);
+}
+
+/* The line of the other plane, `ahead` bytes from p, into the second-level one. */
+static inline __attribute__((always_inline)) void fetch_other(const void *p, int64_t ahead)
+{
+    _mm_prefetch((const char *)((uintptr_t)p + (uint64_t)ahead), _MM_HINT_T1);
+}
+
+/* From one plane to the other. */
+static inline int64_t distance(const void *from, const void *to)
+{
+    return (int64_t)((uintptr_t)to - (uintptr_t)from);
+}
+
+#endif
