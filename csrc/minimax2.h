@@ -689,7 +689,7 @@ typedef struct mm2_restore_options {
     uint32_t flags;   /* MM2_IN_MEMORY: read the keys and values instead of mapping the file */
     int32_t context;  /* positions, at least as many as there are tokens; 0: as many as the session
                          had, or the model has */
-    int32_t kv_dtype; /* 0: as in the file; MM2_BF16 or MM2_F32: refuse a file with another */
+    int32_t kv_dtype; /* 0: as in the file; a dtype: refuse a file with another */
     int32_t chunk;    /* as in mm2_session_options */
 } mm2_restore_options;
 

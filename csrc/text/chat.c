@@ -524,7 +524,7 @@ static mm2_status begin(call *k, const mm2_tokenizer *t, const mm2_conversation 
         return mm2_fail(MM2_E_UNSUPPORTED,
                         "%s: the chat template of %s is none of the known ones of MiniMax-M2 and "
                         "may want another format; write the prompt yourself and encode it with "
-                        "MM2_SPECIAL",
+                        "its special tokens",
                         k->verb, t->unknown_template);
     for (int i = 0; k->p.ids && i < MM2_TAG_NEEDED; i++)
         if (t->tags[i] < 0)

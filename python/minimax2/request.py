@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Unpack
 
+import numpy as np
+
 from minimax2 import _native, trace
 from minimax2.errors import ArgumentError
 from minimax2.options import DEFAULTS, GenerateOptions, Prompt, check_names
@@ -69,8 +71,11 @@ def _thinking(thinking: bool | int | None, answers: bool) -> tuple[bool, int]:
     """Whether a text begins inside <think>, and how many tokens it may think."""
     if thinking is None:
         return answers, _native.NO_BUDGET
-    if isinstance(thinking, bool) or not hasattr(thinking, "__index__"):
-        return _native.flag(thinking, "thinking"), _native.NO_BUDGET
+    if isinstance(thinking, (bool, np.bool_)):
+        return bool(thinking), _native.NO_BUDGET
+    if not hasattr(thinking, "__index__"):
+        raise TypeError("thinking must be a bool, or the number of tokens to think at most, not "
+                        f"{type(thinking).__name__}")
     budget = _native.integer(thinking, "thinking", 0)
     return budget > 0, budget
 

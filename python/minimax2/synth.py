@@ -429,7 +429,8 @@ def _listing() -> str:
     """The formats, for --help."""
     parts = [("types", [name for name in FORMATS]), ("mixes, GGUF", MIXES),
              ("layouts of safetensors", LAYOUTS)]
-    return "\n".join(textwrap.fill(f"{what}: {', '.join(names)}", 90, subsequent_indent="  ")
+    return "\n".join(textwrap.fill(f"{what}: {', '.join(names)}", 90, subsequent_indent="  ",
+                                   break_on_hyphens=False)
                      for what, names in parts)
 
 

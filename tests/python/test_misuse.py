@@ -494,5 +494,12 @@ def test_it_says_what_is_wrong_and_what_may_be(tiny, use, sentence):
     ("stream", lambda model: model.session(context=8).generate("x", stream="no")),
     ("stream", lambda model: model.chat().send("x", stream="no"))])
 def test_words_are_no_booleans(tiny, name, use):
-    with pytest.raises(TypeError, match=f"{name} must be a bool, not"):
+    with pytest.raises(TypeError, match=f"{name} must be a bool,"):
         use(tiny)
+
+
+@pytest.mark.parametrize("thinking", [10.0, 1.5, float("nan"), np.float64(3)])
+def test_a_budget_of_thinking_is_a_whole_number(tiny, thinking):
+    """A float must not count as True, which is no limit."""
+    with pytest.raises(TypeError, match="number of tokens to think"):
+        tiny.generate("x", thinking=thinking)
