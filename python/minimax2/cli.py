@@ -74,7 +74,8 @@ def _parser() -> argparse.ArgumentParser:
                           help="fast (default), or exact: float32 products in every format")
 
     def samples(made: argparse.ArgumentParser) -> None:
-        made.add_argument("-n", "--max-new-tokens", type=int, default=256, metavar="N")
+        made.add_argument("-n", "--max-new-tokens", type=int, default=256, metavar="N",
+                          help="thinking included (256)")
         made.add_argument("--temperature", type=float, metavar="T", help="0: greedy")
         made.add_argument("--top-k", type=int, metavar="K")
         made.add_argument("--top-p", type=float, metavar="P")
@@ -137,7 +138,11 @@ def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    found = mm.info(arguments.path or arguments.model, threads=arguments.threads,
+    if arguments.path is not None and arguments.model is not None:
+        raise mm.ArgumentError(f"{arguments.path!r} and -m {arguments.model!r} are two models: "
+                               "give one")
+    path = arguments.model if arguments.path is None else arguments.path
+    found = mm.info(path, threads=arguments.threads,
                     isa=arguments.isa, precision=arguments.precision)
     if arguments.json:
         print(json.dumps(found))

@@ -111,6 +111,19 @@ describe("thinking", function()
     end)
 end)
 
+describe("tools", function()
+    it("are counted from 1 in sentences", function()
+        local model = assert(mm.load())
+        local ok, sentence = pcall(function()
+            model.tokenizer:render({ { role = "user", content = "x" } },
+                { tools = { { name = "a" }, { description = "b" } } })
+        end)
+        assert.is_false(ok)
+        assert.matches("tool 2 has no name", sentence)
+        model:close()
+    end)
+end)
+
 describe("json", function()
     local json = mm.json
 

@@ -298,3 +298,9 @@ def test_the_command(made, capsys):
     path.write_bytes(whole.build())
     assert cli.main(["info", str(path)]) == 0  # read, even though no model opens
     assert "runs  no: " in capsys.readouterr().out
+
+
+def test_a_path_is_one_path(capsys):
+    """An empty one, which a script's unset variable gives, is not the embedded model."""
+    assert cli.main(["info", ""]) == 1 and "empty" in capsys.readouterr().err
+    assert cli.main(["info", "-m", "a", "b"]) == 1 and "two models" in capsys.readouterr().err
