@@ -166,3 +166,14 @@ def test_ctrl_c_ends_a_save_without_a_trace(tiny, tmp_path, monkeypatch):
         assert begun.is_set() and stops
         assert not [*pathlib.Path(tmp_path).iterdir()]
         session.feed([1]).run()  # nobody holds it
+
+
+def test_a_chat_goes_on_with_a_restored_session(tiny, tmp_path):
+    with tiny.chat("Be brief.", max_new_tokens=12) as chat:
+        chat.send("hi", seed=1)
+        chat.session.save(tmp_path / "chat")
+        expected = chat.send("and now?", seed=2)
+    with tiny.chat("Be brief.", max_new_tokens=12) as again:
+        again.session = tiny.restore(tmp_path / "chat")
+        assert again.send("and now?", seed=2).tokens == expected.tokens
+        assert "and now?" in str(again.messages)
