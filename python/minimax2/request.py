@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Unpack
-
-import numpy as np
 
 from minimax2 import _native, trace
 from minimax2.errors import ArgumentError
@@ -71,9 +70,9 @@ def _thinking(thinking: bool | int | None, answers: bool) -> tuple[bool, int]:
     """Whether a text begins inside <think>, and how many tokens it may think."""
     if thinking is None:
         return answers, _native.NO_BUDGET
-    if isinstance(thinking, (bool, np.bool_)):
-        return bool(thinking), _native.NO_BUDGET
-    if not hasattr(thinking, "__index__"):
+    if isinstance(thinking, bool) or not isinstance(thinking, Real):  # numpy's bool is none
+        return _native.flag(thinking, "thinking"), _native.NO_BUDGET
+    if not hasattr(thinking, "__index__"):  # a fraction
         raise TypeError("thinking must be a bool, or the number of tokens to think at most, not "
                         f"{type(thinking).__name__}")
     budget = _native.integer(thinking, "thinking", 0)
