@@ -779,8 +779,8 @@ typedef struct mm2_sampling {
  * top_k 40), everything else off, seed 0. m may be NULL for the family's. */
 void mm2_sampling_init(mm2_sampling *o, const mm2_model *m);
 
-/* *out is owned: mm2_sampler_free. Retains the model (its vocabulary size). `o` NULL: mm2_sampling_init. Fails with
- * ARG if a field is out of range. */
+/* *out is owned: mm2_sampler_free. Retains the model (its vocabulary size). `o` NULL: what
+ * mm2_sampling_init sets. Fails with ARG if a field is out of range. */
 mm2_status mm2_sampler_new(mm2_sampler **out, mm2_model *m, const mm2_sampling *o);
 void mm2_sampler_free(mm2_sampler *p);
 /* Values added to the logits of these ids (-INFINITY forbids); replaces earlier ones. Copied. n = 0

@@ -80,13 +80,13 @@ void mm2_text_clean(char *out, int32_t cap, const char *text, int64_t length)
 }
 
 /* Four hexadecimal digits, or -1. */
-static int32_t hex4(mm2_json *j)
+static int32_t hex4(const char **at, const char *end)
 {
     int32_t value = 0;
-    if (j->end - j->at < 4)
+    if (end - *at < 4)
         return -1;
-    for (int i = 0; i < 4; i++, j->at++) {
-        char c = *j->at;
+    for (int i = 0; i < 4; i++, ++*at) {
+        char c = **at;
         int digit = c >= '0' && c <= '9'   ? c - '0'
                     : c >= 'a' && c <= 'f' ? c - 'a' + 10
                     : c >= 'A' && c <= 'F' ? c - 'A' + 10
@@ -98,31 +98,21 @@ static int32_t hex4(mm2_json *j)
     return value;
 }
 
-/* Behind a backslash: writes the character's UTF-8 to out and returns its length, or -1. */
-static int32_t escape(mm2_json *j, char *out)
+int32_t mm2_json_unescape(const char **at, const char *end)
 {
     static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
-    if (j->at == j->end)
+    if (*at == end)
         return -1;
-    char c = *j->at++;
+    char c = *(*at)++;
     const char *simple = c ? strchr(from, c) : NULL;
-    if (simple) {
-        out[0] = to[simple - from];
-        return 1;
-    }
-    int32_t code = c == 'u' ? hex4(j) : -1;
-    if (code <= 0 || (code >= 0xdc00 && code < 0xe000))
+    int32_t code = simple ? to[simple - from] : c == 'u' ? hex4(at, end) : -1;
+    if (code < 0xd800 || code >= 0xe000)
+        return code;
+    if (code >= 0xdc00 || end - *at < 2 || (*at)[0] != '\\' || (*at)[1] != 'u')
         return -1;
-    if (code >= 0xd800 && code < 0xdc00) {
-        if (j->end - j->at < 2 || j->at[0] != '\\' || j->at[1] != 'u')
-            return -1;
-        j->at += 2;
-        int32_t low = hex4(j);
-        if (low < 0xdc00 || low > 0xdfff)
-            return -1;
-        code = 0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00);
-    }
-    return mm2_utf8_put((uint8_t *)out, code);
+    *at += 2;
+    int32_t low = hex4(at, end);
+    return low < 0xdc00 || low > 0xdfff ? -1 : 0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00);
 }
 
 /* Bytes from p on that stand for themselves and are ASCII. */
@@ -146,7 +136,8 @@ mm2_status mm2_json_string(mm2_json *j, char *out, int32_t cap)
         int64_t n = plain_run(piece, j->end);
         if (!n && *piece == '\\') {
             j->at++;
-            n = escape(j, decoded);
+            int32_t code = mm2_json_unescape(&j->at, j->end);
+            n = code > 0 ? mm2_utf8_put((uint8_t *)decoded, code) : -1;
             piece = decoded;
         } else {
             if (!n && (uint8_t)*piece >= 0x80)

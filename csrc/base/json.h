@@ -27,6 +27,8 @@ int32_t mm2_json_next(mm2_json *j, char open, int *begun);
  * into `cap` bytes. out NULL: read over it. A key is a string and its colon. */
 mm2_status mm2_json_string(mm2_json *j, char *out, int32_t cap);
 mm2_status mm2_json_key(mm2_json *j, char *out, int32_t cap);
+/* What an escape stands for, from behind its backslash on: a code point, 0 included, or -1. */
+int32_t mm2_json_unescape(const char **at, const char *end);
 /* A whole number, 0..2^63-1. */
 mm2_status mm2_json_integer(mm2_json *j, int64_t *out);
 /* The characters of a number, true, false or null, borrowed from the document, in *text; returns

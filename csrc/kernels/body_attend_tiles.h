@@ -42,35 +42,48 @@ INLINE void fetch_tile(const void *tile, int64_t ahead)
         fetch_other((const char *)tile + i * 64, ahead);
 }
 
-/* Two tiles of A, at a and stride * TILE behind it, times those of B at b and b2, `steps` of 32;
- * `two`: is there a second tile of A? To c and, behind 16 columns, c2. */
-INLINE void attend_product(int two, float *c, int64_t c_stride, const uint16_t *a, int64_t stride,
-                           const uint16_t *b, const uint16_t *b2, int64_t ahead, int32_t steps)
+/* Two tiles of A, at a and 16 rows of `stride` bytes behind it, times those of B at b and b2, `steps` of
+ * 64 bytes of A, which are `b_step` bytes apart in B; of bf16 to sums in float, or of bytes to
+ * int32. `two`: is there a second tile of A? To c, whose rows are c_stride sums long, and 16 columns
+ * behind it. */
+INLINE void attend_product(int is_bf16, int two, void *c, int64_t c_stride, const void *a,
+                           int64_t stride, const void *b, const void *b2, int64_t b_step,
+                           int64_t ahead, int32_t steps)
 {
+#define DOT(sum, x, y)                                                                             \
+    do {                                                                                           \
+        if (is_bf16)                                                                               \
+            tile_dot_bf16(sum, x, y);                                                              \
+        else                                                                                       \
+            tile_dot_signed(sum, x, y);                                                            \
+    } while (0)
+    const uint8_t *rows = a, *left = b, *right = b2;
+    uint32_t *sums = c;
     tile_zero(0);
     tile_zero(1);
     tile_zero(2);
     tile_zero(3);
-    for (int32_t i = 0; i < steps; i++, a += 32, b += 512, b2 += 512) {
-        tile_load(4, a, stride * 2);
-        tile_load(6, b, 64);
-        tile_dot_bf16(0, 4, 6);
-        fetch_tile(b, ahead);
-        tile_load(7, b2, 64);
-        tile_dot_bf16(1, 4, 7);
-        fetch_tile(b2, ahead);
+    for (int32_t i = 0; i < steps; i++, rows += 64, left += b_step, right += b_step) {
+        tile_load(4, rows, stride);
+        tile_load(6, left, 64);
+        DOT(0, 4, 6);
+        fetch_tile(left, ahead);
+        tile_load(7, right, 64);
+        DOT(1, 4, 7);
+        fetch_tile(right, ahead);
         if (!two)
             continue;
-        tile_load(5, a + stride * TILE, stride * 2);
-        tile_dot_bf16(2, 5, 6);
-        tile_dot_bf16(3, 5, 7);
+        tile_load(5, rows + stride * TILE, stride);
+        DOT(2, 5, 6);
+        DOT(3, 5, 7);
     }
-    tile_store(0, c, c_stride * 4);
-    tile_store(1, c + TILE, c_stride * 4);
+    tile_store(0, sums, c_stride * 4);
+    tile_store(1, sums + TILE, c_stride * 4);
     if (!two)
         return;
-    tile_store(2, c + TILE * c_stride, c_stride * 4);
-    tile_store(3, c + TILE * c_stride + TILE, c_stride * 4);
+    tile_store(2, sums + TILE * c_stride, c_stride * 4);
+    tile_store(3, sums + TILE * c_stride + TILE, c_stride * 4);
+#undef DOT
 }
 
 /* Probabilities of query u, as bf16 up to position `end`. */
@@ -139,15 +152,15 @@ static void attend_bf16_tiles(float *m, float *l, float *o, const float *q, int3
         int32_t end = (t.n[count - 1] + 31) / 32 * 32;
         for (int32_t j = 0; j < end; j += 32) {
             const uint16_t *key = (const uint16_t *)k + (int64_t)j * head_dim;
-            attend_product(two, &t.s[0][j], MM2_CHUNK, t.q, head_dim, key, key + TILE * head_dim,
-                           to_values, head_dim / 32);
+            attend_product(1, two, &t.s[0][j], MM2_CHUNK, t.q, head_dim * 2, key,
+                           key + TILE * head_dim, 1024, to_values, head_dim / 32);
         }
         for (int32_t u = 0; u < count; u++)
             attend_softmax(&t, u, end, scale);
         for (int32_t d = 0; d < head_dim; d += 32) {
             const uint16_t *value = (const uint16_t *)v + (int64_t)d * MM2_CHUNK;
-            attend_product(two, &t.o[0][d], TILE_DIM_LIMIT, t.p[0], WEIGHTS_STRIDE, value,
-                           value + TILE * MM2_CHUNK, 0, end / 32);
+            attend_product(1, two, &t.o[0][d], TILE_DIM_LIMIT, t.p[0], WEIGHTS_STRIDE * 2, value,
+                           value + TILE * MM2_CHUNK, 1024, 0, end / 32);
         }
         for (int32_t u = 0; u < count; u++) {
             int32_t head = (first + u) / heads * stride + (first + u) % heads;

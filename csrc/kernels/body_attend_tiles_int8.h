@@ -28,37 +28,6 @@ static inline int32_t row_of(int32_t u)
     return u / 8 * 16 + u % 8;
 }
 
-/* Two tiles of A, at a and stride * TILE behind it, times those of B at b and b2, `steps` of 64 bytes,
- * which are `b_step` bytes apart in B. To c and, behind 16 columns, c2. */
-INLINE void byte_product(int two, int32_t *c, const int8_t *a, int64_t stride, const uint8_t *b,
-                         const uint8_t *b2, int64_t b_step, int64_t ahead, int32_t steps)
-{
-    tile_zero(0);
-    tile_zero(1);
-    tile_zero(2);
-    tile_zero(3);
-    for (int32_t i = 0; i < steps; i++, a += 64, b += b_step, b2 += b_step) {
-        tile_load(4, a, stride);
-        tile_load(6, b, 64);
-        tile_dot_signed(0, 4, 6);
-        fetch_tile(b, ahead);
-        tile_load(7, b2, 64);
-        tile_dot_signed(1, 4, 7);
-        fetch_tile(b2, ahead);
-        if (!two)
-            continue;
-        tile_load(5, a + stride * TILE, stride);
-        tile_dot_signed(2, 5, 6);
-        tile_dot_signed(3, 5, 7);
-    }
-    tile_store(0, c, MM2_CHUNK * 4);
-    tile_store(1, c + TILE, MM2_CHUNK * 4);
-    if (!two)
-        return;
-    tile_store(2, c + TILE * MM2_CHUNK, MM2_CHUNK * 4);
-    tile_store(3, c + TILE * MM2_CHUNK + TILE, MM2_CHUNK * 4);
-}
-
 /* n floats as factors in the rows `high` and `low`; their scale before it is divided by
  * MM2_WIDE_TOP, NaN for floats that are not finite. */
 INLINE float widen_bytes(int8_t *high, int8_t *low, const float *x, int32_t n)
@@ -151,15 +120,15 @@ static void attend_int8_tiles(float *m, float *l, float *o, const float *q, int3
         int32_t end = (t.n[count - 1] + 63) / 64 * 64;
         for (int32_t j = 0; j < t.n[count - 1]; j += 32) {
             const uint8_t *key = (const uint8_t *)k + j / 16 * key_tile;
-            byte_product(two, &t.sums[0][j], t.q, head_dim, key, key + key_tile, 1024, to_values,
-                         head_dim / 64);
+            attend_product(0, two, &t.sums[0][j], MM2_CHUNK, t.q, head_dim, key, key + key_tile,
+                           1024, to_values, head_dim / 64);
         }
         for (int32_t u = 0; u < count; u++)
             softmax_bytes(&t, u, end, k, v, head_dim);
         for (int32_t d = 0; d < head_dim; d += 32) {
             const uint8_t *value = (const uint8_t *)v + d * 64;
-            byte_product(two, &t.sums[0][d], t.p[0], BYTE_STRIDE, value, value + 1024, value_group,
-                         0, end / 64);
+            attend_product(0, two, &t.sums[0][d], MM2_CHUNK, t.p[0], BYTE_STRIDE, value,
+                           value + 1024, value_group, 0, end / 64);
         }
         for (int32_t u = 0; u < count; u++) {
             int32_t head = (first + u) / heads * stride + (first + u) % heads;

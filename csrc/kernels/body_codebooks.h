@@ -178,10 +178,12 @@ INLINE void codebook_terms(int32_t dtype, int acts, direct_terms *t, int32_t at,
     int32_t bytes = block_bytes(dtype), unit = look_unit(dtype);
     if (!codebook_d_at(dtype))
         reals_store(t->d + at, reals_times(reals_halves(p, bytes), codebook_factor(dtype)));
+    if (!has_look(dtype)) {
 #pragma GCC unroll 1
-    for (int l = 0; l < ROWS && !has_look(dtype); l++) {
-        prefetch_lines(p + l * bytes, 0, bytes);
-        stage(dtype, rows + l, p + l * bytes);
+        for (int l = 0; l < ROWS; l++) {
+            prefetch_lines(p + l * bytes, 0, bytes);
+            stage(dtype, rows + l, p + l * bytes);
+        }
     }
     STAGED_NOW(rows);
 #pragma GCC unroll 1

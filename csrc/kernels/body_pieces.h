@@ -377,7 +377,7 @@ INLINE void matmul_pieces_direct(int32_t dtype, int acts, float *const *out, con
             const uint8_t *q =
                 direct_blocks(ROWS / each, p, at / each, total / each, block_bytes(dtype), copy);
             if (!mm2_is_plane(dtype))
-                direct_heads_of_blocks(dtype, &t, at, q, global_of(w));
+                direct_heads_of_blocks(dtype, &t, at, q, w->global);
             else /* scales of the rows that come next: at most a line for ROWS pieces */
                 prefetch((const uint8_t *)w->spans + (first + i + most) * w->span_bytes +
                              at * w->span_bytes / pieces,

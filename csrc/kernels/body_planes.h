@@ -33,8 +33,8 @@ INLINE v16 span_floats(int32_t dtype, const mm2_weight *w, int64_t at)
     if (dtype == MM2_F4_32)
         return widen_e8m0(p);
     if (dtype == MM2_F4_16)
-        return w->global_divides ? v16_div(widen_f8(p), v16_set1(2 * global_of(w)))
-                                 : v16_mul(widen_f8(p), v16_set1(global_of(w) / 2));
+        return w->global_divides ? v16_div(widen_f8(p), v16_set1(2 * w->global))
+                                 : v16_mul(widen_f8(p), v16_set1(w->global / 2));
     return w->span_dtype == MM2_F32   ? widen_f32(p)
            : w->span_dtype == MM2_F16 ? widen_f16(p)
                                       : widen_bf16(p);

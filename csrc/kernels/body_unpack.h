@@ -217,12 +217,6 @@ INLINE void head_piece(int32_t dtype, reals d[2], reals *m, words head, int part
     __builtin_unreachable();
 }
 
-/* What mm2_weight.global says. */
-INLINE float global_of(const mm2_weight *w)
-{
-    return w->global != 0 ? w->global : 1;
-}
-
 /* Of `pieces` pieces from p on, lanes being rows. */
 INLINE void heads_of_blocks(int32_t dtype, piece_heads *h, const mm2_weight *w, const uint8_t *p,
                             int64_t stride, int32_t pieces)
@@ -233,7 +227,7 @@ INLINE void heads_of_blocks(int32_t dtype, piece_heads *h, const mm2_weight *w, 
         transpose4(head, p + b / each * block_bytes(dtype), stride);
         head_piece(dtype, h->d + b * spans, h->m + b, head[0], b % each);
         for (int i = 0; i < spans && dtype == MM2_NVFP4; i++)
-            h->d[b * spans + i] = reals_times(h->d[b * spans + i], global_of(w));
+            h->d[b * spans + i] = reals_times(h->d[b * spans + i], w->global);
     }
 }
 

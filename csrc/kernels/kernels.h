@@ -71,13 +71,13 @@ typedef struct mm2_weight {
     /* I4: zero points, unsigned, as compressed-tensors packs them: int32 [..][n_in / group], row 8 r +
      * i in bits 4 i of row r's words. NULL: 8. */
     const void *zeros;
-    int32_t zeros_first; /* the row of its first word, 0 to 7, in which this matrix's row 0 is */
-    /* F4_16, NVFP4: of all scales; 0: there is none, as if it were 1. F4_16: or does it divide them? */
-    float global;
-    int32_t global_divides;
+    int32_t zeros_first;    /* the row of its first word, 0 to 7, in which this matrix's row 0 is */
+    float global;           /* F4_16, NVFP4: multiplies all scales; 1 where there is none */
+    int32_t global_divides; /* F4_16: or does it divide them? */
 } mm2_weight;
 
-/* What the codes from k on of a row are multiplied with: of FP8 the scale, of PLANES and NVFP4 d_w (below). */
+/* What the codes from k on of a row are multiplied with: of FP8 the scale, of PLANES and NVFP4 d_w
+ * (below). */
 float mm2_weight_scale(const mm2_weight *w, int64_t row, int32_t k);
 /* I4: what is to be subtracted from the unsigned codes there. */
 int32_t mm2_weight_zero(const mm2_weight *w, int64_t row, int32_t k);

@@ -17,8 +17,8 @@ void mm2_ref_quantize_bf16(void *act, const float *x, int32_t n)
         out[i] = 0;
 }
 
-/* One block of codes and its scale d: q = rint(x * (127 / amax)), d = amax / 127. */
-static float quantize_block(int8_t *q, const float *x, int32_t n)
+/* The largest of the absolute bit patterns. */
+static uint32_t largest_bits(const float *x, int32_t n)
 {
     uint32_t largest = 0;
     for (int32_t i = 0; i < n; i++) {
@@ -26,6 +26,13 @@ static float quantize_block(int8_t *q, const float *x, int32_t n)
         if (magnitude > largest)
             largest = magnitude;
     }
+    return largest;
+}
+
+/* One block of codes and its scale d: q = rint(x * (127 / amax)), d = amax / 127. */
+static float quantize_block(int8_t *q, const float *x, int32_t n)
+{
+    uint32_t largest = largest_bits(x, n);
     float amax = mm2_bits_f32(largest);
     if (largest >= 0x7f800000 || amax < 1e-30f) {
         memset(q, 0, (size_t)n);
@@ -210,12 +217,7 @@ void mm2_ref_hadamard(float *x, int32_t n)
  * not finite. */
 static float widen(int32_t *codes, const float *x, int32_t n)
 {
-    uint32_t largest = 0;
-    for (int32_t i = 0; i < n; i++) {
-        uint32_t magnitude = mm2_f32_bits(x[i]) & 0x7fffffff;
-        if (magnitude > largest)
-            largest = magnitude;
-    }
+    uint32_t largest = largest_bits(x, n);
     float top = largest < 0x7f800000 ? mm2_bits_f32(largest) : NAN;
     float inverse = top >= 1e-30f ? MM2_WIDE_TOP / top : 0;
     for (int32_t i = 0; i < n; i++)

@@ -28,11 +28,10 @@ static const mm2_block_nvfp4 *nvfp4_blocks(const mm2_weight *w, int64_t row)
 
 float mm2_weight_scale(const mm2_weight *w, int64_t row, int32_t k)
 {
-    float global = w->global != 0 ? w->global : 1;
     if (w->dtype == MM2_F8_E4M3)
         return scale_f8(w, row, k);
     if (w->dtype == MM2_NVFP4)
-        return mm2_nvfp4_scale(nvfp4_blocks(w, row)[k / 64].d[k % 64 / 16]) * global;
+        return mm2_nvfp4_scale(nvfp4_blocks(w, row)[k / 64].d[k % 64 / 16]) * w->global;
     const uint8_t *p = (const uint8_t *)w->spans + row * w->span_bytes +
                        (int64_t)(k / w->group) * mm2_dtype_bytes(w->span_dtype);
     if (w->dtype == MM2_F4_32)
@@ -41,7 +40,7 @@ float mm2_weight_scale(const mm2_weight *w, int64_t row, int32_t k)
     mm2_dequantize_row(w->span_dtype, p, &s, 1);
     if (w->dtype != MM2_F4_16)
         return s;
-    return w->global_divides ? s / (2 * global) : s * (global / 2);
+    return w->global_divides ? s / (2 * w->global) : s * (w->global / 2);
 }
 
 /* With its sign, doubled. */

@@ -283,11 +283,11 @@ static mm2_status float_scales(finder *f, const mm2_entry *e, const float **out)
     if (!copy)
         return mm2_fail(MM2_E_NOMEM, "%s: out of memory for the %lld scales \"%s\"", e->file,
                         (long long)n, e->name);
-    mm2_dequantize_row(v->dtype, v->data, copy, n);
-    for (int64_t i = 0; v->dtype == MM2_U8 && i < n; i++) { /* E8M0: 2^(e - 127) */
-        uint32_t exponent = ((const uint8_t *)v->data)[i];
-        copy[i] = mm2_bits_f32(exponent ? exponent << 23 : 0x00400000);
-    }
+    if (v->dtype != MM2_U8)
+        mm2_dequantize_row(v->dtype, v->data, copy, n);
+    else /* E8M0: 2^(e - 127) */
+        for (int64_t i = 0; i < n; i++)
+            copy[i] = 2 * mm2_mxfp4_scale(((const uint8_t *)v->data)[i]);
     *out = copy;
     return MM2_OK;
 }
@@ -674,7 +674,7 @@ static mm2_status read_form(finder *f)
     const mm2_tensor *v = &s->codes->view;
     int is_packed = strlen(s->codes->name) > f->length, dtype = v->dtype;
     int64_t columns = v->ndim ? v->shape[v->ndim - 1] : 1;
-    s->first = (mm2_weight){.data = v->data, .dtype = dtype};
+    s->first = (mm2_weight){.data = v->data, .dtype = dtype, .global = 1};
     set_shape(s, dtype == MM2_U8 && v->ndim > 1 ? 2 * columns : columns);
     if (dtype == MM2_I32 && is_packed)
         return read_packed(f);
@@ -707,7 +707,7 @@ mm2_status mm2_stack_find(const mm2_checkpoint *c, const char *name, int32_t ndi
 void mm2_stack_alone(const mm2_entry *e, mm2_stack *out)
 {
     *out = (mm2_stack){.codes = e, .nbytes = e->view.nbytes};
-    out->first = (mm2_weight){.data = e->view.data, .dtype = e->view.dtype};
+    out->first = (mm2_weight){.data = e->view.data, .dtype = e->view.dtype, .global = 1};
     set_shape(out, e->view.ndim ? e->view.shape[e->view.ndim - 1] : 1);
     finish(out);
 }
@@ -730,8 +730,6 @@ mm2_weight mm2_stack_slice(const mm2_stack *s, int64_t index, int64_t first, int
     }
     if (s->global)
         memcpy(&w.global, (const char *)s->global->view.data + index * s->global_step, 4);
-    if (s->global && w.global == 0) /* which mm2_weight takes for none; half of this is 0 */
-        w.global = 0x1p-149f;
     return w;
 }
 

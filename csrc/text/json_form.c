@@ -104,48 +104,14 @@ static char peek(form *f)
     return f->at < f->end ? *f->at : 0;
 }
 
-/* Four hexadecimal digits at f->at, or -1. */
-static int32_t hex4(form *f)
-{
-    int32_t value = 0;
-    if (f->end - f->at < 4)
-        return -1;
-    for (int i = 0; i < 4; i++, f->at++) {
-        char c = *f->at;
-        int digit = c >= '0' && c <= '9'   ? c - '0'
-                    : c >= 'a' && c <= 'f' ? c - 'a' + 10
-                    : c >= 'A' && c <= 'F' ? c - 'A' + 10
-                                           : -1;
-        if (digit < 0)
-            return -1;
-        value = value << 4 | digit;
-    }
-    return value;
-}
-
 /* The escape behind a backslash, as the character that it stands for. */
 static int put_escape(form *f)
 {
-    static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
-    if (f->at == f->end)
-        return 0;
-    char c = *f->at++;
-    const char *simple = c ? strchr(from, c) : NULL;
-    int32_t code = simple ? to[simple - from] : c == 'u' ? hex4(f) : -1;
-    if (code < 0 || (code >= 0xdc00 && code < 0xe000))
-        return 0;
-    if (code >= 0xd800 && code < 0xdc00) {
-        if (f->end - f->at < 2 || f->at[0] != '\\' || f->at[1] != 'u')
-            return 0;
-        f->at += 2;
-        int32_t low = hex4(f);
-        if (low < 0xdc00 || low > 0xdfff)
-            return 0;
-        code = 0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00);
-    }
     char text[4];
-    int n = mm2_utf8_put((uint8_t *)text, code);
-    f->out += mm2_json_escape(f->out, (mm2_view){text, n});
+    int32_t code = mm2_json_unescape(&f->at, f->end);
+    if (code < 0)
+        return 0;
+    f->out += mm2_json_escape(f->out, (mm2_view){text, mm2_utf8_put((uint8_t *)text, code)});
     return 1;
 }
 

@@ -432,6 +432,8 @@ static mm2_status find_message(reader *r, fields *f)
         if (i < F_COUNT) {
             f->at[i] = mm2_json_peek(&r->j) == 'n' ? NULL : r->j.at;
             status = mm2_json_skip(&r->j);
+            if (status)
+                return mm2_fail_in(status, field_names[i]);
             if (f->at[i] && i != F_CONTENT && r->j.at - f->at[i] == 2 && *f->at[i] == '{')
                 f->at[i] = NULL; /* Lua's empty list */
         } else {

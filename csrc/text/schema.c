@@ -83,16 +83,15 @@ static const mm2_value *resolve(const mm2_value *root, const char *ref)
     if (!ref || *ref != '#')
         return NULL;
     for (ref++; root && *ref == '/';) {
-        const char *begin = ++ref;
         char key[256];
         int n = 0;
-        for (; *ref && *ref != '/' && n < 255; ref++) {
+        for (ref++; *ref && *ref != '/' && n < 255; ref++) {
             char c = *ref;
             if (c == '~' && (ref[1] == '0' || ref[1] == '1'))
                 c = *++ref == '0' ? '~' : '/';
             key[n++] = c;
         }
-        root = n < 255 && ref >= begin ? member(root, (mm2_view){key, n}) : NULL;
+        root = n < 255 ? member(root, (mm2_view){key, n}) : NULL;
     }
     return *ref ? NULL : root;
 }

@@ -70,6 +70,14 @@ function Reply:all()
     return read(self.piece)
 end
 
+--- What the answer and the thinking have behind so many bytes each.
+function Reply:behind(text, thinking)
+    local piece = self.piece
+    check(lib.mm2_reply_all(self:live(), piece))
+    return ffi.string(piece.text + text, piece.text_len - text),
+        ffi.string(piece.thinking + thinking, piece.thinking_len - thinking)
+end
+
 --- The id that has to come next because the budget of thinking is spent, or nil. As of the last push.
 function Reply:forced()
     return self.piece.next >= 0 and self.piece.next or nil
@@ -78,18 +86,18 @@ end
 local states = { [lib.MM2_CALL_OPEN] = "open", [lib.MM2_CALL_COMPLETE] = "complete",
     [lib.MM2_CALL_CUT] = "cut" }
 
---- The calls so far, a list of { name =, json = its arguments as far as they came, arguments = them as a
---- table (nil while it is open), state = "open", "complete" or "cut", known = false if tools were given and
---- none has that name, at = bytes of the text before it }; why the last text that looks like a call is none,
---- or ""; and how many ids are thinking.
-function Reply:calls()
+--- The calls so far, from number `first` (1) on, a list of { name =, json = its arguments as far as they
+--- came, arguments = them as a table (nil while it is open), state = "open", "complete" or "cut", known =
+--- false if tools were given and none has that name, at = bytes of the text before it }; why the last text
+--- that looks like a call is none, or ""; and how many ids are thinking.
+function Reply:calls(first)
     local list, call = {}, self.record
     check(lib.mm2_reply_all(self:live(), self.piece))
-    for i = 1, self.piece.calls do
+    for i = first or 1, self.piece.calls do
         check(lib.mm2_reply_call(self:live(), i - 1, call))
         local text = ffi.string(call.arguments, call.arguments_len)
         local state = states[call.state]
-        list[i] = { name = ffi.string(call.name, call.name_len), json = text, state = state,
+        list[#list + 1] = { name = ffi.string(call.name, call.name_len), json = text, state = state,
             arguments = state ~= "open" and json.decode(text) or nil, known = call.known ~= 0,
             at = call.text_at }
     end

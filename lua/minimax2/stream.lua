@@ -62,9 +62,8 @@ end
 
 --- A prompt (nil: none) and the options of a stream, all of them checked, and what is made of them: a
 --- table for Stream.new. It comes before anything is fed, so that a refused call leaves everything as it
---- was. turn: a function that makes the ids of a chat
---- turn, given whether it thinks. more: names of further options, which are kept in
---- plan.options, of a call that makes a session and so needs a prompt.
+--- was. turn: a function that makes the ids of a chat turn, given whether it thinks. more: names of further
+--- options, which are kept in plan.options, of a call that makes a session and so needs a prompt.
 function Stream.plan(model, prompt, options, where, turn, more)
     options = args.known(options, where, Stream.known, Sampler.known, more or {})
     if more and prompt == nil then
@@ -301,17 +300,22 @@ end
 -- Hands what has come since the last look to `yield`, in the order in which the model wrote it. seen: what
 -- has been handed over.
 local function tell(self, seen, yield)
-    local calls, text, thinking = self:calls(), self:text(), self:thinking() or ""
-    if #thinking > seen.thinking then
-        yield("thinking", thinking:sub(seen.thinking + 1))
-        seen.thinking = #thinking
-    end
-    for i = seen.ended + 1, #calls do
-        local one = calls[i]
-        if one.at > seen.text then
-            yield("text", text:sub(seen.text + 1, one.at))
-            seen.text = one.at
+    local first, from = seen.ended + 1, seen.text
+    local calls = self.reply:calls(first)
+    local text, thinking = self.reply:behind(from, seen.thinking)
+    local function tell_text(to)
+        if to > seen.text then
+            yield("text", text:sub(seen.text - from + 1, to - from))
+            seen.text = to
         end
+    end
+    if #thinking > 0 then
+        yield("thinking", thinking)
+        seen.thinking = seen.thinking + #thinking
+    end
+    for k, one in ipairs(calls) do
+        local i = first + k - 1
+        tell_text(one.at)
         if seen.begun < i then
             yield("call", one.name, i)
             seen.begun, seen.json = i, 0
@@ -326,10 +330,7 @@ local function tell(self, seen, yield)
         yield("call_end", "", i)
         seen.ended = i
     end
-    if #text > seen.text then
-        yield("text", text:sub(seen.text + 1))
-        seen.text = #text
-    end
+    tell_text(from + #text)
 end
 
 --- An iterator over kind, text, call: "thinking", "text", "call" (the name of one that begins), "arguments"

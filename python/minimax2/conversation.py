@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, Self, Unpack, overload
 
-from minimax2 import _native
+from minimax2 import _native, _native_text
 from minimax2.errors import ArgumentError
 from minimax2.generation import Generation
 from minimax2.options import (GenerateOptions, KvDtype, Message, ModelGenerateOptions, check_names,
@@ -108,7 +108,7 @@ class Chat:
         if not session.length:
             return tokenizer.apply_chat_template([*self._messages, *new],
                                                  tools=options.get("tools"), thinking=thinking)
-        return _native.chat_continue(tokenizer._c, session.tokens, new, thinking)
+        return _native_text.chat_continue(tokenizer._c, session.tokens, new, thinking)
 
     def close(self) -> None:
         """Close the session."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Unpack, overload
 
-from minimax2 import _native, show
+from minimax2 import _native, _native_text, show
 from minimax2.batching import Batch, Streams
 from minimax2.conversation import Chat
 from minimax2.errors import ArgumentError, ContextFull, UnsupportedError
@@ -207,7 +207,7 @@ class Model(Handle, Mapping[str, Tensor]):
     def tokenizer(self) -> Tokenizer:
         """The model's Tokenizer. Raises UnsupportedError if the checkpoint has none."""
         if self._tokenizer is None:
-            self._tokenizer = Tokenizer._of(_native.model_tokenizer(self._c))
+            self._tokenizer = Tokenizer._of(_native_text.model_tokenizer(self._c))
         return self._tokenizer
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Unpack
 
-from minimax2 import _native, trace
+from minimax2 import _native, _native_text, trace
 from minimax2.errors import ArgumentError
 from minimax2.options import DEFAULTS, GenerateOptions, Prompt, check_names
 from minimax2.sampling import Sampler
@@ -44,7 +44,7 @@ class Request:
         self.answers = turn is not None or is_messages(prompt)  # in the chat format
         self.thinking, self.budget = _thinking(thinking, self.answers)
         tools, keep = given.pop("tools", None), given.pop("keep_thinking")
-        self.tools = None if tools is None else _native.json_text(tools, "tools")
+        self.tools = None if tools is None else _native_text.json_text(tools, "tools")
         keep = _native.flag(keep, "keep_thinking")
         if turn is not None:
             self.ids: list[int] | None = turn(self.thinking)
@@ -62,16 +62,16 @@ class Request:
     def start(self) -> int:
         """What stands before the first token, a number of the library."""
         if self.thinking:
-            return _native.START_THINKING
-        return _native.START_ANSWER if self.answers else _native.START_TEXT
+            return _native_text.START_THINKING
+        return _native_text.START_ANSWER if self.answers else _native_text.START_TEXT
 
 
 def _thinking(thinking: bool | int | None, answers: bool) -> tuple[bool, int]:
     """Whether a text begins inside <think>, and how many tokens it may think."""
     if thinking is None:
-        return answers, _native.NO_BUDGET
+        return answers, _native_text.NO_BUDGET
     if isinstance(thinking, bool) or not isinstance(thinking, Real):  # numpy's bool is none
-        return _native.flag(thinking, "thinking"), _native.NO_BUDGET
+        return _native.flag(thinking, "thinking"), _native_text.NO_BUDGET
     if not hasattr(thinking, "__index__"):  # a fraction
         raise TypeError("thinking must be a bool, or the number of tokens to think at most, not "
                         f"{type(thinking).__name__}")

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, Self
 
-from minimax2 import _native
+from minimax2 import _native, _native_text
 from minimax2._native import Buffer
 from minimax2.errors import ArgumentError
 from minimax2.generation import (Generation, Piece, Timing, TokenLogprob, ToolCall,
@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from minimax2.session import Session
 
 _SLICE = 0.05  # seconds between two looks at cancel()
-_REASONS = {_native.END_NONE: None, _native.END_STOP: "stop", _native.END_LENGTH: "length",
-            _native.END_CONTEXT: "context", _native.END_CANCELLED: "cancelled"}
-_STATES = {_native.CALL_OPEN: "open", _native.CALL_COMPLETE: "complete", _native.CALL_CUT: "cut"}
+_REASONS = {_native_text.END_NONE: None, _native_text.END_STOP: "stop",
+            _native_text.END_LENGTH: "length", _native_text.END_CONTEXT: "context",
+            _native_text.END_CANCELLED: "cancelled"}
+_STATES = {_native_text.CALL_OPEN: "open", _native_text.CALL_COMPLETE: "complete",
+           _native_text.CALL_CUT: "cut"}
 
 
 class Stream(Iterator[str], AsyncIterator[str]):
@@ -42,12 +44,12 @@ class Stream(Iterator[str], AsyncIterator[str]):
     def __init__(self, session: Session, request: Request) -> None:
         session._check_alone()
         tokenizer = session.model.tokenizer_or_none
-        self._reply = _native.reply_new(
+        self._reply = _native_text.reply_new(
             None if tokenizer is None else tokenizer._c, request.start,
             request.max_new_tokens, session.model.end_tokens,
             [stop.encode("utf-8", "surrogatepass") for stop in request.stop], request.tools,
             request.budget)
-        self._so_far = _native.reply_all(self._reply)
+        self._so_far = _native_text.reply_all(self._reply)
         if request.ids is not None:
             session.feed(request.ids)
         self.session = session
@@ -73,7 +75,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
     @property
     def thinking(self) -> str | None:
         """What was written before </think> in a chat turn, so far; None outside chats."""
-        return self._so_far.thinking if self._request.start == _native.START_THINKING else None
+        return self._so_far.thinking if self._request.start == _native_text.START_THINKING else None
 
     @property
     def calls(self) -> list[ToolCall]:
@@ -83,9 +85,10 @@ class Stream(Iterator[str], AsyncIterator[str]):
     def _calls(self, first: int) -> list[ToolCall]:
         """Those from the first on."""
         with self._lock:
-            found = [_native.reply_call(self._reply, i) for i in range(first, self._so_far.calls)]
+            found = [_native_text.reply_call(self._reply, i)
+                     for i in range(first, self._so_far.calls)]
             for call in found[max(0, len(self._places) - first):]:
-                self._places.append(_native.reply_characters(self._reply, call.text_at))
+                self._places.append(_native_text.reply_characters(self._reply, call.text_at))
         return [ToolCall(call.name, call.arguments, _STATES[call.state], call.known, at)
                 for call, at in zip(found, self._places[first:])]
 
@@ -106,13 +109,13 @@ class Stream(Iterator[str], AsyncIterator[str]):
     @property
     def done(self) -> bool:
         """Whether the generation has ended."""
-        return self._so_far.end != _native.END_NONE
+        return self._so_far.end != _native_text.END_NONE
 
     def cancel(self) -> None:
         """End the generation; may be called from any thread. `done` is true at once."""
         with self._lock:
             if not self.done:
-                self._end(_native.END_CANCELLED)
+                self._end(_native_text.END_CANCELLED)
         if not self.session.closed:
             self.session.interrupt()
         batch = self._batch
@@ -249,7 +252,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
     def _sample(self) -> None:
         session = self.session
         if session.length >= session.context:
-            self._end(_native.END_CONTEXT)
+            self._end(_native_text.END_CONTEXT)
             return
         mask = self._request.mask
         if callable(mask):
@@ -283,12 +286,12 @@ class Stream(Iterator[str], AsyncIterator[str]):
         """Read what the timeline has more than we: an interrupt may have come between any two
         lines of this, so nothing is believed that the reply and the timeline do not say."""
         with self._lock:
-            if (self._so_far.end, self._so_far.count) != _native.reply_stands(self._reply):
-                self._so_far = _native.reply_all(self._reply)
+            if (self._so_far.end, self._so_far.count) != _native_text.reply_stands(self._reply):
+                self._so_far = _native_text.reply_all(self._reply)
             timeline = memoryview(_native.session_tokens(self.session._c))[self._start:]
             self._check_timeline(timeline)
             while not self.done and self._so_far.count < len(timeline):
-                self._add(_native.reply_push(self._reply, timeline[self._so_far.count]))
+                self._add(_native_text.reply_push(self._reply, timeline[self._so_far.count]))
             self.tokens += timeline[len(self.tokens):self._so_far.count].tolist()
 
     def _check_timeline(self, timeline: memoryview[int]) -> None:
@@ -302,13 +305,13 @@ class Stream(Iterator[str], AsyncIterator[str]):
         raise ArgumentError("another call has fed or cut this stream's session: it cannot go on; "
                             "cancel() it, or let a stream end before its session is used")
 
-    def _add(self, piece: _native.Piece) -> None:
+    def _add(self, piece: _native_text.Piece) -> None:
         before = self._so_far
         self._so_far = piece._replace(text=before.text + piece.text,
                                       thinking=before.thinking + piece.thinking)
 
     def _end(self, reason: int) -> None:
-        self._add(_native.reply_end(self._reply, reason))
+        self._add(_native_text.reply_end(self._reply, reason))
 
     def _edit(self, logits: Tensor) -> None:
         if self._request.logits_processor(self.session.tokens, logits.numpy()) is not None:

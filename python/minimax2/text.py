@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeGuard, overload
 
-from minimax2 import _native
+from minimax2 import _native_text
 from minimax2._native import Owned
 from minimax2.handle import Handle
 from minimax2.options import Ids, Item, Message, Tools
@@ -25,7 +25,7 @@ class Tokenizer(Handle):
     __slots__ = ("_facts",)
 
     def __init__(self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None:
-        self._adopt(_native.tokenizer_open(path))
+        self._adopt(_native_text.tokenizer_open(path))
 
     @classmethod
     def _of(cls, owned: Owned) -> Tokenizer:
@@ -36,7 +36,7 @@ class Tokenizer(Handle):
 
     def _adopt(self, owned: Owned) -> None:
         super().__init__(owned)
-        self._facts = _native.tokenizer_facts(owned)
+        self._facts = _native_text.tokenizer_facts(owned)
 
     def _id(self, name: str) -> int | None:
         value = self._facts[name]
@@ -83,7 +83,7 @@ class Tokenizer(Handle):
         special: let strings such as "[e~[" or "<think>" become their control token. By default they
         are plain text, so that what a user types cannot steer the format.
         """
-        return _native.tokenizer_encode(self._c, text, special)
+        return _native_text.tokenizer_encode(self._c, text, special)
 
     def decode(self, ids: Ids, special: bool = False) -> str:
         """The text of these ids. Bytes that are not UTF-8 become U+FFFD.
@@ -95,15 +95,15 @@ class Tokenizer(Handle):
 
     def decode_bytes(self, ids: Ids, special: bool = False) -> bytes:
         """The same as bytes: a token may end in the middle of a character."""
-        return _native.tokenizer_decode(self._c, ids, special)
+        return _native_text.tokenizer_decode(self._c, ids, special)
 
     def token(self, id: int) -> bytes:
         """The bytes of one token. Raises ArgumentError for an id out of range."""
-        return _native.tokenizer_token(self._c, id)
+        return _native_text.tokenizer_token(self._c, id)
 
     def id(self, token: str | bytes | bytearray) -> int | None:
         """The id of the token with exactly these bytes (or str), or None."""
-        return _native.tokenizer_id(
+        return _native_text.tokenizer_id(
             self._c, token.encode() if isinstance(token, str) else bytes(token))
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True, *,
@@ -114,8 +114,8 @@ class Tokenizer(Handle):
         For reading: to feed a model use apply_chat_template(), which keeps the format's tags and
         the same characters inside a message apart.
         """
-        return _native.chat_render(self._c, messages, tools, identity, add_generation_prompt,
-                                   thinking, keep_thinking)
+        return _native_text.chat_render(self._c, messages, tools, identity,
+                                        add_generation_prompt, thinking, keep_thinking)
 
     @overload
     def apply_chat_template(self, messages: Sequence[Message], add_generation_prompt: bool = True,
@@ -149,8 +149,8 @@ class Tokenizer(Handle):
         if not tokenize:
             return self.render(messages, add_generation_prompt, tools=tools, thinking=thinking,
                                keep_thinking=keep_thinking, identity=identity)
-        return _native.chat_encode(self._c, messages, tools, identity, add_generation_prompt,
-                                   thinking, keep_thinking)
+        return _native_text.chat_encode(self._c, messages, tools, identity,
+                                        add_generation_prompt, thinking, keep_thinking)
 
     def __len__(self) -> int:
         return self.vocab_size

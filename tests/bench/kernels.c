@@ -188,7 +188,8 @@ static void bench(const mm2_kernels *k, int32_t dtype)
                        .row_bytes = mm2_dtype_row_bytes(dtype, N_IN),
                        .n_out = N_OUT,
                        .n_in = N_IN,
-                       .dtype = dtype};
+                       .dtype = dtype,
+                       .global = 1};
     if (mm2_is_plane(dtype)) { /* integers as they are usual: a scale for 128 codes */
         j.w.group = dtype == MM2_F4_16 ? 16 : dtype == MM2_F4_32 ? 32 : 128;
         j.w.span_dtype = dtype == MM2_F4_16 ? MM2_F8_E4M3 : dtype == MM2_F4_32 ? MM2_U8 : MM2_BF16;

@@ -96,7 +96,8 @@ product *product_new(int32_t isa, int32_t dtype, int32_t rows, int32_t n_out, in
         p->weight = (mm2_weight){.row_bytes = mm2_dtype_row_bytes(dtype, n_in),
                                  .n_out = n_out,
                                  .n_in = n_in,
-                                 .dtype = dtype};
+                                 .dtype = dtype,
+                                 .global = 1};
     }
     if (!p || !allocate(p, act_bytes)) {
         product_free(p);

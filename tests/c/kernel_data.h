@@ -266,6 +266,7 @@ static inline void set_spans(matrix *x, int kind)
 static inline matrix matrix_new(int32_t dtype, int32_t n_out, int32_t n_in, int kind)
 {
     matrix x = {.data = NULL};
+    x.w.global = 1;
     x.w.dtype = dtype;
     x.w.n_out = n_out;
     x.w.n_in = n_in;

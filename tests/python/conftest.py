@@ -76,14 +76,3 @@ def session(tiny):
     """A fresh session with room for 256 tokens."""
     with tiny.session(context=256) as made:
         yield made
-
-
-@pytest.fixture(scope="session")
-def opens_packed(tmp_path_factory):
-    """Skips where the library does not open quantised safetensors."""
-    path = tmp_path_factory.mktemp("packed") / "m"
-    synth(path, like="tiny", layers=1, format="w4a16")
-    try:
-        mm.load(path).close()
-    except mm.UnsupportedError as error:
-        pytest.skip(str(error))

@@ -155,7 +155,7 @@ def test_every_layout_keeps_its_values(make, tmp_path, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_what_was_refused_opens(make, tmp_path, layout, opens_packed):
+def test_what_was_refused_opens(make, tmp_path, layout):
     config, offset = LAYOUTS[layout]
     source, matrices = make(config, offset, awq="awq" in layout)
     with pytest.raises(mm.UnsupportedError, match='run "minimax2 convert IN OUT"'):

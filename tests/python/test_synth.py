@@ -102,7 +102,7 @@ def test_layouts_hold_the_wanted_values(tmp_path, format):
 
 
 @pytest.mark.parametrize("format", [name for name in LAYOUTS if name != "fp8"])
-def test_layouts_open(tmp_path, format, opens_packed):
+def test_layouts_open(tmp_path, format):
     """The library decodes what the formulas say; a negative zero counts as zero."""
     path = tmp_path / "m"
     synth(path, **SMALL, format=format)

@@ -7,7 +7,7 @@ import re
 
 import minimax2 as mm
 import pytest
-from minimax2 import _native
+from minimax2 import _native_text
 
 ROUNDS = int(os.environ.get("MINIMAX2_CALLS", "400"))
 TOOLS = [
@@ -116,21 +116,21 @@ def written(tokenizer, tools, message):
 
 def read(tokenizer, tools, ids):
     """A reply of these ids, ended by the caller; each step is checked to add only."""
-    reply = _native.reply_new(tokenizer._c, _native.START_THINKING, 2**31 - 1, [], [],
-                              _native.json_text(tools, "tools"))
+    reply = _native_text.reply_new(tokenizer._c, _native_text.START_THINKING, 2**31 - 1, [], [],
+                                   _native_text.json_text(tools, "tools"))
     before = ""
     seen = 0
     for token in ids:
-        piece = _native.reply_push(reply, token)
+        piece = _native_text.reply_push(reply, token)
         if piece.calls:
             if piece.calls > seen:
                 before, seen = "", piece.calls
-            now = _native.reply_call(reply, piece.calls - 1).arguments
+            now = _native_text.reply_call(reply, piece.calls - 1).arguments
             assert now.startswith(before)
             before = now
-    _native.reply_end(reply, _native.END_CANCELLED)
-    piece = _native.reply_all(reply)
-    calls = [_native.reply_call(reply, i) for i in range(piece.calls)]
+    _native_text.reply_end(reply, _native_text.END_CANCELLED)
+    piece = _native_text.reply_all(reply)
+    calls = [_native_text.reply_call(reply, i) for i in range(piece.calls)]
     assert not calls or calls[-1].arguments.startswith(before)
     return piece, calls
 
@@ -151,7 +151,7 @@ def test_what_is_rendered_is_read_back(tiny):
             assert [call.name for call in calls] == [
                 call["function"]["name"] for call in message["tool_calls"]], answer
             for call, wanted in zip(calls, message["tool_calls"]):
-                assert call.state == _native.CALL_COMPLETE and call.known
+                assert call.state == _native_text.CALL_COMPLETE and call.known
                 made, given = json.loads(call.arguments), wanted["function"]["arguments"]
                 assert made == given and list(made) == list(given), answer
                 assert list(map(type, made.values())) == list(map(type, given.values())), answer
@@ -170,7 +170,7 @@ def test_cut_anywhere(tiny):
             for call, wanted in zip(calls, message["tool_calls"]):
                 made, given = json.loads(call.arguments), wanted["function"]["arguments"]
                 assert call.name == wanted["function"]["name"]
-                for name in list(made)[:-1] if call.state == _native.CALL_CUT else made:
+                for name in list(made)[:-1] if call.state == _native_text.CALL_CUT else made:
                     assert made[name] == given[name]
 
 

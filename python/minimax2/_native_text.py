@@ -1,0 +1,256 @@
+"""The functions of csrc/minimax2.h for text: tokenizers, the chat format, replies."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from minimax2 import errors
+from minimax2._cffi import ffi, lib
+from minimax2._native import (SLICE, Owned, _chars, _fields, _filled, _owned, _path, _sized,
+                              _string, check, ids, integer)
+from minimax2.errors import ArgumentError
+
+# ---- Tokenizer ----
+
+
+def tokenizer_open(path: Any) -> Owned:
+    """A tokenizer without a model."""
+    out = ffi.new("mm2_tokenizer **")
+    check(lib.mm2_tokenizer_open(out, _path(path)))
+    return _owned("tokenizer", out)
+
+
+def model_tokenizer(model: Owned) -> Owned:
+    """The model's own tokenizer."""
+    tokenizer = lib.mm2_model_tokenizer(model.pointer)
+    if tokenizer == ffi.NULL:
+        raise errors.UnsupportedError(_string(lib.mm2_error()))
+    return Owned(tokenizer, model)
+
+
+def tokenizer_facts(tokenizer: Owned) -> dict[str, int]:
+    """The fields of mm2_tokenizer_info as a dict."""
+    facts = _sized("mm2_tokenizer_info")
+    check(lib.mm2_tokenizer_describe(tokenizer.pointer, facts))
+    return _fields(facts)
+
+
+def tokenizer_encode(tokenizer: Owned, text: Any, special: bool) -> list[int]:
+    """Text, str or bytes, to a list of ids."""
+    if isinstance(text, str):
+        text = text.encode("utf-8", "surrogatepass")
+    elif not isinstance(text, (bytes, bytearray)):
+        raise TypeError(f"text must be str or bytes, not {type(text).__name__}")
+    if len(text) >= 2**31:
+        raise ArgumentError("text must be shorter than 2 GiB")
+    source = ffi.from_buffer("char[]", text)
+    out = ffi.new("mm2_encoding **")
+    check(lib.mm2_encoding_new(out, tokenizer.pointer, source, len(text),
+                               lib.MM2_SPECIAL if special else 0))
+    encoding = _owned("encoding", out)
+    cap = min(len(text) + 1, 1 << 16)
+    array, count = ffi.new("int32_t[]", cap), ffi.new("int32_t *")
+    found: list[int] = []
+    status = lib.MM2_MORE
+    while status == lib.MM2_MORE:
+        status = check(lib.mm2_encoding_run(encoding.pointer, SLICE, array, cap, count))
+        found += ffi.unpack(array, count[0])
+    return found
+
+
+def tokenizer_decode(tokenizer: Owned, values: Any, special: bool) -> bytes:
+    """Ids to bytes."""
+    values = ids(values)
+    flags = lib.MM2_SPECIAL if special else 0
+    array = ffi.new("int32_t[]", values)
+    out, n = _filled("char[]", 16 * len(values), lambda out, cap: lib.mm2_tokenizer_decode(
+        tokenizer.pointer, array, len(values), flags, out, cap))
+    return bytes(ffi.buffer(out, n))
+
+
+def tokenizer_token(tokenizer: Owned, token: Any) -> bytes:
+    """The bytes of one token."""
+    length = ffi.new("int32_t *")
+    chars = lib.mm2_tokenizer_token(tokenizer.pointer, integer(token, "a token id"), length)
+    if chars == ffi.NULL:
+        raise ArgumentError(_string(lib.mm2_error()))
+    return bytes(ffi.buffer(chars, length[0]))
+
+
+def tokenizer_id(tokenizer: Owned, chars: bytes) -> int | None:
+    """The id whose bytes are these, or None."""
+    token = lib.mm2_tokenizer_id(tokenizer.pointer, chars, len(chars))
+    return None if token < 0 else int(token)
+
+
+def json_text(value: Any, name: str) -> bytes:
+    """JSON of what a caller hands in, terminated; a str is JSON already. Keys keep their order."""
+    def plain(other: Any) -> Any:
+        if isinstance(other, Mapping):
+            return dict(other)
+        raise TypeError(f"{name} must be values that JSON has, not {type(other).__name__}")
+
+    try:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False,
+                                                               default=plain)
+    except ValueError as error:  # a list that holds itself
+        raise ArgumentError(f"{name}: {error}") from None
+    if "\0" in text:  # in JSON that the caller wrote; json.dumps leaves none
+        raise ArgumentError(f"{name}: JSON cannot hold a NUL character")
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _conversation(messages: Any, tools: Any, identity: str | None, prompt: bool, thinking: bool,
+                  keep_thinking: bool) -> tuple[Any, list[Any]]:
+    """An mm2_conversation, and the strings it points to."""
+    conversation = _sized("mm2_conversation")
+    conversation.flags = ((lib.MM2_GENERATION_PROMPT if prompt else 0)
+                          | (0 if thinking else lib.MM2_NO_THINKING)
+                          | (lib.MM2_KEEP_THINKING if keep_thinking else 0))
+    keep = [ffi.new("char[]", json_text(messages, "messages"))]
+    conversation.messages = keep[0]
+    if tools is not None:
+        keep.append(ffi.new("char[]", json_text(tools, "tools")))
+        conversation.tools = keep[-1]
+    if identity is not None:
+        keep.append(_chars(identity, "identity"))
+        conversation.identity = keep[-1]
+    return conversation, keep
+
+
+def chat_render(tokenizer: Owned, messages: Any, tools: Any, identity: str | None, prompt: bool,
+                thinking: bool, keep_thinking: bool) -> str:
+    """Messages as text in the vendor's format."""
+    c, _keep = _conversation(messages, tools, identity, prompt, thinking, keep_thinking)
+    out, n = _filled("char[]", 4096, lambda out, cap: lib.mm2_chat_render(
+        tokenizer.pointer, c, out, cap))
+    return bytes(ffi.buffer(out, n)).decode("utf-8", "replace")
+
+
+def chat_encode(tokenizer: Owned, messages: Any, tools: Any, identity: str | None, prompt: bool,
+                thinking: bool, keep_thinking: bool) -> list[int]:
+    """Messages as ids; only the format's own tags become control tokens."""
+    c, _keep = _conversation(messages, tools, identity, prompt, thinking, keep_thinking)
+    out, n = _filled("int32_t[]", 1024, lambda out, cap: lib.mm2_chat_encode(
+        tokenizer.pointer, c, out, cap))
+    return list(out[0:n])
+
+
+def chat_continue(tokenizer: Owned, timeline: Sequence[int], messages: Any,
+                  thinking: bool = True) -> list[int]:
+    """The ids that messages and the opening of a reply add to a conversation's timeline."""
+    c, _keep = _conversation(messages, None, None, True, thinking, False)
+    before = ffi.new("int32_t[]", timeline)
+    out, n = _filled("int32_t[]", 1024, lambda out, cap: lib.mm2_chat_continue(
+        tokenizer.pointer, before, len(timeline), c, out, cap))
+    return list(out[0:n])
+
+
+# ---- Reply ----
+
+START_TEXT, START_THINKING, START_ANSWER = (
+    int(lib.MM2_START_TEXT), int(lib.MM2_START_THINKING), int(lib.MM2_START_ANSWER))
+END_NONE, END_STOP, END_LENGTH, END_CONTEXT, END_CANCELLED = (
+    int(lib.MM2_END_NONE), int(lib.MM2_END_STOP), int(lib.MM2_END_LENGTH),
+    int(lib.MM2_END_CONTEXT), int(lib.MM2_END_CANCELLED))
+
+
+class Piece(NamedTuple):
+    """What mm2_piece says."""
+
+    end: int
+    count: int  # type: ignore[assignment]  # a tuple's method, which nobody needs here
+    text: str
+    thinking: str
+    calls: int  # that have begun so far, likewise:
+    reason: str
+    thought: int
+    next: int
+
+
+class Call(NamedTuple):
+    """What mm2_call says."""
+
+    name: str
+    arguments: str
+    state: int
+    known: bool
+    text_at: int  # bytes
+
+
+CALL_OPEN, CALL_COMPLETE, CALL_CUT = (
+    int(lib.MM2_CALL_OPEN), int(lib.MM2_CALL_COMPLETE), int(lib.MM2_CALL_CUT))
+NO_BUDGET = 2**31 - 1
+
+
+def reply_new(tokenizer: Owned | None, start: int, max_tokens: int, ends: Sequence[int],
+              stop: Sequence[bytes], tools: bytes | None = None,
+              max_thinking: int = NO_BUDGET) -> Owned:
+    """A reply; keeps its tokenizer, None for ids without text. tools: JSON."""
+    options = _sized("mm2_reply_options")
+    lib.mm2_reply_options_init(options)
+    options.start, options.max_tokens, options.max_thinking = start, max_tokens, max_thinking
+    schemas = ffi.NULL if tools is None else ffi.new("char[]", tools)
+    options.tools = schemas
+    end_tokens = ffi.new("int32_t[]", ends)
+    options.end_tokens, options.end_count = end_tokens, len(ends)
+    strings = [ffi.new("char[]", string) for string in stop]
+    array, lengths = ffi.new("char *[]", strings), ffi.new("int32_t[]", [*map(len, stop)])
+    options.stop, options.stop_len, options.stop_count = array, lengths, len(strings)
+    out = ffi.new("mm2_reply **")
+    check(lib.mm2_reply_new(out, ffi.NULL if tokenizer is None else tokenizer.pointer, options))
+    reply = _owned("reply", out)
+    return reply if tokenizer is None else Owned(reply.pointer, (reply, tokenizer))
+
+
+def _decoded(at: Any, length: int) -> str:
+    return bytes(ffi.buffer(at, length)).decode("utf-8", "replace")
+
+
+def _piece(piece: Any) -> Piece:
+    return Piece(piece.end, piece.count, _decoded(piece.text, piece.text_len),
+                 _decoded(piece.thinking, piece.thinking_len), piece.calls,
+                 _string(piece.reason), piece.thought, piece.next)
+
+
+def reply_push(reply: Owned, token: int) -> Piece:
+    """What the next id adds."""
+    piece = _sized("mm2_piece")
+    check(lib.mm2_reply_push(reply.pointer, token, piece))
+    return _piece(piece)
+
+
+def reply_end(reply: Owned, reason: int) -> Piece:
+    """End it: what was held back."""
+    piece = _sized("mm2_piece")
+    check(lib.mm2_reply_end(reply.pointer, reason, piece))
+    return _piece(piece)
+
+
+def reply_stands(reply: Owned) -> tuple[int, int]:
+    """(end, count) so far."""
+    piece = _sized("mm2_piece")
+    check(lib.mm2_reply_all(reply.pointer, piece))
+    return piece.end, piece.count
+
+
+def reply_all(reply: Owned) -> Piece:
+    """Everything so far."""
+    piece = _sized("mm2_piece")
+    check(lib.mm2_reply_all(reply.pointer, piece))
+    return _piece(piece)
+
+
+def reply_call(reply: Owned, index: int) -> Call:
+    """Call `index`, as far as it came."""
+    call = _sized("mm2_call")
+    check(lib.mm2_reply_call(reply.pointer, index, call))
+    return Call(_decoded(call.name, call.name_len), _decoded(call.arguments, call.arguments_len),
+                call.state, bool(call.known), call.text_at)
+
+
+def reply_characters(reply: Owned, length: int) -> int:
+    """How many characters the first bytes of the answer are."""
+    piece = _sized("mm2_piece")
+    check(lib.mm2_reply_all(reply.pointer, piece))
+    return len(_decoded(piece.text, min(length, piece.text_len)))
