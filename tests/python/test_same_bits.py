@@ -6,8 +6,8 @@ level, thread count, division among memory nodes, chunking, budget, history of t
 too, and company in a batch must give exactly these.
 
 Every test is one configuration; the summary counts them and the bits that differ (conftest.py).
-What happens to a timeline is tried with SOME kinds of weights, which differ in their kernels; with
-all if MM2_EVERY_KIND is set, as `make test-same` does.
+What happens to a timeline, and two threads beside one and three, are tried with SOME kinds of
+weights, which differ in their kernels; with all if MM2_EVERY_KIND is set, as `make test-same` does.
 """
 
 import functools
@@ -27,6 +27,7 @@ from make_hashes import (  # noqa: E402
 
 SOME = ("F32", "BF16", "FP8", "Q8_0", "Q4_K", "IQ3_S", "nvfp4 modelopt", "Q4_K exact",
         "FP8 int8 cache")
+EVERY = bool(os.environ.get("MM2_EVERY_KIND"))
 LEVELS = ("ref", "avx2", "avx512", "amx")
 LEVELS = LEVELS[: LEVELS.index(mm.cpu().split()[0]) + 1]
 FAST = LEVELS[1:] or LEVELS
@@ -64,8 +65,15 @@ def kind(request):
 
 def on_some_kinds(test):
     """Leaves a test to SOME kinds; the others are not collected (conftest.py)."""
-    every = os.environ.get("MM2_EVERY_KIND")
-    return test if every else pytest.mark.only_with(kind=SOME)(test)
+    return test if EVERY else pytest.mark.only_if(wanted=lambda kind, **_: kind in SOME)(test)
+
+
+def enough(kind=None, model=(None, 0), **_):
+    """Two threads do what three do, unless a kernel divides its work in a way of its own."""
+    return EVERY or kind in SOME or model[1] != 2
+
+
+pytestmark = pytest.mark.only_if(wanted=enough)
 
 
 @pytest.fixture
