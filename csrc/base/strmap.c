@@ -1,6 +1,10 @@
 /* Linear probing at a load of at most one half. The full hash is kept in the slot, so a probe
  * compares bytes only on a true match but for one in 2^32. The seed mixes an address and the clock:
- * it need not be secret, only not in the file. */
+ * it need not be secret, only not in the file.
+ *
+ * Who reads a file asks for many names that are not there, and each is a trip to memory. Most of
+ * them end like no key at all ("w1.bias"), so the last eight bytes of the keys are noted in a small
+ * filter, which is asked first. */
 #include "base/strmap.h"
 
 #include <stdlib.h>
@@ -24,6 +28,15 @@ static uint32_t hash_bytes(uint64_t seed, const char *key, uint32_t length)
     }
     h *= 0x94d049bb133111ebULL;
     return (uint32_t)(h ^ h >> 32);
+}
+
+/* The bit of a key in the filter. */
+static uint32_t tail_of(const char *key, uint32_t length)
+{
+    uint32_t n = length < 8 ? length : 8;
+    uint64_t word = 0;
+    memcpy(&word, key + length - n, n);
+    return (uint32_t)(word * 0x9e3779b97f4a7c15ULL >> (64 - MM2_STRMAP_TAILS));
 }
 
 int mm2_strmap_init(mm2_strmap *map, uint32_t expected)
@@ -62,6 +75,7 @@ static int grow(mm2_strmap *map)
         return -1;
     larger.seed = map->slots ? map->seed : larger.seed;
     larger.count = map->count;
+    memcpy(larger.tails, map->tails, sizeof larger.tails);
     for (uint32_t i = 0; i < map->room; i++) {
         struct mm2_strslot *s = &map->slots[i];
         if (s->key)
@@ -76,11 +90,12 @@ int mm2_strmap_add(mm2_strmap *map, const char *key, uint32_t length, int32_t va
 {
     if (map->count >= map->room / 2 && grow(map))
         return -1;
-    uint32_t hash = hash_bytes(map->seed, key, length);
+    uint32_t hash = hash_bytes(map->seed, key, length), tail = tail_of(key, length);
     struct mm2_strslot *s = probe(map, key, length, hash);
     if (s->key)
         return 0;
     *s = (struct mm2_strslot){key, length, hash, value};
+    map->tails[tail / 64] |= UINT64_C(1) << tail % 64;
     map->count++;
     return 1;
 }
@@ -88,7 +103,8 @@ int mm2_strmap_add(mm2_strmap *map, const char *key, uint32_t length, int32_t va
 /* The slot that holds the key; NULL: none. */
 static struct mm2_strslot *find(const mm2_strmap *map, const char *key, uint32_t length)
 {
-    if (!map->slots)
+    uint32_t tail = tail_of(key, length);
+    if (!(map->tails[tail / 64] >> tail % 64 & 1))
         return NULL;
     struct mm2_strslot *s = probe(map, key, length, hash_bytes(map->seed, key, length));
     return s->key ? s : NULL;
