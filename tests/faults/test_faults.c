@@ -12,6 +12,7 @@
 #include "inject.h"
 #include "minimax2.h"
 
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -400,13 +401,14 @@ static char *read_file(const char *path, size_t *size)
     return data;
 }
 
-/* m2-tiny's tokenizer with more text behind the first `anchor`: `piece` with a number in its place,
+/* A file of m2-tiny with more text behind the first `anchor`: `piece` with a number in its place,
  * `end`, BOMB bytes in all. */
-static void write_bomb(const char *path, const char *anchor, const char *piece, const char *end)
+static void write_bomb(const char *path, const char *name, const char *anchor, const char *piece,
+                       const char *end)
 {
     char source[128];
     size_t size;
-    snprintf(source, sizeof source, "%s/tokenizer.json", tiny);
+    snprintf(source, sizeof source, "%s/%s", tiny, name);
     char *json = read_file(source, &size), *at = strstr(json, anchor);
     assert_non_null(at);
     at += strlen(anchor);
@@ -453,7 +455,7 @@ static void opening_takes_memory_in_proportion_to_the_file(void **state)
     snprintf(path, sizeof path, "%s/bomb.json", folder);
     mm2_status status;
     for (size_t i = 0; i < sizeof bombs / sizeof *bombs; i++) {
-        write_bomb(path, bombs[i].anchor, bombs[i].piece, bombs[i].end);
+        write_bomb(path, "tokenizer.json", bombs[i].anchor, bombs[i].piece, bombs[i].end);
         long most = peak_of(path, &status);
         if (status != (bombs[i].opens ? MM2_OK : MM2_E_FORMAT))
             fail_msg("%s: status %d: %s", bombs[i].piece, status, mm2_error());
@@ -463,12 +465,79 @@ static void opening_takes_memory_in_proportion_to_the_file(void **state)
     unlink(path);
 }
 
-/* ---- set up ---- */
+/* m2-tiny's index, and names that no file holds. */
+static void write_index(const char *path)
+{
+    write_bomb(path, "model.safetensors.index.json", "\"weight_map\": {", "\"%x\":\"s\",", "");
+}
 
 static void put_number(FILE *f, uint64_t value, size_t size)
 {
     put(f, &value, size);
 }
+
+/* One tensor, and others that no view describes. */
+static void write_header(const char *path)
+{
+    FILE *f = fopen(path, "wb");
+    assert_non_null(f);
+    put_number(f, BOMB - 8, 8);
+    fputs("{\"a\":{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[0,0]}", f);
+    for (int i = 16; ftell(f) < BOMB - 100; i++)
+        fprintf(f, ",\"%x\":{\"dtype\":\"\",\"shape\":[],\"data_offsets\":[0,0]}", i);
+    fprintf(f, "%*s", (int)(BOMB - ftell(f)), "}");
+    fclose(f);
+}
+
+/* The most that opening takes; m2-tiny alone takes some of it, for its tokenizer. */
+static long peak_of_model(const char *path, mm2_status *status)
+{
+    peak_begin();
+    *status = mm2_model_open(&opened, path, &options);
+    long most = peak_bytes();
+    mm2_model_release(opened);
+    return most;
+}
+
+static void tensors_take_memory_in_proportion_to_the_file(void **state)
+{
+    static const char *const links[] = {"config.json", "tokenizer.json",
+                                        "model-00001-of-00002.safetensors",
+                                        "model-00002-of-00002.safetensors"};
+    static const struct {
+        const char *name;
+        void (*write)(const char *path);
+        int opens;
+    } bombs[] = {{"model.safetensors.index.json", write_index, 1},
+                 {"model.safetensors", write_header, 0}};
+    char path[128], from[PATH_MAX];
+    mm2_status status;
+    long usual = peak_of_model(tiny, &status);
+    for (int i = 0; i < 4; i++) {
+        assert_non_null(realpath(tiny, from));
+        snprintf(path, sizeof path, "%s/%s", folder, links[i]);
+        strcat(strcat(from, "/"), links[i]);
+        assert_int_equal(0, symlink(from, path));
+    }
+    for (size_t i = 0; i < sizeof bombs / sizeof *bombs; i++) {
+        struct stat facts;
+        snprintf(path, sizeof path, "%s/%s", folder, bombs[i].name);
+        bombs[i].write(path);
+        assert_int_equal(0, stat(path, &facts));
+        long most = peak_of_model(folder, &status) - (bombs[i].opens ? usual : 0);
+        if (status != (bombs[i].opens ? MM2_OK : MM2_E_FORMAT))
+            fail_msg("%s: status %d: %s", bombs[i].name, status, mm2_error());
+        if (most > PER_BYTE * facts.st_size)
+            fail_msg("%s: %ld bytes for a file of %ld", bombs[i].name, most, (long)facts.st_size);
+        unlink(path);
+    }
+    for (int i = 0; i < 4; i++) {
+        snprintf(path, sizeof path, "%s/%s", folder, links[i]);
+        unlink(path);
+    }
+}
+
+/* ---- set up ---- */
 
 static void put_text(FILE *f, const char *s)
 {
@@ -556,6 +625,7 @@ int main(void)
         cmocka_unit_test(a_session_runs_or_says_so_and_runs_then),
         cmocka_unit_test(a_session_is_saved_and_restored_or_says_so),
         cmocka_unit_test(opening_takes_memory_in_proportion_to_the_file),
+        cmocka_unit_test(tensors_take_memory_in_proportion_to_the_file),
     };
     return cmocka_run_group_tests_name("faults", tests, set_up, tear_down);
 }
