@@ -224,6 +224,11 @@ int32_t mm2_session_length(const mm2_session *s)
     return s ? s->timeline.length : 0;
 }
 
+int32_t mm2_session_reused(const mm2_session *s)
+{
+    return s ? s->timeline.reused : 0;
+}
+
 static mm2_tensor vector_view(void *data, int64_t n, int32_t dtype)
 {
     return (mm2_tensor){

@@ -104,6 +104,10 @@ typedef struct mm2_model_options {
     int32_t threads;
     int32_t isa;
     int32_t precision;
+    int32_t reserved;
+    int64_t prefix_cache;
+    const char *prefix_folder;
+    int64_t prefix_disk;
 } mm2_model_options;
 void mm2_model_options_init(mm2_model_options *o);
 mm2_status mm2_model_open(mm2_model **out, const char *path, const mm2_model_options *o);
@@ -299,6 +303,7 @@ void mm2_session_interrupt(mm2_session *s);
 int32_t mm2_session_context(const mm2_session *s);
 int32_t mm2_session_position(const mm2_session *s);
 int32_t mm2_session_length(const mm2_session *s);
+int32_t mm2_session_reused(const mm2_session *s);
 mm2_status mm2_session_tokens(mm2_session *s, mm2_tensor *out);
 mm2_status mm2_session_rewind(mm2_session *s, int32_t length);
 mm2_status mm2_session_logits(mm2_session *s, mm2_tensor *out);
@@ -314,6 +319,24 @@ typedef struct mm2_restore_options {
 } mm2_restore_options;
 void mm2_restore_options_init(mm2_restore_options *o);
 mm2_status mm2_session_restore(mm2_session **out, mm2_model *m, const char *path, const mm2_restore_options *o);
+typedef struct mm2_prefix_stats {
+    uint32_t size;
+    int32_t pages;
+    int64_t bytes;
+    int64_t limit;
+    int64_t reused;
+    int64_t added;
+    int64_t evicted;
+    int64_t read;
+    int64_t written;
+    int64_t removed;
+    int64_t damaged;
+    int64_t failed;
+    int32_t unwritten;
+    int32_t reserved;
+    char problem[256];
+} mm2_prefix_stats;
+mm2_status mm2_model_prefix_stats(mm2_model *m, mm2_prefix_stats *out);
 typedef struct mm2_batch mm2_batch;
 typedef struct mm2_batch_options {
     uint32_t size;

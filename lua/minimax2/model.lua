@@ -28,7 +28,7 @@ local isa_levels = { auto = lib.MM2_ISA_AUTO, ref = lib.MM2_ISA_REF, avx2 = lib.
     avx512 = lib.MM2_ISA_AVX512, amx = lib.MM2_ISA_AMX, blas = lib.MM2_ISA_BLAS }
 local precisions = { fast = lib.MM2_PRECISION_FAST, exact = lib.MM2_PRECISION_EXACT }
 local known = { threads = true, isa = true, precision = true, writable = true,
-    mapped = true }
+    mapped = true, prefix_cache = true, prefix_folder = true, prefix_disk = true }
 
 local config_fields = {
     "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim",
@@ -38,6 +38,8 @@ local config_fields = {
 }
 
 local limit_fields = { "threads", "plain_read", "best_read", "int8_ops", "bf16_ops", "f32_ops" }
+local prefix_fields = { "pages", "bytes", "limit", "reused", "added", "evicted", "read", "written",
+    "removed", "damaged", "failed", "unwritten" }
 local cost_fields = { "weight_bytes", "kv_bytes", "int8_ops", "bf16_ops", "f32_ops" }
 
 local function fields(raw, names)
@@ -84,6 +86,15 @@ function Model.load(path, options)
     end
     o.flags = (args.flag(options.writable, false, "mm.load: writable") and lib.MM2_WRITABLE or 0)
         + (args.flag(options.mapped, true, "mm.load: mapped") and 0 or lib.MM2_IN_MEMORY)
+    if options.prefix_cache ~= nil then
+        o.prefix_cache = args.bytes(options.prefix_cache, "mm.load: prefix_cache")
+    end
+    if options.prefix_folder ~= nil then
+        o.prefix_folder = args.text(options.prefix_folder, "mm.load: prefix_folder")
+    end
+    if options.prefix_disk ~= nil then
+        o.prefix_disk = args.bytes(options.prefix_disk, "mm.load: prefix_disk")
+    end
     local out = ffi.new "mm2_model *[1]"
     if lib.mm2_model_open(out, args.text(path, "the path"), o) < 0 then
         return nil, native.message()
@@ -241,6 +252,22 @@ end
 --- first needs them: run raises if they are damaged, and says what rewind can keep.
 function Model:restore(path, options)
     return Session.restore(self, path, options, "model:restore")
+end
+
+--- What the cache of prefixes has and did, a table of numbers, all 0 without the option prefix_cache of
+--- mm.load: pages (in memory), bytes (of those that no session holds), limit (of these), reused (positions
+--- that sessions took, ever), added, evicted, read, written (pages), removed (files, for want of room),
+--- damaged (files), failed, unwritten (pages that could not be, and are still to be written), and problem:
+--- why the last page could not be written, nil if it was.
+function Model:prefix_stats()
+    local raw, out = native.sized "mm2_prefix_stats", {}
+    check(lib.mm2_model_prefix_stats(self:live(), raw))
+    for _, name in ipairs(prefix_fields) do
+        out[name] = tonumber(raw[name])
+    end
+    local problem = ffi.string(raw.problem)
+    out.problem = problem ~= "" and problem or nil
+    return out
 end
 
 --- A batch of sessions (a table, or none yet) to be advanced together. Options: rows (256, 1..4096), the

@@ -1,6 +1,7 @@
 --- Session: one timeline of tokens with its KV cache. Feed it tokens, run it, look at the logits.
 ---
---- Fields: model, context (positions there is room for), pos (tokens evaluated), length (tokens fed).
+--- Fields: model, context (positions there is room for), pos (tokens evaluated), length (tokens fed),
+--- reused (positions taken from the model's cache of prefixes instead of being evaluated).
 --- To be used by one thread at a time. Closing frees the cache at once; the collector does it too, but
 --- cannot see how large the cache is.
 
@@ -333,6 +334,10 @@ end
 
 function properties.length(self)
     return lib.mm2_session_length(self:live())
+end
+
+function properties.reused(self)
+    return lib.mm2_session_reused(self:live())
 end
 
 function properties.context(self)

@@ -19,7 +19,7 @@ from minimax2.conversation import Chat
 from minimax2.errors import (ArgumentError, BusyError, ContextFull, Error, FileError, FormatError,
                              NumericError, OutOfMemory, UnsupportedError)
 from minimax2.generation import Generation, Piece, ToolCall
-from minimax2.model import Config, Cost, Limits, Model, WeightInfo, load
+from minimax2.model import Config, Cost, Limits, Model, PrefixStats, WeightInfo, load
 from minimax2.options import AnyPath as _AnyPath
 from minimax2.options import ModelGenerateOptions as _ModelGenerateOptions
 from minimax2.options import spelled_out as _spelled_out
@@ -52,7 +52,7 @@ def chat(model: Model, system: str | None = None,
 __all__ = [
     "ArgumentError", "Batch", "BusyError", "Cache", "Chat", "Config", "ContextFull", "Cost",
     "Error", "FileError", "FormatError", "Generation", "Info", "Limits", "Model", "NumericError",
-    "OutOfMemory", "Piece", "Sampler", "Session", "Stream", "Streams", "Tap", "Taps", "Tensor",
-    "Tokenizer", "ToolCall", "UnsupportedError", "WeightInfo", "__version__", "batch", "chat",
-    "cpu", "info", "load", "tokenizer",
+    "OutOfMemory", "Piece", "PrefixStats", "Sampler", "Session", "Stream", "Streams", "Tap", "Taps",
+    "Tensor", "Tokenizer", "ToolCall", "UnsupportedError", "WeightInfo", "__version__", "batch",
+    "chat", "cpu", "info", "load", "tokenizer",
 ]

@@ -123,6 +123,11 @@ def number(value: Any, name: str) -> float:
         raise ArgumentError(f"{name} is {value}, which is out of range") from None
 
 
+def size(value: Any, name: str) -> int:
+    """A number of bytes, at least 1; None: 0, which means a default to the library."""
+    return 0 if value is None else integer(value, name, 1, 2**63 - 1)
+
+
 def flag(value: Any, name: str) -> bool:
     """True or False; TypeError for strings, lists and None."""
     if value is None or not hasattr(value, "__bool__"):
@@ -271,9 +276,9 @@ def _interruptible(call: Callable[[], _T], stop: Callable[[], None] | None = Non
 # ---- Model ----
 
 
-def model_open(path: Any, threads: Any, writable: Any, mapped: Any, isa: Any,
-               precision: Any) -> Owned:
-    """An opened checkpoint. threads None: all cores; isa None: the best."""
+def model_open(path: Any, threads: Any, writable: Any, mapped: Any, isa: Any, precision: Any,
+               prefix_cache: Any, prefix_folder: Any, prefix_disk: Any) -> Owned:
+    """An opened checkpoint. threads None: all cores; isa None: the best; prefix_* None: none."""
     options = _sized("mm2_model_options")
     lib.mm2_model_options_init(options)
     options.flags = ((lib.MM2_WRITABLE if flag(writable, "writable") else 0)
@@ -281,6 +286,11 @@ def model_open(path: Any, threads: Any, writable: Any, mapped: Any, isa: Any,
     options.threads = 0 if threads is None else positive(threads, "threads")
     options.isa = choice("auto" if isa is None else isa, "isa", ISAS)
     options.precision = choice(precision, "precision", PRECISIONS)
+    options.prefix_cache = size(prefix_cache, "prefix_cache")
+    options.prefix_disk = size(prefix_disk, "prefix_disk")
+    folder = None if prefix_folder is None else ffi.new("char[]", _path(prefix_folder))
+    if folder is not None:
+        options.prefix_folder = folder
     out = ffi.new("mm2_model **")
     check(lib.mm2_model_open(out, _path(path), options))
     return _owned("model", out)
@@ -361,6 +371,13 @@ def model_weight(model: Owned, name: Any, first: Any, count: Any) -> Tensor:
     check(lib.mm2_model_weight(model.pointer, _chars(name, "a tensor's name"), first, count,
                                _floats(out), count * columns))
     return out
+
+
+def model_prefix_stats(model: Owned) -> dict[str, Any]:
+    """The fields of mm2_prefix_stats as a dict."""
+    stats = _sized("mm2_prefix_stats")
+    check(lib.mm2_model_prefix_stats(model.pointer, stats))
+    return {**_fields(stats), "problem": _string(stats.problem) or None}
 
 
 def model_limits(model: Owned) -> dict[str, Any]:
@@ -509,6 +526,11 @@ def session_position(session: Owned) -> int:
 def session_length(session: Owned) -> int:
     """Tokens fed."""
     return int(lib.mm2_session_length(session.pointer))
+
+
+def session_reused(session: Owned) -> int:
+    """Positions taken from the cache of prefixes."""
+    return int(lib.mm2_session_reused(session.pointer))
 
 
 def session_tokens(session: Owned) -> Tensor:

@@ -108,8 +108,41 @@ class Cost(NamedTuple):
         return self.int8_ops + self.bf16_ops + self.f32_ops
 
 
+class PrefixStats(NamedTuple):
+    """What a model's cache of prefixes has and did."""
+
+    pages: int
+    """In memory, of 256 positions each."""
+    bytes: int
+    """Of those that no session holds."""
+    limit: int
+    """Of these: prefix_cache; 0: there is no cache."""
+    reused: int
+    """Positions that sessions took, ever; likewise:"""
+    added: int
+    """Pages that sessions put in."""
+    evicted: int
+    """Pages that went for want of memory."""
+    read: int
+    """Pages that came from the folder."""
+    written: int
+    """Pages that went there."""
+    removed: int
+    """Files that went for want of room there."""
+    damaged: int
+    """Files that were not what was written."""
+    failed: int
+    """Pages that could not be written."""
+    unwritten: int
+    """Pages that wait for it now."""
+    problem: str | None
+    """Why the last page could not be written; None if it was."""
+
+
 def load(path: AnyPath | None = None, *, threads: int | None = None, writable: bool = False,
-         mapped: bool = True, isa: Isa | None = None, precision: Precision = "fast") -> Model:
+         mapped: bool = True, isa: Isa | None = None, precision: Precision = "fast",
+         prefix_cache: int | None = None, prefix_folder: AnyPath | None = None,
+         prefix_disk: int | None = None) -> Model:
     """Open a checkpoint: a Model. Quick: weights are mapped, not read.
 
     path: a Hugging Face directory, a .gguf file (of a split set: any part), or a directory that
@@ -122,12 +155,18 @@ def load(path: AnyPath | None = None, *, threads: int | None = None, writable: b
     multiplies with 8-bit or bf16 activations where the weights' type allows it, "exact" always
     float32 values with float32 activations, for measurements (decoding takes up to five times as
     long in the smallest formats, a prompt two to four times); its sessions then keep keys and
-    values in f32 unless they are told otherwise.
+    values in f32 unless they are told otherwise. prefix_cache: bytes of memory for what sessions
+    have evaluated, so that others whose tokens begin alike start behind it, with the same bits, in
+    pages of 256 positions; None: no such cache. prefix_folder: a folder that exists, where the
+    pages are kept too, for other processes and later ones; prefix_disk: bytes of files there at
+    most, None: 10 times prefix_cache. See "Shared prefixes" in minimax2.h, and
+    Model.prefix_stats.
 
     Raises FileError, FormatError, UnsupportedError, OutOfMemory, ArgumentError.
     """
     return Model(EMBEDDED if path is None else path, threads=threads, writable=writable,
-                 mapped=mapped, isa=isa, precision=precision)
+                 mapped=mapped, isa=isa, precision=precision, prefix_cache=prefix_cache,
+                 prefix_folder=prefix_folder, prefix_disk=prefix_disk)
 
 
 class Model(Handle, Mapping[str, Tensor]):
@@ -146,8 +185,10 @@ class Model(Handle, Mapping[str, Tensor]):
 
     def __init__(self, path: AnyPath, *, threads: int | None = None, writable: bool = False,
                  mapped: bool = True, isa: Isa | None = None,
-                 precision: Precision = "fast") -> None:
-        super().__init__(_native.model_open(path, threads, writable, mapped, isa, precision))
+                 precision: Precision = "fast", prefix_cache: int | None = None,
+                 prefix_folder: AnyPath | None = None, prefix_disk: int | None = None) -> None:
+        super().__init__(_native.model_open(path, threads, writable, mapped, isa, precision,
+                                            prefix_cache, prefix_folder, prefix_disk))
         facts = _native.model_config(self._c)
         for flag in ("use_qk_norm", "use_routing_bias"):
             facts[flag] = bool(facts[flag])
@@ -414,6 +455,11 @@ class Model(Handle, Mapping[str, Tensor]):
              **options: Unpack[GenerateOptions]) -> Chat:
         """A Chat; options are the defaults of its generations. Refuses wrong ones at once."""
         return Chat(self, system, context=context, kv_dtype=kv_dtype, chunk=chunk, **options)
+
+    @property
+    def prefix_stats(self) -> PrefixStats:
+        """What the cache of prefixes has and did: PrefixStats; all 0 if there is none."""
+        return PrefixStats(**_native.model_prefix_stats(self._c))
 
     # ---- Measuring ----
 

@@ -325,6 +325,67 @@ static void a_session_runs_or_says_so_and_runs_then(void **state)
     fail_each(&(act){run_session, check_session});
 }
 
+/* ---- shared prefixes ---- */
+
+enum { SHARED = 300 }; /* a page of 256, and more */
+
+static mm2_model *sharing;
+static mm2_session *pair[2];
+static int32_t shared_ids[SHARED];
+static float shared_logits[VOCAB];
+
+static mm2_status evaluate_twice(void)
+{
+    mm2_session_options o = {.size = sizeof o};
+    mm2_status status = MM2_OK;
+    mm2_session_options_init(&o);
+    o.context = SHARED;
+    for (int i = 0; i < 2; i++)
+        pair[i] = NULL;
+    for (int i = 0; i < 2 && !status; i++) {
+        status = mm2_session_new(&pair[i], sharing, &o);
+        if (!status)
+            status = mm2_session_feed(pair[i], shared_ids, SHARED);
+        if (!status)
+            status = mm2_session_run(pair[i], 0, NULL);
+    }
+    return status;
+}
+
+/* A page that cannot be put in is evaluated twice: no error. When nobody holds it, it goes. */
+static void check_pair(mm2_status status, uint64_t *digest)
+{
+    for (int i = 0; i < 2; i++) {
+        mm2_tensor t;
+        if (!status) {
+            assert_int_equal(MM2_OK, mm2_session_logits(pair[i], &t));
+            if (!*shared_logits)
+                memcpy(shared_logits, t.data, sizeof shared_logits);
+            assert_memory_equal(shared_logits, t.data, sizeof shared_logits);
+        }
+        mm2_session_free(pair[i]);
+    }
+    mm2_prefix_stats stats = {.size = sizeof stats};
+    assert_int_equal(MM2_OK, mm2_model_prefix_stats(sharing, &stats));
+    assert_int_equal(0, stats.pages);
+}
+
+static void prefixes_are_shared_or_evaluated_again(void **state)
+{
+    mm2_model_options o = {.size = sizeof o};
+    mm2_model_options_init(&o);
+    o.threads = 2;
+    o.prefix_cache = 1; /* pages live as long as a session has them */
+    assert_int_equal(MM2_OK, mm2_model_open(&sharing, tiny, &o));
+    for (int32_t i = 0; i < SHARED; i++)
+        shared_ids[i] = 3 * i % 4000;
+    fail_each(&(act){evaluate_twice, check_pair});
+    mm2_prefix_stats stats = {.size = sizeof stats};
+    mm2_model_prefix_stats(sharing, &stats);
+    assert_true(stats.reused > 256);
+    mm2_model_release(sharing);
+}
+
 /* ---- on disk ---- */
 
 static char snapshot[64], copy[64];
@@ -623,6 +684,7 @@ int main(void)
         cmocka_unit_test(text_is_encoded_or_says_so),
         cmocka_unit_test(a_reply_grows_or_says_so_and_grows_then),
         cmocka_unit_test(a_session_runs_or_says_so_and_runs_then),
+        cmocka_unit_test(prefixes_are_shared_or_evaluated_again),
         cmocka_unit_test(a_session_is_saved_and_restored_or_says_so),
         cmocka_unit_test(opening_takes_memory_in_proportion_to_the_file),
         cmocka_unit_test(tensors_take_memory_in_proportion_to_the_file),
