@@ -19,9 +19,13 @@ int32_t mm2_cpu_cores(void);
 /* Bytes of memory that can still be had (MemAvailable, cgroup limit, RLIMIT_AS); INT64_MAX if
  * unknown. Page cache, which the maps of model files fill, counts as available. */
 int64_t mm2_memory_available(void);
+/* Bytes of memory that the machine has, or that the process's control groups allow if that is less;
+ * INT64_MAX if unknown. */
+int64_t mm2_memory_present(void);
 
-/* The two, with `root` put in front of /proc and /sys: for tests. */
+/* The three, with `root` put in front of /proc and /sys: for tests. */
 int32_t mm2_cpu_cores_under(const char *root);
 int64_t mm2_memory_available_under(const char *root);
+int64_t mm2_memory_present_under(const char *root);
 
 #endif
