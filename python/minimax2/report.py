@@ -207,7 +207,12 @@ def _line(path: str) -> str | None:
 
 
 def commit() -> str:
-    """Short hash of the tree's commit, + if it was changed; "unknown" without git."""
+    """Short hash of the tree's commit, + if it was changed; "unknown" without git.
+
+    A tree without git may have it in build/borrowed (tests/bench/borrowed.sh).
+    """
+    if told := _line(str(TREE / "build" / "borrowed" / "commit")):
+        return told
     if not shutil.which("git") or not (TREE / ".git").exists():
         return "unknown"
     git = ["git", "-C", str(TREE)]
