@@ -96,6 +96,11 @@ const char *mm2_error(void);
 /* Processor and best instruction-set level: "avx512 (AMD EPYC), 2 cores", and " on 2 memory nodes"
  * where there are several. Static. */
 const char *mm2_cpu(void);
+/* Bytes of memory: of the machine, or what the process's control groups allow if that is less; and of
+ * these what can be had now (address space counts too). Page cache, which the maps of model files
+ * fill, can be had. INT64_MAX where the system does not say. */
+int64_t mm2_memory_present(void);
+int64_t mm2_memory_available(void);
 
 /* ----------------------------------------------------------------------------------------------
  * Tensors: views on memory that something else owns */

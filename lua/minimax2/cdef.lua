@@ -24,6 +24,8 @@ uint32_t mm2_abi(void);
 const char *mm2_version(void);
 const char *mm2_error(void);
 const char *mm2_cpu(void);
+int64_t mm2_memory_present(void);
+int64_t mm2_memory_available(void);
 enum {
     MM2_F32 = 1,
     MM2_F16 = 2,

@@ -87,6 +87,11 @@ ISAS = {name.removeprefix("MM2_ISA_").lower(): getattr(lib, name)
 PRECISIONS = {"fast": lib.MM2_PRECISION_FAST, "exact": lib.MM2_PRECISION_EXACT}
 
 
+def memory() -> tuple[int, int]:
+    """Bytes of memory that there are, control groups counted, and that can be had now."""
+    return lib.mm2_memory_present(), lib.mm2_memory_available()
+
+
 def cpu() -> str:
     """Processor and best instruction-set level, such as "avx512 (AMD EPYC), 2 cores"."""
     return _string(lib.mm2_cpu())
