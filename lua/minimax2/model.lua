@@ -374,11 +374,11 @@ end
 --- sessions (1), depths (a table of positions; default: 0 and the end of the context). A table of bytes:
 --- weights; cache (keys and values of all sessions' whole contexts) and cache_page (of 256 positions of
 --- one, by which it grows); session (tokens and logits of all); buffers (of a chunk of rows, once for
---- sessions that run in turns or in a batch); needed (all of it together), present (memory of the machine or of its
---- control group), available (of it, now; weights that are in memory already count as such), fits; and
---- context, chunk, sessions, and at_depth: a table of { depth, weight_bytes, kv_bytes }, what a token
---- must read there. Divide model:limits().best_read by their sum: no more tokens a second than that.
---- `minimax2 plan` predicts times too.
+--- sessions that run in turns or in a batch); needed (all of it together), present (memory of the
+--- machine or its control group), available (of it, now; pages of mapped files can be had), fits; and
+--- context, kv_dtype, chunk, sessions, and at_depth: a table of { depth, weight_bytes, kv_bytes }, what
+--- a token must read there. Divide model:limits().best_read by their sum: no more tokens a second than
+--- that. `minimax2 plan` predicts times too.
 function Model:plan(options)
     options = args.known(options, "model:plan", Session.known, { sessions = true, depths = true })
     local raw = native.sized "mm2_plan"
