@@ -119,22 +119,19 @@ class _TooSlow(Exception):
 def _layers_of(session: Session, ids: list[int], layers: int) -> float:
     """Seconds of the first `layers` layers for these tokens, which are dropped again.
 
-    Of all layers and the head if there are no more. Raises _TooSlow.
+    If there are no more layers, of the head too, and the tokens stay. Raises _TooSlow.
     """
     whole = layers == session.model.config.num_hidden_layers
-    session.rewind(0)
     session.feed(ids)
     if not whole:
         _native.session_tap(session._c, LAYER_END, layers - 1, True)
     start = time.perf_counter()
-    try:
-        done = session.run(PATIENCE)
-        taken = time.perf_counter() - start
-        if not done:
-            raise _TooSlow
-    finally:
-        if not whole:
-            _native.session_tap(session._c, LAYER_END, layers - 1, False)
+    done = session.run(PATIENCE)
+    taken = time.perf_counter() - start
+    if not done:
+        raise _TooSlow
+    if not whole:
+        _native.session_tap(session._c, LAYER_END, layers - 1, False)
         session.rewind(0)
     return taken
 
@@ -161,12 +158,16 @@ def _shares(model: Model, shape: Shape, here: Machine, rates: Mapping[str, float
     vocabulary = model.config.vocab_size
     layer = model.cost(1, 0, kv_dtype)[0].weight_bytes / shape.layers
     layers = min(shape.layers, math.ceil(ENOUGH / layer))
-    count = max(1, min(24, math.ceil(ENOUGH / (layer * layers))))
+    count = max(1, min(24, math.ceil(ENOUGH / (layer * layers)),
+                       model.config.max_position_embeddings))
     ids = [7919 * i % vocabulary for i in range(rows)]
-    with model.session(context=rows, kv_dtype=kv_dtype, chunk=rows) as session:
+    words = [7919 * i % vocabulary for i in range(count)]
+    room = min(max(rows, count), model.config.max_position_embeddings)
+    with model.session(context=room, kv_dtype=kv_dtype, chunk=rows) as session:
         # Each twice and more: the first time brings the weights into memory and maps.
         best = 0.0
         for turn in range(3):
+            session.rewind(0)
             taken = _layers_of(session, ids, 1)
             best = taken if turn < 2 else min(best, taken)
             if turn and taken > 1:
@@ -176,7 +177,8 @@ def _shares(model: Model, shape: Shape, here: Machine, rates: Mapping[str, float
         prefill = shape.roof(rows, here, None if shape.layers == 1 else 1) / max(best, 1e-9)
         turns = []
         for turn in range(4):
-            turns.append(sum(_layers_of(session, [ids[i % rows]], layers) for i in range(count)))
+            session.rewind(0)
+            turns.append(sum(_layers_of(session, [id], layers) for id in words))
     roof = count * shape.roof(1, here, None if layers == shape.layers else layers)
     return roof / median(turns[1:]), prefill
 
