@@ -96,6 +96,11 @@ const char *mm2_error(void);
 /* Processor and best instruction-set level: "avx512 (AMD EPYC), 2 cores", and " on 2 memory nodes"
  * where there are several. Static. */
 const char *mm2_cpu(void);
+/* Bytes of memory: of the machine, or what the process's control groups allow if that is less; and of
+ * these what can be had now (address space counts too). Page cache, which the maps of model files
+ * fill, can be had. INT64_MAX where the system does not say. */
+int64_t mm2_memory_present(void);
+int64_t mm2_memory_available(void);
 
 /* ----------------------------------------------------------------------------------------------
  * Tensors: views on memory that something else owns */
@@ -325,6 +330,18 @@ typedef struct mm2_limits { /* of all threads together */
  * that are to be compared with it. Meaningless while other threads run the model. Fails with ARG,
  * NOMEM. */
 mm2_status mm2_model_limits(mm2_model *m, mm2_limits *out);
+
+typedef struct mm2_attention { /* of all threads together */
+    uint32_t size;             /* sizeof(mm2_attention) */
+    int32_t threads;           /* that took part */
+    double read; /* bytes per second of keys and values in memory that one token attends to */
+    double ops;  /* operations per second, 2 a multiply-add, of rows of a prompt */
+} mm2_attention;
+
+/* Measure the model's attention to a cache of kv_dtype (as in a session), whose cells need not be
+ * computed, in about a third of a second: what a token takes for each position before it. Needs as
+ * much memory as mm2_model_limits does for a small model; otherwise the same holds. */
+mm2_status mm2_model_attention(mm2_model *m, int32_t kv_dtype, mm2_attention *out);
 
 typedef struct mm2_cost { /* what must be read and computed at least, however it is done */
     uint32_t size;        /* sizeof(mm2_cost) */
@@ -581,6 +598,24 @@ typedef struct mm2_session_options {
  *             nobody has measured yet what is lost on them. */
 
 void mm2_session_options_init(mm2_session_options *o);
+
+typedef struct mm2_plan {             /* bytes of memory */
+    uint32_t size;                    /* sizeof(mm2_plan) */
+    int32_t context, kv_dtype, chunk; /* of the session, defaults filled in */
+    int64_t weights;    /* that the model is evaluated with, of all its sessions together */
+    int64_t cache;      /* keys and values of the whole context; committed as it fills, by pages */
+    int64_t cache_page; /* of 256 positions */
+    int64_t session;    /* its tokens and logits */
+    /* Of the rows in flight: for a chunk of this session, or as many rows of a batch. Kept by the
+     * model, once for all sessions that do not run at the same time. */
+    int64_t buffers;
+    int64_t present; /* of the machine, or what the process's control groups allow if it is less */
+    int64_t available; /* of these, can be had now; pages of files count, those of weights too */
+} mm2_plan;
+
+/* What a session of these options (NULL: the defaults) would take. Nothing is allocated or read, so
+ * a model that memory has no room for can be asked too. Fails with ARG, NOMEM. */
+mm2_status mm2_model_plan(mm2_model *m, const mm2_session_options *o, mm2_plan *out);
 
 /* *out is owned: mm2_session_free. Retains the model. Fails with NOMEM if the whole context and the
  * buffers of a chunk would not fit into memory. The chunk does not change the bits. */

@@ -47,5 +47,7 @@ struct mm2_model {
 /* The tokenizer beside a checkpoint's weights, its template and ids set. MM2_OK with *out NULL and
  * a sentence if there is none, or one of a kind that this build does not know. */
 mm2_status mm2_tokenizer_beside(mm2_tokenizer **out, const mm2_checkpoint *c);
+/* Bytes of all weights that it is evaluated with. */
+int64_t mm2_model_needed(const mm2_model *m);
 
 #endif

@@ -24,6 +24,8 @@ uint32_t mm2_abi(void);
 const char *mm2_version(void);
 const char *mm2_error(void);
 const char *mm2_cpu(void);
+int64_t mm2_memory_present(void);
+int64_t mm2_memory_available(void);
 enum {
     MM2_F32 = 1,
     MM2_F16 = 2,
@@ -151,6 +153,13 @@ typedef struct mm2_limits {
     double int8_ops, bf16_ops, f32_ops;
 } mm2_limits;
 mm2_status mm2_model_limits(mm2_model *m, mm2_limits *out);
+typedef struct mm2_attention {
+    uint32_t size;
+    int32_t threads;
+    double read;
+    double ops;
+} mm2_attention;
+mm2_status mm2_model_attention(mm2_model *m, int32_t kv_dtype, mm2_attention *out);
 typedef struct mm2_cost {
     uint32_t size;
     uint32_t reserved;
@@ -264,6 +273,18 @@ typedef struct mm2_session_options {
     int32_t chunk;
 } mm2_session_options;
 void mm2_session_options_init(mm2_session_options *o);
+typedef struct mm2_plan {
+    uint32_t size;
+    int32_t context, kv_dtype, chunk;
+    int64_t weights;
+    int64_t cache;
+    int64_t cache_page;
+    int64_t session;
+    int64_t buffers;
+    int64_t present;
+    int64_t available;
+} mm2_plan;
+mm2_status mm2_model_plan(mm2_model *m, const mm2_session_options *o, mm2_plan *out);
 mm2_status mm2_session_new(mm2_session **out, mm2_model *m, const mm2_session_options *o);
 mm2_status mm2_session_fork(mm2_session **out, mm2_session *s);
 void mm2_session_free(mm2_session *s);

@@ -82,6 +82,12 @@ function mm.cpu()
     return ffi.string(lib.mm2_cpu())
 end
 
+--- Bytes of memory: of the machine or of the process's control group, and what of it can be had now; the
+--- pages of mapped files can.
+function mm.memory()
+    return tonumber(lib.mm2_memory_present()), tonumber(lib.mm2_memory_available())
+end
+
 local function need_model(model, where)
     if handle.kind(model) ~= "model" then
         raise(("%s needs a model, not %s"):format(where, args.show(model)))

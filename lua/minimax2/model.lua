@@ -42,6 +42,9 @@ local prefix_fields = { "pages", "bytes", "limit", "reused", "added", "evicted",
     "removed", "damaged", "failed", "unwritten" }
 local cost_fields = { "weight_bytes", "kv_bytes", "int8_ops", "bf16_ops", "f32_ops" }
 
+local attention_fields = { "threads", "read", "ops" }
+local plan_fields = { "weights", "cache", "cache_page", "session", "buffers", "present", "available" }
+
 local function fields(raw, names)
     local out = {}
     for _, name in ipairs(names) do
@@ -383,6 +386,48 @@ function Model:cost(tokens, depth, kv_dtype)
     check(lib.mm2_model_cost(self:live(), tokens, depth, args.kv_dtype(kv_dtype, "model:cost"), layers,
         rest))
     return fields(layers, cost_fields), fields(rest, cost_fields)
+end
+
+--- Measures attention to a cache of kv_dtype ("bf16", "f32" or "int8"), in a third of a second: threads,
+--- read (bytes per second of keys and values in memory that one token attends to), ops (operations per
+--- second of rows of a prompt, 2 a multiply-add).
+function Model:attention_limits(kv_dtype)
+    local raw = native.sized "mm2_attention"
+    check(lib.mm2_model_attention(self:live(), args.kv_dtype(kv_dtype, "model:attention_limits"), raw))
+    return fields(raw, attention_fields)
+end
+
+--- What sessions would take, before anything is allocated or read. Options: those of model:session, and
+--- sessions (1), depths (a table of positions; default: 0 and the end of the context). A table of bytes:
+--- weights; cache (keys and values of all sessions' whole contexts) and cache_page (of 256 positions of
+--- one, by which it grows); session (tokens and logits of all); buffers (of a chunk of rows, once for
+--- sessions that run in turns or in a batch); needed (all of it together), present (memory of the
+--- machine or its control group), available (of it, now; pages of mapped files can be had), fits; and
+--- context, kv_dtype, chunk, sessions, and at_depth: a table of { depth, weight_bytes, kv_bytes }, what
+--- a token must read there. Divide model:limits().best_read by their sum: no more tokens a second than
+--- that. `minimax2 plan` predicts times too.
+function Model:plan(options)
+    options = args.known(options, "model:plan", Session.known, { sessions = true, depths = true })
+    local raw = native.sized "mm2_plan"
+    check(lib.mm2_model_plan(self:live(), Session.options(self, options, "model:plan"), raw))
+    local out = { context = raw.context, chunk = raw.chunk,
+        kv_dtype = native.text(lib.mm2_dtype_name(raw.kv_dtype)) }
+    for _, name in ipairs(plan_fields) do
+        out[name] = tonumber(raw[name])
+    end
+    out.sessions = options.sessions == nil and 1
+        or args.positive(options.sessions, "model:plan: sessions")
+    out.cache = out.sessions * out.cache
+    out.session = out.sessions * out.session
+    out.needed = out.weights + out.cache + out.session + out.buffers
+    out.fits = out.needed <= out.present
+    out.at_depth = {}
+    for i, depth in ipairs(options.depths or { 0, out.context - 1 }) do
+        local layers, rest = self:cost(1, depth, out.kv_dtype)
+        out.at_depth[i] = { depth = depth, weight_bytes = layers.weight_bytes + rest.weight_bytes,
+            kv_bytes = layers.kv_bytes }
+    end
+    return out
 end
 
 -- Made when first asked for.

@@ -29,9 +29,8 @@ local function hold(object, model)
     })
 end
 
---- See model:session.
-function Session.new(model, options, where)
-    options = args.known(options, where, Session.known)
+--- Options of a session as the library wants them.
+function Session.options(model, options, where)
     local o = native.sized "mm2_session_options"
     lib.mm2_session_options_init(o)
     if options.context ~= nil then
@@ -42,8 +41,14 @@ function Session.new(model, options, where)
     end
     local exact = options.kv_dtype == nil and model:info "precision" == "exact"
     o.kv_dtype = args.kv_dtype(exact and "f32" or options.kv_dtype, where)
+    return o
+end
+
+--- See model:session.
+function Session.new(model, options, where)
+    options = args.known(options, where, Session.known)
     local out = ffi.new "mm2_session *[1]"
-    if lib.mm2_session_new(out, model:live(), o) < 0 then
+    if lib.mm2_session_new(out, model:live(), Session.options(model, options, where)) < 0 then
         return nil, native.message()
     end
     return hold(out[0], model)

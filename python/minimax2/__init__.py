@@ -19,10 +19,12 @@ from minimax2.conversation import Chat
 from minimax2.errors import (ArgumentError, BusyError, ContextFull, Error, FileError, FormatError,
                              NumericError, OutOfMemory, UnsupportedError)
 from minimax2.generation import Generation, Piece, ToolCall
-from minimax2.model import Config, Cost, Limits, Model, PrefixStats, WeightInfo, load
+from minimax2.model import (AttentionLimits, Config, Cost, Limits, Model, PrefixStats, WeightInfo,
+                            load)
 from minimax2.options import AnyPath as _AnyPath
 from minimax2.options import ModelGenerateOptions as _ModelGenerateOptions
 from minimax2.options import spelled_out as _spelled_out
+from minimax2.plan import Plan
 from minimax2.sampling import Sampler
 from minimax2.session import Session
 from minimax2.stream import Stream
@@ -50,9 +52,9 @@ def chat(model: Model, system: str | None = None,
 
 
 __all__ = [
-    "ArgumentError", "Batch", "BusyError", "Cache", "Chat", "Config", "ContextFull", "Cost",
-    "Error", "FileError", "FormatError", "Generation", "Info", "Limits", "Model", "NumericError",
-    "OutOfMemory", "Piece", "PrefixStats", "Sampler", "Session", "Stream", "Streams", "Tap", "Taps",
-    "Tensor", "Tokenizer", "ToolCall", "UnsupportedError", "WeightInfo", "__version__", "batch",
-    "chat", "cpu", "info", "load", "tokenizer",
+    "ArgumentError", "AttentionLimits", "Batch", "BusyError", "Cache", "Chat", "Config",
+    "ContextFull", "Cost", "Error", "FileError", "FormatError", "Generation", "Info", "Limits",
+    "Model", "NumericError", "OutOfMemory", "Piece", "Plan", "PrefixStats", "Sampler", "Session",
+    "Stream", "Streams", "Tap", "Taps", "Tensor", "Tokenizer", "ToolCall", "UnsupportedError",
+    "WeightInfo", "__version__", "batch", "chat", "cpu", "info", "load", "tokenizer",
 ]

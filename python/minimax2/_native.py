@@ -87,6 +87,11 @@ ISAS = {name.removeprefix("MM2_ISA_").lower(): getattr(lib, name)
 PRECISIONS = {"fast": lib.MM2_PRECISION_FAST, "exact": lib.MM2_PRECISION_EXACT}
 
 
+def memory() -> tuple[int, int]:
+    """Bytes of memory that there are, control groups counted, and that can be had now."""
+    return lib.mm2_memory_present(), lib.mm2_memory_available()
+
+
 def cpu() -> str:
     """Processor and best instruction-set level, such as "avx512 (AMD EPYC), 2 cores"."""
     return _string(lib.mm2_cpu())
@@ -387,6 +392,21 @@ def model_limits(model: Owned) -> dict[str, Any]:
     return _fields(limits)
 
 
+def model_attention(model: Owned, kv_dtype: Any) -> dict[str, Any]:
+    """The fields of mm2_attention as a dict, measured now."""
+    found = _sized("mm2_attention")
+    check(lib.mm2_model_attention(model.pointer, _kv_dtype(kv_dtype, model), found))
+    return _fields(found)
+
+
+def model_plan(model: Owned, context: Any, kv_dtype: Any, chunk: Any) -> dict[str, Any]:
+    """The fields of mm2_plan as a dict, kv_dtype by name."""
+    found = _sized("mm2_plan")
+    options = _session_options(model, context, kv_dtype, chunk)
+    check(lib.mm2_model_plan(model.pointer, options, found))
+    return _fields(found) | {"kv_dtype": _string(lib.mm2_dtype_name(found.kv_dtype))}
+
+
 def model_cost(model: Owned, tokens: Any, depth: Any,
                kv_dtype: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The fields of mm2_cost as dicts, of all layers and of the rest."""
@@ -399,8 +419,8 @@ def model_cost(model: Owned, tokens: Any, depth: Any,
 # ---- Session ----
 
 
-def session_new(model: Owned, context: Any, kv_dtype: Any, chunk: Any) -> Owned:
-    """A timeline; zeros mean the library's defaults."""
+def _session_options(model: Owned, context: Any, kv_dtype: Any, chunk: Any) -> Any:
+    """mm2_session_options; None: the library's default."""
     options = _sized("mm2_session_options")
     lib.mm2_session_options_init(options)
     if context is not None:
@@ -408,6 +428,12 @@ def session_new(model: Owned, context: Any, kv_dtype: Any, chunk: Any) -> Owned:
     if chunk is not None:
         options.chunk = positive(chunk, "chunk")
     options.kv_dtype = _kv_dtype(kv_dtype, model)
+    return options
+
+
+def session_new(model: Owned, context: Any, kv_dtype: Any, chunk: Any) -> Owned:
+    """A timeline."""
+    options = _session_options(model, context, kv_dtype, chunk)
     out = ffi.new("mm2_session **")
     check(lib.mm2_session_new(out, model.pointer, options))
     return _owned("session", out)

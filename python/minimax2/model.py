@@ -14,6 +14,7 @@ from minimax2.generation import Generation
 from minimax2.handle import Handle
 from minimax2.options import (AnyPath, GenerateOptions, Item, KvDtype, ModelGenerateOptions, Prompt,
                               SessionOptions, check_names, spelled_out)
+from minimax2.plan import Plan, plan
 from minimax2.request import Request
 from minimax2.session import Session
 from minimax2.stream import Stream
@@ -81,6 +82,17 @@ class Limits(NamedTuple):
     """Likewise on weights of bf16."""
     f32_ops: float
     """Likewise on weights of f32."""
+
+
+class AttentionLimits(NamedTuple):
+    """What a machine gives a model's attention, all threads together."""
+
+    threads: int
+    """That took part."""
+    read: float
+    """Bytes per second of keys and values in memory that one token attends to."""
+    ops: float
+    """Operations per second, 2 a multiply-add, of rows of a prompt."""
 
 
 class Cost(NamedTuple):
@@ -470,6 +482,28 @@ class Model(Handle, Mapping[str, Tensor]):
         runs that are compared with it. Raises OutOfMemory.
         """
         return Limits(**_native.model_limits(self._c))
+
+    def attention_limits(self, kv_dtype: KvDtype | None = None) -> AttentionLimits:
+        """Measure attention to a cache of kv_dtype (None as in session()): AttentionLimits.
+
+        Takes a third of a second; the rest as limits(). Nothing is evaluated.
+        """
+        return AttentionLimits(**_native.model_attention(self._c, kv_dtype))
+
+    def plan(self, context: int | None = None, sessions: int = 1, kv_dtype: KvDtype | None = None,
+             chunk: int | None = None, *, depths: Iterable[int] | None = None,
+             machine: str | None = None, predict: bool = True) -> Plan:
+        """What so many sessions would take, before anything is allocated: a Plan, which prints.
+
+        Bytes beside what the machine and its control group have, what would fit instead, and
+        predictions of speed at `depths` (None: some up to the context). context, kv_dtype and chunk
+        as in session(). machine: None for this one, which is measured for two or three seconds with
+        the model's first layers; else a report's .json, or text such as "cores=16,read=200,ram=128"
+        (see `minimax2 plan --help`). predict: False counts bytes only, at once. Raises
+        ArgumentError, OutOfMemory, and FormatError or OSError for a report that cannot be read.
+        """
+        return plan(self, context, sessions, kv_dtype, chunk, depths=depths, on=machine,
+                    predict=predict)
 
     def cost(self, tokens: int = 1, depth: int = 0,
              kv_dtype: KvDtype | None = None) -> tuple[Cost, Cost]:

@@ -71,6 +71,16 @@ for _, arguments in ipairs { {}, { 1, 100 }, { 1, 100, "f32" }, { 300, 0 }, { 7,
     end
 end
 
+say "# plan"
+for _, options in ipairs { {}, { context = 300, kv_dtype = "int8", chunk = 64, sessions = 5 } } do
+    local plan, values = model:plan(options), {}
+    for i, name in ipairs { "context", "chunk", "sessions", "weights", "cache", "cache_page", "session",
+        "buffers", "needed" } do
+        values[i] = ("%.17g"):format(plan[name])
+    end
+    say(values)
+end
+
 say "# tensors"
 for name, tensor in model:tensors() do
     say(name, tensor.dtype, tensor.shape, tensor.nbytes, tensor.readonly)

@@ -72,6 +72,13 @@ for arguments in ((), (1, 100), (1, 100, "f32"), (300, 0), (7, 4000)):
     for cost in model.cost(*arguments):
         say([f"{value:.17g}" for value in cost])
 
+say("# plan")
+for options in ({}, {"context": 300, "kv_dtype": "int8", "chunk": 64, "sessions": 5}):
+    plan = model.plan(predict=False, **options)
+    plan |= plan["memory"]
+    say([f"{plan[name]:.17g}" for name in ("context", "chunk", "sessions", "weights", "cache",
+                                           "cache_page", "session", "buffers", "needed")])
+
 say("# tensors")
 for name, tensor in model.items():
     say(name, tensor.dtype, tensor.shape, tensor.nbytes, tensor.readonly)
