@@ -571,15 +571,16 @@ static void tensors_take_memory_in_proportion_to_the_file(void **state)
         int opens;
     } bombs[] = {{"model.safetensors.index.json", write_index, 1},
                  {"model.safetensors", write_header, 0}};
-    char path[128], from[PATH_MAX];
+    char path[128], from[PATH_MAX], *directory = realpath(tiny, NULL);
     mm2_status status;
     long usual = peak_of_model(tiny, &status);
+    assert_non_null(directory);
     for (int i = 0; i < 4; i++) {
-        assert_non_null(realpath(tiny, from));
         snprintf(path, sizeof path, "%s/%s", folder, links[i]);
-        strcat(strcat(from, "/"), links[i]);
+        snprintf(from, sizeof from, "%s/%s", directory, links[i]);
         assert_int_equal(0, symlink(from, path));
     }
+    free(directory);
     for (size_t i = 0; i < sizeof bombs / sizeof *bombs; i++) {
         struct stat facts;
         snprintf(path, sizeof path, "%s/%s", folder, bombs[i].name);
