@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 _SLICE = 0.05  # seconds between two looks at the queue
 _PATIENCE = 5.0  # seconds that close() waits for a callback of the caller's to return
+_TIDY = 1000  # jobs between two looks at all that is kept
 _Place = tuple[int, int]  # in the queue: (-priority, number)
 
 
@@ -118,11 +119,6 @@ class Job(Iterator[str], AsyncIterator[str], Awaitable[Generation]):
                 return
             if self._run is None or end == "deadline":
                 self._end = end
-        if self._run is not None:
-            self._run.cancel()
-
-    def _fail(self, error: BaseException) -> None:
-        self._error = error
         if self._run is not None:
             self._run.cancel()
 
@@ -284,10 +280,9 @@ class _Run(Stream):
     def fail(self, error: BaseException) -> None:
         """End it with an exception."""
         job = self.job()
-        if job is None:
-            self.cancel()
-        else:
-            job._fail(error)
+        if job is not None:
+            job._error = error
+        self.cancel()
 
 
 class Engine:
@@ -429,6 +424,11 @@ class Engine:
                 thread.start()
                 self._thread = thread
             place = -job._priority, next(self._numbers)
+            if place[1] % _TIDY == 0:  # what ended before its turn, or before its deadline
+                self._queue = [entry for entry in self._queue if _of(entry[1])]
+                self._deadlines = [entry for entry in self._deadlines if _of(entry[2])]
+                heapq.heapify(self._queue)
+                heapq.heapify(self._deadlines)
             heapq.heappush(self._queue, (place, weakref.ref(job)))
             if job._deadline is not None:
                 heapq.heappush(self._deadlines, (job._deadline, place[1], weakref.ref(job)))
@@ -436,8 +436,14 @@ class Engine:
     # ---- The engine's thread ----
 
     def _work(self, batch: Batch) -> None:
-        while self._turn(batch):
-            pass
+        try:
+            while self._turn(batch):
+                pass
+        except BaseException as error:  # nobody shall wait for a thread that is gone
+            with self._lock:
+                jobs = self._forget(error)
+            batch.close()
+            _wake(jobs)
 
     def _turn(self, batch: Batch) -> bool:
         """A pass, or a slice of one, and what goes with it; False when there is nothing left."""
@@ -484,7 +490,7 @@ class Engine:
         while True:
             with self._lock:
                 job = None
-                while self._queue and (job := _of(self._queue[0])) is None:
+                while self._queue and (job := _of(self._queue[0][1])) is None:
                     heapq.heappop(self._queue)
                 if job is None:
                     return
@@ -503,12 +509,12 @@ class Engine:
             run = job._run or self._start(job)
             if run is None:
                 return
-            run.place = place
-            self._runs.append(run)
             if not run.done:
                 batch._join(run)
+            run.place = place
+            self._runs.append(run)
         except BaseException as error:
-            job._fail(error)
+            job._error = error
             _wake([job])
 
     def _start(self, job: Job) -> _Run | None:
@@ -539,20 +545,25 @@ class Engine:
     def _forked(self) -> None:
         """In the child of a fork: the thread is not there, nor what it held."""
         self._lock = threading.RLock()
-        jobs = [job for job in (_of(entry) for entry in self._queue) if job is not None]
         for run in self._runs:
             run._lock = threading.RLock()
-            jobs += filter(None, [run.job()])
+        self._forget(Error("the process was forked: this job goes on in the parent only"))
+
+    def _forget(self, error: BaseException) -> list[Job]:
+        """All jobs end with an error; the next ones have a thread and a batch of their own."""
+        found = [_of(job) for job in (*(job for _, job in self._queue),
+                                      *(run.job for run in self._runs))]
+        jobs = [job for job in found if job is not None]
         for job in jobs:
-            if not job.done:
-                job._error = Error("the process was forked: this job goes on in the parent only")
+            job._error = error
         self._queue, self._deadlines, self._runs = [], [], []
         self._batch = self._thread = None
+        return jobs
 
 
-def _of(entry: tuple[_Place, weakref.ref[Job]]) -> Job | None:
-    """The job of an entry of the queue, if it is still to be done."""
-    job = entry[1]()
+def _of(reference: weakref.ref[Job]) -> Job | None:
+    """The job, if somebody holds it and it has not ended."""
+    job = reference()
     return None if job is None or job.done else job
 
 

@@ -380,6 +380,36 @@ def test_an_error_of_the_batch_ends_one_job_and_no_other(engine, alone, monkeypa
     same([first.result()], alone[:1])
 
 
+def test_nobody_waits_for_a_thread_that_is_gone(tiny, alone, monkeypatch):
+    def broken(engine, batch):
+        monkeypatch.undo()
+        raise MemoryError("of the thread's own")
+
+    with tiny.engine(max_sessions=1) as engine:
+        gate = Gate(1)
+        jobs = [engine.generate("x", stream=True, mask=gate, **ENDLESS) for _ in range(2)]
+        assert gate.reached.wait(PATIENCE)
+        monkeypatch.setattr(mm.Engine, "_admit", broken)
+        gate.open.set()
+        for job in jobs:
+            with pytest.raises(MemoryError, match="own"):
+                job.result()
+        same([engine.generate(PROMPTS[0], **OPTIONS)], alone[:1])
+
+
+def test_jobs_that_ended_early_are_not_kept(tiny, monkeypatch):
+    monkeypatch.setattr("minimax2.engine._TIDY", 10)
+    with tiny.engine(max_sessions=1) as engine:
+        gate = Gate(1)
+        first = engine.generate("x", stream=True, mask=gate, **ENDLESS)
+        assert gate.reached.wait(PATIENCE)
+        for _ in range(100):
+            engine.generate("x", stream=True, priority=-1, deadline=1000).cancel()
+        assert engine.waiting <= 10 and len(engine._deadlines) <= 10
+        first.cancel()
+        gate.open.set()
+
+
 def test_the_loop_turns_while_a_callback_works(tiny, alone):
     """It is only the loop that lets the callback return."""
     async def main():
