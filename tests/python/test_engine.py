@@ -576,7 +576,7 @@ def test_the_end_of_the_interpreter_with_jobs_under_way(code):
 def test_an_interrupt_of_who_waits_cancels_nothing_else():
     ends_well("""
         import signal
-        threading.Timer(0.1, signal.raise_signal, [signal.SIGINT]).start()
+        threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT]).start()
         try:
             model.agenerate("y", **ENDLESS).result()
         except KeyboardInterrupt:
