@@ -16,6 +16,7 @@ from minimax2._native import VERSION as __version__
 from minimax2._native import cpu
 from minimax2.batching import Batch, Streams
 from minimax2.conversation import Chat
+from minimax2.engine import Engine, Job
 from minimax2.errors import (ArgumentError, BusyError, ContextFull, Error, FileError, FormatError,
                              NumericError, OutOfMemory, UnsupportedError)
 from minimax2.generation import Generation, Piece, ToolCall
@@ -26,6 +27,7 @@ from minimax2.options import ModelGenerateOptions as _ModelGenerateOptions
 from minimax2.options import spelled_out as _spelled_out
 from minimax2.plan import Plan
 from minimax2.sampling import Sampler
+from minimax2.scoring import Score
 from minimax2.session import Session
 from minimax2.stream import Stream
 from minimax2.survey import Info, info
@@ -53,8 +55,9 @@ def chat(model: Model, system: str | None = None,
 
 __all__ = [
     "ArgumentError", "AttentionLimits", "Batch", "BusyError", "Cache", "Chat", "Config",
-    "ContextFull", "Cost", "Error", "FileError", "FormatError", "Generation", "Info", "Limits",
-    "Model", "NumericError", "OutOfMemory", "Piece", "Plan", "PrefixStats", "Sampler", "Session",
-    "Stream", "Streams", "Tap", "Taps", "Tensor", "Tokenizer", "ToolCall", "UnsupportedError",
-    "WeightInfo", "__version__", "batch", "chat", "cpu", "info", "load", "tokenizer",
+    "ContextFull", "Cost", "Engine", "Error", "FileError", "FormatError", "Generation", "Info",
+    "Job", "Limits", "Model", "NumericError", "OutOfMemory", "Piece", "Plan", "PrefixStats",
+    "Sampler", "Score", "Session", "Stream", "Streams", "Tap", "Taps", "Tensor", "Tokenizer",
+    "ToolCall", "UnsupportedError", "WeightInfo", "__version__", "batch", "chat", "cpu", "info",
+    "load", "tokenizer",
 ]

@@ -147,13 +147,13 @@ def choice(value: Any, name: str, known: Mapping[str, int]) -> int:
     return known[value]
 
 
-def duration(seconds: Any) -> float | None:
+def duration(seconds: Any, name: str = "seconds") -> float | None:
     """A time budget in seconds, None for no limit."""
     if seconds is None:
         return None
-    value = number(seconds, "seconds")
+    value = number(seconds, name)
     if not value >= 0:
-        raise ArgumentError(f"seconds is {seconds}, must be a number that is not negative")
+        raise ArgumentError(f"{name} is {seconds}, must be a number that is not negative")
     return value
 
 

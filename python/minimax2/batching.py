@@ -17,7 +17,7 @@ from minimax2.generation import Generation
 from minimax2.handle import Handle
 from minimax2.options import Item, ModelGenerateOptions, check_names, spelled_out
 from minimax2.session import Session
-from minimax2.stream import Stream
+from minimax2.stream import Stream, in_turn
 from minimax2.trace import Hook, Hooks, Tap, Taps, Where, select, tap_of
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Batch(Handle):
     """
 
     __slots__ = ("_at_tap", "_event", "_leaving", "_members", "_ready", "_ref", "_runner", "_spent",
-                 "_streams", "_tracer", "_unsure", "model")
+                 "_streams", "_tracer", "_under_way", "_unsure", "model")
 
     def __init__(self, model: Model, sessions: Iterable[Session] = (), *,
                  rows: int | None = None) -> None:
@@ -52,6 +52,7 @@ class Batch(Handle):
         self._at_tap = False
         self._ref = weakref.ref(self)  # for the members
         self._tracer: weakref.ref[BatchTaps] | None = None
+        self._under_way: asyncio.Future[None] | None = None  # a step of in_turn()
         self._unsure = False  # whether a stream may have logits that it was not told of
         self._spent = 0.0  # seconds in which this batch ran
         self.model = model
@@ -243,11 +244,8 @@ class Batch(Handle):
               begin: float) -> tuple[int, Session | None, Tap | None]:
         """One slice: (status, the member that waits, the tap that it waits at)."""
         self._settle()
-        for session, stream in list(self._streams.items()):
-            # An interrupt, or an error in a callback, may have come before it was brought on.
-            if stream._batch is self and (
-                    stream.done or (self._unsure and session.pos == session.length)):
-                self._bring_on(stream, begin)
+        # An interrupt, or an error in a callback, may have come before some were brought on.
+        self._bring_on(begin, self._unsure)
         self._unsure = True
         status = _native.batch_run(self._c, self._event, deadline)
         self._c  # another thread may have closed it
@@ -256,16 +254,20 @@ class Batch(Handle):
             member = self._members[_native.event_member(self._event)][0]
         if member is not None and status == _native.TAP:
             tap = tap_of(self._event, member)
-        elif member in self._streams:
-            self._bring_on(self._streams[member], begin)
+        elif member in self._streams:  # and others with it: what is fed is not reported any more
+            self._bring_on(begin, True)
             member = None
         self._unsure = False
         return status, member, tap
 
-    def _bring_on(self, stream: Stream, begin: float) -> None:
-        stream._bring_on(time.perf_counter() - begin)
-        if stream.done and stream._batch is self:
-            self._drop(stream.session)
+    def _bring_on(self, begin: float, ready: bool) -> None:
+        """Streams that were cancelled end; if `ready`, those that have logits choose a token."""
+        for session, stream in list(self._streams.items()):
+            if stream._batch is self and (
+                    stream.done or (ready and session.pos == session.length)):
+                stream._bring_on(time.perf_counter() - begin)
+                if stream.done and stream._batch is self:
+                    self._drop(session)
 
     def _call_hooks(self, session: Session, tap: Tap | None) -> None:
         self._at_tap = True
@@ -352,9 +354,7 @@ class Batch(Handle):
         try:
             for one in made:
                 if not one.done:
-                    self._add(one.session, one._request.hooks)
-                    self._streams[one.session] = one
-                    one._batch, one._clock = self, self._spent
+                    self._join(one)
             return streams if stream else streams.result()
         except BaseException:
             for one in made:
@@ -363,6 +363,12 @@ class Batch(Handle):
                 with contextlib.suppress(BusyError):  # then it ends with the next step
                     one.session.close()
             raise
+
+    def _join(self, stream: Stream) -> None:
+        """From now on whatever runs the batch brings this stream on."""
+        self._add(stream.session, stream._request.hooks)
+        self._streams[stream.session] = stream
+        stream._batch, stream._clock = self, self._spent
 
     def close(self) -> None:
         """Let all members go on alone. A run in another thread ends: this Batch is closed."""
@@ -466,27 +472,29 @@ class Streams(Iterator[tuple[int, str]], AsyncIterator[tuple[int, str]]):
         return [stream.result() for stream in self.streams]
 
     def __next__(self) -> tuple[int, str]:
-        while not self._pieces:
-            if self.done and not any(stream._waits for stream in self.streams):
-                raise StopIteration
-            self._step(time.monotonic() + _SLICE)
+        while not self._pieces and not self._over:
+            self._slice()
+        if not self._pieces:
+            raise StopIteration
         return self._pieces.popleft()
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> tuple[int, str]:
-        try:
-            return await asyncio.to_thread(self._next_or_stop)
-        except asyncio.CancelledError:
-            self.cancel()
-            raise
-
-    def _next_or_stop(self) -> tuple[int, str]:
-        piece = next(self, None)
-        if piece is None:
+        while not self._pieces and not self._over:
+            await in_turn(self._batch, self._slice, self.cancel)
+        if not self._pieces:
             raise StopAsyncIteration
-        return piece
+        return self._pieces.popleft()
+
+    @property
+    def _over(self) -> bool:
+        """Whether all have ended and nothing waits to be given out."""
+        return self.done and not any(stream._waits for stream in self.streams)
+
+    def _slice(self) -> None:
+        self._step(time.monotonic() + _SLICE)
 
     def _step(self, deadline: float) -> None:
         under_way = next((stream for stream in self.streams if not stream.done), None)

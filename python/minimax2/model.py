@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Unpack, overload
@@ -9,6 +10,7 @@ from typing import Any, Literal, NamedTuple, Unpack, overload
 from minimax2 import _native, _native_text, show
 from minimax2.batching import Batch, Streams
 from minimax2.conversation import Chat
+from minimax2.engine import Engine, Job
 from minimax2.errors import ArgumentError, ContextFull, UnsupportedError
 from minimax2.generation import Generation
 from minimax2.handle import Handle
@@ -16,6 +18,7 @@ from minimax2.options import (AnyPath, GenerateOptions, Item, KvDtype, ModelGene
                               SessionOptions, check_names, spelled_out)
 from minimax2.plan import Plan, plan
 from minimax2.request import Request
+from minimax2.scoring import CHUNK, Score, Scoring
 from minimax2.session import Session
 from minimax2.stream import Stream
 from minimax2.tensor import Tensor
@@ -190,7 +193,7 @@ class Model(Handle, Mapping[str, Tensor]):
     that they need.
     """
 
-    __slots__ = ("_config", "_sizes", "_tokenizer")
+    __slots__ = ("_config", "_engine", "_sizes", "_tokenizer")
 
     points = _native.POINTS
     """The names of the activations that a run can stop at, in the order of the data flow."""
@@ -207,6 +210,7 @@ class Model(Handle, Mapping[str, Tensor]):
         self._config = Config(**facts)
         self._sizes = _native.model_sizes(self._c)
         self._tokenizer: Tokenizer | None = None
+        self._engine: weakref.ref[Engine] | None = None  # of agenerate(), kept by its jobs
 
     # ---- Facts ----
 
@@ -400,6 +404,54 @@ class Model(Handle, Mapping[str, Tensor]):
         session = self._session_for(request.ids or [], request.max_new_tokens, kept)
         made = Stream(session, request)
         return made if stream else made.result()
+
+    def engine(self, *, max_sessions: int = 64, rows: int | None = None) -> Engine:
+        """An Engine: many generations at once, asked for by asyncio tasks and by threads.
+
+        max_sessions: how many have keys and values in memory together; the others wait. rows: as in
+        batch().
+        """
+        return Engine(self, max_sessions=max_sessions, rows=rows)
+
+    def _shared_engine(self) -> Engine:
+        """That of agenerate() and ascore(). Two threads that race make two, which is no harm."""
+        engine = None if self._engine is None else self._engine()
+        if engine is None or engine.closed:
+            engine = Engine(self)
+            self._engine = weakref.ref(engine)
+        return engine
+
+    @spelled_out(ModelGenerateOptions)
+    def agenerate(self, prompt: Prompt, *, priority: int = 0, deadline: float | None = None,
+                  **options: Unpack[ModelGenerateOptions]) -> Job:
+        """The Job of a generation: `async for piece in model.agenerate(...)`, or `await` it.
+
+        All jobs of a model share its passes, 64 at a time, in a thread of their own; the event loop
+        stays free. priority, deadline: see Engine. Options as in generate().
+        """
+        return self._shared_engine().agenerate(prompt, priority=priority, deadline=deadline,
+                                               **options)
+
+    @spelled_out(SessionOptions)
+    def score(self, prompt: Prompt, **options: Unpack[SessionOptions]) -> Score:
+        """How likely a text is: a Score, the log-probability of each token but the first.
+
+        However long it is, the logits of `chunk` tokens are in memory at a time; chunk None: 64.
+        Raises ContextFull, NumericError.
+        """
+        ids = self.ids(prompt)
+        scoring = Scoring(ids)
+        chunk = options.get("chunk")
+        with self._measuring(ids, {**options, "chunk": CHUNK if chunk is None else chunk}) as one:
+            one.run_with_hooks(ids, [("logits", scoring)])
+        return scoring.score()
+
+    @spelled_out(SessionOptions)
+    async def ascore(self, prompt: Prompt, *, priority: int = 0, deadline: float | None = None,
+                     **options: Unpack[SessionOptions]) -> Score:
+        """The same under asyncio, in the passes of agenerate(). See Engine.ascore()."""
+        return await self._shared_engine().ascore(prompt, priority=priority, deadline=deadline,
+                                                  **options)
 
     def _request(self, prompt: Any,
                  options: Mapping[str, Any]) -> tuple[Request, Mapping[str, Any]]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Self
 
 from minimax2 import _native, _native_text
@@ -26,6 +27,30 @@ _REASONS = {_native_text.END_NONE: None, _native_text.END_STOP: "stop",
             _native_text.END_CANCELLED: "cancelled"}
 _STATES = {_native_text.CALL_OPEN: "open", _native_text.CALL_COMPLETE: "complete",
            _native_text.CALL_CUT: "cut"}
+
+
+async def in_turn(home: Stream | Batch, step: Callable[[], None],
+                  cancel: Callable[[], None]) -> None:
+    """Take a step in another thread; or if one is under way at this home, wait for that one.
+
+    So the streams of one batch, read by many tasks, bring each other on and never meet in it. A
+    task that is cancelled meanwhile cancels what it reads, and waits until the step is over.
+    """
+    under_way, mine = home._under_way, None
+    if under_way is None or under_way.done() or (
+            under_way.get_loop() is not asyncio.get_running_loop()):
+        mine = under_way = home._under_way = asyncio.ensure_future(asyncio.to_thread(step))
+    try:
+        await asyncio.wait([under_way])
+    except asyncio.CancelledError:
+        cancel()
+        await asyncio.wait([under_way])
+        raise
+    finally:
+        if mine is not None and mine.done() and not mine.cancelled():
+            mine.exception()  # raised below, or nobody is left to hear of it
+    if mine is not None:
+        mine.result()
 
 
 class Stream(Iterator[str], AsyncIterator[str]):
@@ -59,6 +84,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
         self._logprobs: list[TokenLogprob] | None = [] if request.top_logprobs else None
         self._lock = threading.RLock()  # of the reply, which cancel() ends from any thread
         self._batch: Batch | None = None  # that runs the session
+        self._under_way: asyncio.Future[None] | None = None  # a step of in_turn()
         self._clock = 0.0  # of that batch, when it last chose a token here
         self._chosen = -1  # the token that is fed next, noted before it is
         self._taken = 0  # characters of the text that were given out
@@ -116,7 +142,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
         with self._lock:
             if not self.done:
                 self._end(_native_text.END_CANCELLED)
-        if not self.session.closed:
+        with contextlib.suppress(ArgumentError):  # it is closed
             self.session.interrupt()
         batch = self._batch
         if batch is not None:
@@ -135,20 +161,30 @@ class Stream(Iterator[str], AsyncIterator[str]):
         """Run to the end: the Generation."""
         while not self.done:
             self._step(_SLICE)
-        return Generation(
-            text=self.text, thinking=self.thinking, tokens=list(self.tokens),
-            finish_reason=self.finish_reason or "", seed=self.seed, logprobs=self._logprobs,
-            timing=Timing(self._prompt_tokens, self._prompt_seconds, len(self.tokens),
-                          self._seconds),
-            calls=self.calls, thinking_tokens=self._so_far.thought, reason=self.reason)
+        with self._lock:  # another thread may be about to write down the last token
+            return Generation(
+                text=self.text, thinking=self.thinking, tokens=list(self.tokens),
+                finish_reason=self.finish_reason or "", seed=self.seed, logprobs=self._logprobs,
+                timing=Timing(self._prompt_tokens, self._prompt_seconds, len(self.tokens),
+                              self._seconds),
+                calls=self.calls, thinking_tokens=self._so_far.thought, reason=self.reason)
 
     def pieces(self) -> Iterator[Piece]:
         """Pieces of thinking, text and calls, in the order in which the model writes them."""
+        for piece in self._all_pieces():
+            if piece is None:
+                self._step(_SLICE)
+            else:
+                yield piece
+
+    def _all_pieces(self) -> Iterator[Piece | None]:
+        """Those pieces; None where a step must come first."""
         thought = told = ended = given = 0  # characters, calls, characters of the open one's JSON
         begun = False  # it was named
         while True:
-            finished, calls, text = self.done, self._calls(ended), self.text
-            thinking = self.thinking or ""
+            with self._lock:
+                finished, calls, text = self.done, self._calls(ended), self.text
+                thinking = self.thinking or ""
             if len(thinking) > thought:
                 piece = Piece("thinking", thinking[thought:], None)
                 thought = len(thinking)
@@ -175,7 +211,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
                 yield piece
             if finished:
                 return
-            self._step(_SLICE)
+            yield None
 
     @property
     def _waits(self) -> bool:
@@ -203,15 +239,15 @@ class Stream(Iterator[str], AsyncIterator[str]):
         return self
 
     async def __anext__(self) -> str:
-        try:
-            while not self.done or self._waits:
-                piece = await asyncio.to_thread(self.poll, _SLICE)
-                if piece:
-                    return piece
-        except asyncio.CancelledError:
-            self.cancel()
-            raise
-        raise StopAsyncIteration
+        while not self.done and not self._waits:
+            await in_turn(self if self._batch is None else self._batch, self._slice, self.cancel)
+        piece = self._take()
+        if not piece:
+            raise StopAsyncIteration
+        return piece
+
+    def _slice(self) -> None:
+        self._step(_SLICE)
 
     # ---- One step: run what is pending, then choose a token ----
 
@@ -239,10 +275,9 @@ class Stream(Iterator[str], AsyncIterator[str]):
         """In a batch that has brought the logits: choose the next token."""
         self._catch_up()
         if not self.done:
-            first = not self.tokens
-            self._sample()
-            self._spend(clock - self._clock, first)
+            self._spend(clock - self._clock, not self.tokens)
             self._clock = clock
+            self._sample()
 
     def _run(self, seconds: float) -> bool:
         if self._request.hooks is None:
