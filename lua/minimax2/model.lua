@@ -377,13 +377,13 @@ function Model:limits()
 end
 
 --- What it takes to evaluate `tokens` tokens (1) together behind `depth` earlier ones (0), with a cache
---- of kv_dtype ("bf16", "f32" or "int8"): two tables, of all layers and of the rest (embedding rows, final
+--- of kv_dtype, as in model:session: two tables, of all layers and of the rest (embedding rows, final
 --- norm, output head for the last token). Fields: weight_bytes, kv_bytes, int8_ops, bf16_ops, f32_ops.
 function Model:cost(tokens, depth, kv_dtype)
     tokens = tokens == nil and 1 or args.int(tokens, "model:cost: tokens")
     depth = depth == nil and 0 or args.int(depth, "model:cost: depth")
     local layers, rest = native.sized "mm2_cost", native.sized "mm2_cost"
-    check(lib.mm2_model_cost(self:live(), tokens, depth, args.kv_dtype(kv_dtype, "model:cost"), layers,
+    check(lib.mm2_model_cost(self:live(), tokens, depth, args.kv_dtype(kv_dtype, self, "model:cost"), layers,
         rest))
     return fields(layers, cost_fields), fields(rest, cost_fields)
 end

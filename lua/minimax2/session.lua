@@ -1,7 +1,8 @@
 --- Session: one timeline of tokens with its KV cache. Feed it tokens, run it, look at the logits.
 ---
---- Fields: model, context (positions there is room for), pos (tokens evaluated), length (tokens fed),
---- reused (positions taken from the model's cache of prefixes instead of being evaluated).
+--- Fields: model, context (positions there is room for), kv_dtype ("bf16", "f32" or "int8"), pos (tokens
+--- evaluated), length (tokens fed), reused (positions taken from the model's cache of prefixes instead of
+--- being evaluated).
 --- To be used by one thread at a time. Closing frees the cache at once; the collector does it too, but
 --- cannot see how large the cache is.
 
@@ -39,8 +40,7 @@ function Session.options(model, options, where)
     if options.chunk ~= nil then
         o.chunk = args.positive(options.chunk, where .. ": chunk")
     end
-    local exact = options.kv_dtype == nil and model:info "precision" == "exact"
-    o.kv_dtype = args.kv_dtype(exact and "f32" or options.kv_dtype, where)
+    o.kv_dtype = args.kv_dtype(options.kv_dtype, model, where)
     return o
 end
 
@@ -106,7 +106,7 @@ function Session.restore(model, path, options, where)
         o.context = args.positive(options.context, where .. ": context")
     end
     if options.kv_dtype ~= nil then
-        o.kv_dtype = args.kv_dtype(options.kv_dtype, where)
+        o.kv_dtype = args.kv_dtype(options.kv_dtype, model, where)
     end
     if options.chunk ~= nil then
         o.chunk = args.positive(options.chunk, where .. ": chunk")
@@ -350,3 +350,7 @@ function properties.context(self)
 end
 
 return Session
+function properties.kv_dtype(self)
+    return native.text(lib.mm2_dtype_name(lib.mm2_session_kv_dtype(self:live())))
+end
+

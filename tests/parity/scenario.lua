@@ -141,6 +141,13 @@ for _, thinking in ipairs { true, false } do
     end
     say(tokenizer:template(called, { tools = tools, thinking = thinking }))
 end
+for _, thinking in ipairs { "nil", true, false, 0, 5 } do
+    if thinking == "nil" then
+        thinking = nil
+    end
+    local ids = tokenizer:template(turns, { thinking = thinking })
+    say(escaped(tokenizer:render(turns, { thinking = thinking }):sub(-20)), { unpack(ids, #ids - 5) })
+end
 local calls = tokenizer:ids('hm\n</think>\n\nA\n<minimax:tool_call>\n<invoke name="f">\n<parameter name="a">'
     .. '5</parameter>\n<parameter name="b">x</y</parameter></invoke><invoke name="g"/>'
     .. "</minimax:tool_call>B[e~[",
@@ -387,6 +394,7 @@ local function refuses(options)
     say(refused.length, talk.session.length, #talk.messages)
 end
 
+say(a.kv_dtype, b.kv_dtype, c.kv_dtype)
 for _, name in ipairs { "absent", "empty.gguf", "short.gguf", "no-config", "bad-config", "no-weights" } do
     fails(mm.load, folder .. "/" .. name)
     fails(mm.tokenizer, folder .. "/" .. name)
@@ -418,6 +426,7 @@ fails(tokenizer.render, tokenizer, { { role = "user" } })
 fails(a.save, a, "")
 fails(a.save, a, folder .. "/no/where")
 fails(a.save, a, folder)
+fails(mm.load, "")
 fails(model.restore, model, folder .. "/absent")
 fails(model.restore, model, folder .. "/short.gguf")
 fails(model.restore, model, arg[1] .. "/tokenizer.json")
@@ -440,6 +449,8 @@ for _, options in ipairs { { temperature = -1 }, { top_k = -1 }, { min_p = 2 }, 
     refuses(options)
 end
 fails(model.generate, model, ("x "):rep(model.config.max_position_embeddings + 1))
+fails(tokenizer.token, tokenizer, -1)
+fails(model.cost, model, 1, 5000)
 fails(model.logits, model, ("x "):rep(model.config.max_position_embeddings + 1))
 fails(model.run_with_hooks, model, { 1, 2 }, { { "expert_indices", function(tensor)
     tensor[0] = 1000

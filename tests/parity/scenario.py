@@ -128,6 +128,9 @@ for thinking in (True, False):
         say(escaped(tokenizer.render(called, tools=tools, thinking=thinking, keep_thinking=keep,
                                      identity="Me.")))
     say(tokenizer.apply_chat_template(called, tools=tools, thinking=thinking))
+for thinking in (None, True, False, 0, 5):
+    say(escaped(tokenizer.render(turns, thinking=thinking)[-20:]),
+        tokenizer.apply_chat_template(turns, thinking=thinking)[-6:])
 calls = tokenizer.encode(
     "hm\n</think>\n\nA\n<minimax:tool_call>\n<invoke name=\"f\">\n<parameter name=\"a\">5"
     "</parameter>\n<parameter name=\"b\">x</y</parameter></invoke><invoke name=\"g\"/>"
@@ -327,7 +330,7 @@ say("# errors")
 
 
 # The index of a list's element in a sentence. Lua counts from 1.
-INDEX = re.compile(r"(?<=: message )\d+|(?<= at index )\d+|(?<= ids\[)\d+|(?<=^history\[)\d+")
+INDEX = re.compile(r"(?<=^message )\d+|(?<= at index )\d+|(?<= ids\[)\d+|(?<=^history\[)\d+")
 
 
 def fails(call):
@@ -346,6 +349,7 @@ refused, talk = model.session(), model.chat()
 
 
 def refuses(**options):
+say(a.kv_dtype, b.kv_dtype, c.kv_dtype)
     for call in (refused.generate, model.generate, talk.send):
         try:
             call("Hi", **options)
@@ -396,6 +400,7 @@ fails(lambda: a.save(f"{folder}/no/where"))
 fails(lambda: a.save(folder))
 fails(lambda: model.restore(f"{folder}/absent"))
 fails(lambda: model.restore(f"{folder}/short.gguf"))
+fails(lambda: mm.load(""))
 fails(lambda: model.restore(sys.argv[1] + "/tokenizer.json"))
 fails(lambda: model.restore(place, context=3))
 fails(lambda: model.restore(place, kv_dtype="f32"))
@@ -418,3 +423,5 @@ fails(lambda: model.generate("x " * (model.config.max_position_embeddings + 1)))
 fails(lambda: model("x " * (model.config.max_position_embeddings + 1)))
 fails(lambda: model.run_with_hooks([1, 2], [("expert_indices", misroute)]))
 fails(lambda: model.generate("x", max_new_tokens=2, seed=1, logits_processor=spoil))
+fails(lambda: tokenizer.token(-1))
+fails(lambda: model.cost(1, 5000))
