@@ -13,6 +13,7 @@ local args = require "minimax2.args"
 local messages = require "minimax2.messages"
 local Batch = require "minimax2.batch"
 local Chat = require "minimax2.chat"
+local Request = require "minimax2.request"
 local Sampler = require "minimax2.sampling"
 local Session = require "minimax2.session"
 local Stream = require "minimax2.stream"
@@ -295,15 +296,15 @@ end
 local function session_for(self, prompt, options, where)
     args.known(options, where, Session.known)
     local ids, count = self:prompt_ids(prompt)
-    return Session.with_room(self, count, 0, options, where):feed(ids, count)
+    return Session.for_prompt(self, ids, count, 0, options, where)
 end
 
 local function start_stream(self, prompt, options, where)
-    local plan = Stream.plan(self, prompt, options, where, nil, Session.known)
-    return Stream.new(Session.with_room(self, plan.count, plan.most, options, where), plan, true)
+    local request = Request.new(self, prompt, options, where, nil, Session.known)
+    return Stream.new(Session.for_request(self, request), request, true)
 end
 
---- A stream that goes on with a prompt; see stream.lua for the options. Those of model:session are taken
+--- A stream that goes on with a prompt; see request.lua for the options. Those of model:session are taken
 --- too; context is, if not given, what the prompt and max_new_tokens need.
 function Model:stream(prompt, options)
     return start_stream(self, prompt, options, "model:stream")
@@ -339,10 +340,10 @@ end
 --- (layer may be left out: all). Returns the logits after its last token, a copy: f32 [vocab_size].
 --- Options: those of model:session.
 function Model:run_with_hooks(prompt, hooks, options)
-    local switches = trace.hook_switches(self, hooks)
+    hooks = trace.hooks(self, hooks)
     local session = session_for(self, prompt, options, "model:run_with_hooks")
-    for tap in trace.iterate(session, switches) do
-        trace.call_hooks(hooks, switches, tap)
+    for tap in trace.iterate(session, hooks) do
+        hooks:call(tap)
     end
     local logits = session:logits():copy()
     session:close()

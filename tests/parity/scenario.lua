@@ -235,6 +235,33 @@ for piece in model:stream(prompt, { seed = 8, max_new_tokens = 30, stop = "\n\n"
     say(escaped(piece))
 end
 
+say "# callbacks that raise"
+-- A callback that raises an error the first time.
+local function once(act)
+    local calls = 0
+    return function(...)
+        calls = calls + 1
+        if calls == 1 then
+            error("not now", 0)
+        end
+        return act(...)
+    end
+end
+
+for _, asked in ipairs {
+    { mask = once(function() end) },
+    { logits_processor = once(function(_, logits)
+        logits[7] = logits[7] + 30
+    end) },
+    { hooks = { { "resid_post", 1, once(function() end) } } },
+} do
+    asked.seed, asked.max_new_tokens = 8, 6
+    local stream = model:stream(prompt, asked)
+    local _, message = pcall(stream.finish, stream)
+    say(message, stream:tokens())
+    say((select(2, stream:finish())).tokens)
+end
+
 say "# turns"
 say(model:end_tokens())
 for _, name in ipairs { "eos-list", "eos-wrong" } do
@@ -367,6 +394,7 @@ say "# batch"
 local a, b = assert(model:session()), assert(model:session { kv_dtype = "f32" })
 local c = assert(model:session { kv_dtype = "int8" })
 local batch = assert(model:batch { a, b, c })
+say(a.kv_dtype, b.kv_dtype, c.kv_dtype)
 a:feed(prompt)
 b:feed "Once upon a time"
 c:feed(prompt)
@@ -394,11 +422,11 @@ local function refuses(options)
     say(refused.length, talk.session.length, #talk.messages)
 end
 
-say(a.kv_dtype, b.kv_dtype, c.kv_dtype)
 for _, name in ipairs { "absent", "empty.gguf", "short.gguf", "no-config", "bad-config", "no-weights" } do
     fails(mm.load, folder .. "/" .. name)
     fails(mm.tokenizer, folder .. "/" .. name)
 end
+fails(mm.load, "")
 fails(mm.load, arg[1], { threads = 1025 })
 fails(model.tensor, model, "model.layers.99.nothing")
 fails(model.session, model, { context = 2147483647 })
@@ -421,12 +449,13 @@ fails(batch.add, batch, a)
 fails(batch.remove, batch, small)
 fails(tokenizer.decode, tokenizer, { -1 })
 fails(tokenizer.token, tokenizer, 2147483647)
+fails(tokenizer.token, tokenizer, -1)
+fails(model.cost, model, 1, 5000)
 fails(tokenizer.render, tokenizer, { { role = "robot", content = "x" } })
 fails(tokenizer.render, tokenizer, { { role = "user" } })
 fails(a.save, a, "")
 fails(a.save, a, folder .. "/no/where")
 fails(a.save, a, folder)
-fails(mm.load, "")
 fails(model.restore, model, folder .. "/absent")
 fails(model.restore, model, folder .. "/short.gguf")
 fails(model.restore, model, arg[1] .. "/tokenizer.json")
@@ -449,8 +478,6 @@ for _, options in ipairs { { temperature = -1 }, { top_k = -1 }, { min_p = 2 }, 
     refuses(options)
 end
 fails(model.generate, model, ("x "):rep(model.config.max_position_embeddings + 1))
-fails(tokenizer.token, tokenizer, -1)
-fails(model.cost, model, 1, 5000)
 fails(model.logits, model, ("x "):rep(model.config.max_position_embeddings + 1))
 fails(model.run_with_hooks, model, { 1, 2 }, { { "expert_indices", function(tensor)
     tensor[0] = 1000
@@ -459,3 +486,15 @@ local function spoil(_, logits)
     logits[3] = 0 / 0
 end
 fails(model.generate, model, "x", { max_new_tokens = 2, seed = 1, logits_processor = spoil })
+fails(talk.send, talk, { { role = "user", content = "Hi" }, { role = "tool", content = "4" } })
+talk:send("Hi", { max_new_tokens = 2, seed = 1 })
+fails(talk.send, talk, { role = "tool", content = "4" })
+fails(talk.send, talk, { { role = "user", content = "Hi" }, { role = "tool", content = "4" } })
+say(talk.session.length, #talk.messages)
+local overtaken = assert(model:session())
+overtaken:feed(prompt)
+local stream = overtaken:stream { max_new_tokens = 4, seed = 1 }
+stream:next()
+overtaken:feed { 5 }
+fails(stream.finish, stream)
+say(#stream:tokens(), stream:text())
