@@ -238,10 +238,10 @@ end
 say "# callbacks that raise"
 -- A callback that raises an error the first time.
 local function once(act)
-    local calls = 0
+    local raised = false
     return function(...)
-        calls = calls + 1
-        if calls == 1 then
+        if not raised then
+            raised = true
             error("not now", 0)
         end
         return act(...)
