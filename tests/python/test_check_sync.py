@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -28,8 +29,8 @@ def build(folder, names, extra=""):
     source = folder / "library.c"
     source.write_text("".join(f"int {name}(void) {{ return 0; }}\n" for name in names) + extra)
     library = folder / "libminimax2.so"
-    subprocess.run([os.environ.get("CC", "cc"), "-shared", "-fPIC", "-w", "-fno-builtin",
-                    str(source), "-o", str(library)], check=True)
+    subprocess.run([*shlex.split(os.environ.get("CC", "cc")), "-shared", "-fPIC", "-w",
+                    "-fno-builtin", str(source), "-o", str(library)], check=True)
     return library
 
 
