@@ -465,7 +465,8 @@ int32_t mm2_chat_encode(const mm2_tokenizer *t, const mm2_conversation *c, int32
  * far back as the last turn's beginning. What is missing of that turn's end comes first: of one that
  * ended with [e~[ a newline; of one that was cut, or ended with another token, [e~[ and the newline;
  * of one that was cut while it was thinking, </think> before that, and so an empty answer. Tools and
- * identity stand at the beginning of the timeline: they are ignored here. */
+ * identity stand at the beginning of the timeline: they are ignored here. Fails with ARG if results of
+ * a tool come first and the timeline ends with an assistant's turn without a call. */
 int32_t mm2_chat_continue(const mm2_tokenizer *t, const int32_t *timeline, int32_t length,
                           const mm2_conversation *c, int32_t *ids, int32_t cap);
 
@@ -691,6 +692,7 @@ void mm2_session_interrupt(mm2_session *s);
 int32_t mm2_session_context(const mm2_session *s);  /* positions there is room for */
 int32_t mm2_session_position(const mm2_session *s); /* tokens evaluated */
 int32_t mm2_session_length(const mm2_session *s);   /* tokens fed, evaluated or not */
+int32_t mm2_session_kv_dtype(const mm2_session *s); /* MM2_F32, MM2_BF16 or MM2_INT8 */
 /* Positions that it took from the cache of prefixes instead of evaluating them; see below. */
 int32_t mm2_session_reused(const mm2_session *s);
 /* All tokens fed so far: i32 [length], read-only, borrowed while the session lives; contents change

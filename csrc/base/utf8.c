@@ -134,7 +134,6 @@ mm2_status mm2_utf8_repair(char **out, int64_t *out_length, const char *text, in
 int32_t mm2_text_complete(const char *bytes, int32_t len)
 {
     if (len < 0 || (!bytes && len))
-        return mm2_fail(MM2_E_ARG, "text_complete: bytes must be given and len at least 0, not %d",
-                        len);
+        return mm2_fail(MM2_E_ARG, "bytes must be given and len at least 0, not %d", len);
     return len - mm2_utf8_cut((const uint8_t *)bytes, len);
 }

@@ -259,10 +259,11 @@ mm2_status mm2_checkpoint_fill(mm2_checkpoint *c)
             __builtin_add_overflow(needed, c->files[i].size, &needed))
             needed = INT64_MAX;
     if (needed > available)
-        return mm2_fail(MM2_E_NOMEM,
-                        "%s: a copy in memory needs %lld bytes, %lld are available; open it mapped "
-                        "(without MM2_IN_MEMORY), or take a smaller quantisation",
-                        c->path, (long long)needed, (long long)available);
+        return mm2_fail(
+            MM2_E_NOMEM,
+            "%s: a copy in memory needs %lld bytes, %lld are available; open it mapped, "
+            "or take a smaller quantisation",
+            c->path, (long long)needed, (long long)available);
     mm2_status status = MM2_OK;
     for (int32_t i = 0; !status && i < c->file_count; i++)
         status = mm2_file_fill(&c->files[i]);

@@ -88,12 +88,11 @@ mm2_status mm2_model_cost(const mm2_model *m, int32_t tokens, int32_t depth, int
     if (tokens < 1 || depth < 0 || tokens > c->max_position_embeddings ||
         depth > c->max_position_embeddings - tokens)
         return mm2_fail(MM2_E_ARG,
-                        "mm2_model_cost: %d tokens behind %d are not within the model's %d "
+                        "%d tokens behind %d are not within the model's %d "
                         "positions",
                         tokens, depth, c->max_position_embeddings);
     if (mm2_kv_of(kv_dtype) < 0)
-        return mm2_fail(MM2_E_ARG,
-                        "mm2_model_cost: kv_dtype is %d, expected MM2_BF16, MM2_F32 or MM2_INT8",
+        return mm2_fail(MM2_E_ARG, "kv_dtype is %d, expected MM2_BF16, MM2_F32 or MM2_INT8",
                         kv_dtype);
     mm2_cost layers = {.size = sizeof layers}, rest = {.size = sizeof rest};
     for (int32_t i = 0; i < c->num_hidden_layers; i++)

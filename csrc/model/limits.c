@@ -151,7 +151,7 @@ static void measure_reading(reading *r, mm2_pool *pool, mm2_limits *out)
 }
 
 /* ENOUGH pieces of memory that holds nothing yet, to be unmapped. */
-static mm2_status other_memory(uint8_t **out, const char *function)
+static mm2_status other_memory(uint8_t **out)
 {
     const int64_t bytes = (int64_t)ENOUGH * PIECE;
     void *memory = MAP_FAILED;
@@ -159,8 +159,7 @@ static mm2_status other_memory(uint8_t **out, const char *function)
         memory =
             mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED)
-        return mm2_fail(MM2_E_NOMEM,
-                        "%s: %lld MB of memory are needed to measure how fast it is read", function,
+        return mm2_fail(MM2_E_NOMEM, "%lld MB of memory are needed to measure how fast it is read",
                         (long long)(bytes >> 20));
     *out = memory;
     return MM2_OK;
@@ -169,7 +168,7 @@ static mm2_status other_memory(uint8_t **out, const char *function)
 static mm2_status measure_other_memory(reading *r, mm2_pool *pool, mm2_limits *out)
 {
     uint8_t *memory;
-    mm2_status status = other_memory(&memory, "mm2_model_limits");
+    mm2_status status = other_memory(&memory);
     if (status)
         return status;
     for (r->count = 0; r->count < ENOUGH; r->count++)
@@ -185,7 +184,7 @@ static mm2_status limits_of_memory(mm2_model *m, mm2_limits *out)
 {
     reading *r = calloc(1, sizeof *r);
     if (!r)
-        return mm2_fail(MM2_E_NOMEM, "mm2_model_limits: out of memory");
+        return mm2_fail(MM2_E_NOMEM, "out of memory for measuring the machine");
     mm2_status status = MM2_OK;
     r->kernels = m->kernels;
     choose_pieces(r, &m->checkpoint);
@@ -323,7 +322,7 @@ static mm2_status measure_attention(attending *a, mm2_attention *out)
     mm2_pool *pool = a->model->pool;
     const mm2_limit whole = {.deadline = INT64_MAX};
     mm2_progress progress = {0};
-    mm2_status status = other_memory(&a->memory, "mm2_model_attention");
+    mm2_status status = other_memory(&a->memory);
     if (status)
         return status;
     fill_half((char *)a->memory, a->kv_dtype, g->head_dim, 1);
@@ -347,17 +346,16 @@ mm2_status mm2_model_attention(mm2_model *m, int32_t kv_dtype, mm2_attention *ou
     mm2_attention found = {.size = sizeof found, .threads = mm2_pool_threads(m->pool)};
     attending a = {.model = m, .kv_dtype = kv_dtype, .kv = mm2_kv_of(kv_dtype)};
     if (a.kv < 0 || (kv_dtype == MM2_INT8 && g->head_dim > MM2_INT8_DIM_LIMIT))
-        return mm2_fail(
-            MM2_E_ARG,
-            "mm2_model_attention: kv_dtype is %d, expected MM2_BF16, MM2_F32 or, up to a "
-            "head_dim of %d, MM2_INT8",
-            kv_dtype, MM2_INT8_DIM_LIMIT);
+        return mm2_fail(MM2_E_ARG,
+                        "kv_dtype is %d, expected MM2_BF16, MM2_F32 or, up to a "
+                        "head_dim of %d, MM2_INT8",
+                        kv_dtype, MM2_INT8_DIM_LIMIT);
     a.bytes = 2 * mm2_kv_bytes(kv_dtype, g->head_dim);
     a.chunks = (int64_t)ENOUGH * PIECE / a.bytes;
     int64_t floats = found.threads * state_floats(g);
     a.states = aligned_alloc(64, (size_t)(floats * 4 + 63) / 64 * 64);
     if (!a.states)
-        return mm2_fail(MM2_E_NOMEM, "mm2_model_attention: out of memory");
+        return mm2_fail(MM2_E_NOMEM, "out of memory for measuring attention");
     for (int64_t i = 0; i < floats; i++)
         a.states[i] = (float)(2 * mm2_uniform(2, (uint64_t)i) - 1);
     uint32_t mode = mm2_float_mode_enter();

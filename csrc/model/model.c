@@ -138,18 +138,17 @@ static void collect_ends(mm2_model *m)
 static mm2_status check_prefix_options(const mm2_model_options *o)
 {
     if (o->prefix_cache < 0 || o->prefix_disk < 0)
-        return mm2_fail(MM2_E_ARG, "mm2_model_open: options.%s is %lld, expected bytes, 0 or more",
+        return mm2_fail(MM2_E_ARG, "%s is %lld, expected bytes, 0 or more",
                         o->prefix_cache < 0 ? "prefix_cache" : "prefix_disk",
                         (long long)(o->prefix_cache < 0 ? o->prefix_cache : o->prefix_disk));
     if (o->prefix_cache && o->flags & MM2_WRITABLE)
-        return mm2_fail(MM2_E_ARG,
-                        "mm2_model_open: a model whose weights may be written to can have no cache "
-                        "of prefixes: its pages would belong to the weights of before");
+        return mm2_fail(MM2_E_ARG, "a model whose weights may be written to can have no cache "
+                                   "of prefixes: its pages would belong to the weights of before");
     if (o->prefix_folder && !o->prefix_cache)
-        return mm2_fail(MM2_E_ARG, "mm2_model_open: prefix_folder needs prefix_cache, the bytes of "
+        return mm2_fail(MM2_E_ARG, "prefix_folder needs prefix_cache, the bytes of "
                                    "memory that go with it");
     if (o->prefix_disk && !o->prefix_folder)
-        return mm2_fail(MM2_E_ARG, "mm2_model_open: prefix_disk needs prefix_folder");
+        return mm2_fail(MM2_E_ARG, "prefix_disk needs prefix_folder");
     return MM2_OK;
 }
 
@@ -214,25 +213,23 @@ mm2_status mm2_model_open(mm2_model **out, const char *path, const mm2_model_opt
 {
     mm2_model_options own = {.size = sizeof own};
     const mm2_model_options *o = &own;
-    if (out)
-        *out = NULL;
-    if (!out || !path || !*path)
-        return mm2_fail(MM2_E_ARG, "mm2_model_open: %s",
-                        out ? "the path is empty" : "no place for the result");
+    MM2_NEED(out, "out");
+    *out = NULL;
+    if (!path || !*path)
+        return mm2_fail(MM2_E_ARG, "the path is empty");
     mm2_status status = options ? mm2_struct_read(&own, options, "mm2_model_options") : MM2_OK;
     if (status)
         return status;
     if (o->flags & ~(uint32_t)(MM2_WRITABLE | MM2_IN_MEMORY))
-        return mm2_fail(MM2_E_ARG, "mm2_model_open: options.flags %u has unknown bits", o->flags);
+        return mm2_fail(MM2_E_ARG, "the flags %u have unknown bits", o->flags);
     if (o->threads < 0 || o->threads > 1024)
-        return mm2_fail(MM2_E_ARG, "mm2_model_open: options.threads is %d, expected 0 to 1024",
-                        o->threads);
+        return mm2_fail(MM2_E_ARG, "threads is %d, expected 0 to 1024", o->threads);
     if (o->isa < MM2_ISA_AUTO || o->isa > MM2_ISA_BLAS)
-        return mm2_fail(MM2_E_ARG, "mm2_model_open: options.isa is %d, expected %d to %d", o->isa,
-                        MM2_ISA_AUTO, MM2_ISA_BLAS);
+        return mm2_fail(MM2_E_ARG, "isa is %d, expected %d to %d", o->isa, MM2_ISA_AUTO,
+                        MM2_ISA_BLAS);
     if (o->precision != MM2_PRECISION_FAST && o->precision != MM2_PRECISION_EXACT)
-        return mm2_fail(MM2_E_ARG, "mm2_model_open: options.precision is %d, expected %d or %d",
-                        o->precision, MM2_PRECISION_FAST, MM2_PRECISION_EXACT);
+        return mm2_fail(MM2_E_ARG, "precision is %d, expected %d or %d", o->precision,
+                        MM2_PRECISION_FAST, MM2_PRECISION_EXACT);
     status = check_prefix_options(o);
     if (status)
         return status;
@@ -349,7 +346,7 @@ mm2_status mm2_model_tensor(const mm2_model *m, const char *name, mm2_tensor *ou
 {
     const mm2_entry *e;
     if (!out)
-        return mm2_fail(MM2_E_ARG, "mm2_model_tensor: no place for the result");
+        return mm2_fail(MM2_E_ARG, "no place for the result");
     mm2_status status = find_entry(m, name, &e);
     if (!status)
         *out = e->view;
@@ -359,8 +356,7 @@ mm2_status mm2_model_tensor(const mm2_model *m, const char *name, mm2_tensor *ou
 int32_t mm2_model_end_tokens(const mm2_model *m, int32_t *ids, int32_t cap)
 {
     if (!m || cap < 0 || (cap && !ids))
-        return mm2_fail(MM2_E_ARG, "mm2_model_end_tokens: %s",
-                        m ? "no place for the result" : "no model");
+        return mm2_fail(MM2_E_ARG, "%s", m ? "no place for the result" : "no model");
     for (int32_t i = 0; i < m->end_count && i < cap; i++)
         ids[i] = m->ends[i];
     return m->end_count;
@@ -376,7 +372,7 @@ mm2_status mm2_model_weight_info(const mm2_model *m, const char *name, mm2_tenso
     mm2_stack s;
     int is_part;
     if (!m || !name || !out)
-        return mm2_fail(MM2_E_ARG, "mm2_model_weight_info: %s",
+        return mm2_fail(MM2_E_ARG, "%s",
                         out ? "a model and the name of a tensor are needed"
                             : "no place for the result");
     mm2_status status = find_weight(&m->checkpoint, name, NULL, &s, &is_part);
@@ -398,8 +394,7 @@ static mm2_status decode_rows(const mm2_stack *s, int64_t first, int64_t count, 
 {
     int64_t width = columns_of(s), height = s->ndim > 1 ? s->shape[s->ndim - 2] : 1;
     if (width > INT32_MAX)
-        return mm2_fail(MM2_E_UNSUPPORTED, "mm2_model_weight: rows of tensor \"%s\" are too long",
-                        s->codes->name);
+        return mm2_fail(MM2_E_UNSUPPORTED, "rows of tensor \"%s\" are too long", s->codes->name);
     for (int64_t row = first; row < first + count; row++, out += width) {
         mm2_weight w = mm2_stack_slice(s, row / height, row % height, 1);
         mm2_weight_values(&w, 0, 0, (int32_t)width, out);
@@ -417,12 +412,11 @@ static mm2_status decode_checked(const mm2_stack *s, int64_t first, int64_t coun
             rows = 0; /* only where some other dimension is 0 */
     if (first < 0 || count < 0 || first > rows || count > rows - first)
         return mm2_fail(MM2_E_ARG,
-                        "mm2_model_weight: tensor \"%s\" has %lld rows; %lld from row %lld are not "
+                        "tensor \"%s\" has %lld rows; %lld from row %lld are not "
                         "among them",
                         s->codes->name, (long long)rows, (long long)count, (long long)first);
     if (__builtin_mul_overflow(count, width, &needed) || needed > n || (needed && !out))
-        return mm2_fail(MM2_E_ARG,
-                        "mm2_model_weight: %lld rows of %lld elements do not fit into %lld floats",
+        return mm2_fail(MM2_E_ARG, "%lld rows of %lld elements do not fit into %lld floats",
                         (long long)count, (long long)width, (long long)(out ? n : 0));
     return needed ? decode_rows(s, first, count, out) : MM2_OK;
 }
@@ -445,7 +439,7 @@ mm2_status mm2_model_weight(const mm2_model *m, const char *name, int64_t first,
 const mm2_tokenizer *mm2_model_tokenizer(const mm2_model *m)
 {
     if (!m)
-        mm2_fail(MM2_E_ARG, "mm2_model_tokenizer: no model");
+        mm2_fail(MM2_E_ARG, "no model");
     else if (!m->tokenizer)
         mm2_fail(MM2_E_UNSUPPORTED, "%s", m->no_tokenizer);
     return m ? m->tokenizer : NULL;

@@ -7,6 +7,7 @@
  * generation is generation_config.json's. What neither names stays as the tokenizer found it.
  *
  * Nothing of the files is kept: maps and copies end with the call. */
+#include "base/guard.h"
 #include "base/json.h"
 #include "base/status.h"
 #include "model/container.h"
@@ -336,10 +337,9 @@ static mm2_status open_file(mm2_tokenizer **out, const char *path)
 
 mm2_status mm2_tokenizer_open(mm2_tokenizer **out, const char *path)
 {
-    if (out)
-        *out = NULL;
-    if (!out || !path || !*path)
-        return mm2_fail(MM2_E_ARG, "mm2_tokenizer_open: %s",
-                        out ? "the path is empty" : "no place for the result");
+    MM2_NEED(out, "out");
+    *out = NULL;
+    if (!path || !*path)
+        return mm2_fail(MM2_E_ARG, "the path is empty");
     return mm2_file_is_directory(path) ? open_directory(out, path) : open_file(out, path);
 }

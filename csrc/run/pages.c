@@ -308,7 +308,8 @@ static void check_cell(void *context, int32_t unit, int32_t thread)
     }
 }
 
-mm2_status mm2_pages_check(const mm2_pages *p, mm2_pool *pool, const mm2_limit *limit)
+mm2_status mm2_pages_check(const mm2_pages *p, int32_t position, mm2_pool *pool,
+                           const mm2_limit *limit)
 {
     check c = {.pages = p};
     mm2_progress progress = {0};
@@ -324,12 +325,12 @@ mm2_status mm2_pages_check(const mm2_pages *p, mm2_pool *pool, const mm2_limit *
     int64_t damaged = c.damaged - 1;
     if (damaged < 0)
         return done ? MM2_OK : MM2_MORE;
-    int32_t page = (int32_t)(damaged / p->layout->layers);
+    int32_t page = (int32_t)(damaged / p->layout->layers), end = (page + 1) * MM2_PAGE;
     return mm2_fail(
         MM2_E_FORMAT,
         "%s: is damaged: keys and values of positions %d to %d at layer %d are not those "
         "that were saved; restore another file, or rewind the session to %d tokens and "
         "feed it the others again",
-        path, page * MM2_PAGE, page * MM2_PAGE + MM2_PAGE - 1,
+        path, page * MM2_PAGE, (end < position ? end : position) - 1,
         (int32_t)(damaged % p->layout->layers), page * MM2_PAGE);
 }

@@ -119,8 +119,10 @@ mm2_status mm2_pages_adopt(mm2_pages *p, mm2_store *store, int64_t at, int64_t s
 /* IO if the file behind a page was cut short or written to. */
 mm2_status mm2_pages_intact(const mm2_pages *p);
 /* Checks the cells that have not been checked: OK when all of them have, MORE at the limit, FORMAT if
- * one is damaged. Cells must not be read or written before. */
-mm2_status mm2_pages_check(const mm2_pages *p, mm2_pool *pool, const mm2_limit *limit);
+ * one is damaged. Cells must not be read or written before. `position`: of these there are keys and
+ * values. */
+mm2_status mm2_pages_check(const mm2_pages *p, int32_t position, mm2_pool *pool,
+                           const mm2_limit *limit);
 
 /* Must the cell be copied before it is written? */
 static inline int mm2_pages_missing(const mm2_pages *p, int32_t page, int32_t layer)

@@ -152,7 +152,8 @@ static mm2_status check_restored(mm2_timeline *const *members, int32_t count,
         mm2_limit own = {.deadline = limit->deadline, .stop = &members[i]->stop};
         mm2_status status = MM2_OK;
         if (mm2_timeline_pending(members[i]))
-            status = mm2_pages_check(&members[i]->pages, members[i]->model->pool, &own);
+            status = mm2_pages_check(&members[i]->pages, members[i]->position,
+                                     members[i]->model->pool, &own);
         if (status < 0)
             event->session = i;
         if (status)

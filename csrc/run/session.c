@@ -223,6 +223,11 @@ int32_t mm2_session_length(const mm2_session *s)
     return s ? s->timeline.length : 0;
 }
 
+int32_t mm2_session_kv_dtype(const mm2_session *s)
+{
+    return s ? s->timeline.kv_dtype : 0;
+}
+
 int32_t mm2_session_reused(const mm2_session *s)
 {
     return s ? s->timeline.reused : 0;

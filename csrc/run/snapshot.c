@@ -194,7 +194,7 @@ mm2_status mm2_session_save(mm2_session *s, const char *path)
     MM2_NEED(s, "session");
     MM2_NEED(path, "path");
     if (!*path)
-        return mm2_fail(MM2_E_ARG, "mm2_session_save: the path is empty");
+        return mm2_fail(MM2_E_ARG, "the path is empty");
     mm2_status status = mm2_session_enter(s);
     if (status)
         return status;
@@ -207,7 +207,7 @@ mm2_status mm2_session_save(mm2_session *s, const char *path)
     if (!status)
         status = mm2_pages_intact(&t->pages);
     if (!status)
-        status = mm2_pages_check(&t->pages, t->model->pool, &limit);
+        status = mm2_pages_check(&t->pages, t->position, t->model->pool, &limit);
     if (!status)
         status = save(t, path);
     mm2_session_leave(s);
@@ -388,8 +388,7 @@ mm2_status mm2_session_restore(mm2_session **out, mm2_model *m, const char *path
     mm2_store *store;
     mm2_status status = options ? mm2_struct_read(&o, options, "restore options") : MM2_OK;
     if (!status && o.flags & ~(uint32_t)MM2_IN_MEMORY)
-        status =
-            mm2_fail(MM2_E_ARG, "mm2_session_restore: options.flags %u has unknown bits", o.flags);
+        status = mm2_fail(MM2_E_ARG, "the flags %u have unknown bits", o.flags);
     if (!status)
         status = mm2_store_new(&store);
     if (status)

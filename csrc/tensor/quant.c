@@ -328,34 +328,30 @@ void mm2_dequantize_row(int32_t dtype, const void *data, float *out, int64_t n)
 mm2_status mm2_tensor_decode(const mm2_tensor *t, float *out, int64_t n)
 {
     if (!t || n < 0 || (n && !out))
-        return mm2_fail(MM2_E_ARG,
-                        "mm2_tensor_decode: a tensor and room for %lld floats are needed",
-                        (long long)n);
+        return mm2_fail(MM2_E_ARG, "a tensor and room for %lld floats are needed", (long long)n);
     const mm2_dtype_facts *facts = mm2_dtype_find(t->dtype);
     if (!facts || t->ndim < 0 || t->ndim > MM2_MAX_DIMS)
-        return mm2_fail(MM2_E_ARG, "mm2_tensor_decode: dtype %d with %d dimensions is no tensor",
-                        t->dtype, t->ndim);
+        return mm2_fail(MM2_E_ARG, "dtype %d with %d dimensions is no tensor", t->dtype, t->ndim);
     int64_t elements = 1;
     for (int i = t->ndim - 1; i >= 0; i--) {
         if (t->shape[i] != 1 && t->strides[i] != elements)
             return mm2_fail(MM2_E_ARG,
-                            "mm2_tensor_decode: dimension %d has stride %lld, expected %lld: the "
+                            "dimension %d has stride %lld, expected %lld: the "
                             "tensor must be contiguous",
                             i, (long long)t->strides[i], (long long)elements);
         if (t->shape[i] < 0 || __builtin_mul_overflow(elements, t->shape[i], &elements))
-            return mm2_fail(MM2_E_ARG, "mm2_tensor_decode: dimension %d has size %lld", i,
-                            (long long)t->shape[i]);
+            return mm2_fail(MM2_E_ARG, "dimension %d has size %lld", i, (long long)t->shape[i]);
     }
     if (t->ndim && t->shape[t->ndim - 1] % facts->block)
-        return mm2_fail(MM2_E_ARG, "mm2_tensor_decode: rows of %lld elements are no blocks of %d",
+        return mm2_fail(MM2_E_ARG, "rows of %lld elements are no blocks of %d",
                         (long long)t->shape[t->ndim - 1], facts->block);
     int64_t bytes = mm2_dtype_row_bytes(t->dtype, elements);
     if (bytes < 0 || bytes != t->nbytes || (bytes && !t->data))
-        return mm2_fail(MM2_E_ARG, "mm2_tensor_decode: %lld elements of %s do not fill %lld bytes",
+        return mm2_fail(MM2_E_ARG, "%lld elements of %s do not fill %lld bytes",
                         (long long)elements, facts->name, (long long)t->nbytes);
     if (elements > n)
-        return mm2_fail(MM2_E_ARG, "mm2_tensor_decode: %lld elements do not fit into %lld floats",
-                        (long long)elements, (long long)n);
+        return mm2_fail(MM2_E_ARG, "%lld elements do not fit into %lld floats", (long long)elements,
+                        (long long)n);
     if (elements)
         mm2_dequantize_row(t->dtype, t->data, out, elements);
     return MM2_OK;

@@ -60,13 +60,12 @@ mm2_status mm2_growing_reserve(mm2_growing *g, int64_t n)
     if (needed <= g->capacity)
         return MM2_OK;
     if (needed > INT32_MAX)
-        return mm2_fail(MM2_E_ARG, "reply_push: the text has %lld bytes, at most %d can be counted",
+        return mm2_fail(MM2_E_ARG, "the text has %lld bytes, at most %d can be counted",
                         (long long)needed, INT32_MAX);
     int64_t capacity = needed + needed / 2 + 256;
     char *bytes = realloc(g->bytes, (size_t)capacity);
     if (!bytes)
-        return mm2_fail(MM2_E_NOMEM, "reply_push: no memory for a text of %lld bytes",
-                        (long long)needed);
+        return mm2_fail(MM2_E_NOMEM, "no memory for a text of %lld bytes", (long long)needed);
     g->bytes = bytes;
     g->capacity = capacity;
     return MM2_OK;
@@ -112,7 +111,7 @@ mm2_status mm2_calls_reserve(mm2_calls *c, int64_t n)
         return status;
     mm2_call_record *grown = realloc(c->records, (size_t)(2 * more) * sizeof *grown);
     if (!grown)
-        return mm2_fail(MM2_E_NOMEM, "reply_push: no memory for %lld calls", (long long)more);
+        return mm2_fail(MM2_E_NOMEM, "no memory for %lld calls", (long long)more);
     c->records = grown;
     c->capacity = (int32_t)(2 * more);
     return MM2_OK;

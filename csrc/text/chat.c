@@ -492,11 +492,56 @@ static mm2_status put_end(page *p, const int32_t *ids, int32_t n)
     return status ? status : close_turn(p);
 }
 
+/* Whether the last turn of a timeline is an assistant's without a call. */
+static mm2_status lacks_call(const mm2_tokenizer *t, const int32_t *ids, int32_t n, int *lacks)
+{
+    static const char role[] = "ai\n";
+    mm2_piece piece = {.size = sizeof piece};
+    mm2_reply_options o = {.size = sizeof o};
+    mm2_reply *r;
+    int32_t at = n, matched = 0, length;
+    *lacks = 0;
+    while (at > 0 && ids[at - 1] != t->tags[MM2_TAG_ROLE])
+        at--;
+    for (; at && at < n && role[matched]; at++) {
+        const char *bytes = mm2_tokenizer_token(t, ids[at], &length);
+        for (int32_t i = 0; bytes && i < length && role[matched]; i++)
+            if (bytes[i] != role[matched++])
+                return MM2_OK; /* another role's */
+    }
+    if (role[matched])
+        return MM2_OK;
+    mm2_reply_options_init(&o);
+    o.start =
+        at < n && ids[at] == t->tags[MM2_TAG_THINK_OPEN] ? MM2_START_THINKING : MM2_START_ANSWER;
+    at += o.start == MM2_START_THINKING;
+    mm2_status status = mm2_reply_new(&r, t, &o);
+    for (; !status && at < n && !piece.end; at++)
+        status = ids[at] < 0 ? MM2_OK : mm2_reply_push(r, ids[at], &piece);
+    *lacks = !status && !piece.calls;
+    mm2_reply_free(r);
+    return status;
+}
+
+/* Results of tools that begin further turns stand behind a call in the timeline. */
+static mm2_status check_results(const mm2_tokenizer *t, const mm2_turns *all, const int32_t *ids,
+                                int32_t n)
+{
+    const mm2_turn *turns = all->turns.items;
+    int32_t i = 0;
+    int lacks;
+    while (i < all->turns.count && turns[i].role == MM2_ROLE_USER)
+        i++;
+    if (i == all->turns.count || turns[i].role != MM2_ROLE_TOOL)
+        return MM2_OK;
+    mm2_status status = lacks_call(t, ids, n, &lacks);
+    return !status && lacks ? mm2_turns_uncalled(i) : status;
+}
+
 /* ----------------------------------------------------------------------------------------------
  * Public functions */
 
 typedef struct call { /* of a public function */
-    const char *verb;
     mm2_conversation c;
     mm2_turns turns;
     page p;
@@ -508,30 +553,28 @@ static mm2_status begin(call *k, const mm2_tokenizer *t, const mm2_conversation 
     enum { KNOWN = MM2_GENERATION_PROMPT | MM2_NO_THINKING | MM2_KEEP_THINKING };
     if (!t || !given || (!out && cap) || cap < 0)
         return mm2_fail(MM2_E_ARG,
-                        "%s: needs a tokenizer, a conversation and room for at least 0 (given %d)",
-                        k->verb, cap);
+                        "a tokenizer, a conversation and room for at least 0 are needed, given %d",
+                        cap);
     k->p.t = t;
     k->c.size = sizeof k->c;
     mm2_status status = mm2_struct_read(&k->c, given, "conversation");
     if (status)
-        return mm2_fail_in(status, k->verb);
+        return status;
     if (!k->c.messages)
-        return mm2_fail(MM2_E_ARG, "%s: the conversation has no messages", k->verb);
+        return mm2_fail(MM2_E_ARG, "the conversation has no messages");
     if (k->c.flags & ~KNOWN)
-        return mm2_fail(MM2_E_ARG, "%s: unknown flags %d, expected some of %d", k->verb, k->c.flags,
-                        KNOWN);
+        return mm2_fail(MM2_E_ARG, "unknown flags %d, expected some of %d", k->c.flags, KNOWN);
     if (t->unknown_template)
         return mm2_fail(MM2_E_UNSUPPORTED,
-                        "%s: the chat template of %s is none of the known ones of MiniMax-M2 and "
+                        "the chat template of %s is none of the known ones of MiniMax-M2 and "
                         "may want another format; write the prompt yourself and encode it with "
                         "its special tokens",
-                        k->verb, t->unknown_template);
+                        t->unknown_template);
     for (int i = 0; k->p.ids && i < MM2_TAG_NEEDED; i++)
         if (t->tags[i] < 0)
-            return mm2_fail(MM2_E_UNSUPPORTED, "%s: the vocabulary has no \"%s\" token", k->verb,
+            return mm2_fail(MM2_E_UNSUPPORTED, "the vocabulary has no \"%s\" token",
                             mm2_tag_text[i]);
-    status = mm2_turns_read(&k->turns, k->c.messages, goes_on ? NULL : k->c.tools, goes_on);
-    return status ? mm2_fail_in(status, k->verb) : MM2_OK;
+    return mm2_turns_read(&k->turns, k->c.messages, goes_on ? NULL : k->c.tools, goes_on);
 }
 
 /* What a call returns, after its turns were laid out, as ids if there are any. */
@@ -541,7 +584,7 @@ static int32_t finish(call *k, mm2_status status)
     if (!status && p->ids)
         status = flush(p);
     if (!status && p->ids && p->ids->count > INT32_MAX)
-        status = mm2_fail(MM2_E_ARG, "%s: %lld ids, at most %d can be counted", k->verb,
+        status = mm2_fail(MM2_E_ARG, "the conversation has %lld ids, at most %d can be counted",
                           (long long)p->ids->count, INT32_MAX);
     free(p->text);
     mm2_turns_free(&k->turns);
@@ -550,12 +593,12 @@ static int32_t finish(call *k, mm2_status status)
 
 int32_t mm2_chat_render(const mm2_tokenizer *t, const mm2_conversation *c, char *out, int32_t cap)
 {
-    call k = {.verb = "chat_render"};
+    call k = {.p.ids = NULL};
     mm2_status status = begin(&k, t, c, out, cap, 0);
     if (!status)
         status = put_conversation(&k.p, &k.turns, &k.c);
     if (!status && k.p.length > INT32_MAX)
-        status = mm2_fail(MM2_E_ARG, "chat_render: %lld bytes, at most %d can be counted",
+        status = mm2_fail(MM2_E_ARG, "the conversation has %lld bytes, at most %d can be counted",
                           (long long)k.p.length, INT32_MAX);
     if (!status && cap)
         memcpy(out, k.p.text, (size_t)(k.p.length < cap ? k.p.length : cap));
@@ -566,7 +609,7 @@ int32_t mm2_chat_encode(const mm2_tokenizer *t, const mm2_conversation *c, int32
                         int32_t cap)
 {
     mm2_ids out = {ids, cap, 0};
-    call k = {.verb = "chat_encode", .p.ids = &out};
+    call k = {.p.ids = &out};
     mm2_status status = begin(&k, t, c, ids, cap, 0);
     if (!status)
         status = put_conversation(&k.p, &k.turns, &k.c);
@@ -577,13 +620,15 @@ int32_t mm2_chat_continue(const mm2_tokenizer *t, const int32_t *timeline, int32
                           const mm2_conversation *c, int32_t *ids, int32_t cap)
 {
     mm2_ids out = {ids, cap, 0};
-    call k = {.verb = "chat_continue", .p.ids = &out};
+    call k = {.p.ids = &out};
     mm2_status status = begin(&k, t, c, ids, cap, 1);
     if (!status && (!timeline || length < 1))
         status = mm2_fail(MM2_E_ARG,
-                          "chat_continue: needs the timeline's ids, at least 1 (given %d); a "
-                          "conversation begins with chat_encode",
+                          "the timeline's ids are needed, at least 1 (given %d): a conversation "
+                          "begins without one",
                           length);
+    if (!status)
+        status = check_results(t, &k.turns, timeline, length);
     if (!status)
         status = put_end(&k.p, timeline, length);
     if (!status)

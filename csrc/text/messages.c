@@ -528,6 +528,12 @@ static mm2_status read_message(reader *r, mm2_turn *turn, int goes_on)
     return status;
 }
 
+mm2_status mm2_turns_uncalled(int32_t index)
+{
+    return mm2_fail(MM2_E_ARG,
+                    "message %d is of a tool, but the assistant has called none before it", index);
+}
+
 static mm2_status read_messages(reader *r, int goes_on)
 {
     int begun = 0, called = goes_on;
@@ -542,9 +548,7 @@ static mm2_status read_messages(reader *r, int goes_on)
         if (!status && turn->role == MM2_ROLE_ASSISTANT)
             called = turn->count > 0;
         if (!status && turn->role == MM2_ROLE_TOOL && !called)
-            return mm2_fail(MM2_E_ARG,
-                            "message %d is of a tool, but the assistant has called none before it",
-                            r->index);
+            return mm2_turns_uncalled(r->index);
     }
     if (!status)
         status = more ? more : mm2_json_end(&r->j);

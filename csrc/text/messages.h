@@ -41,5 +41,7 @@ typedef struct mm2_turns {
  * NOMEM and a sentence; mm2_turns_free then, too. */
 mm2_status mm2_turns_read(mm2_turns *out, const char *messages, const char *tools, int goes_on);
 void mm2_turns_free(mm2_turns *t);
+/* ARG, with its sentence: message `index` has results of tools that nobody has called. */
+mm2_status mm2_turns_uncalled(int32_t index);
 
 #endif

@@ -198,12 +198,11 @@ static mm2_status copy_ends(mm2_reply *r, const mm2_reply_options *o)
     int32_t own = r->t ? r->t->facts.eos : -1, n = o->end_tokens ? o->end_count : own >= 0;
     r->ends = malloc(((size_t)n + MM2_TAG_NEEDED) * sizeof *r->ends);
     if (!r->ends)
-        return mm2_fail(MM2_E_NOMEM, "reply_new: no memory for %d end tokens", n);
+        return mm2_fail(MM2_E_NOMEM, "no memory for %d end tokens", n);
     for (int32_t i = 0; i < n; i++) {
         r->ends[i] = o->end_tokens ? o->end_tokens[i] : own;
         if (r->ends[i] < 0)
-            return mm2_fail(MM2_E_ARG, "reply_new: end token %d is %d, expected an id", i,
-                            r->ends[i]);
+            return mm2_fail(MM2_E_ARG, "end token %d is %d, expected an id", i, r->ends[i]);
     }
     for (int i = MM2_TAG_BEGIN; r->t && r->chat && i <= MM2_TAG_END; i++)
         if (r->t->tags[i] >= 0) /* the end of a turn, and what begins another one */
@@ -215,13 +214,13 @@ static mm2_status copy_ends(mm2_reply *r, const mm2_reply_options *o)
 static mm2_status copy_stop(stop_string *s, const char *bytes, int64_t length, int32_t index)
 {
     if (length < 1 || length > INT32_MAX)
-        return mm2_fail(MM2_E_ARG, "reply_new: stop string %d has %lld bytes, expected 1 to %d",
-                        index, (long long)length, INT32_MAX);
+        return mm2_fail(MM2_E_ARG, "stop string %d has %lld bytes, expected 1 to %d", index,
+                        (long long)length, INT32_MAX);
     s->length = (int32_t)length;
     s->bytes = malloc((size_t)length);
     s->border = malloc((size_t)length * sizeof *s->border);
     if (!s->bytes || !s->border)
-        return mm2_fail(MM2_E_NOMEM, "reply_new: no memory for a stop string of %lld bytes",
+        return mm2_fail(MM2_E_NOMEM, "no memory for a stop string of %lld bytes",
                         (long long)length);
     memcpy(s->bytes, bytes, (size_t)length);
     s->border[0] = 0;
@@ -239,10 +238,10 @@ static mm2_status copy_stops(mm2_reply *r, const mm2_reply_options *o)
     mm2_status status = MM2_OK;
     r->stops = calloc((size_t)o->stop_count + 1, sizeof *r->stops);
     if (!r->stops)
-        return mm2_fail(MM2_E_NOMEM, "reply_new: no memory for %d stop strings", o->stop_count);
+        return mm2_fail(MM2_E_NOMEM, "no memory for %d stop strings", o->stop_count);
     for (int32_t i = 0; i < o->stop_count && !status; i++) {
         if (!o->stop[i])
-            return mm2_fail(MM2_E_ARG, "reply_new: stop string %d is NULL", i);
+            return mm2_fail(MM2_E_ARG, "stop string %d is NULL", i);
         r->stop_count = i + 1;
         status = copy_stop(&r->stops[i], o->stop[i],
                            o->stop_len ? o->stop_len[i] : (int64_t)strlen(o->stop[i]), i);
@@ -258,7 +257,7 @@ static mm2_status copy_closing(mm2_reply *r, const mm2_reply_options *o)
     if (o->start != MM2_START_THINKING || o->max_thinking == INT32_MAX)
         return MM2_OK;
     if (!r->t || r->t->facts.think_close < 0)
-        return mm2_fail(MM2_E_ARG, "reply_new: max_thinking needs a tokenizer with </think>");
+        return mm2_fail(MM2_E_ARG, "max_thinking needs a tokenizer with </think>");
     mm2_status status = mm2_tokenizer_append(r->t, "\n", 1, 0, &ids);
     mm2_ids_push(&ids, r->t->facts.think_close);
     if (!status)
@@ -270,19 +269,17 @@ static mm2_status copy_closing(mm2_reply *r, const mm2_reply_options *o)
 static mm2_status check_options(const mm2_reply_options *o)
 {
     if (o->start < MM2_START_TEXT || o->start > MM2_START_ANSWER)
-        return mm2_fail(MM2_E_ARG, "reply_new: start is %d, expected %d to %d", o->start,
-                        MM2_START_TEXT, MM2_START_ANSWER);
+        return mm2_fail(MM2_E_ARG, "the start is %d, expected %d to %d", o->start, MM2_START_TEXT,
+                        MM2_START_ANSWER);
     if (o->max_tokens < 0)
-        return mm2_fail(MM2_E_ARG, "reply_new: max_tokens is %d, expected 0 or more",
-                        o->max_tokens);
+        return mm2_fail(MM2_E_ARG, "max_tokens is %d, expected 0 or more", o->max_tokens);
     if (o->max_thinking < 0)
-        return mm2_fail(MM2_E_ARG, "reply_new: max_thinking is %d, expected 0 or more",
-                        o->max_thinking);
+        return mm2_fail(MM2_E_ARG, "max_thinking is %d, expected 0 or more", o->max_thinking);
     if (o->end_count < 0 || (!o->end_tokens && o->end_count))
-        return mm2_fail(MM2_E_ARG, "reply_new: end_count is %d %s", o->end_count,
+        return mm2_fail(MM2_E_ARG, "end_count is %d %s", o->end_count,
                         o->end_tokens ? ", expected 0 or more" : "without end_tokens");
     if (o->stop_count < 0 || (!o->stop && o->stop_count))
-        return mm2_fail(MM2_E_ARG, "reply_new: stop_count is %d %s", o->stop_count,
+        return mm2_fail(MM2_E_ARG, "stop_count is %d %s", o->stop_count,
                         o->stop ? ", expected 0 or more" : "without stop");
     return MM2_OK;
 }
@@ -300,7 +297,7 @@ mm2_status mm2_reply_new(mm2_reply **out, const mm2_tokenizer *t, const mm2_repl
         return status;
     mm2_reply *r = calloc(1, sizeof *r);
     if (!r)
-        return mm2_fail(MM2_E_NOMEM, "reply_new: no memory for a reply");
+        return mm2_fail(MM2_E_NOMEM, "no memory for a reply");
     r->t = t;
     r->chat = o.start != MM2_START_TEXT;
     r->max_tokens = o.max_tokens;
@@ -308,8 +305,6 @@ mm2_status mm2_reply_new(mm2_reply **out, const mm2_tokenizer *t, const mm2_repl
     status =
         mm2_calls_init(&r->calls, (mm2_sink){r, put_answer, put_thinking, end_thinking, begin_call},
                        r->chat ? o.tools : NULL, o.start == MM2_START_THINKING);
-    if (status)
-        status = mm2_fail_in(status, "reply_new");
     if (!status)
         status = copy_ends(r, &o);
     if (!status)
@@ -399,9 +394,9 @@ static mm2_status push(mm2_reply *r, int32_t id, mm2_piece *piece)
     const char *bytes;
     int64_t text = r->answer.shown, thinking = r->thinking.shown;
     if (id < 0)
-        return mm2_fail(MM2_E_ARG, "reply_push: id %d, expected 0 or more", id);
+        return mm2_fail(MM2_E_ARG, "id %d, expected 0 or more", id);
     if (r->end)
-        return mm2_fail(MM2_E_ARG, "reply_push: the reply has ended");
+        return mm2_fail(MM2_E_ARG, "the reply has ended");
     mm2_status status = report(r, piece, text, thinking); /* the piece can be filled */
     int64_t n = token_bytes(r->t, id, &bytes), held = n + r->calls.held.length;
     if (!status)
@@ -441,8 +436,8 @@ mm2_status mm2_reply_end(mm2_reply *r, int32_t reason, mm2_piece *piece)
 {
     MM2_NEED(r, "the reply");
     if (reason != MM2_END_CONTEXT && reason != MM2_END_CANCELLED)
-        return mm2_fail(MM2_E_ARG, "reply_end: reason is %d, expected %d or %d", reason,
-                        MM2_END_CONTEXT, MM2_END_CANCELLED);
+        return mm2_fail(MM2_E_ARG, "the reason is %d, expected %d or %d", reason, MM2_END_CONTEXT,
+                        MM2_END_CANCELLED);
     mm2_status status = enter(r);
     if (status)
         return status;
@@ -476,7 +471,7 @@ mm2_status mm2_reply_call(mm2_reply *r, int32_t index, mm2_call *call)
     if (status)
         return status;
     if (index < 0 || index >= r->calls.count) {
-        status = mm2_fail(MM2_E_ARG, "reply_call: call %d of %d", index, r->calls.count);
+        status = mm2_fail(MM2_E_ARG, "call %d of %d is none", index, r->calls.count);
     } else {
         const mm2_call_record *record = &r->calls.records[index];
         mm2_call c = {.size = sizeof c,

@@ -223,21 +223,20 @@ mm2_status mm2_tokenizer_append(const mm2_tokenizer *t, const char *text, int64_
     return status;
 }
 
-static mm2_status check_encode(const char *who, const mm2_tokenizer *t, const char *text,
-                               int32_t len, int32_t flags)
+static mm2_status check_encode(const mm2_tokenizer *t, const char *text, int32_t len, int32_t flags)
 {
     if (!t || (!text && len) || len < 0)
-        return mm2_fail(MM2_E_ARG, "%s: needs a tokenizer and a text of at least 0 bytes, given %d",
-                        who, len);
+        return mm2_fail(MM2_E_ARG,
+                        "a tokenizer and a text of at least 0 bytes are needed, given %d", len);
     if (flags & ~MM2_SPECIAL)
-        return mm2_fail(MM2_E_ARG, "%s: unknown flags %d, expected 0 or MM2_SPECIAL", who, flags);
+        return mm2_fail(MM2_E_ARG, "unknown flags %d, expected 0 or MM2_SPECIAL", flags);
     return MM2_OK;
 }
 
-static mm2_status check_room(const char *who, const int32_t *ids, int32_t cap)
+static mm2_status check_room(const int32_t *ids, int32_t cap)
 {
     if ((!ids && cap) || cap < 0)
-        return mm2_fail(MM2_E_ARG, "%s: needs room for at least 0 ids, given %d", who, cap);
+        return mm2_fail(MM2_E_ARG, "room for at least 0 ids is needed, given %d", cap);
     return MM2_OK;
 }
 
@@ -245,9 +244,9 @@ int32_t mm2_tokenizer_encode(const mm2_tokenizer *t, const char *text, int32_t l
                              int32_t *ids, int32_t cap)
 {
     mm2_ids out = {ids, cap, 0};
-    mm2_status status = check_encode("tokenizer_encode", t, text, len, flags);
+    mm2_status status = check_encode(t, text, len, flags);
     if (!status)
-        status = check_room("tokenizer_encode", ids, cap);
+        status = check_room(ids, cap);
     if (!status)
         status = mm2_tokenizer_append(t, text, len, flags & MM2_SPECIAL, &out);
     return status ? status : (int32_t)out.count; /* at most 3 ids a byte of MAX_TEXT */
@@ -258,12 +257,12 @@ mm2_status mm2_encoding_new(mm2_encoding **out, const mm2_tokenizer *t, const ch
 {
     MM2_NEED(out, "the place for the encoding");
     *out = NULL;
-    mm2_status status = check_encode("encoding_new", t, text, len, flags);
+    mm2_status status = check_encode(t, text, len, flags);
     if (status)
         return status;
     mm2_encoding *e = malloc(sizeof *e);
     if (!e)
-        return mm2_fail(MM2_E_NOMEM, "encoding_new: no memory for an encoding");
+        return mm2_fail(MM2_E_NOMEM, "no memory for an encoding");
     status = start(e, t, text, len, flags & MM2_SPECIAL);
     if (status)
         mm2_encoding_free(e);
@@ -290,7 +289,7 @@ mm2_status mm2_encoding_run(mm2_encoding *e, int32_t budget_us, int32_t *ids, in
     mm2_pace pace = {budget_us ? mm2_now() + budget_us * 1000LL : INT64_MAX, 0};
     mm2_ids out = {ids, cap, 0};
     int torn;
-    mm2_status status = check_room("encoding_run", ids, cap);
+    mm2_status status = check_room(ids, cap);
     if (!status)
         status = mm2_busy_enter(&e->busy, "encoding", &torn);
     if (status)
@@ -298,9 +297,8 @@ mm2_status mm2_encoding_run(mm2_encoding *e, int32_t budget_us, int32_t *ids, in
     if (torn)
         e->failed = MM2_E_ARG;
     if (e->failed)
-        status =
-            mm2_fail(e->failed, "encoding_run: this encoding failed before, or this process was "
-                                "forked while another thread ran it; make a new one");
+        status = mm2_fail(e->failed, "this encoding failed before, or this process was "
+                                     "forked while another thread ran it; make a new one");
     else
         status = run(e, &out, &pace);
     if (status < 0)
@@ -314,19 +312,18 @@ int32_t mm2_tokenizer_decode(const mm2_tokenizer *t, const int32_t *ids, int32_t
                              char *out, int32_t cap)
 {
     if (!t || (!ids && n) || n < 0 || (!out && cap) || cap < 0)
-        return mm2_fail(MM2_E_ARG,
-                        "tokenizer_decode: needs a tokenizer, at least 0 ids (given %d) and room "
-                        "for at least 0 bytes (given %d)",
-                        n, cap);
+        return mm2_fail(
+            MM2_E_ARG,
+            "a tokenizer, at least 0 ids (given %d) and room for at least 0 bytes (given "
+            "%d) are needed",
+            n, cap);
     if (flags & ~MM2_SPECIAL)
-        return mm2_fail(MM2_E_ARG, "tokenizer_decode: unknown flags %d, expected 0 or MM2_SPECIAL",
-                        flags);
+        return mm2_fail(MM2_E_ARG, "unknown flags %d, expected 0 or MM2_SPECIAL", flags);
     const mm2_bpe *b = &t->bpe;
     int64_t total = 0;
     for (int32_t i = 0; i < n; i++)
         if (ids[i] < 0 || ids[i] >= b->size)
-            return mm2_fail(MM2_E_ARG, "tokenizer_decode: id %d at index %d, expected 0..%d",
-                            ids[i], i, b->size - 1);
+            return mm2_fail(MM2_E_ARG, "id %d at index %d, expected 0..%d", ids[i], i, b->size - 1);
     for (int32_t i = 0; i < n; i++) {
         if ((b->kind[ids[i]] & MM2_TOKEN_SPECIAL) && !(flags & MM2_SPECIAL))
             continue;
@@ -338,7 +335,7 @@ int32_t mm2_tokenizer_decode(const mm2_tokenizer *t, const int32_t *ids, int32_t
     }
     if (total > INT32_MAX)
         return mm2_fail(MM2_E_ARG,
-                        "tokenizer_decode: %d ids make %lld bytes, at most %d can be "
+                        "%d ids make %lld bytes, at most %d can be "
                         "counted; decode fewer at once",
                         n, (long long)total, INT32_MAX);
     return (int32_t)total;
@@ -349,10 +346,10 @@ const char *mm2_tokenizer_token(const mm2_tokenizer *t, int32_t id, int32_t *len
     if (len)
         *len = 0;
     if (!t || !len || id < 0 || id >= t->bpe.size) {
-        mm2_fail(MM2_E_ARG,
-                 "tokenizer_token: needs a tokenizer, a length and an id in 0..%d, "
-                 "given %d",
-                 t ? t->bpe.size - 1 : 0, id);
+        if (t && len)
+            mm2_fail(MM2_E_ARG, "id %d, expected 0..%d", id, t->bpe.size - 1);
+        else
+            mm2_null_argument(__func__, t ? "the place for the length" : "the tokenizer");
         return NULL;
     }
     *len = t->bpe.length[id];

@@ -217,9 +217,12 @@ local kv_dtypes = {
     int8 = native.lib.MM2_INT8,
 }
 
---- The number of a cache's dtype; nil: bf16.
-function args.kv_dtype(value, where)
-    return kv_dtypes[value == nil and "bf16" or value]
+--- The number of a cache's dtype; nil: what goes with the model's precision.
+function args.kv_dtype(value, model, where)
+    if value == nil then
+        value = model:info "precision" == "exact" and "f32" or "bf16"
+    end
+    return kv_dtypes[value]
         or raise(("%s: kv_dtype must be 'bf16', 'f32' or 'int8', not %s"):format(where, show(value)))
 end
 

@@ -17,6 +17,7 @@ local handle = require "minimax2.handle"
 local args = require "minimax2.args"
 local messages = require "minimax2.messages"
 local trace = require "minimax2.trace"
+local Request = require "minimax2.request"
 local Sampler = require "minimax2.sampling"
 local Session = require "minimax2.session"
 local Stream = require "minimax2.stream"
@@ -71,11 +72,19 @@ function Batch:call(fn, ...)
     return result
 end
 
+-- Notes the batch of a session, or nil. What it has in flight is evaluated again.
+local function join(session, batch)
+    session.batch = batch
+    if session.current then
+        session.current:forget_tap()
+    end
+end
+
 --- Adds a session of the same model. Returns the batch.
 function Batch:add(session)
     check(lib.mm2_batch_add(self:idle(), args.session(session, "batch:add")))
     table.insert(self.sessions, session)
-    session.batch = self
+    join(session, self)
     return self
 end
 
@@ -89,7 +98,7 @@ function Batch:remove(session)
         end
     end
     self.waiting[session] = nil
-    session.batch = nil
+    join(session, nil)
 end
 
 -- Runs until something happens to a member. Returns the library's status, the event, and the member;
@@ -97,7 +106,13 @@ end
 -- its own stream or trace runs (nil: all are meant).
 function Batch:advance(budget_us, mine)
     local event = self.event
-    local status = check(lib.mm2_batch_run(self:idle(), budget_us, event))
+    self:idle()
+    for _, member in ipairs(self.sessions) do
+        if member.current then
+            member.current:go_on()
+        end
+    end
+    local status = check(lib.mm2_batch_run(self:live(), budget_us, event))
     if status == lib.MM2_OK or status == lib.MM2_MORE then
         return status, event
     end
@@ -111,7 +126,8 @@ function Batch:advance(budget_us, mine)
     end
 end
 
--- Streams that start where their session has its logits already, or that were refused a token.
+-- Streams that start where their session has its logits already, or whose mask or processor raised an
+-- error when they were to choose a token.
 local function wake(self)
     for _, member in ipairs { unpack(self.sessions) } do
         if not member.closed and member.current and member.pos == member.length then
@@ -169,20 +185,17 @@ function Batch:next(ms)
 end
 
 --- A stream that goes on with a prompt, in a session of its own that is a member until the stream ends.
---- See stream.lua for the options; those of model:session are taken too.
+--- See request.lua for the options; those of model:session are taken too.
 function Batch:stream(prompt, options)
     self:idle()
-    local plan = Stream.plan(self.model, prompt, options, "batch:stream", nil, Session.known)
-    return self:start(plan)
+    return self:start(Request.new(self.model, prompt, options, "batch:stream", nil, Session.known))
 end
 
--- The same, by a plan.
-function Batch:start(plan)
-    local session = Session.with_room(self.model, plan.count, plan.most, plan.options, plan.where)
-    session:feed(plan.prompt, plan.count)
-    plan.prompt = nil
+-- The same, by a request.
+function Batch:start(request)
+    local session = Session.for_request(self.model, request)
     self:add(session)
-    return Stream.new(session, plan, true)
+    return Stream.new(session, request, true)
 end
 
 -- A prompt, and its options: those for all, and over them those that stand beside it.
@@ -194,7 +207,7 @@ local function parted(item, options, where)
     for name, value in pairs(options) do
         own[name] = value
     end
-    for name, value in pairs(args.known(item, where, { prompt = true }, Session.known, Stream.known,
+    for name, value in pairs(args.known(item, where, { prompt = true }, Session.known, Request.known,
         Sampler.known)) do
         own[name] = value
     end
@@ -209,19 +222,19 @@ end
 function Batch:generate(prompts, options, where)
     where = where or "batch:generate"
     self:idle()
-    options = args.known(options, where, Session.known, Stream.known, Sampler.known)
+    options = args.known(options, where, Session.known, Request.known, Sampler.known)
     if type(prompts) ~= "table" then
         raise(("%s: prompts must be a table, not %s"):format(where, args.show(prompts)))
     end
-    local plans, streams, texts, infos = {}, {}, {}, {}
+    local requests, streams, texts, infos = {}, {}, {}, {}
     for i, prompt in ipairs(prompts) do
         local at = ("%s: prompt %d"):format(where, i)
         local text, own = parted(prompt, options, at)
-        plans[i] = Stream.plan(self.model, text, own, at, nil, Session.known)
+        requests[i] = Request.new(self.model, text, own, at, nil, Session.known)
     end
     local ok, message = pcall(function()
-        for i, plan in ipairs(plans) do
-            streams[i] = self:start(plan)
+        for i, request in ipairs(requests) do
+            streams[i] = self:start(request)
         end
         for i, stream in ipairs(streams) do
             texts[i], infos[i] = stream:finish()
@@ -245,7 +258,7 @@ function Batch:close()
     end
     free(self)
     for _, session in ipairs(self.sessions) do
-        session.batch = nil
+        join(session, nil)
     end
     self.sessions, self.waiting = {}, {}
 end

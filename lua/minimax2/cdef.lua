@@ -324,6 +324,7 @@ void mm2_session_interrupt(mm2_session *s);
 int32_t mm2_session_context(const mm2_session *s);
 int32_t mm2_session_position(const mm2_session *s);
 int32_t mm2_session_length(const mm2_session *s);
+int32_t mm2_session_kv_dtype(const mm2_session *s);
 int32_t mm2_session_reused(const mm2_session *s);
 mm2_status mm2_session_tokens(mm2_session *s, mm2_tensor *out);
 mm2_status mm2_session_rewind(mm2_session *s, int32_t length);

@@ -6,6 +6,7 @@
 
 local native = require "minimax2.native"
 local args = require "minimax2.args"
+local Request = require "minimax2.request"
 local Sampler = require "minimax2.sampling"
 local Session = require "minimax2.session"
 local Stream = require "minimax2.stream"
@@ -19,7 +20,7 @@ local known = { system = true }
 
 --- See model:chat.
 function Chat.new(model, options)
-    options = args.known(options, "model:chat", known, Session.known, Stream.known, Sampler.known)
+    options = args.known(options, "model:chat", known, Session.known, Request.known, Sampler.known)
     if options.system ~= nil then
         args.text(options.system, "model:chat: system")
     end
@@ -30,7 +31,7 @@ function Chat.new(model, options)
         place[name] = value
     end
     own.system = nil
-    Stream.plan(model, nil, defaults, "model:chat") -- refuses now what each turn would
+    Request.new(model, nil, defaults, "model:chat") -- refuses now what each turn would
     local session, message = Session.new(model, own, "model:chat")
     if not session then
         return nil, message
@@ -76,7 +77,7 @@ local function start(self, text, options, where)
     for name, value in pairs(self.defaults) do
         all[name] = value
     end
-    for name, value in pairs(args.known(options, where, Stream.known, Sampler.known)) do
+    for name, value in pairs(args.known(options, where, Request.known, Sampler.known)) do
         all[name] = value
     end
     if session.length > 0 and all.tools ~= self.defaults.tools then
@@ -91,10 +92,11 @@ local function start(self, text, options, where)
     elseif #text == 0 then
         raise(where .. ": the text must be a string, a message or a list of messages, not an empty table")
     end
-    local plan = Stream.plan(session.model, nil, all, where, function(thinks)
+    local request = Request.new(session.model, nil, all, where, function(thinks)
         return new_ids(self, new, all, thinks)
     end)
-    local stream = Stream.new(session, plan)
+    session:feed(request.prompt, request.count)
+    local stream = Stream.new(session, request)
     close_turn(self)
     self.defaults.tools = all.tools
     for _, message in ipairs(new) do

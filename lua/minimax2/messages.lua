@@ -45,18 +45,35 @@ function messages.json(value, name)
     return args.text(value, name)
 end
 
+--- The option thinking of a call: whether a text begins inside <think>, and how many tokens it may think
+--- (nil: no limit). It is true, false or a number of tokens; nil: as `default` says.
+function messages.thinking(value, default, where)
+    if value == nil then
+        return default
+    elseif type(value) == "number" then
+        local budget = args.count(value, nil, nil, where .. ": thinking")
+        return budget > 0, budget
+    elseif type(value) ~= "boolean" then
+        raise(("%s: thinking must be true, false or a number of tokens, not %s"):format(where,
+            args.show(value)))
+    end
+    return value
+end
+
 --- The options that say how messages are rendered.
 messages.known = { generation_prompt = true, tools = true, thinking = true, keep_thinking = true,
     identity = true }
 
 local anchors = setmetatable({}, { __mode = "k" }) -- the strings that a conversation points to
 
---- An mm2_conversation of messages and the options messages.known, and the length of its JSON.
-function messages.conversation(turns, options)
+--- An mm2_conversation of messages and the options messages.known of `where`, and the length of its JSON.
+function messages.conversation(turns, options, where)
     local c, keep = native.sized "mm2_conversation", { messages.json(turns, "messages") }
-    local flags = options.generation_prompt ~= false and lib.MM2_GENERATION_PROMPT or 0
-    flags = flags + (options.thinking == false and lib.MM2_NO_THINKING or 0)
-    c.flags = flags + (options.keep_thinking and lib.MM2_KEEP_THINKING or 0)
+    local prompt = args.flag(options.generation_prompt, true, where .. ": generation_prompt")
+    local thinks = messages.thinking(options.thinking, true, where)
+    local all = args.flag(options.keep_thinking, false, where .. ": keep_thinking")
+    c.flags = (prompt and lib.MM2_GENERATION_PROMPT or 0) + (thinks and 0 or lib.MM2_NO_THINKING)
+        + (all and lib.MM2_KEEP_THINKING or 0)
     c.messages = keep[1]
     if options.tools ~= nil then
         keep[2] = messages.json(options.tools, "tools")

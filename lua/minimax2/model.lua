@@ -13,6 +13,7 @@ local args = require "minimax2.args"
 local messages = require "minimax2.messages"
 local Batch = require "minimax2.batch"
 local Chat = require "minimax2.chat"
+local Request = require "minimax2.request"
 local Sampler = require "minimax2.sampling"
 local Session = require "minimax2.session"
 local Stream = require "minimax2.stream"
@@ -295,15 +296,15 @@ end
 local function session_for(self, prompt, options, where)
     args.known(options, where, Session.known)
     local ids, count = self:prompt_ids(prompt)
-    return Session.with_room(self, count, 0, options, where):feed(ids, count)
+    return Session.for_prompt(self, ids, count, 0, options, where)
 end
 
 local function start_stream(self, prompt, options, where)
-    local plan = Stream.plan(self, prompt, options, where, nil, Session.known)
-    return Stream.new(Session.with_room(self, plan.count, plan.most, options, where), plan, true)
+    local request = Request.new(self, prompt, options, where, nil, Session.known)
+    return Stream.new(Session.for_request(self, request), request, true)
 end
 
---- A stream that goes on with a prompt; see stream.lua for the options. Those of model:session are taken
+--- A stream that goes on with a prompt; see request.lua for the options. Those of model:session are taken
 --- too; context is, if not given, what the prompt and max_new_tokens need.
 function Model:stream(prompt, options)
     return start_stream(self, prompt, options, "model:stream")
@@ -339,10 +340,10 @@ end
 --- (layer may be left out: all). Returns the logits after its last token, a copy: f32 [vocab_size].
 --- Options: those of model:session.
 function Model:run_with_hooks(prompt, hooks, options)
-    local switches = trace.hook_switches(self, hooks)
+    hooks = trace.hooks(self, hooks)
     local session = session_for(self, prompt, options, "model:run_with_hooks")
-    for tap in trace.iterate(session, switches) do
-        trace.call_hooks(hooks, switches, tap)
+    for tap in trace.iterate(session, hooks) do
+        hooks:call(tap)
     end
     local logits = session:logits():copy()
     session:close()
@@ -377,13 +378,13 @@ function Model:limits()
 end
 
 --- What it takes to evaluate `tokens` tokens (1) together behind `depth` earlier ones (0), with a cache
---- of kv_dtype ("bf16", "f32" or "int8"): two tables, of all layers and of the rest (embedding rows, final
+--- of kv_dtype, as in model:session: two tables, of all layers and of the rest (embedding rows, final
 --- norm, output head for the last token). Fields: weight_bytes, kv_bytes, int8_ops, bf16_ops, f32_ops.
 function Model:cost(tokens, depth, kv_dtype)
     tokens = tokens == nil and 1 or args.int(tokens, "model:cost: tokens")
     depth = depth == nil and 0 or args.int(depth, "model:cost: depth")
     local layers, rest = native.sized "mm2_cost", native.sized "mm2_cost"
-    check(lib.mm2_model_cost(self:live(), tokens, depth, args.kv_dtype(kv_dtype, "model:cost"), layers,
+    check(lib.mm2_model_cost(self:live(), tokens, depth, args.kv_dtype(kv_dtype, self, "model:cost"), layers,
         rest))
     return fields(layers, cost_fields), fields(rest, cost_fields)
 end

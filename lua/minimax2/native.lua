@@ -86,7 +86,7 @@ end
 
 -- Where the library's sentences count the elements of a list, from 0.
 local counted = {
-    "^(chat_%l+: message )(%d+)", "^(chat_%l+: tool )(%d+)", "( at index )(%d+)", "( ids%[)(%d+)",
+    "^(message )(%d+)", "^(tool )(%d+)", "( at index )(%d+)", "( ids%[)(%d+)",
     "^(history%[)(%d+)",
 }
 

@@ -41,46 +41,48 @@ function Reply.new(model, most, stops, start, tools, budget)
     local tokenizer = model.tokenizer
     local out = ffi.new "mm2_reply *[1]"
     check(lib.mm2_reply_new(out, tokenizer and tokenizer:live() or nil, o))
-    return Reply.hold(out[0], { piece = native.sized "mm2_piece", record = native.sized "mm2_call" })
+    local self = Reply.hold(out[0], { piece = native.sized "mm2_piece", record = native.sized "mm2_call" })
+    check(lib.mm2_reply_all(self:live(), self.piece)) -- it may have ended already
+    return self
 end
 
--- The piece as Lua values: what came of the answer, why the reply has ended (nil: it goes on), what came
--- of the thinking.
-local function read(piece)
-    return ffi.string(piece.text, piece.text_len), reasons[piece["end"]],
-        ffi.string(piece.thinking, piece.thinking_len)
-end
-
---- The next id. Returns the text that it adds to the answer, and why the reply has ended, nil if it goes
---- on: "stop" (an end token, a stop string) or "length".
+--- The next id.
 function Reply:push(id)
     check(lib.mm2_reply_push(self:live(), id, self.piece))
-    return read(self.piece)
 end
 
---- Ends the reply, "context" or "cancelled"; returns likewise, with what was held back.
+--- Ends the reply, "context" or "cancelled": what was held back joins the text.
 function Reply:finish(reason)
     check(lib.mm2_reply_end(self:live(), numbers[reason], self.piece))
-    return read(self.piece)
 end
 
---- Everything so far: answer, why it has ended or nil, thinking.
-function Reply:all()
-    check(lib.mm2_reply_all(self:live(), self.piece))
-    return read(self.piece)
+--- Ids so far, one that ended the reply included.
+function Reply:count()
+    return self.piece.count
 end
 
---- What the answer and the thinking have behind so many bytes each.
+--- Why it has ended: "stop" (an end token, a stop string), "length", "context" or "cancelled"; nil while
+--- it goes on.
+function Reply:ended()
+    return reasons[self.piece["end"]]
+end
+
+--- The id that has to come next because the budget of thinking is spent, or nil.
+function Reply:forced()
+    return self.piece.next >= 0 and self.piece.next or nil
+end
+
+--- What the answer has behind its first `text` bytes, and the thinking behind its first `thinking`.
 function Reply:behind(text, thinking)
     local piece = self.piece
     check(lib.mm2_reply_all(self:live(), piece))
     return ffi.string(piece.text + text, piece.text_len - text),
-        ffi.string(piece.thinking + thinking, piece.thinking_len - thinking)
+        thinking and ffi.string(piece.thinking + thinking, piece.thinking_len - thinking)
 end
 
---- The id that has to come next because the budget of thinking is spent, or nil. As of the last push.
-function Reply:forced()
-    return self.piece.next >= 0 and self.piece.next or nil
+--- Everything so far: answer, thinking.
+function Reply:all()
+    return self:behind(0, 0)
 end
 
 local states = { [lib.MM2_CALL_OPEN] = "open", [lib.MM2_CALL_COMPLETE] = "complete",
@@ -102,6 +104,55 @@ function Reply:calls(first)
             at = call.text_at }
     end
     return list, ffi.string(self.piece.reason), self.piece.thought
+end
+
+-- Hands what has come since the last look to `yield`, in the order in which the model wrote it. seen: what
+-- has been handed over.
+local function tell(self, seen, yield)
+    local first, from = seen.ended + 1, seen.text
+    local calls = self:calls(first)
+    local text, thinking = self:behind(from, seen.thinking)
+    local function tell_text(to)
+        if to > seen.text then
+            yield("text", text:sub(seen.text - from + 1, to - from))
+            seen.text = to
+        end
+    end
+    if #thinking > 0 then
+        yield("thinking", thinking)
+        seen.thinking = seen.thinking + #thinking
+    end
+    for k, one in ipairs(calls) do
+        local i = first + k - 1
+        tell_text(one.at)
+        if seen.begun < i then
+            yield("call", one.name, i)
+            seen.begun, seen.json = i, 0
+        end
+        if #one.json > seen.json then
+            yield("arguments", one.json:sub(seen.json + 1), i)
+            seen.json = #one.json
+        end
+        if one.state == "open" then
+            return
+        end
+        yield("call_end", "", i)
+        seen.ended = i
+    end
+    tell_text(from + #text)
+end
+
+--- A function that lists what has come since it was called last, in the order in which the model wrote it:
+--- { kind, text, call }, as stream:pieces() has them.
+function Reply:watch()
+    local seen = { thinking = 0, text = 0, begun = 0, ended = 0, json = 0 }
+    return function()
+        local list = {}
+        tell(self, seen, function(...)
+            list[#list + 1] = { ... }
+        end)
+        return list
+    end
 end
 
 return Reply

@@ -1,7 +1,8 @@
 --- Session: one timeline of tokens with its KV cache. Feed it tokens, run it, look at the logits.
 ---
---- Fields: model, context (positions there is room for), pos (tokens evaluated), length (tokens fed),
---- reused (positions taken from the model's cache of prefixes instead of being evaluated).
+--- Fields: model, context (positions there is room for), kv_dtype ("bf16", "f32" or "int8"), pos (tokens
+--- evaluated), length (tokens fed), reused (positions taken from the model's cache of prefixes instead of
+--- being evaluated).
 --- To be used by one thread at a time. Closing frees the cache at once; the collector does it too, but
 --- cannot see how large the cache is.
 
@@ -11,6 +12,7 @@ local handle = require "minimax2.handle"
 local args = require "minimax2.args"
 local Tensor = require "minimax2.tensor"
 local trace = require "minimax2.trace"
+local Request = require "minimax2.request"
 local Sampler = require "minimax2.sampling"
 local Stream = require "minimax2.stream"
 
@@ -39,8 +41,7 @@ function Session.options(model, options, where)
     if options.chunk ~= nil then
         o.chunk = args.positive(options.chunk, where .. ": chunk")
     end
-    local exact = options.kv_dtype == nil and model:info "precision" == "exact"
-    o.kv_dtype = args.kv_dtype(exact and "f32" or options.kv_dtype, where)
+    o.kv_dtype = args.kv_dtype(options.kv_dtype, model, where)
     return o
 end
 
@@ -54,9 +55,9 @@ function Session.new(model, options, where)
     return hold(out[0], model)
 end
 
---- A session for a prompt of `count` tokens and `more`, or as many as the model has, if `options`, of which
---- those of sessions count, do not say otherwise. Raises if it cannot be made.
-function Session.with_room(model, count, more, options, where)
+--- A session that is fed a prompt of `count` tokens, with room for `more`, or as many as the model has, if
+--- `options`, of which those of sessions count, do not say otherwise. Raises if it cannot be made.
+function Session.for_prompt(model, ids, count, more, options, where)
     local positions = model.config.max_position_embeddings
     if count > positions then
         raise(("the prompt is %d tokens long, the model has %d positions: shorten it"):format(count,
@@ -69,7 +70,13 @@ function Session.with_room(model, count, more, options, where)
         end
     end
     local session, message = Session.new(model, own, where)
-    return session or raise(message)
+    return session and session:feed(ids, count) or raise(message)
+end
+
+--- The same for a request.
+function Session.for_request(model, request)
+    return Session.for_prompt(model, request.prompt, request.count, request.most, request.options,
+        request.where)
 end
 
 --- A second session that stands where this one stands: tokens, those not evaluated yet too, and logits.
@@ -106,7 +113,7 @@ function Session.restore(model, path, options, where)
         o.context = args.positive(options.context, where .. ": context")
     end
     if options.kv_dtype ~= nil then
-        o.kv_dtype = args.kv_dtype(options.kv_dtype, where)
+        o.kv_dtype = args.kv_dtype(options.kv_dtype, model, where)
     end
     if options.chunk ~= nil then
         o.chunk = args.positive(options.chunk, where .. ": chunk")
@@ -132,13 +139,19 @@ function Session:describe()
     return ("%d of %d positions"):format(self.length, self.context)
 end
 
+-- Calls that move the timeline end a trace that was left before its end, and overtake a stream.
+local function moved(self)
+    trace.stop(self)
+    self.current = nil
+end
+
 --- Appends a prompt (a string, token ids or a table of messages) to the timeline. No work is done
 --- yet. Returns the session.
 function Session:feed(prompt, n)
     local ptr = self:live()
     local ids, count = self.model:prompt_ids(prompt, n)
     check_list(lib.mm2_session_feed(ptr, ids, count))
-    trace.stop(self) -- calls that move the timeline end a trace that was left before its end
+    moved(self)
     return self
 end
 
@@ -233,11 +246,15 @@ local function start_stream(self, prompt, options, where)
         prompt, options = nil, prompt
     end
     self:live()
-    return Stream.new(self, Stream.plan(self.model, prompt, options, where))
+    local request = Request.new(self.model, prompt, options, where)
+    if request.prompt then
+        self:feed(request.prompt, request.count)
+    end
+    return Stream.new(self, request)
 end
 
 --- session:stream([prompt][, options]): goes on with the prompt, or where the timeline ends; a stream
---- of text. See stream.lua for the options.
+--- of text. See request.lua for the options.
 function Session:stream(prompt, options)
     return start_stream(self, prompt, options, "session:stream")
 end
@@ -257,14 +274,14 @@ end
 --- Cuts the timeline back to its first `length` tokens.
 function Session:rewind(length)
     check(lib.mm2_session_rewind(self:live(), args.int(length, "the length")))
-    trace.stop(self)
+    moved(self)
 end
 
 --- Makes the timeline equal to `ids`: keeps the common beginning, feeds the rest. Returns how many
 --- tokens were kept. At least the last one is fed again if anything was cut, for its logits. What cannot
 --- be fed is refused before anything is cut.
 function Session:sync(prompt, n)
-    local ptr = self:live()
+    self:live()
     local ids, count = self.model:prompt_ids(prompt, n)
     local room, vocab = self.context, self.model.config.vocab_size
     if count > room then
@@ -276,7 +293,6 @@ function Session:sync(prompt, n)
                 vocab - 1))
         end
     end
-    trace.stop(self)
     local old, length = self:tokens(), self.length
     local common = 0
     while common < length and common < count and old[common] == ids[common] do
@@ -284,10 +300,10 @@ function Session:sync(prompt, n)
     end
     if common < length then
         common = math.min(common, count - 1)
-        check(lib.mm2_session_rewind(ptr, common))
+        self:rewind(common)
     end
     if common < count then
-        check_list(lib.mm2_session_feed(ptr, ids + common, count - common))
+        self:feed(ids + common, count - common)
     end
     return common
 end
@@ -339,6 +355,10 @@ end
 
 function properties.length(self)
     return lib.mm2_session_length(self:live())
+end
+
+function properties.kv_dtype(self)
+    return native.text(lib.mm2_dtype_name(lib.mm2_session_kv_dtype(self:live())))
 end
 
 function properties.reused(self)

@@ -74,12 +74,10 @@ local function collect(array_type, guess, fill)
     return array, length
 end
 
-local function flag(options, where, name, default)
-    local value = args.known(options, where, { [name] = true })[name]
-    if value == nil then
-        return default
-    end
-    return value
+-- The flags for options of encode and decode.
+local function flags_of(options, where)
+    options = args.known(options, where, { special = true })
+    return args.flag(options.special, false, where .. ": special") and lib.MM2_SPECIAL or 0
 end
 
 local function encoding(self, text, options, where)
@@ -87,7 +85,7 @@ local function encoding(self, text, options, where)
     if type(text) ~= "string" then
         raise(("the text must be a string, not %s"):format(args.show(text)))
     end
-    return Encoding.of(self, text, flag(options, where, "special", false) and lib.MM2_SPECIAL or 0)
+    return Encoding.of(self, text, flags_of(options, where))
 end
 
 --- Token ids of a text as an int32_t array, and their number. Options: special = true turns strings
@@ -126,7 +124,7 @@ function Tokenizer:decode(ids, n, options)
         n, options = nil, n
     end
     local array, count = args.ids(ids, n)
-    local flags = flag(options, "tokenizer:decode", "special", false) and lib.MM2_SPECIAL or 0
+    local flags = flags_of(options, "tokenizer:decode")
     return ffi.string(collect(char_array, count * 8 + 64, function(out, room)
         return lib.mm2_tokenizer_decode(ptr, array, count, flags, out, room)
     end))
@@ -153,14 +151,15 @@ function Tokenizer:id(bytes)
 end
 
 --- Messages { {role=, content=, thinking=, tool_calls=}, ... } in the vendor's chat format, as text to
---- read. Options: generation_prompt = false leaves out the opening of the assistant's turn; thinking =
---- false closes its block of thinking; tools: a list of { type = "function", ["function"] = { name =,
---- description =, parameters = JSON schema } }; keep_thinking = true: of all turns; identity: the system
---- text where no message gives one. Messages and tools may be JSON in a string, whose keys then keep
---- their order.
+--- read. Options: generation_prompt = false leaves out the opening of the assistant's turn; thinking, true
+--- or false or a number of tokens as in model:generate: false and 0 close its block; tools: a list of
+--- { type = "function", ["function"] = { name =, description =, parameters = JSON schema } };
+--- keep_thinking = true: of all turns; identity: the system text where no message gives one. Messages and
+--- tools may be JSON in a string, whose keys then keep their order.
 function Tokenizer:render(turns, options)
     local ptr = self:live()
-    local c, length = messages.conversation(turns, args.known(options, "tokenizer:render", messages.known))
+    local c, length = messages.conversation(turns,
+        args.known(options, "tokenizer:render", messages.known), "tokenizer:render")
     return ffi.string(collect(char_array, length + 1024, function(out, room)
         return lib.mm2_chat_render(ptr, c, out, room)
     end))
@@ -175,7 +174,7 @@ local known = { after = true }
 function Tokenizer:encode_chat(turns, options)
     local ptr = self:live()
     options = args.known(options, "tokenizer:template", messages.known, known)
-    local c, size = messages.conversation(turns, options)
+    local c, size = messages.conversation(turns, options, "tokenizer:template")
     local after, length
     if options.after ~= nil then
         after, length = args.ids(options.after, nil, "tokenizer:template: after")

@@ -72,31 +72,45 @@ function trace.switches(model, points, layers)
     return switches
 end
 
---- The same for hooks: a list of { point, function } or { point, layer, function }.
-function trace.hook_switches(model, hooks)
-    if type(hooks) ~= "table" then
+-- Functions of a script that wait for activations: a list of switches { point, layer, fn }.
+-- Fields: tap, whose functions are being called, or were when one raised an error; at, which one.
+local Hooks = {}
+Hooks.__index = Hooks
+
+--- Hooks from a list of { point, function } or { point, layer, function }.
+function trace.hooks(model, list_of_hooks)
+    if type(list_of_hooks) ~= "table" then
         raise("hooks must be a table of { point, layer, function }")
     end
-    local switches = {}
-    for i, hook in ipairs(hooks) do
+    local hooks = {}
+    for i, hook in ipairs(list_of_hooks) do
         if type(hook) ~= "table" or type(hook[1]) ~= "string" or type(hook[#hook]) ~= "function"
             or #hook < 2 or #hook > 3 then
             raise(("hook %d must be { point, function } or { point, layer, function }"):format(i))
         end
-        local layer = #hook == 3 and hook[2] or nil
-        switches[#switches + 1] = trace.switches(model, hook[1], layer)[1]
+        local switch = trace.switches(model, hook[1], #hook == 3 and hook[2] or nil)[1]
+        hooks[i] = { switch[1], switch[2], hook[#hook] }
     end
-    return switches
+    return setmetatable(hooks, Hooks)
 end
 
---- Calls the hooks that wait for this tap: fn(tensor, tap).
-function trace.call_hooks(hooks, switches, tap)
-    for i, hook in ipairs(hooks) do
-        local layer = switches[i][2]
-        if hook[1] == tap.point and (layer < 0 or layer == tap.layer) then
-            hook[#hook](tap.tensor, tap)
+--- Calls those that wait for this tap: fn(tensor, tap).
+function Hooks:call(tap)
+    self.tap, self.at = tap, 1
+    self:go_on()
+end
+
+--- Calls those that are left of a tap at which one raised an error, that one first.
+function Hooks:go_on()
+    local tap = self.tap
+    while self.at <= #self do
+        local point, layer, fn = unpack(self[self.at])
+        if point == numbers[tap.point] and (layer < 0 or layer == tap.layer) then
+            fn(tap.tensor, tap)
         end
+        self.at = self.at + 1
     end
+    self.tap = nil
 end
 
 --- Switches a session's taps on until trace.stop, or until the next call that runs it otherwise.

@@ -554,6 +554,11 @@ def session_length(session: Owned) -> int:
     return int(lib.mm2_session_length(session.pointer))
 
 
+def session_kv_dtype(session: Owned) -> str:
+    """Of keys and values: "bf16", "f32" or "int8"."""
+    return _string(lib.mm2_dtype_name(lib.mm2_session_kv_dtype(session.pointer)))
+
+
 def session_reused(session: Owned) -> int:
     """Positions taken from the cache of prefixes."""
     return int(lib.mm2_session_reused(session.pointer))

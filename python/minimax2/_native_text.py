@@ -1,14 +1,17 @@
 """The functions of csrc/minimax2.h for text: tokenizers, the chat format, replies."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 from minimax2 import errors
 from minimax2._cffi import ffi, lib
-from minimax2._native import (SLICE, Owned, _chars, _fields, _filled, _owned, _path, _sized,
-                              _string, check, ids, integer)
+from minimax2._native import (SLICE, Owned, _chars, _fields, _filled, _interruptible, _owned,
+                              _path, _sized, _string, check, flag, ids, integer)
 from minimax2.errors import ArgumentError
+
+LONG = 1 << 18  # bytes of a conversation that takes longer than Ctrl-C may wait
 
 # ---- Tokenizer ----
 
@@ -100,13 +103,31 @@ def json_text(value: Any, name: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def _conversation(messages: Any, tools: Any, identity: str | None, prompt: bool, thinking: bool,
-                  keep_thinking: bool) -> tuple[Any, list[Any]]:
+NO_BUDGET = 2**31 - 1
+
+
+def thinks(thinking: Any, default: bool) -> tuple[bool, int]:
+    """Whether a text begins inside <think>, and how many tokens it may think at most."""
+    if thinking is None:
+        return default, NO_BUDGET
+    if isinstance(thinking, bool) or (hasattr(thinking, "__bool__")  # numpy's bool is no number
+                                      and not isinstance(thinking, Real)):
+        return bool(thinking), NO_BUDGET
+    if not hasattr(thinking, "__index__"):
+        raise TypeError("thinking must be True, False or a number of tokens, not "
+                        f"{type(thinking).__name__}")
+    budget = integer(thinking, "thinking", 0)
+    return budget > 0, budget
+
+
+def _conversation(messages: Any, tools: Any, identity: str | None, prompt: Any, thinking: Any,
+                  keep_thinking: Any) -> tuple[Any, list[Any]]:
     """An mm2_conversation, and the strings it points to."""
     conversation = _sized("mm2_conversation")
-    conversation.flags = ((lib.MM2_GENERATION_PROMPT if prompt else 0)
-                          | (0 if thinking else lib.MM2_NO_THINKING)
-                          | (lib.MM2_KEEP_THINKING if keep_thinking else 0))
+    conversation.flags = (
+        (lib.MM2_GENERATION_PROMPT if flag(prompt, "add_generation_prompt") else 0)
+        | (0 if thinks(thinking, True)[0] else lib.MM2_NO_THINKING)
+        | (lib.MM2_KEEP_THINKING if flag(keep_thinking, "keep_thinking") else 0))
     keep = [ffi.new("char[]", json_text(messages, "messages"))]
     conversation.messages = keep[0]
     if tools is not None:
@@ -118,20 +139,29 @@ def _conversation(messages: Any, tools: Any, identity: str | None, prompt: bool,
     return conversation, keep
 
 
+def _laid_out(kind: str, keep: list[Any], call: Callable[[Any, int], int]) -> tuple[Any, int]:
+    """As _filled(), of a conversation; where it is a long one, Ctrl-C comes through."""
+    size = sum(map(len, keep))
+
+    def fill() -> tuple[Any, int]:
+        return _filled(kind, size + 1024, call)  # seldom too little, and then it is done again
+    return fill() if size < LONG else _interruptible(fill)
+
+
 def chat_render(tokenizer: Owned, messages: Any, tools: Any, identity: str | None, prompt: bool,
-                thinking: bool, keep_thinking: bool) -> str:
+                thinking: bool | int | None, keep_thinking: bool) -> str:
     """Messages as text in the vendor's format."""
-    c, _keep = _conversation(messages, tools, identity, prompt, thinking, keep_thinking)
-    out, n = _filled("char[]", 4096, lambda out, cap: lib.mm2_chat_render(
+    c, keep = _conversation(messages, tools, identity, prompt, thinking, keep_thinking)
+    out, n = _laid_out("char[]", keep, lambda out, cap: lib.mm2_chat_render(
         tokenizer.pointer, c, out, cap))
     return bytes(ffi.buffer(out, n)).decode("utf-8", "replace")
 
 
 def chat_encode(tokenizer: Owned, messages: Any, tools: Any, identity: str | None, prompt: bool,
-                thinking: bool, keep_thinking: bool) -> list[int]:
+                thinking: bool | int | None, keep_thinking: bool) -> list[int]:
     """Messages as ids; only the format's own tags become control tokens."""
-    c, _keep = _conversation(messages, tools, identity, prompt, thinking, keep_thinking)
-    out, n = _filled("int32_t[]", 1024, lambda out, cap: lib.mm2_chat_encode(
+    c, keep = _conversation(messages, tools, identity, prompt, thinking, keep_thinking)
+    out, n = _laid_out("int32_t[]", keep, lambda out, cap: lib.mm2_chat_encode(
         tokenizer.pointer, c, out, cap))
     return list(out[0:n])
 
@@ -139,9 +169,9 @@ def chat_encode(tokenizer: Owned, messages: Any, tools: Any, identity: str | Non
 def chat_continue(tokenizer: Owned, timeline: Sequence[int], messages: Any,
                   thinking: bool = True) -> list[int]:
     """The ids that messages and the opening of a reply add to a conversation's timeline."""
-    c, _keep = _conversation(messages, None, None, True, thinking, False)
+    c, keep = _conversation(messages, None, None, True, thinking, False)
     before = ffi.new("int32_t[]", timeline)
-    out, n = _filled("int32_t[]", 1024, lambda out, cap: lib.mm2_chat_continue(
+    out, n = _laid_out("int32_t[]", keep, lambda out, cap: lib.mm2_chat_continue(
         tokenizer.pointer, before, len(timeline), c, out, cap))
     return list(out[0:n])
 
@@ -180,7 +210,6 @@ class Call(NamedTuple):
 
 CALL_OPEN, CALL_COMPLETE, CALL_CUT = (
     int(lib.MM2_CALL_OPEN), int(lib.MM2_CALL_COMPLETE), int(lib.MM2_CALL_CUT))
-NO_BUDGET = 2**31 - 1
 
 
 def reply_new(tokenizer: Owned | None, start: int, max_tokens: int, ends: Sequence[int],

@@ -5,7 +5,7 @@ Then decode at several depths and prefill of several lengths, in turns with the 
 machines drift; each repeat is held against the limits measured in it, and medians are shown.
 
 --json prints one object:
-  model, format, quantization, layers, cpu, isa, threads, repeat
+  model, format, quantization, layers, cpu, isa, threads, repeat, kv_dtype
   limits      medians: plain_read and best_read in bytes per second, int8_ops, bf16_ops and f32_ops
               in operations per second (2 a multiply-add), of all threads together
   runs        a list of objects:
@@ -55,6 +55,7 @@ from minimax2 import plan as planning
 from minimax2.errors import ArgumentError, UnsupportedError
 from minimax2.machine import HELP, PEAKS, Machine, parse_machine
 from minimax2.model import Cost, Limits, Model, load
+from minimax2.options import KvDtype
 from minimax2.plan import CACHED, compute_seconds, whole
 from minimax2.session import Session
 from minimax2.synth import LIKE
@@ -85,11 +86,11 @@ class Run(NamedTuple):
             return f"decode at {self.depth:,}"
         return f"prefill {self.tokens:,}"
 
-    def costs(self, model: Model) -> tuple[Cost, Cost]:
+    def costs(self, model: Model, kv_dtype: KvDtype | None) -> tuple[Cost, Cost]:
         """Cost of the layers and of the rest: of a token in the middle, or of the prompt."""
         if self.kind == "decode":
-            return model.cost(1, self.depth + self.tokens // 2)
-        return model.cost(self.tokens, self.depth)
+            return model.cost(1, self.depth + self.tokens // 2, kv_dtype)
+        return model.cost(self.tokens, self.depth, kv_dtype)
 
     @property
     def together(self) -> int:
@@ -143,30 +144,32 @@ def predict(run: Run, cost: Cost, share: float, machine: Machine,
     }
 
 
-def memory_needed(model: Model, run: Run) -> float:
+def memory_needed(model: Model, run: Run, kv_dtype: KvDtype | None = None) -> float:
     """Bytes of a model of LAYERS such layers with the keys and values of a run."""
     times = LAYERS / model.config.num_hidden_layers
     # So many tokens need every expert.
     layers = model.cost(model.config.max_position_embeddings)[0].weight_bytes
     cached = min(run.depth + run.tokens, model.config.max_position_embeddings - 1)
-    return times * (layers + model.cost(1, cached)[0].kv_bytes) + model.nbytes - layers
+    return times * (layers + model.cost(1, cached, kv_dtype)[0].kv_bytes) + model.nbytes - layers
 
 
 # ---- Measuring ----
 
 def measure(model: Model, depths: Iterable[int], prompts: Iterable[int], *, decode: int = 32,
-            repeat: int = 5, chunk: int | None = None, machines: Iterable[Mapping[str, Any]] = (),
+            repeat: int = 5, chunk: int | None = None, kv_dtype: KvDtype | None = None,
+            machines: Iterable[Mapping[str, Any]] = (),
             watch: Callable[[str], object] | None = None) -> dict[str, Any]:
     """Measure and predict: the object that --json prints, a dict.
 
-    depths, prompts: of the decode and the prefill runs. decode: tokens of a decode run. chunk: as
-    in Model.session(). machines: facts of parse_machine(). watch: called with the name of what
-    comes next, steps(...) times.
+    depths, prompts: of the decode and the prefill runs. decode: tokens of a decode run. chunk,
+    kv_dtype: as in Model.session(). machines: facts of parse_machine(). watch: called with the name
+    of what comes next, steps(...) times.
     """
     watch = watch or (lambda name: None)
     runs = [Run("decode", depth, decode) for depth in depths]
     runs += [Run("prefill", 0, prompt) for prompt in prompts]
-    sessions = _prepare(model, runs, chunk, watch)
+    sessions = _prepare(model, runs, chunk, kv_dtype, watch)
+    cache = next(iter(sessions.values())).kv_dtype
     limits: list[Limits] = []
     seconds: dict[Run, list[float]] = {run: [] for run in runs}
     try:
@@ -185,10 +188,10 @@ def measure(model: Model, depths: Iterable[int], prompts: Iterable[int], *, deco
     results: list[dict[str, Any]] = []
     predictions: list[dict[str, Any]] = []
     for run in runs:
-        layers, rest = run.costs(model)
+        layers, rest = run.costs(model, kv_dtype)
         results.append(summarize(run, whole(layers, rest), seconds[run], limits))
         full = whole(layers, rest, LAYERS / model.config.num_hidden_layers)
-        needs = memory_needed(model, run)
+        needs = memory_needed(model, run, kv_dtype)
         predictions += [predict(run, full, results[-1]["share_of_roofline"], machine, needs)
                         for machine in everywhere]
     first = {kind: next(result for result in results if result["kind"] == kind)
@@ -197,6 +200,7 @@ def measure(model: Model, depths: Iterable[int], prompts: Iterable[int], *, deco
         "model": str(model.path), "format": model.info("format"),
         "quantization": model.info("quantization"), "layers": model.config.num_hidden_layers,
         "cpu": _native.cpu(), "isa": model.info("isa"), "threads": model.threads, "repeat": repeat,
+        "kv_dtype": cache,
         "limits": {name: value for name, value in middle._asdict().items() if name != "threads"},
         "runs": results, "predictions": predictions,
         "prompt_tokens": first["prefill"]["tokens"], "decode_tokens": decode,
@@ -215,13 +219,14 @@ def _ids(model: Model, first: int, count: int) -> list[int]:
     return [7919 * i % model.config.vocab_size for i in range(first, first + count)]
 
 
-def _prepare(model: Model, runs: Iterable[Run], chunk: int | None,
+def _prepare(model: Model, runs: Iterable[Run], chunk: int | None, kv_dtype: KvDtype | None,
              watch: Callable[[str], object]) -> dict[Run, Session]:
     """A session a run at its depth, after a run that does not count: maps and caches are warm."""
     sessions: dict[Run, Session] = {}
     for run in runs:
         watch(f"warming up, {run.name}")
-        sessions[run] = model.session(context=run.depth + run.tokens, chunk=chunk)
+        sessions[run] = model.session(context=run.depth + run.tokens, chunk=chunk,
+                                      kv_dtype=kv_dtype)
         if run.depth:
             sessions[run].feed(_ids(model, 0, run.depth)).run()
         _time(model, run, sessions[run])
@@ -293,8 +298,8 @@ def report(result: Mapping[str, Any], model: Model) -> str:
     layers = f"{result['layers']} layer" + "s" * (result["layers"] > 1)
     lines = [
         f"{result['model']}: {result['quantization']}, {layers}, {show.size(model.nbytes)}",
-        f"{result['cpu']}; {result['isa']} kernels, {result['threads']} threads, medians of "
-        f"{result['repeat']}",
+        f"{result['cpu']}; {result['isa']} kernels, {result['threads']} threads, keys and "
+        f"values in {result['kv_dtype']}, medians of {result['repeat']}",
         "",
         f"read    {limits['best_read'] / 1e9:8.1f} GB/s at best, "
         f"{limits['plain_read'] / 1e9:.1f} GB/s plainly",
@@ -438,6 +443,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeat", type=int, default=5, metavar="N", help="medians count (5)")
     parser.add_argument("--chunk", type=int, metavar="N",
                         help="prompt tokens that go through the layers together")
+    add_kv_dtype(parser)
     parser.add_argument("--machine", action="append", default=[], metavar="TEXT",
                         help="predict for this machine too; see below")
     parser.add_argument("--check-plan", action="store_true",
@@ -448,6 +454,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "others stay as FILE.json has them")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--plot", metavar="FILE.png", help="draw the roofline (needs matplotlib)")
+
+
+def add_kv_dtype(parser: argparse.ArgumentParser) -> None:
+    """The argument --kv-dtype of commands that make sessions."""
+    parser.add_argument("--kv-dtype", metavar="TYPE", help="keep keys and values in bf16, f32 or "
+                        "int8; default: bf16, with --precision exact f32")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -467,7 +479,8 @@ def run(arguments: argparse.Namespace) -> None:
         return
     if arguments.plot:
         _check_plot(arguments.plot)
-    with load(arguments.model, threads=arguments.threads, isa=arguments.isa) as model:
+    with load(arguments.model, threads=arguments.threads, isa=arguments.isa,
+              precision=arguments.precision) as model:
         room = model.config.max_position_embeddings
         if arguments.decode > room:
             raise ArgumentError(f"--decode is {arguments.decode}: the model has {room} positions")
@@ -480,8 +493,8 @@ def run(arguments: argparse.Namespace) -> None:
             return
         with _Bar(steps(depths, prompts, arguments.repeat)) as bar:
             result = measure(model, depths, prompts, decode=arguments.decode,
-                             repeat=arguments.repeat, chunk=arguments.chunk, machines=machines,
-                             watch=bar)
+                             repeat=arguments.repeat, chunk=arguments.chunk,
+                             kv_dtype=arguments.kv_dtype, machines=machines, watch=bar)
         text = json.dumps(result) if arguments.json else report(result, model)
     if arguments.plot:
         plot(result, arguments.plot)

@@ -93,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     samples(made)
     made.add_argument("prompt", help="the text to go on from; -: read it from standard input")
     made.add_argument("--no-echo", action="store_true", help="do not print the prompt first")
+    bench.add_kv_dtype(made)
     made.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this")
     made.add_argument("--json", action="store_true", help="print one JSON object at the end")
 
@@ -109,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--tools", metavar="FILE", help="JSON of tools that the model may call; its "
                                                       "calls are shown, not made")
     made.add_argument("--system", metavar="TEXT", help="the system prompt")
+    bench.add_kv_dtype(made)
     made.add_argument("--context", type=int, metavar="N", help="positions; default: at most 8192")
 
     made = command(_inspect, "list tensors: name, dtype, shape, bytes")
@@ -169,7 +171,8 @@ def _info(arguments: argparse.Namespace) -> None:
 def _generate(arguments: argparse.Namespace) -> None:
     prompt = _text(arguments.prompt)
     with _load(arguments) as model:
-        stream = model.generate(prompt, stream=True, stop=arguments.stop, **_sampling(arguments))
+        stream = model.generate(prompt, stream=True, stop=arguments.stop,
+                                kv_dtype=arguments.kv_dtype, **_sampling(arguments))
         if arguments.json:
             result = stream.result()
             print(json.dumps({
@@ -216,7 +219,8 @@ def _chat(arguments: argparse.Namespace) -> None:
     if arguments.tools is not None:
         options["tools"] = Path(arguments.tools).read_text(encoding="utf-8")
     with _load(arguments) as model, model.chat(
-            arguments.system, context=arguments.context, **options) as chat:
+            arguments.system, context=arguments.context, kv_dtype=arguments.kv_dtype,
+            **options) as chat:
         if given is not None:
             _answer(chat, given)
             return

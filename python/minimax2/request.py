@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from numbers import Real
 from typing import TYPE_CHECKING, Any, Unpack
 
 from minimax2 import _native, _native_text, trace
@@ -42,7 +41,7 @@ class Request:
         hooks, thinking = given.pop("hooks", None), given.pop("thinking", None)
         self.hooks = None if hooks is None else trace.Hooks(model, hooks)
         self.answers = turn is not None or is_messages(prompt)  # in the chat format
-        self.thinking, self.budget = _thinking(thinking, self.answers)
+        self.thinking, self.budget = _native_text.thinks(thinking, self.answers)
         tools, keep = given.pop("tools", None), given.pop("keep_thinking")
         self.tools = None if tools is None else _native_text.json_text(tools, "tools")
         keep = _native.flag(keep, "keep_thinking")
@@ -64,19 +63,6 @@ class Request:
         if self.thinking:
             return _native_text.START_THINKING
         return _native_text.START_ANSWER if self.answers else _native_text.START_TEXT
-
-
-def _thinking(thinking: bool | int | None, answers: bool) -> tuple[bool, int]:
-    """Whether a text begins inside <think>, and how many tokens it may think."""
-    if thinking is None:
-        return answers, _native_text.NO_BUDGET
-    if isinstance(thinking, bool) or not isinstance(thinking, Real):  # numpy's bool is none
-        return _native.flag(thinking, "thinking"), _native_text.NO_BUDGET
-    if not hasattr(thinking, "__index__"):  # a fraction
-        raise TypeError("thinking must be a bool, or the number of tokens to think at most, not "
-                        f"{type(thinking).__name__}")
-    budget = _native.integer(thinking, "thinking", 0)
-    return budget > 0, budget
 
 
 def _stop_strings(stop: str | Iterable[str] | None) -> list[str]:

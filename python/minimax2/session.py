@@ -59,6 +59,11 @@ class Session(Handle):
         return _native.session_context(self._c)
 
     @property
+    def kv_dtype(self) -> str:
+        """What keys and values are kept in: "bf16", "f32" or "int8"."""
+        return _native.session_kv_dtype(self._c)
+
+    @property
     def pos(self) -> int:
         """Tokens evaluated."""
         return _native.session_position(self._c)

@@ -107,8 +107,8 @@ class Tokenizer(Handle):
             self._c, token.encode() if isinstance(token, str) else bytes(token))
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True, *,
-               tools: Tools | None = None, thinking: bool = True, keep_thinking: bool = False,
-               identity: str | None = None) -> str:
+               tools: Tools | None = None, thinking: bool | int | None = True,
+               keep_thinking: bool = False, identity: str | None = None) -> str:
         """Messages as text in the chat format; see apply_chat_template() for the arguments.
 
         For reading: to feed a model use apply_chat_template(), which keeps the format's tags and
@@ -120,18 +120,18 @@ class Tokenizer(Handle):
     @overload
     def apply_chat_template(self, messages: Sequence[Message], add_generation_prompt: bool = True,
                             tokenize: Literal[True] = True, *, tools: Tools | None = None,
-                            thinking: bool = True, keep_thinking: bool = False,
+                            thinking: bool | int | None = True, keep_thinking: bool = False,
                             identity: str | None = None) -> list[int]: ...
 
     @overload
     def apply_chat_template(self, messages: Sequence[Message], add_generation_prompt: bool = True,
                             *, tokenize: Literal[False], tools: Tools | None = None,
-                            thinking: bool = True, keep_thinking: bool = False,
+                            thinking: bool | int | None = True, keep_thinking: bool = False,
                             identity: str | None = None) -> str: ...
 
     def apply_chat_template(self, messages: Sequence[Message], add_generation_prompt: bool = True,
                             tokenize: bool = True, *, tools: Tools | None = None,
-                            thinking: bool = True, keep_thinking: bool = False,
+                            thinking: bool | int | None = True, keep_thinking: bool = False,
                             identity: str | None = None) -> list[int] | str:
         """Messages as a list of ids, or with tokenize=False as text.
 
@@ -142,7 +142,8 @@ class Tokenizer(Handle):
         keep their order. Both may be JSON in a str.
 
         add_generation_prompt: end with the opening of an assistant turn, inside <think>, or with
-        thinking=False behind an empty block of it. keep_thinking: of all assistant turns, not only
+        thinking=False behind an empty block of it; a number of tokens is what generate() takes, and
+        0 is False. keep_thinking: of all assistant turns, not only
         of those behind the last user's. identity: the system text where no message gives one.
         Raises ArgumentError where a message holds what the format has no place for.
         """

@@ -154,7 +154,7 @@ static void mistakes_are_refused(void **state)
     int32_t id;
     refuse(t, m, 2, MM2_E_ARG, "only the first");
     refuse(t, m, 0, MM2_E_ARG, "at least 1 message");
-    refuse(NULL, m, 1, MM2_E_ARG, "needs a tokenizer");
+    refuse(NULL, m, 1, MM2_E_ARG, "a tokenizer");
     m[1] = (message)M("function", "x", NULL);
     refuse(t, m, 2, MM2_E_ARG, "\"function\"");
     m[1] = (message)M("tool", "x", NULL);
@@ -439,10 +439,10 @@ static void structs_have_the_size_that_they_say(void **state)
 
 /* ---- Going on ---- */
 
-/* The ids of a text in which tags are letters in braces: {B}, {R}, {E}, {T}, {U}. */
+/* The ids of a text in which tags are letters in braces: {B}, {R}, {E}, {T}, {U}, {C}, {D}. */
 static int32_t spell(int32_t *ids, const char *text)
 {
-    static const char letters[] = "BRETU";
+    static const char letters[] = "BRETUCD";
     int32_t n = 0;
     for (; *text; text++) {
         const char *tag = *text == '{' ? strchr(letters, text[1]) : NULL;
@@ -509,6 +509,48 @@ static void going_on_is_what_the_whole_renders(void **state)
             go_on(t, parts, cut, &m[3], 1, MM2_GENERATION_PROMPT, parts + cut, 512 - cut);
         assert_int_equal(cut + more, n);
         assert_memory_equal(parts, whole, (size_t)n * sizeof *whole);
+    }
+    mm2_tokenizer_release(t);
+}
+
+static void results_need_a_call(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *timeline;
+        int fits;
+    } cases[] = {
+        {"{R}ai\n{T}\nhm{U}\n\nyes{E}", 0},
+        {"{R}ai\n{T}\nhm{U}\n\nye", 0},
+        {"{R}ai\n{T}\nhm", 0},
+        {"{R}ai\nyes{E}\n", 0},
+        {"{R}ai\n", 0},
+        {"{R}ai\n{C}\n<invoke name=\"f\">\n</invoke>\n{D}{E}\n{R}user\nq{E}\n{R}ai\nyes{E}\n", 0},
+        {"{R}ai\n{T}\n\n{U}\n\n{C}\n<invoke name=\"f\">\n</invoke>\n{D}{E}", 1},
+        {"{R}ai\nx\n{C}\n<invoke name=\"f\">\n</invoke>\n{D}{E}\n", 1},
+        {"{R}ai\n{T}\nhm{U}\n\n{C}\n<invoke name=\"f\">\n<param", 1}, /* cut */
+        /* what stands before these is not known */
+        {"{R}tool\n<response>x</response>{E}\n", 1},
+        {"{R}user\nq{E}\n", 1},
+        {"{R}a", 1},
+        {"x", 1},
+    };
+    const message m[] = {M("user", "u", NULL), M("tool", "r", NULL)};
+    mm2_tokenizer *t = make(TOKENS);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        int32_t ids[256], n = spell(ids, cases[i].timeline);
+        for (int first = 0; first < 2; first++) {
+            int32_t more = go_on(t, ids, n, &m[first], 2 - first, 0, NULL, 0);
+            if (cases[i].fits) {
+                assert_true(more > 0);
+                continue;
+            }
+            assert_int_equal(more, MM2_E_ARG);
+            assert_string_equal(
+                mm2_status_text(),
+                first ? "message 0 is of a tool, but the assistant has called none before it"
+                      : "message 1 is of a tool, but the assistant has called none before it");
+        }
     }
     mm2_tokenizer_release(t);
 }
@@ -624,6 +666,7 @@ int main(void)
         cmocka_unit_test(a_template_brings_its_system_prompt),
         cmocka_unit_test(structs_have_the_size_that_they_say),
         cmocka_unit_test(a_conversation_goes_on),
+        cmocka_unit_test(results_need_a_call),
         cmocka_unit_test(going_on_is_what_the_whole_renders),
         cmocka_unit_test(what_cannot_go_on_is_refused),
         cmocka_unit_test(random_timelines_go_on),

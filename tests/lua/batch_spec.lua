@@ -183,6 +183,75 @@ describe("streams of a batch", function()
         assert.equal((model:generate(support.prompt, greedy(6))), good:text())
     end)
 
+    it("call hooks again that raised an error, whoever is pulled", function()
+        for _, pulled in ipairs { "good", "bad", "batch" } do
+            local calls, batch = 0, assert(model:batch())
+            local good = batch:stream(support.prompt, greedy(6))
+            local bad = batch:stream(support.prompt, greedy(6, { hooks = {
+                { "resid_post", 0, function()
+                    calls = calls + 1
+                    if calls == 2 or calls == 3 then
+                        error "not now"
+                    end
+                end },
+            } }))
+            local function pull()
+                if pulled == "batch" then
+                    while not batch:run() do end
+                else
+                    (pulled == "good" and good or bad):finish()
+                end
+            end
+            for _ = 1, 2 do
+                assert.equal("not now", failure(pull))
+            end
+            pull()
+            bad:finish()
+            assert.equal(8, calls) -- the prompt, five of the six tokens, two errors
+            assert.equal((model:generate(support.prompt, greedy(6))), bad:text())
+            assert.equal(bad:text(), (good:finish()))
+            batch:close()
+        end
+    end)
+
+    it("go on without one that was cancelled at a tap, or meet the tap again alone", function()
+        local allowed, batch = false, assert(model:batch())
+        local seen = {}
+        local good = batch:stream(support.prompt, greedy(6))
+        local function stubborn(_, tap)
+            seen[#seen + 1] = tap.first
+            if not allowed then
+                error "no"
+            end
+        end
+        local options = greedy(6, { hooks = { { "resid_post", 0, stubborn } } })
+        local bad = batch:stream(support.prompt, options)
+        failure(good.finish, good)
+        bad:cancel()
+        good:poll()
+        local other = batch:stream(support.prompt, options)
+        failure(good.finish, good)
+        batch:remove(other.session)
+        allowed, seen = true, {}
+        assert.equal((model:generate(support.prompt, greedy(6))), (other:finish()))
+        local length = #model.tokenizer:ids(support.prompt)
+        assert.same({ 0, length, length + 1, length + 2, length + 3, length + 4 }, seen)
+        assert.equal(other:text(), (good:finish()))
+        batch:close()
+    end)
+
+    it("say that their session was fed or cut by others", function()
+        local batch = assert(model:batch())
+        local first, second = batch:stream("a", greedy(9)), batch:stream("b", greedy(9))
+        first:poll()
+        first.session:feed { 7 }
+        assert.matches("^another call has fed or cut this stream's session", failure(first.poll, first))
+        assert.equal((model:generate("b", greedy(9))), (second:finish()))
+        first:cancel()
+        assert.same({}, batch.sessions)
+        batch:close()
+    end)
+
     it("may be of sessions that the script added", function()
         local a, b = assert(model:session()), assert(model:session())
         local batch = assert(mm.batch(model, { a, b }))

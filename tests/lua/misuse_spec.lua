@@ -350,6 +350,47 @@ describe("misuse", function()
         assert.matches("NUL", ask { { role = "user", content = "a\0b" } })
     end)
 
+    it("options of rendering, which are those of generate", function()
+        local tokenizer, hi = model.tokenizer, { { role = "user", content = "Hi" } }
+        for _, name in ipairs { "generation_prompt", "keep_thinking" } do
+            assert.matches("tokenizer:render: " .. name .. " must be true or false, not 0",
+                failure(tokenizer.render, tokenizer, hi, { [name] = 0 }))
+        end
+        for _, value in ipairs { "no", {} } do
+            assert.matches("tokenizer:template: thinking must be true, false or a number of tokens, not",
+                failure(tokenizer.template, tokenizer, hi, { thinking = value }))
+        end
+        for _, value in ipairs { -1, 0.5 } do
+            assert.matches("thinking must", failure(tokenizer.render, tokenizer, hi, { thinking = value }))
+        end
+        for value, same in pairs { [0] = false, [5] = true } do
+            assert.equal(tokenizer:render(hi, { thinking = same }),
+                tokenizer:render(hi, { thinking = value }))
+        end
+        for _, name in ipairs { "keep_thinking", "yield" } do
+            assert.matches(name .. " must be true or false", failure(model.generate, model, hi,
+                { [name] = 1 }))
+        end
+        assert.matches("special must be true or false", failure(tokenizer.ids, tokenizer, "x",
+            { special = 0 }))
+    end)
+
+    it("sentences name no function of C", function()
+        local tokenizer, session = model.tokenizer, assert(model:session())
+        for _, call in ipairs {
+            function() return mm.load "" end, function() return mm.tokenizer "" end,
+            function() return mm.load(nil, { threads = 1025 }) end, function() return session:save "" end,
+            function() return tokenizer:token(-1) end, function() return tokenizer:decode { -1 } end,
+            function() return tokenizer:render { { role = "robot" } } end,
+            function() return tokenizer:template { { role = "robot" } } end,
+            function() return model:cost(0) end,
+        } do
+            local _, raised, message = pcall(call)
+            local sentence = raised and raised:gsub("^[^:]+:%d+: ", "") or message
+            assert.is_nil(sentence:match "^%l+_%l+" or sentence:match "mm2_")
+        end
+    end)
+
     it("sessions of another model", function()
         local other = assert(mm.load())
         local session = assert(other:session())

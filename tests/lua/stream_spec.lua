@@ -22,6 +22,26 @@ local function say(text, options)
     return model:stream(support.prompt, options)
 end
 
+-- A hook's edit.
+local function push(tensor)
+    for i = 0, #tensor - 1 do
+        tensor[i] = tensor[i] + 3
+    end
+end
+
+-- A function that raises an error the first time, and one that says how often it was called.
+local function raising_once()
+    local calls = 0
+    return function()
+        calls = calls + 1
+        if calls == 1 then
+            error("not now", 0)
+        end
+    end, function()
+        return calls
+    end
+end
+
 describe("a stream", function()
     it("iterates over the pieces of what generate returns", function()
         local whole, info = model:generate(support.prompt, { seed = 3, max_new_tokens = 20 })
@@ -254,6 +274,116 @@ describe("a stream", function()
         end
     end)
 
+    it("calls a hook again that raised an error, and those behind it once", function()
+        local plain = { { "resid_post", 1, push }, { "resid_post", 1, push }, { "resid_post", 1, push } }
+        local _, whole = model:generate(support.prompt, greedy(4, { hooks = plain }))
+        local before, behind = 0, 0
+        local raises, calls = raising_once()
+        local stream = model:stream(support.prompt, greedy(4, { hooks = {
+            { "resid_post", 1, function(tensor)
+                before = before + 1
+                push(tensor)
+            end },
+            { "resid_post", 1, function(tensor)
+                raises()
+                push(tensor)
+            end },
+            { "resid_post", 1, function(tensor)
+                behind = behind + 1
+                push(tensor)
+            end },
+        } }))
+        assert.equal("not now", support.failure(stream.finish, stream))
+        local _, info = stream:finish()
+        assert.same(whole.tokens, info.tokens)
+        assert.same({ before, before, before + 1 }, { behind, before, calls() })
+        assert.equal(4, before) -- the prompt, and three of the four tokens
+    end)
+
+    it("asks a mask and a logits_processor again that raised an error", function()
+        local _, whole = model:generate(support.prompt, { seed = 3, max_new_tokens = 5, top_logprobs = 1 })
+        for _, name in ipairs { "mask", "logits_processor" } do
+            local raises = raising_once()
+            local asked = {}
+            local stream = model:stream(support.prompt, { seed = 3, max_new_tokens = 5, top_logprobs = 1,
+                [name] = function(tokens)
+                    asked[#asked + 1] = #tokens
+                    if #asked > 2 then
+                        raises()
+                    end
+                end })
+            assert.equal("not now", support.failure(stream.finish, stream))
+            assert.same(whole.logprobs, select(2, stream:finish()).logprobs)
+            assert.equal(6, #asked)
+            assert.equal(asked[3], asked[4])
+        end
+    end)
+
+    it("says that its session was fed, cut or taken by others", function()
+        local taken = "^another call has fed or cut this stream's session: it cannot go on; cancel%(%) it"
+        for _, overtake in ipairs {
+            function(session) session:feed { 5 } end,
+            function(session) session:rewind(session.length - 1) end,
+            function(session)
+                session:rewind(session.length - 1)
+                session:feed { 4000 }
+            end,
+            function(session) session:sync "Something else" end,
+            function(session) session:generate(greedy(3)) end,
+            function(session) session:stream({ 7 }, greedy(3)) end,
+        } do
+            local session = assert(model:session { context = 128 })
+            session:feed(support.prompt)
+            local stream = session:stream(greedy(6))
+            stream:poll()
+            local tokens, text = stream:tokens(), stream:text()
+            overtake(session)
+            for _, call in ipairs { "poll", "next", "finish" } do
+                assert.matches(taken, support.failure(stream[call], stream))
+            end
+            assert.same(tokens, stream:tokens())
+            assert.equal(text, stream:text())
+            stream:cancel()
+            assert.same({ nil, true }, { stream:poll() })
+            assert.equal("cancelled", stream.finish_reason)
+        end
+        local session = assert(model:session())
+        local stream = session:stream(support.prompt, greedy(6))
+        stream:poll()
+        session:run() -- changes nothing, and neither does what is refused or changes nothing
+        support.failure(session.feed, session, { -1 })
+        support.failure(session.rewind, session, 1000)
+        session:sync(session:tokens())
+        local _, info = stream:finish()
+        assert.same(select(2, model:generate(support.prompt, greedy(6))).tokens, info.tokens)
+        session:feed { 5 } -- it has ended
+        assert.same({ nil, true }, { stream:poll() })
+    end)
+
+    it("can be cancelled by its own callbacks", function()
+        for _, name in ipairs { "mask", "logits_processor", "hooks" } do
+            local stream
+            local function cancel()
+                stream:cancel()
+            end
+            stream = model:stream(support.prompt, greedy(3, {
+                [name] = name == "hooks" and { { "q", 0, cancel } } or cancel }))
+            local _, info = stream:finish()
+            assert.same({ "cancelled", {} }, { info.finish_reason, info.tokens })
+        end
+    end)
+
+    it("says that others have gone past its hooks", function()
+        local raises, calls = raising_once()
+        local session = assert(model:session())
+        local stream = session:stream(support.prompt, greedy(3, { hooks = { { "q", 0, raises } } }))
+        support.failure(stream.finish, stream)
+        assert.is_true(session:run())
+        assert.equal("the hooks of this stream were ended by another call on its session",
+            support.failure(stream.finish, stream))
+        assert.equal(1, calls())
+    end)
+
     it("can be cancelled, and generates nothing when told so", function()
         local stream = model:stream(support.prompt, greedy(50))
         stream:poll()
@@ -357,6 +487,24 @@ describe("a chat", function()
             { thinking = "x" }))
         local _, opened = model:generate("x", greedy(4, { thinking = true }))
         assert.is_string(opened.thinking)
+    end)
+
+    it("refuses results of tools where no call stands before them", function()
+        local chat = assert(model:chat { temperature = 0, max_new_tokens = 4, seed = 1 })
+        local result = { role = "tool", content = "4" }
+        assert.equal("message 2 is of a tool, but the assistant has called none before it",
+            support.failure(chat.send, chat, { { role = "user", content = "Hi" }, result }))
+        chat:send "Hi"
+        local length, turns = chat.session.length, #chat.messages
+        for at, new in ipairs { { result }, { { role = "user", content = "x" }, result } } do
+            assert.equal(("message %d is of a tool, but the assistant has called none before it"):format(at),
+                support.failure(chat.send, chat, new))
+            assert.same({ length, turns }, { chat.session.length, #chat.messages })
+        end
+        local call = { role = "assistant", content = "", tool_calls = { { name = "f", arguments = {} } } }
+        chat:send { { role = "user", content = "x" }, call, result }
+        assert.is_true(chat.session.length > length)
+        chat:close()
     end)
 
     it("is ended by the next turn", function()

@@ -141,6 +141,13 @@ for _, thinking in ipairs { true, false } do
     end
     say(tokenizer:template(called, { tools = tools, thinking = thinking }))
 end
+for _, thinking in ipairs { "nil", true, false, 0, 5 } do
+    if thinking == "nil" then
+        thinking = nil
+    end
+    local ids = tokenizer:template(turns, { thinking = thinking })
+    say(escaped(tokenizer:render(turns, { thinking = thinking }):sub(-20)), { unpack(ids, #ids - 5) })
+end
 local calls = tokenizer:ids('hm\n</think>\n\nA\n<minimax:tool_call>\n<invoke name="f">\n<parameter name="a">'
     .. '5</parameter>\n<parameter name="b">x</y</parameter></invoke><invoke name="g"/>'
     .. "</minimax:tool_call>B[e~[",
@@ -226,6 +233,33 @@ say(escaped(empty), padded.tokens, padded.finish_reason)
 say "# pieces"
 for piece in model:stream(prompt, { seed = 8, max_new_tokens = 30, stop = "\n\n" }) do
     say(escaped(piece))
+end
+
+say "# callbacks that raise"
+-- A callback that raises an error the first time.
+local function once(act)
+    local raised = false
+    return function(...)
+        if not raised then
+            raised = true
+            error("not now", 0)
+        end
+        return act(...)
+    end
+end
+
+for _, asked in ipairs {
+    { mask = once(function() end) },
+    { logits_processor = once(function(_, logits)
+        logits[7] = logits[7] + 30
+    end) },
+    { hooks = { { "resid_post", 1, once(function() end) } } },
+} do
+    asked.seed, asked.max_new_tokens = 8, 6
+    local stream = model:stream(prompt, asked)
+    local _, message = pcall(stream.finish, stream)
+    say(message, stream:tokens())
+    say((select(2, stream:finish())).tokens)
 end
 
 say "# turns"
@@ -360,6 +394,7 @@ say "# batch"
 local a, b = assert(model:session()), assert(model:session { kv_dtype = "f32" })
 local c = assert(model:session { kv_dtype = "int8" })
 local batch = assert(model:batch { a, b, c })
+say(a.kv_dtype, b.kv_dtype, c.kv_dtype)
 a:feed(prompt)
 b:feed "Once upon a time"
 c:feed(prompt)
@@ -391,6 +426,7 @@ for _, name in ipairs { "absent", "empty.gguf", "short.gguf", "no-config", "bad-
     fails(mm.load, folder .. "/" .. name)
     fails(mm.tokenizer, folder .. "/" .. name)
 end
+fails(mm.load, "")
 fails(mm.load, arg[1], { threads = 1025 })
 fails(model.tensor, model, "model.layers.99.nothing")
 fails(model.session, model, { context = 2147483647 })
@@ -413,6 +449,8 @@ fails(batch.add, batch, a)
 fails(batch.remove, batch, small)
 fails(tokenizer.decode, tokenizer, { -1 })
 fails(tokenizer.token, tokenizer, 2147483647)
+fails(tokenizer.token, tokenizer, -1)
+fails(model.cost, model, 1, 5000)
 fails(tokenizer.render, tokenizer, { { role = "robot", content = "x" } })
 fails(tokenizer.render, tokenizer, { { role = "user" } })
 fails(a.save, a, "")
@@ -448,3 +486,15 @@ local function spoil(_, logits)
     logits[3] = 0 / 0
 end
 fails(model.generate, model, "x", { max_new_tokens = 2, seed = 1, logits_processor = spoil })
+fails(talk.send, talk, { { role = "user", content = "Hi" }, { role = "tool", content = "4" } })
+talk:send("Hi", { max_new_tokens = 2, seed = 1 })
+fails(talk.send, talk, { role = "tool", content = "4" })
+fails(talk.send, talk, { { role = "user", content = "Hi" }, { role = "tool", content = "4" } })
+say(talk.session.length, #talk.messages)
+local overtaken = assert(model:session())
+overtaken:feed(prompt)
+local stream = overtaken:stream { max_new_tokens = 4, seed = 1 }
+stream:next()
+overtaken:feed { 5 }
+fails(stream.finish, stream)
+say(#stream:tokens(), stream:text())

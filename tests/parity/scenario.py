@@ -128,6 +128,9 @@ for thinking in (True, False):
         say(escaped(tokenizer.render(called, tools=tools, thinking=thinking, keep_thinking=keep,
                                      identity="Me.")))
     say(tokenizer.apply_chat_template(called, tools=tools, thinking=thinking))
+for thinking in (None, True, False, 0, 5):
+    say(escaped(tokenizer.render(turns, thinking=thinking)[-20:]),
+        tokenizer.apply_chat_template(turns, thinking=thinking)[-6:])
 calls = tokenizer.encode(
     "hm\n</think>\n\nA\n<minimax:tool_call>\n<invoke name=\"f\">\n<parameter name=\"a\">5"
     "</parameter>\n<parameter name=\"b\">x</y</parameter></invoke><invoke name=\"g\"/>"
@@ -206,6 +209,35 @@ say(escaped(padded.text), padded.tokens, padded.finish_reason)
 say("# pieces")
 for piece in model.generate(prompt, seed=8, max_new_tokens=30, stop="\n\n", stream=True):
     say(escaped(piece))
+
+say("# callbacks that raise")
+
+
+def once(then):
+    """A callback that raises the first time."""
+    calls = []
+
+    def callback(*arguments):
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("not now")
+        return then(*arguments)
+    return callback
+
+
+def raise_first(logits):
+    logits[7] += 30
+
+
+for asked in ({"mask": once(lambda ids: None)},
+              {"logits_processor": once(lambda ids, logits: raise_first(logits))},
+              {"hooks": [(("resid_post", 1), once(lambda tensor, tap: None))]}):
+    stream = model.generate(prompt, seed=8, max_new_tokens=6, stream=True, **asked)
+    try:
+        stream.result()
+    except RuntimeError as error:
+        say(error, stream.tokens)
+    say(stream.result().tokens)
 
 say("# turns")
 say(model.end_tokens)
@@ -317,6 +349,7 @@ say("# batch")
 a, b = model.session(), model.session(kv_dtype="f32")
 c = model.session(kv_dtype="int8")
 batch = model.batch([a, b, c])
+say(a.kv_dtype, b.kv_dtype, c.kv_dtype)
 a.feed(prompt)
 b.feed("Once upon a time")
 c.feed(prompt)
@@ -327,7 +360,7 @@ say("# errors")
 
 
 # The index of a list's element in a sentence. Lua counts from 1.
-INDEX = re.compile(r"(?<=: message )\d+|(?<= at index )\d+|(?<= ids\[)\d+|(?<=^history\[)\d+")
+INDEX = re.compile(r"(?<=^message )\d+|(?<= at index )\d+|(?<= ids\[)\d+|(?<=^history\[)\d+")
 
 
 def fails(call):
@@ -367,6 +400,7 @@ def spoil(ids, logits):
 for name in ("absent", "empty.gguf", "short.gguf", "no-config", "bad-config", "no-weights"):
     fails(lambda: mm.load(f"{folder}/{name}"))
     fails(lambda: mm.Tokenizer(f"{folder}/{name}"))
+fails(lambda: mm.load(""))
 fails(lambda: mm.load(sys.argv[1], threads=1025))
 fails(lambda: model["model.layers.99.nothing"])
 fails(lambda: model.session(context=2147483647))
@@ -389,6 +423,8 @@ fails(lambda: batch.add(a))
 fails(lambda: batch.remove(small))
 fails(lambda: tokenizer.decode([-1]))
 fails(lambda: tokenizer.token(2147483647))
+fails(lambda: tokenizer.token(-1))
+fails(lambda: model.cost(1, 5000))
 fails(lambda: tokenizer.render([{"role": "robot", "content": "x"}]))
 fails(lambda: tokenizer.render([{"role": "user"}]))
 fails(lambda: a.save(""))
@@ -418,3 +454,14 @@ fails(lambda: model.generate("x " * (model.config.max_position_embeddings + 1)))
 fails(lambda: model("x " * (model.config.max_position_embeddings + 1)))
 fails(lambda: model.run_with_hooks([1, 2], [("expert_indices", misroute)]))
 fails(lambda: model.generate("x", max_new_tokens=2, seed=1, logits_processor=spoil))
+fails(lambda: talk.send([{"role": "user", "content": "Hi"}, {"role": "tool", "content": "4"}]))
+talk.send("Hi", max_new_tokens=2, seed=1)
+fails(lambda: talk.send({"role": "tool", "content": "4"}))
+fails(lambda: talk.send([{"role": "user", "content": "Hi"}, {"role": "tool", "content": "4"}]))
+say(talk.session.length, len(talk.messages))
+overtaken = model.session().feed(prompt)
+stream = overtaken.generate(max_new_tokens=4, seed=1, stream=True)
+next(stream)
+overtaken.feed([5])
+fails(stream.result)
+say(len(stream.tokens), stream.text)

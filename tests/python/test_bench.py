@@ -198,6 +198,16 @@ def test_json_and_plot(blank_path, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 20_000
 
 
+@pytest.mark.parametrize("given, cache", [((), "bf16"), (("--kv-dtype", "int8"), "int8"),
+                                          (("--precision", "exact"), "f32")])
+def test_keys_and_values_have_a_type(blank_path, given, cache):
+    made = json.loads(good("bench", "-m", blank_path, "--depth", "20", "--prompt", "16", "--decode",
+                           2, "--repeat", 1, "--threads", 2, "--json", *given))
+    assert made["kv_dtype"] == cache
+    with mm.load(blank_path) as model:
+        assert made["runs"][0]["bytes_per_token"] == sum(c.bytes for c in model.cost(1, 21, cache))
+
+
 def test_table(blank_path):
     output = good("bench", "-m", blank_path, *QUICK,
                   "--machine", "name=small cores=1 read=1 ram=1e-9")

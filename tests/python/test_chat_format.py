@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import minimax2 as mm
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -398,6 +399,23 @@ def test_messages_never_become_control_tokens(vendor):
     assert found == ["]~!b[", "]~b]", *calls, "[e~[", "]~b]", "[e~[", "]~b]", "<think>", "</think>",
                      *calls, "[e~[", "]~b]", "[e~[", "]~b]", "<think>"]
     assert vendor.decode(ids, special=True) == vendor.render(messages, tools=tools)
+
+
+def test_thinking_is_asked_for_as_in_generate(vendor):
+    hi = [{"role": "user", "content": "Hi"}]
+    for thinking, same in ((None, True), (0, False), (5, True), (np.True_, True),
+                           (np.int64(0), False)):
+        assert vendor.render(hi, thinking=thinking) == vendor.render(hi, thinking=same)
+        assert vendor.apply_chat_template(hi, thinking=thinking) == (
+            vendor.apply_chat_template(hi, thinking=same))
+    for thinking in ("no", 0.5, [1]):
+        with pytest.raises(TypeError, match="thinking must be True, False or a number of tokens"):
+            vendor.render(hi, thinking=thinking)
+    with pytest.raises(mm.ArgumentError, match="thinking is -1"):
+        vendor.render(hi, thinking=-1)
+    for name in ("keep_thinking", "add_generation_prompt"):
+        with pytest.raises(TypeError, match=f"{name} must be a bool, not NoneType"):
+            vendor.render(hi, **{name: None})
 
 
 @pytest.mark.parametrize("messages, word", [

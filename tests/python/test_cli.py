@@ -81,6 +81,20 @@ def test_chat_without_thinking(tiny):
         f"{expected.text}\n")
 
 
+def test_keys_and_values_have_a_type(tiny):
+    for kv_dtype in ("f32", "int8"):
+        made = tiny.generate("def f(", temperature=0, max_new_tokens=9, kv_dtype=kv_dtype)
+        assert good("generate", "def f(", "--temperature", 0, "-n", 9, "--kv-dtype", kv_dtype) == (
+            f"def f({made.text}\n")
+    with tiny.chat(kv_dtype="int8", seed=3, max_new_tokens=9) as chat:
+        answer = chat.send("hi")
+    code, _, errors = run("chat", "hi", "--seed", 3, "-n", 9, "--kv-dtype", "int8")
+    assert code == 0 and errors.startswith(answer.thinking)
+    for command in (("generate", "x"), ("chat", "x"), ("bench",)):
+        code, output, errors = run(*command, "--kv-dtype", "q8")
+        assert (code, output) == (1, "") and "kv_dtype is 'q8'" in errors
+
+
 def test_an_answer_that_was_cut_says_so():
     code, _, errors = run("chat", "hi", "--seed", 3, "-n", 2)
     assert code == 0 and errors.endswith("[cut off after 2 tokens; -n N allows more]\n")

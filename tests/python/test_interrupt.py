@@ -85,6 +85,18 @@ def test_ctrl_c_in_a_trace(tiny, expected):
         assert bytes(session.logits) == expected
 
 
+def test_ctrl_c_while_a_long_message_is_rendered(tiny):
+    text, delays = "word " * (1 << 20), []
+    start = time.perf_counter()
+    tiny.tokenizer.apply_chat_template([{"role": "user", "content": text}])
+    whole = time.perf_counter() - start
+    for _ in range(4):
+        with tiny.chat() as chat:
+            delays.append(with_ctrl_c(whole / 4, lambda: chat.send(text)))
+            assert not chat.messages and not chat.session.length
+    assert good_quarter(delays) < whole / 3
+
+
 def test_run_returns_when_its_time_is_over(tiny, expected):
     late = []
     with tiny.session(context=len(IDS)) as session:

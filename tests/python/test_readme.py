@@ -30,7 +30,8 @@ def test_the_lines_of_python(tmp_path, tiny):
         assert len(line) <= 140
     output = run([sys.executable, "-c", block], tmp_path)
     written = tiny.generate("def read_lines(path):\n", max_new_tokens=40, temperature=0.7, seed=6)
-    assert output.startswith(f"{written}\n") and output.endswith("(2, 4096)\n")
+    answer = tiny.generate([{"role": "user", "content": "What is 17 + 25?"}], seed=1)
+    assert output.startswith(f"{written}\n") and output.endswith(f"\n{answer}\n(2, 4096)\n")
 
 
 def test_the_lines_of_lua(tmp_path, tiny):
@@ -42,7 +43,7 @@ def test_the_lines_of_lua(tmp_path, tiny):
     output = run(line.replace("lines.lua", str(program)), ROOT, shell=True, env=where)
     written = tiny.generate("def read_lines(path):\n", max_new_tokens=40, temperature=0.7, seed=6)
     answer = tiny.generate([{"role": "user", "content": "What is 17 + 25?"}], seed=1)
-    assert output == f"{written}\n{answer}"
+    assert output == f"{written}\n{answer}\n"
 
 
 def test_the_commands_are_there():

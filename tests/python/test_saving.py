@@ -102,6 +102,14 @@ def test_refusals(tiny, blank, saved, tmp_path):
     damaged = bytearray(data)
     damaged[70000] ^= 1
     path.write_bytes(damaged)
+    with tiny.session(context=40).feed([1, 2, 3, 4, 5]) as short:
+        short.run()
+        short.save(tmp_path / "short")
+    few = bytearray((tmp_path / "short").read_bytes())
+    few[70000] ^= 1
+    (tmp_path / "short").write_bytes(few)
+    with tiny.restore(tmp_path / "short").feed([1]) as short:
+        refused(mm.FormatError, "positions 0 to 4 at", short.run)
     with tiny.restore(path) as session:
         session.feed([1])
         refused(mm.FormatError, "positions 0 to 255", session.run)

@@ -234,6 +234,16 @@ def test_a_chat_calls_tools(tiny):
         assert len(chat.messages) == 5
         options, _ = scripted(tiny, "</think>\n\nYes.[e~[")
         assert chat.send([{"role": "user", "content": "Sure?"}], **options).text == "Yes."
+        with pytest.raises(mm.ArgumentError, match="^message 0 is of a tool, but the assistant has "
+                                                   "called none before it$"):
+            chat.send(result)  # of a call that was answered before
+        assert len(chat.messages) == 7
+    with tiny.chat(tools=TOOLS) as chat:  # in what was restored, too
+        options, _ = scripted(tiny, first)
+        made = chat.send("How is the weather?", **options)
+        again = tiny.chat(tools=TOOLS)
+        again.session = chat.session.fork()
+        assert again.send(result, max_new_tokens=1).finish_reason == "length"
     with tiny.chat() as chat:
         options, _ = scripted(tiny, f"\n{CALL}[e~[")  # a call that ends the thinking
         assert chat.send("x", tools=TOOLS, **options).calls[0].known

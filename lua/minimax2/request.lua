@@ -1,0 +1,104 @@
+--- Request: what one generation is asked for, all of it checked before anything is fed, so that what is
+--- refused has changed nothing. The options of model:generate, model:stream, session:generate, ... are
+--- those of mm.sampler and
+---   max_new_tokens    how many tokens at most, 1024; a full context may end it earlier
+---   stop              a string or a list: the text ends before the first of them
+---   mask              made by mm.mask; or a function(tokens) that returns one, or nil, for each token
+---   logits_processor  a function(tokens, logits) that edits an f32 tensor [vocab_size], a copy of the
+---                     logits, before each choice
+---   top_logprobs      n > 0: info.logprobs[i] = { id=, logprob=, top = { { id=, logprob= }, ... } }, by
+---                     the model's own logits
+---   hooks             { { point, layer, function(tensor, tap) }, ... }, called at these activations;
+---                     without the layer: at all
+---   thinking          whether the text begins inside <think>; nil: as the prompt has it; false closes that
+---                     block in a prompt of messages, so that the model answers at once; a number: closes
+---                     it after so many tokens
+---   tools             that a prompt of messages declares, see tokenizer:render; stream:calls() has the
+---                     calls of them, whose results are messages of the role "tool"
+---   keep_thinking     true: of all turns of a prompt of messages
+---   yield             true: stream:next() yields between time slices; for use in coroutines
+
+local native = require "minimax2.native"
+local args = require "minimax2.args"
+local messages = require "minimax2.messages"
+local trace = require "minimax2.trace"
+local Reply = require "minimax2.reply"
+local Sampler = require "minimax2.sampling"
+
+local raise = native.raise
+
+local Request = {}
+
+local DEFAULT_TOKENS = 1024
+
+--- The names of the options, beside those of the sampler.
+Request.known = {
+    max_new_tokens = true, stop = true, mask = true, logits_processor = true, top_logprobs = true,
+    hooks = true, thinking = true, tools = true, keep_thinking = true, yield = true,
+}
+
+local function stop_list(stop, where)
+    local list = type(stop) == "table" and stop or { stop }
+    for key, text in pairs(list) do
+        if type(key) ~= "number" or type(text) ~= "string" or text == "" then
+            raise(("%s: stop must be a string or a list of strings, none of them empty, not %s"):format(
+                where, args.show(type(key) == "number" and text or stop)))
+        end
+    end
+    return list
+end
+
+local function processor_of(value, where)
+    if value ~= nil and type(value) ~= "function" then
+        raise(("%s: logits_processor must be a function(tokens, logits), not %s"):format(where,
+            args.show(value)))
+    end
+    return value
+end
+
+--- A request for a prompt, nil for none. turn: a function that makes the ids of a chat turn, given whether
+--- it thinks. more: names of further options, of a call that makes a session and so needs a prompt.
+--- Fields: options, where (as given), prompt and count (ids to feed, or nil), sampler, reply, most
+--- (tokens), mask, processor, top, hooks (made by trace.hooks, or nil), thinks, yields.
+function Request.new(model, prompt, options, where, turn, more)
+    options = args.known(options, where, Request.known, Sampler.known, more or {})
+    if more and prompt == nil then
+        raise(where .. ": the prompt must be a string, token ids or a table of messages, not nil")
+    end
+    local vocab, is_messages = model.config.vocab_size, messages.is(prompt)
+    local answers = turn ~= nil or is_messages
+    local self = {
+        options = options,
+        where = where,
+        most = args.count(options.max_new_tokens, DEFAULT_TOKENS, nil, where .. ": max_new_tokens"),
+        top = args.count(options.top_logprobs, 0, vocab, where .. ": top_logprobs"),
+        mask = type(options.mask) == "function" and options.mask or args.mask(options.mask, vocab, where),
+        processor = processor_of(options.logits_processor, where),
+        hooks = options.hooks ~= nil and trace.hooks(model, options.hooks) or nil,
+        yields = args.flag(options.yield, false, where .. ": yield"),
+    }
+    local keep = args.flag(options.keep_thinking, false, where .. ": keep_thinking")
+    local thinks, budget = messages.thinking(options.thinking, answers, where)
+    self.thinks = thinks
+    local tools = options.tools ~= nil and messages.json(options.tools, where .. ": tools") or nil
+    if tools and prompt ~= nil and not is_messages then
+        raise(where .. ": tools are for prompts of messages; a prompt that is a text or ids declares its own")
+    end
+    local stops = stop_list(options.stop, where)
+    local sampler, message = Sampler.new(model, options, where)
+    if not sampler then
+        raise(("%s: %s"):format(where, message))
+    end
+    self.sampler = sampler
+    if turn then
+        self.prompt, self.count = turn(thinks)
+    elseif prompt ~= nil then
+        self.prompt, self.count = model:prompt_ids(prompt, nil, is_messages and
+            { tools = tools, thinking = thinks, keep_thinking = keep } or nil)
+    end
+    self.reply = Reply.new(model, self.most, stops,
+        thinks and "thinking" or answers and "answer" or "text", tools, budget)
+    return self
+end
+
+return Request
