@@ -434,9 +434,9 @@ static mm2_prefix *existing(const mm2_model *m)
 /* The same, made if there is none; NULL without memory. */
 static mm2_prefix *cache_of(mm2_model *m)
 {
-    mm2_prefix *s = existing(m), *known = atomic_load(&m->prefixes.cache);
-    if (s)
-        return s;
+    mm2_prefix *known = atomic_load(&m->prefixes.cache), *s;
+    if (known && known->pid == (int)getpid())
+        return known;
     s = calloc(1, sizeof *s);
     if (!s)
         return NULL;
