@@ -473,9 +473,10 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.report:
         from minimax2 import report as reports
 
-        reports.report(arguments.report, arguments.model, threads=arguments.threads,
-                       isa=arguments.isa, only=arguments.only and arguments.only.split(","),
-                       watch=lambda name: print(name, file=sys.stderr, flush=True))
+        only = arguments.only.split(",") if arguments.only else None
+        with _Bar(len(only or reports.PARTS)) as bar:
+            reports.report(arguments.report, arguments.model, threads=arguments.threads,
+                           isa=arguments.isa, only=only, watch=bar)
         return
     if arguments.plot:
         _check_plot(arguments.plot)

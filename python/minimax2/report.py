@@ -49,6 +49,7 @@ DEPTHS, PROMPTS, SESSIONS = (0, 4096, 16384), (128, 512, 2048), (1, 2, 4, 8, 16)
 DECODE = 16  # tokens at each depth
 PATIENCE = 60.0  # seconds that a run may be predicted to take
 LIMIT = 150  # seconds of another program
+TURNS = 3  # medians count, of the limits
 
 
 class _LeftOut(Exception):
@@ -62,11 +63,11 @@ Exclude = Callable[[str], None]
 
 def _limits(model: Model, made: Mapping[str, Any], exclude: Exclude) -> dict[str, Any]:
     """What the machine gives, and the shares that this model reaches."""
-    found = [model.limits() for _ in range(5)]
-    speeds = [plan.measure(model) for _ in range(3)]
+    found = [model.limits() for _ in range(TURNS)]
+    speeds = [plan.measure(model) for _ in range(TURNS)]
     attention: dict[str, dict[str, float]] = {}
     for name in ("f32", "bf16", "int8"):
-        rates = [model.attention_limits(name) for _ in range(3)]
+        rates = [model.attention_limits(name) for _ in range(TURNS)]
         attention[name] = {"read": median(rate.read for rate in rates),
                            "ops": median(rate.ops for rate in rates)}
     kind = (model.info("quantization") or "").split(",")[0]

@@ -59,7 +59,8 @@ def test_a_session_takes_what_was_planned(kv_dtype, tmp_path):
     """)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     taken, planned = map(int, done.stdout.split())
-    assert planned > 20e6 and 0.9 < taken / planned < 1.1, (taken, planned)
+    # Of the buffers, those for kinds of activations that no weight here asks for stay untouched.
+    assert planned > 20e6 and 0.8 < taken / planned < 1.02, (taken, planned)
 
 
 @pytest.mark.parametrize("arguments, sentence", [
@@ -156,8 +157,6 @@ def test_weights_that_come_from_a_disk_are_not_waited_for(tiny, monkeypatch):
     monkeypatch.setattr(plan, "PATIENCE", 1e-6)
     speed = plan.measure(tiny)
     assert (speed.basis, speed.decode) == ("limits", plan.TYPICAL["decode"])
-    monkeypatch.undo()
-    assert plan.measure(tiny).basis == "cached"
 
 
 def test_attention_is_measured(tiny):
@@ -185,7 +184,8 @@ def test_a_machine_from_a_report(tiny, tmp_path):
     path = tmp_path / "report.json"
     facts = HERE._asdict() | {"ram": 1e12, "shares": {"f8_e4m3": {"decode": 0.5, "prefill": 0.1}}}
     path.write_text(json.dumps({"machine": facts}), encoding="utf-8")
-    made = tiny.plan(1000, machine=str(path), depths=[1000])
+    speed = plan.Speed(HERE, "measured", 0.8, 0.2, 64, HERE.attention["bf16"])
+    made = plan.plan(tiny, 1000, on=str(path), depths=[1000], speed=speed)
     assert (made["basis"], made["machine"]["name"], made["within"]) == ("report", "here", 0.25)
     shape = plan.Shape(tiny, "bf16")
     seconds = shape.roof(1, HERE) / 0.5 + 1000 * shape.position_bytes / 8

@@ -17,6 +17,10 @@ def reported(blank_path, tmp_path_factory):
     patch.setattr(report, "SESSIONS", (1, 3))
     patch.setattr(report, "_output", lambda command: "a table of kernels\n")
     patch.setattr(report.importlib.util, "find_spec", lambda name: None)
+    patch.setattr(report, "TURNS", 1)
+    with mm.load(blank_path, threads=2) as model:
+        speed = plan.measure(model)
+    patch.setattr(plan, "measure", lambda *arguments: speed)
     made = report.report(f"{base}.md", str(blank_path), threads=2)
     patch.undo()
     return base, made
@@ -48,15 +52,19 @@ def test_plan_takes_it(reported):
     assert made["basis"] in ("report", "described") and made["machine"]["name"] == facts["name"]
 
 
-def test_parts_are_measured_anew_and_others_kept(reported, blank_path):
+def test_parts_are_measured_anew_and_others_kept(reported, blank_path, monkeypatch):
     base, made = reported
-    good("bench", "-m", blank_path, "--report", base, "--only", "limits", "-t", 2)
+    monkeypatch.setattr(report, "TURNS", 1)
+    report.report(str(base), str(blank_path), threads=2, only=["limits"])
     again = json.loads(base.with_name("made.json").read_text(encoding="utf-8"))
     assert again["parts"]["decode"] == made["parts"]["decode"]
     assert again["parts"]["limits"] != made["parts"]["limits"]
 
 
 def test_patience(tiny, monkeypatch):
+    speed = plan.Speed(machine.Machine("x", 1e9, 1e9, 1e9, 1e9), "measured", 1, 1, 64,
+                       {"read": 1e9, "ops": 1e9})
+    monkeypatch.setattr(plan, "measure", lambda model: speed)
     monkeypatch.setattr(report, "PATIENCE", 1e-9)
     left_out = []
     assert report._patient(tiny, (0, 100), (50,), left_out.append) == ([0], [])
@@ -78,7 +86,7 @@ def test_refusals(tmp_path):
         code, output, errors = run("bench", *arguments)
         assert (code, output) == (1, "") and sentence in errors
     (tmp_path / "x.json").write_text("[]", encoding="utf-8")
-    code, _, errors = run("bench", "--report", tmp_path / "x", "--only", "limits")
-    assert code == 1 and "is no report" in errors
+    code, output, errors = run("bench", "--report", tmp_path / "x", "--only", "limits")
+    assert (code, output) == (1, "") and "is no report" in errors
     assert plan.seconds(59) == "59 s" and plan.seconds(61.2) == "1 min 1 s"
     assert plan.seconds(7300) == "2 h 1 min"
