@@ -12,8 +12,9 @@ from minimax2.conversation import Chat
 from minimax2.errors import ArgumentError, ContextFull, UnsupportedError
 from minimax2.generation import Generation
 from minimax2.handle import Handle
-from minimax2.options import (AnyPath, GenerateOptions, Item, KvDtype, ModelGenerateOptions, Prompt,
-                              SessionOptions, check_names, spelled_out)
+from minimax2.options import (AnyPath, GenerateOptions, Item, KvDtype, Message,
+                              ModelGenerateOptions, Prompt, SessionOptions, check_names,
+                              spelled_out)
 from minimax2.request import Request
 from minimax2.session import Session
 from minimax2.stream import Stream
@@ -409,11 +410,15 @@ class Model(Handle, Mapping[str, Tensor]):
         return Batch(self, sessions, rows=rows)
 
     @spelled_out(GenerateOptions)
-    def chat(self, system: str | None = None, *, context: int | None = None,
-             kv_dtype: KvDtype | None = None, chunk: int | None = None,
-             **options: Unpack[GenerateOptions]) -> Chat:
-        """A Chat; options are the defaults of its generations. Refuses wrong ones at once."""
-        return Chat(self, system, context=context, kv_dtype=kv_dtype, chunk=chunk, **options)
+    def chat(self, system: str | None = None, *, messages: Sequence[Message] | None = None,
+             context: int | None = None, kv_dtype: KvDtype | None = None,
+             chunk: int | None = None, **options: Unpack[GenerateOptions]) -> Chat:
+        """A Chat; options are the defaults of its generations. Refuses wrong ones at once.
+
+        messages: what has been said so far, in any form that generate() takes.
+        """
+        return Chat(self, system, messages=messages, context=context, kv_dtype=kv_dtype,
+                    chunk=chunk, **options)
 
     # ---- Measuring ----
 
