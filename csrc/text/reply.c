@@ -315,7 +315,7 @@ static mm2_status put_opening(const mm2_reply *r, const mm2_reply_options *o, mm
     for (int i = 0; i < count; i++)
         n += strlen(texts[i]);
     if (!status && !(text = malloc(n)))
-        status = mm2_fail(MM2_E_NOMEM, "reply_new: no memory for the name of a tool");
+        status = mm2_fail(MM2_E_NOMEM, "no memory for the name of a tool");
     if (status)
         return status;
     for (int i = 0; i < count; used += strlen(texts[i++]))
@@ -333,8 +333,11 @@ static mm2_status copy_opening(mm2_reply *r, const mm2_reply_options *o)
         return MM2_OK;
     mm2_view name = {o->call, (int64_t)strlen(o->call)};
     if (!r->calls.tools.given || (name.length && !mm2_tools_find(&r->calls.tools, name)))
-        return mm2_fail(MM2_E_ARG, "a call %s%.40s is wanted, but no such tool is declared",
-                        name.length ? "of " : "of a tool", name.begin);
+        return mm2_fail(MM2_E_ARG, "a call of %.*s is wanted, but no such tool is declared",
+                        name.length > 40 ? 40
+                        : name.length    ? (int)name.length
+                                         : 6,
+                        name.length ? name.begin : "a tool");
     if (!r->t)
         return mm2_fail(MM2_E_ARG, "a call is wanted, which needs a tokenizer");
     mm2_status status = put_opening(r, o, &ids);
@@ -342,7 +345,7 @@ static mm2_status copy_opening(mm2_reply *r, const mm2_reply_options *o)
         return status;
     r->opening = malloc((size_t)ids.count * sizeof *r->opening);
     if (!r->opening)
-        return mm2_fail(MM2_E_NOMEM, "reply_new: no memory for the name of a tool");
+        return mm2_fail(MM2_E_NOMEM, "no memory for the name of a tool");
     r->opening_count = (int32_t)ids.count;
     ids = (mm2_ids){r->opening, r->opening_count, 0};
     return put_opening(r, o, &ids);

@@ -273,6 +273,47 @@ local function start_stream(self, prompt, options, where)
     return Stream.new(Session.with_room(self, plan.count, plan.most, options, where), plan, true)
 end
 
+-- Answers of one prompt, made together behind forks of it.
+local function answers(self, prompt, options, where)
+    local n, own, plans, streams = args.positive(options.n, where .. ": n"), {}, {}, {}
+    if messages.are_prompts(prompt) then
+        raise(where .. ": n is for one prompt; of several, give each as often as you want")
+    end
+    for name, value in pairs(options) do
+        own[name] = value
+    end
+    own.n = nil
+    for i = 1, n do
+        plans[i] = Stream.plan(self, prompt, own, where, nil, Session.known)
+        own.seed = plans[i].seed + 1
+    end
+    local batch, message = self:batch()
+    if not batch then
+        raise(message)
+    end
+    local trunk = Session.with_room(self, plans[1].count, plans[1].most, own, where)
+    local ids, count = plans[1].prompt, own.hooks and 0 or plans[1].count - 1 -- hooks: each under its own
+    if count > 0 then
+        trunk:feed(ids, count)
+        while not trunk:run(trace.SLICE_US / 1000) do end
+    end
+    local sessions, texts, infos = { trunk }, {}, {}
+    for i = 2, n do
+        sessions[i] = assert(trunk:fork())
+    end
+    for i, plan in ipairs(plans) do
+        plan.prompt = nil
+        sessions[i]:feed(ids + count, plan.count - count)
+        batch:add(sessions[i])
+        streams[i] = Stream.new(sessions[i], plan, true)
+    end
+    for i, stream in ipairs(streams) do
+        texts[i], infos[i] = stream:finish()
+    end
+    batch:close()
+    return texts, infos
+end
+
 --- A stream that goes on with a prompt; see stream.lua for the options. Those of model:session are taken
 --- too; context is, if not given, what the prompt and max_new_tokens need.
 function Model:stream(prompt, options)
@@ -281,8 +322,12 @@ end
 
 --- Text that goes on with a prompt, and info: tokens, finish_reason, seed, thinking, logprobs. The
 --- options are those of model:stream. After messages the text is the answer alone. Of a table of prompts
---- a table of texts and one of infos, made together: see batch:generate.
+--- a table of texts and one of infos, made together: see batch:generate. With the option n, one prompt is
+--- evaluated once and answered n times, likewise: answer i is that of seed + i - 1.
 function Model:generate(prompt, options)
+    if type(options) == "table" and options.n ~= nil then
+        return answers(self, prompt, options, "model:generate")
+    end
     if messages.are_prompts(prompt) then
         local batch, message = self:batch()
         if not batch then

@@ -86,8 +86,8 @@ end
 
 -- Where the library's sentences count the elements of a list, from 0.
 local counted = {
-    "^(chat_%l+: message )(%d+)", "^(chat_%l+: tool )(%d+)", "( at index )(%d+)", "( ids%[)(%d+)",
-    "^(history%[)(%d+)",
+    "^(message )(%d+)", "^(chat_%l+: message )(%d+)", "^(chat_%l+: tool )(%d+)",
+    "( at index )(%d+)", "( ids%[)(%d+)", "^(history%[)(%d+)",
 }
 
 --- The same for calls that were given lists: their sentences count as Lua does, from 1.

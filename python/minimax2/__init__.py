@@ -69,6 +69,6 @@ __all__ = [
     "ArgumentError", "Batch", "BusyError", "Cache", "Chat", "Config", "ContextFull", "Cost",
     "Error", "FileError", "FormatError", "Generation", "Info", "Limits", "Model", "NumericError",
     "OutOfMemory", "Piece", "Sampler", "Session", "Stream", "Streams", "Tap", "Taps", "Tensor",
-    "Tokenizer", "Tool", "ToolCall", "UnsupportedError", "WeightInfo", "__version__", "batch", "chat",
-    "cpu", "export_messages", "info", "load", "tokenizer",
+    "Tokenizer", "Tool", "ToolCall", "UnsupportedError", "WeightInfo", "__version__", "batch",
+    "chat", "cpu", "export_messages", "info", "load", "tokenizer",
 ]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, Self, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
 from minimax2 import _native, _native_text
 from minimax2.errors import ArgumentError
@@ -103,6 +104,13 @@ class Chat:
         if self._stream is not None:
             self._stream.cancel()
         self._messages, self._ends, self._stream = new, ends, None
+
+    @property
+    def tools(self) -> list[dict[str, Any]]:
+        """The tools that the model is told of, as JSON schemas."""
+        tools = self._options.get("tools")
+        found = [] if tools is None else json.loads(_native_text.json_text(tools, "tools"))
+        return found or []
 
     def _said(self) -> list[Message]:
         """The answer that is not yet in the messages."""

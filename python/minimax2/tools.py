@@ -75,8 +75,9 @@ def _schema_of_class(hint: Any, defs: Schema) -> Schema:
                 "properties": {field.name: _schema(hints[field.name], defs) for field in fields},
                 "required": [field.name for field in fields
                              if field.default is field.default_factory is dataclasses.MISSING]}
-    raise TypeError(f"{hint!r} has no JSON schema; annotate with str, int, float, bool, list, dict, "
-                    "Literal, Optional, an Enum, a dataclass, a TypedDict or a pydantic model")
+    raise TypeError(f"{hint!r} has no JSON schema; annotate with str, int, float, bool, list, "
+                    "dict, Literal, Optional, an Enum, a dataclass, a TypedDict or a pydantic "
+                    "model")
 
 
 def _is_pydantic(hint: Any) -> bool:
@@ -89,9 +90,11 @@ def _build(hint: Any, value: Any) -> Any:
     if origin is Annotated:
         return _build(args[0], value)
     if origin in (Union, types.UnionType):
-        fits = [arg for arg in args if _fault(_schema(arg, defs := {}), value, "", {"$defs": defs})
-                is None]
-        return _build(fits[0], value) if fits else value
+        for arg in args:
+            defs: Schema = {}
+            if _fault(_schema(arg, defs), value, "", {"$defs": defs}) is None:
+                return _build(arg, value)
+        return value
     if isinstance(value, list):
         kind = origin or hint
         inner = [arg for arg in args if arg is not Ellipsis] or [Any]
@@ -103,7 +106,8 @@ def _build(hint: Any, value: Any) -> Any:
         return hint.model_validate(value)
     if isinstance(value, dict) and dataclasses.is_dataclass(hint):
         hints = get_type_hints(hint, include_extras=True)
-        return hint(**{name: _build(hints[name], item) for name, item in value.items()
+        make: Any = hint
+        return make(**{name: _build(hints[name], item) for name, item in value.items()
                        if name in hints})
     if isinstance(value, dict) and len(args) == 2:
         return {key: _build(args[1], item) for key, item in value.items()}
@@ -271,7 +275,9 @@ def _parameters(call: Callable[..., Any], name: str,
         kinds = {parameter.kind for parameter in signature.parameters.values()}
         if kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY}:
             raise TypeError("models give arguments by name; it takes some by place")
-        properties, required, defs = {}, [], {}
+        properties: Schema = {}
+        required: list[str] = []
+        defs: Schema = {}
         for parameter in signature.parameters.values():
             if parameter.kind is inspect.Parameter.VAR_KEYWORD:
                 continue
