@@ -266,6 +266,7 @@ local function start(self, text, options, where)
     local stream = Stream.new(session, plan)
     if self.last then
         self.last:cancel()
+        turns[ends[#ends][1]] = self.last:message() -- with what it held back
     end
     self.defaults.tools = all.tools
     self.turns, self.ends, self.last = turns, ends, stream

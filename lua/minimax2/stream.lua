@@ -109,7 +109,7 @@ function Stream.plan(model, prompt, options, where, turn, more)
         raise(where .. ": tools are for prompts of messages; a prompt that is a text or ids declares its own")
     end
     local stops = stop_list(options.stop, where)
-    local call, bias = tools_of.choice(model, options, answers, where)
+    local call, bias = tools_of.choice(model, options, answers or prompt == nil, where)
     local sampler, message = Sampler.new(model, bias and setmetatable({ bias = bias }, { __index = options })
         or options, where)
     if not sampler then

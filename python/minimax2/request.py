@@ -45,7 +45,7 @@ class Request:
         self.thinking, self.budget = _thinking(thinking, self.answers)
         tools, keep = given.pop("tools", None), given.pop("keep_thinking")
         choice = given.pop("tool_choice", None)
-        self.call = _wanted_call(choice, self.answers)
+        self.call = _wanted_call(choice, self.answers or prompt is None)
         if choice == "none":
             given["bias"] = _without_calls(model, given.get("bias"))
         self.tools = None if tools is None else _native_text.json_text(tools, "tools")

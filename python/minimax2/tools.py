@@ -16,8 +16,8 @@ import re
 import threading
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import (TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin,
-                    get_type_hints, is_typeddict)
+from typing import (TYPE_CHECKING, Annotated, Any, Literal, NotRequired, Required, Union, get_args,
+                    get_origin, get_type_hints, is_typeddict)
 
 from minimax2.errors import ArgumentError
 
@@ -38,6 +38,8 @@ def _schema(hint: Any, defs: Schema) -> Schema:
     if origin is Annotated:
         texts = [extra for extra in args[1:] if isinstance(extra, str)]
         return {**_schema(args[0], defs), **({"description": texts[0]} if texts else {})}
+    if origin in (Required, NotRequired):
+        return _schema(args[0], defs)
     if origin is Literal:
         return {"enum": list(args)}
     if hint is Any:
