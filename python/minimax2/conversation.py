@@ -37,6 +37,14 @@ def _messages(text: Turns) -> list[Message]:
                     f"not {text!r:.40}")
 
 
+def _listed(messages: Sequence[Message]) -> list[Message]:
+    """A whole conversation, which may be empty, as messages of our own."""
+    if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
+        raise TypeError("the messages of a conversation must be a list of dicts, not "
+                        f"{messages!r:.40}")
+    return _messages(messages) if messages else []
+
+
 class Chat:
     """`model.chat(system=...)`, then send() turn after turn.
 
@@ -56,7 +64,7 @@ class Chat:
         Request(model, None, **options)  # refuse now what a turn would refuse
         functions(options.get("tools"))
         begin: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-        begin += [] if messages is None else _messages(messages)
+        begin += [] if messages is None else _listed(messages)
         if begin:
             model.tokenizer.render(begin, False)
         self.model = model
@@ -90,7 +98,7 @@ class Chat:
 
     @messages.setter
     def messages(self, messages: Sequence[Message]) -> None:
-        new = _messages(messages) if len(messages) else []
+        new = _listed(messages)
         old, ends = [*self._messages, *self._said()], self._all_ends()
         common = 0
         while common < min(len(old), len(new)) and old[common] == new[common]:
