@@ -176,19 +176,21 @@ def _show(stream: mm.Stream, shows_thinking: bool) -> None:
         for piece in stream.pieces():
             if piece.kind == "thinking":
                 text = piece.text if shows_thinking else "" if thought else "[it thinks]"
+                text = dim * (not thinking) + text
+                thought = thinking = True  # first: Ctrl-C may come behind any line
                 if thinks is not None:
-                    print(dim * (not thinking) + text, end="", file=thinks, flush=True)
-                thought = thinking = True
+                    print(text, end="", file=thinks, flush=True)
                 continue
             end_thinking("\n\n" if thinks is sys.stdout and piece.kind == "text" else "\n")
+            newline = "\n" * line
+            line, said = piece.kind != "call_end", True
             if piece.kind == "call":
-                print("\n" * line + f"{piece.text}(", end="", flush=True)
+                print(f"{newline}{piece.text}(", end="", flush=True)
             elif piece.kind == "call_end":
                 cut = stream.calls[piece.call or 0].state == "cut"
                 print(")" + " [cut off]" * cut, flush=True)
             else:
                 print(piece.text, end="", flush=True)
-            line, said = piece.kind != "call_end", True
     finally:
         end_thinking("\n")
         if line or not (thought or said):

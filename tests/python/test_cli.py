@@ -94,7 +94,7 @@ def test_an_answer_that_was_cut_says_so():
 
 def terminal(arguments, typed, env=None):
     """What a command shows on a terminal when this is typed: pairs, a text and what to type when it
-    has come."""
+    has come, or SIGINT for Ctrl-C."""
     controller, end = pty.openpty()
     termios.tcsetwinsize(end, (24, 80))
     program = subprocess.Popen([*COMMAND, *arguments], stdin=end, stdout=end, stderr=end,
@@ -110,7 +110,11 @@ def terminal(arguments, typed, env=None):
         shown += part
         if typed and typed[0][0] in shown[seen:]:
             seen = len(shown)
-            os.write(controller, typed.pop(0)[1])
+            text = typed.pop(0)[1]
+            if text == signal.SIGINT:
+                program.send_signal(text)
+            else:
+                os.write(controller, text)
     os.close(controller)
     assert program.wait(timeout=60) == 0
     return shown.decode().replace("\r\n", "\n")
@@ -150,8 +154,9 @@ def test_chat_has_commands(tiny, tmp_path):
     assert output.count("/save PATH: ") == 1
     for note in ("there is no command /nothing", "error: there is nothing to take back",
                  "the model's own system prompt", "taken back: Again", "saved: ", "loaded: ",
-                 "error: message 0 is a system", "error: no/where: ", "thinking is hidden"):
+                 "error: no/where: ", "thinking is hidden"):
         assert f"[{note}" in errors, errors
+    assert "message 0 is a system message" in errors
     assert (tmp_path / "same").stat().st_size == place.stat().st_size
 
 
@@ -175,7 +180,7 @@ def test_chat_shows_calls(tmp_path):
 
 def test_ctrl_c_stops_an_answer_and_keeps_the_chat(tiny):
     """On a terminal; the thinking can be hidden."""
-    interrupt, again = b"\x03", b"[cut short]\r\n> "
+    interrupt, again = signal.SIGINT, b"[cut short]\r\n> "
     shown = terminal(["chat", "--seed", "3", "-n", "3000", "--temperature", "9", "--top-k", "0",
                       "--top-p", "1"],  # words without an end
                      [(b"> ", b"Hi\n"), (b"\x1b[2m", interrupt), (again, b"/think\n"),
