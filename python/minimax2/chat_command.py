@@ -172,6 +172,7 @@ def _show(stream: mm.Stream, shows_thinking: bool) -> None:
             print(plain, end=gap, file=thinks, flush=True)
         thinking = False
 
+    print(end="", flush=True)  # an output that takes nothing says so now
     try:
         for piece in stream.pieces():
             if piece.kind == "thinking":
