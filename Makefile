@@ -11,7 +11,7 @@ export PIP_ROOT_USER_ACTION := ignore
 # The first python3 on the path if it is new enough and complete, else Debian's.
 BASE_PYTHON = $(shell python3 -c 'import sys, venv, ensurepip; assert sys.version_info >= (3, 11)' 2>/dev/null && echo python3 || echo /usr/bin/python3)
 
-.PHONY: help packages lib py lua demo test test-c build-asan test-asan test-py test-same test-lua parity sync golden bench compare lint notebooks clean
+.PHONY: help packages lib py lua demo test test-c build-asan test-asan test-py test-bits test-rest test-same test-lua parity sync golden bench compare lint notebooks clean
 .DEFAULT_GOAL := help
 
 help:
@@ -78,6 +78,13 @@ test-asan: build-asan
 
 test-py: py build/test.stamp
 	@$(PYTHON) -m pytest
+
+# The two halves of test-py, of about the same length.
+test-bits: py build/test.stamp
+	@$(PYTHON) -m pytest tests/python/test_same_bits.py
+
+test-rest: py build/test.stamp
+	@$(PYTHON) -m pytest --ignore=tests/python/test_same_bits.py
 
 test-same: py build/test.stamp
 	@MM2_EVERY_KIND=1 $(PYTHON) -m pytest tests/python/test_same_bits.py

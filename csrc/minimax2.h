@@ -44,8 +44,8 @@
  * call that runs a session or a batch may take 256 KB of its thread's stack.
  *
  * Same bits. The logits of a token do not depend on thread count, batch mates, chunking of the
- * prompt, time budgets, forks, rewinds, saving and restoring, the calling language or the
- * instruction-set level, blas excepted (numerics version MM2_NUMERICS).
+ * prompt, time budgets, forks, rewinds, saving and restoring, shared prefixes, the calling language
+ * or the instruction-set level, blas excepted (numerics version MM2_NUMERICS).
  *
  * Sizes: int32_t for ids, counts and positions; int64_t for shapes and bytes. Structs that may grow
  * begin with `size`: set it to sizeof of the struct before any call sees it. An options struct is
@@ -96,6 +96,11 @@ const char *mm2_error(void);
 /* Processor and best instruction-set level: "avx512 (AMD EPYC), 2 cores", and " on 2 memory nodes"
  * where there are several. Static. */
 const char *mm2_cpu(void);
+/* Bytes of memory: of the machine, or what the process's control groups allow if that is less; and of
+ * these what can be had now (address space counts too). Page cache, which the maps of model files
+ * fill, can be had. INT64_MAX where the system does not say. */
+int64_t mm2_memory_present(void);
+int64_t mm2_memory_available(void);
 
 /* ----------------------------------------------------------------------------------------------
  * Tensors: views on memory that something else owns */
@@ -216,6 +221,14 @@ typedef struct mm2_model_options {
     int32_t threads;   /* with the caller, 1..1024; 0: physical cores that the process may use */
     int32_t isa;       /* MM2_ISA_AUTO ... */
     int32_t precision; /* MM2_PRECISION_FAST ... */
+    int32_t reserved;
+    /* Shared prefixes, see "Shared prefixes" below. Bytes of memory for pages that no session holds;
+     * 0: there is no cache of prefixes. Not with MM2_WRITABLE: nobody could know which pages belong to
+     * weights that were changed since. */
+    int64_t prefix_cache;
+    /* A folder that exists, where the pages are kept too; copied. NULL: memory alone. */
+    const char *prefix_folder;
+    int64_t prefix_disk; /* bytes of files in that folder at most; 0: 10 times prefix_cache */
 } mm2_model_options;
 
 void mm2_model_options_init(mm2_model_options *o);
@@ -317,6 +330,18 @@ typedef struct mm2_limits { /* of all threads together */
  * that are to be compared with it. Meaningless while other threads run the model. Fails with ARG,
  * NOMEM. */
 mm2_status mm2_model_limits(mm2_model *m, mm2_limits *out);
+
+typedef struct mm2_attention { /* of all threads together */
+    uint32_t size;             /* sizeof(mm2_attention) */
+    int32_t threads;           /* that took part */
+    double read; /* bytes per second of keys and values in memory that one token attends to */
+    double ops;  /* operations per second, 2 a multiply-add, of rows of a prompt */
+} mm2_attention;
+
+/* Measure the model's attention to a cache of kv_dtype (as in a session), whose cells need not be
+ * computed, in about a third of a second: what a token takes for each position before it. Needs as
+ * much memory as mm2_model_limits does for a small model; otherwise the same holds. */
+mm2_status mm2_model_attention(mm2_model *m, int32_t kv_dtype, mm2_attention *out);
 
 typedef struct mm2_cost { /* what must be read and computed at least, however it is done */
     uint32_t size;        /* sizeof(mm2_cost) */
@@ -588,6 +613,24 @@ typedef struct mm2_session_options {
 
 void mm2_session_options_init(mm2_session_options *o);
 
+typedef struct mm2_plan {             /* bytes of memory */
+    uint32_t size;                    /* sizeof(mm2_plan) */
+    int32_t context, kv_dtype, chunk; /* of the session, defaults filled in */
+    int64_t weights;    /* that the model is evaluated with, of all its sessions together */
+    int64_t cache;      /* keys and values of the whole context; committed as it fills, by pages */
+    int64_t cache_page; /* of 256 positions */
+    int64_t session;    /* its tokens and logits */
+    /* Of the rows in flight: for a chunk of this session, or as many rows of a batch. Kept by the
+     * model, once for all sessions that do not run at the same time. */
+    int64_t buffers;
+    int64_t present; /* of the machine, or what the process's control groups allow if it is less */
+    int64_t available; /* of these, can be had now; pages of files count, those of weights too */
+} mm2_plan;
+
+/* What a session of these options (NULL: the defaults) would take. Nothing is allocated or read, so
+ * a model that memory has no room for can be asked too. Fails with ARG, NOMEM. */
+mm2_status mm2_model_plan(mm2_model *m, const mm2_session_options *o, mm2_plan *out);
+
 /* *out is owned: mm2_session_free. Retains the model. Fails with NOMEM if the whole context and the
  * buffers of a chunk would not fit into memory. The chunk does not change the bits. */
 mm2_status mm2_session_new(mm2_session **out, mm2_model *m, const mm2_session_options *o);
@@ -662,6 +705,8 @@ void mm2_session_interrupt(mm2_session *s);
 int32_t mm2_session_context(const mm2_session *s);  /* positions there is room for */
 int32_t mm2_session_position(const mm2_session *s); /* tokens evaluated */
 int32_t mm2_session_length(const mm2_session *s);   /* tokens fed, evaluated or not */
+/* Positions that it took from the cache of prefixes instead of evaluating them; see below. */
+int32_t mm2_session_reused(const mm2_session *s);
 /* All tokens fed so far: i32 [length], read-only, borrowed while the session lives; contents change
  * with the timeline. */
 mm2_status mm2_session_tokens(mm2_session *s, mm2_tensor *out);
@@ -729,6 +774,54 @@ void mm2_restore_options_init(mm2_restore_options *o);
  * UNSUPPORTED (numerics or format of another version), NOMEM; the sentence says what differs. */
 mm2_status mm2_session_restore(mm2_session **out, mm2_model *m, const char *path,
                                const mm2_restore_options *o);
+
+/* ----------------------------------------------------------------------------------------------
+ * Shared prefixes */
+
+/* A model that is opened with prefix_cache keeps the keys and values of what its sessions evaluate, in
+ * pages of 256 positions, and a session whose tokens begin as some that are known starts behind them.
+ * What is taken has the bits that evaluating would have given; tokens themselves are compared, not
+ * their hashes alone.
+ *
+ * A page goes in when all its positions are evaluated, unless the session stopped at a tap at one of
+ * them or before, since a script may have written there: from there on what a session has is its own,
+ * until it is cut back to that position (mm2_session_rewind). Restored sessions put nothing in before
+ * they are cut back to 0. A session looks when a run finds more than 256 tokens pending at a position
+ * that is a multiple of 256, 0 to begin with, while none of its taps is on: who taps wants to see all
+ * rows. The last token is always evaluated, for its logits. A page belongs to its tokens and their
+ * places, the model, and kv_dtype.
+ *
+ * Pages that sessions hold cost nothing more; those that only the cache holds are limited to
+ * prefix_cache bytes, and least recently used ones go first. With a folder, a thread of the library
+ * writes pages there as they come (one that must leave memory before its turn is lost), and reads those
+ * that memory does not have: such a run answers MORE, or sleeps, until they are there, and other
+ * members of a batch go on meanwhile. Any number of processes may use one folder, with other models
+ * too; each of them keeps all the files together within its prefix_disk, least recently used ones go
+ * first. Files have checksums: one that is damaged is removed and counted, and what it held is
+ * evaluated again. A folder that is full or read-only is no error either: the statistics say why. The
+ * files hold what was said, under the permissions of the process's umask. The model's last release
+ * waits until what is known is written. After fork() the child begins with an empty cache, and the
+ * same folder. */
+typedef struct mm2_prefix_stats {
+    uint32_t size;     /* sizeof(mm2_prefix_stats) */
+    int32_t pages;     /* in memory */
+    int64_t bytes;     /* of those that no session holds */
+    int64_t limit;     /* of these: prefix_cache; 0: there is no cache */
+    int64_t reused;    /* positions that sessions took, ever; likewise: */
+    int64_t added;     /* pages that sessions put in */
+    int64_t evicted;   /* pages that went for want of memory */
+    int64_t read;      /* pages that came from the folder */
+    int64_t written;   /* pages that went there */
+    int64_t removed;   /* files that went for want of room there */
+    int64_t damaged;   /* files that were not what was written */
+    int64_t failed;    /* pages that could not be written */
+    int32_t unwritten; /* pages that wait for it now */
+    int32_t reserved;
+    char problem[256]; /* why the last page could not be written; "" if it was */
+} mm2_prefix_stats;
+
+/* What the cache has and did; copied. Fails with ARG. */
+mm2_status mm2_model_prefix_stats(mm2_model *m, mm2_prefix_stats *out);
 
 /* ----------------------------------------------------------------------------------------------
  * Batch: sessions advanced together */

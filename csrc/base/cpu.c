@@ -109,6 +109,15 @@ static void check_memory(const char *directory, int version, int64_t *limit)
         *limit = left;
 }
 
+static void check_memory_limit(const char *directory, int version, int64_t *limit)
+{
+    char path[PATH];
+    mm2_format(path, PATH, version == 2 ? "%s/memory.max" : "%s/memory.limit_in_bytes", directory);
+    int64_t most = read_number(path);
+    if (most >= 0 && most < *limit)
+        *limit = most;
+}
+
 /* `check` for the group at `path` (a slice of /proc/self/cgroup) and all its ancestors. */
 static void walk_group(const char *mount, const char *path, int length, int version,
                        group_check check, int64_t *limit)
@@ -227,6 +236,20 @@ int64_t mm2_memory_available_under(const char *root)
             available = left > 0 ? left : 0;
     }
     return available;
+}
+
+int64_t mm2_memory_present_under(const char *root)
+{
+    char path[PATH], text[TEXT];
+    int64_t present = group_limit(root, "memory", check_memory_limit);
+    mm2_format(path, PATH, "%s/proc/meminfo", root);
+    int64_t kib = mm2_sysfile_read(path, text) ? parse_field(text, "MemTotal:") : -1;
+    return kib >= 0 && kib < present / 1024 ? kib * 1024 : present;
+}
+
+int64_t mm2_memory_present(void)
+{
+    return mm2_memory_present_under("");
 }
 
 int64_t mm2_memory_available(void)

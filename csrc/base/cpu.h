@@ -2,7 +2,7 @@
 #ifndef MM2_CPU_H
 #define MM2_CPU_H
 
-#include <stdint.h>
+#include "minimax2.h"
 
 typedef struct mm2_cpu_facts {
     int avx2;        /* AVX2, FMA, F16C, and the system saves their registers */
@@ -16,12 +16,11 @@ typedef struct mm2_cpu_facts {
 const mm2_cpu_facts *mm2_cpu_find(void);
 /* Physical cores within the process's affinity mask and cgroup CPU quota, at least 1. */
 int32_t mm2_cpu_cores(void);
-/* Bytes of memory that can still be had (MemAvailable, cgroup limit, RLIMIT_AS); INT64_MAX if
- * unknown. Page cache, which the maps of model files fill, counts as available. */
-int64_t mm2_memory_available(void);
 
-/* The two, with `root` put in front of /proc and /sys: for tests. */
+/* mm2_cpu_cores, mm2_memory_present and _available with `root` put in front of /proc and /sys: for
+ * tests. */
 int32_t mm2_cpu_cores_under(const char *root);
 int64_t mm2_memory_available_under(const char *root);
+int64_t mm2_memory_present_under(const char *root);
 
 #endif

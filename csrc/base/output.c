@@ -156,21 +156,34 @@ mm2_status mm2_output_write(mm2_output *o, int64_t at, const void *data, int64_t
     return MM2_OK;
 }
 
+/* Gives the file its name; `status`: how it went until here. */
+static mm2_status name_it(mm2_output *o, mm2_status status)
+{
+    if (!status && rename(o->temporary, o->path))
+        status = mm2_file_fail(o->path, "give it its name");
+    if (status)
+        mm2_output_drop(o);
+    return status;
+}
+
 mm2_status mm2_output_commit(mm2_output *o)
 {
-    mm2_status status = MM2_OK;
-    if (fsync(o->fd))
-        status = mm2_file_fail(o->path, "bring it to the disk");
-    else if (rename(o->temporary, o->path))
-        status = mm2_file_fail(o->path, "give it its name");
-    if (status) {
-        mm2_output_drop(o);
+    mm2_status status = fsync(o->fd) ? mm2_file_fail(o->path, "bring it to the disk") : MM2_OK;
+    status = name_it(o, status);
+    if (status)
         return status;
-    }
     if (fsync(o->folder) && errno != EINVAL) { /* EINVAL: there is nothing to bring to the disk */
         status = mm2_file_fail(o->path, "bring its folder to the disk");
         mm2_fail_in(status, "the new file is there, but may not outlast a power failure");
     }
     end(o);
+    return status;
+}
+
+mm2_status mm2_output_publish(mm2_output *o)
+{
+    mm2_status status = name_it(o, MM2_OK);
+    if (!status)
+        end(o);
     return status;
 }

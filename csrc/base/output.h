@@ -21,6 +21,9 @@ mm2_status mm2_output_write(mm2_output *o, int64_t at, const void *data, int64_t
 /* Brings the file to the disk and gives it its name. Ends the output, whatever it answers. IO: the old
  * file stands, unless the sentence says otherwise. */
 mm2_status mm2_output_commit(mm2_output *o);
+/* The same, but a power failure may leave the name with a damaged file: for what has checksums, and can
+ * be made again. */
+mm2_status mm2_output_publish(mm2_output *o);
 /* Ends it without a trace. */
 void mm2_output_drop(mm2_output *o);
 

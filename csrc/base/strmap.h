@@ -5,20 +5,25 @@
 
 #include <stdint.h>
 
+enum { MM2_STRMAP_TAILS = 10 }; /* bits of such a hash */
+
 typedef struct mm2_strmap {
     struct mm2_strslot *slots; /* NULL while empty */
-    uint32_t mask;             /* slots - 1, a power of two minus one */
+    uint32_t room;             /* slots */
     uint32_t count;
     uint64_t seed;
+    uint64_t tails[1 << MM2_STRMAP_TAILS >> 6]; /* a bit for each hash of the keys' last bytes */
 } mm2_strmap;
 
-/* Room for `expected` entries without growing. 0, or -1 if memory is short. */
+/* Room for `expected` entries without growing, 48 bytes each. 0, or -1 if memory is short. */
 int mm2_strmap_init(mm2_strmap *map, uint32_t expected);
 void mm2_strmap_free(mm2_strmap *map);
 /* Key bytes are borrowed while the map lives. 1 inserted, 0 already there (value kept), -1 memory
  * is short. */
 int mm2_strmap_add(mm2_strmap *map, const char *key, uint32_t length, int32_t value);
-/* The value, or -1. */
+/* The value, or -1. Quick where no key ends like this one. */
 int32_t mm2_strmap_find(const mm2_strmap *map, const char *key, uint32_t length);
+/* Where the value lies until the next insertion, and the key as it was added; NULL: not there. */
+int32_t *mm2_strmap_at(mm2_strmap *map, const char *key, uint32_t length, const char **own);
 
 #endif

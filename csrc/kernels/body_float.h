@@ -14,8 +14,6 @@ enum {
     SCALE_SPAN = 128   /* FP8: elements with one scale */
 };
 
-#define INLINE static inline __attribute__((always_inline))
-
 static inline int32_t smaller(int32_t a, int32_t b)
 {
     return a < b ? a : b;

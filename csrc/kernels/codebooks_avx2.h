@@ -14,7 +14,7 @@
 #define look_sums(dtype, v) words_sums(v)
 
 /* Codes 32 i to 32 i + 31, raised. */
-STAGE __m256i staged_32(int32_t dtype, const staged *s, const uint8_t *p, int i)
+INLINE __m256i staged_32(int32_t dtype, const staged *s, const uint8_t *p, int i)
 {
     __m256i c = staged_rows(dtype, s, p, i);
     if (signs_of(dtype) == NO_SIGNS)
@@ -33,12 +33,12 @@ STAGE __m256i staged_32(int32_t dtype, const staged *s, const uint8_t *p, int i)
     return _mm256_add_epi8(c, _mm256_add_epi8(m, m));
 }
 
-STAGE bytes64 staged_codes(int32_t dtype, const staged *s, const uint8_t *p, int j)
+INLINE bytes64 staged_codes(int32_t dtype, const staged *s, const uint8_t *p, int j)
 {
     return bytes_of(staged_32(dtype, s, p, j * 2), staged_32(dtype, s, p, j * 2 + 1));
 }
 
-STAGE void bytes_store(int8_t *p, bytes64 a)
+INLINE void bytes_store(int8_t *p, bytes64 a)
 {
     _mm256_storeu_si256((__m256i *)p, a.low);
     _mm256_storeu_si256((__m256i *)(p + 32), a.high);

@@ -14,8 +14,6 @@
 
 #include "kernels/codebooks_rows.h"
 
-#define LOOK static inline __attribute__((always_inline))
-
 /* 64 bytes f(0) .. f(63), computed by the compiler. */
 #define BYTES_4(f, i) f(i), f((i) + 1), f((i) + 2), f((i) + 3)
 #define BYTES_16(f, i) BYTES_4(f, i), BYTES_4(f, (i) + 4), BYTES_4(f, (i) + 8), BYTES_4(f, (i) + 12)
@@ -48,19 +46,19 @@ TABLE(iq3_s_bits_3, IQ3_S_BITS_3);
 #define PARITY_6(i) (((i) ^ (i) >> 1 ^ (i) >> 2 ^ (i) >> 3 ^ (i) >> 4 ^ (i) >> 5) << 7 & 0x80)
 TABLE(parity_6, PARITY_6);
 
-LOOK __m512i table_load(const uint8_t *p)
+INLINE __m512i table_load(const uint8_t *p)
 {
     return _mm512_load_si512(p);
 }
 
-LOOK __m512i two_halves(const uint8_t *p, const uint8_t *q)
+INLINE __m512i two_halves(const uint8_t *p, const uint8_t *q)
 {
     return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)p)),
                               _mm256_loadu_si256((const __m256i *)q), 1);
 }
 
 /* Bytes with 7 sign bits; the eighth becomes their parity. */
-LOOK __m512i even_signs(__m512i a)
+INLINE __m512i even_signs(__m512i a)
 {
     __m512i b = _mm512_permutexvar_epi8(a, table_load(parity_6));
     b = _mm512_xor_si512(b, _mm512_add_epi8(a, a));
@@ -70,34 +68,34 @@ LOOK __m512i even_signs(__m512i a)
 /* A plane at 64 indices, of which 8 bits are in i, the highest of them in `top`, the rest in
  * masks. */
 
-LOOK __m512i look_256(const uint8_t *plane, __m512i i, __mmask64 top)
+INLINE __m512i look_256(const uint8_t *plane, __m512i i, __mmask64 top)
 {
     __m512i low = _mm512_permutex2var_epi8(table_load(plane), i, table_load(plane + 64));
     __m512i high = _mm512_permutex2var_epi8(table_load(plane + 128), i, table_load(plane + 192));
     return _mm512_mask_mov_epi8(low, top, high);
 }
 
-LOOK __m512i look_512(const uint8_t *plane, __m512i i, __mmask64 top, __mmask64 bit8)
+INLINE __m512i look_512(const uint8_t *plane, __m512i i, __mmask64 top, __mmask64 bit8)
 {
     return _mm512_mask_mov_epi8(look_256(plane, i, top), bit8, look_256(plane + 256, i, top));
 }
 
-LOOK __m512i look_1024(const uint8_t *plane, __m512i i, __mmask64 top, __mmask64 bit8,
-                       __mmask64 bit9)
+INLINE __m512i look_1024(const uint8_t *plane, __m512i i, __mmask64 top, __mmask64 bit8,
+                         __mmask64 bit9)
 {
     return _mm512_mask_mov_epi8(look_512(plane, i, top, bit8), bit9,
                                 look_512(plane + 512, i, top, bit8));
 }
 
 /* The code that `table` has for each byte, negated where the byte of signs has one of `bits`. */
-LOOK __m512i look_code(__m512i byte, const uint8_t *table, __m512i signs, __m512i bits)
+INLINE __m512i look_code(__m512i byte, const uint8_t *table, __m512i signs, __m512i bits)
 {
     __m512i c = _mm512_permutexvar_epi8(byte, table_load(table));
     const __m512i zero = _mm512_set1_epi8((char)(2 * MM2_CODE_LIMIT));
     return _mm512_mask_sub_epi8(c, _mm512_test_epi8_mask(signs, bits), zero, c);
 }
 
-LOOK void look_codes_iq2(__m512i code[8], __m512i low, __m512i high, __m512i signs)
+INLINE void look_codes_iq2(__m512i code[8], __m512i low, __m512i high, __m512i signs)
 {
 #pragma GCC unroll 2
     for (int half = 0; half < 2; half++) {
@@ -111,8 +109,8 @@ LOOK void look_codes_iq2(__m512i code[8], __m512i low, __m512i high, __m512i sig
 }
 
 /* Rows two by two share a byte of signs, which is there twice. */
-LOOK void look_codes_iq3(__m512i code[4], __m512i low, __m512i high, __m512i signs,
-                         const uint8_t *bits_0, const uint8_t *bits_3)
+INLINE void look_codes_iq3(__m512i code[4], __m512i low, __m512i high, __m512i signs,
+                           const uint8_t *bits_0, const uint8_t *bits_3)
 {
     code[0] = look_code(low, bits_0, signs, _mm512_set1_epi16(0x1001));
     code[1] = look_code(low, bits_3, signs, _mm512_set1_epi16(0x2002));
@@ -136,7 +134,7 @@ TABLE(iq3_half, IQ3_HALF);
 TABLE(half_of, HALF_OF);
 TABLE(quarter_of, QUARTER_OF);
 
-LOOK __m512i in_order(int natural, __m512i a, const uint8_t *order)
+INLINE __m512i in_order(int natural, __m512i a, const uint8_t *order)
 {
     return natural ? _mm512_permutexvar_epi8(table_load(order), a) : a;
 }
@@ -144,7 +142,7 @@ LOOK __m512i in_order(int natural, __m512i a, const uint8_t *order)
 /* Two super-blocks of IQ2: codes, and scales of the 16 blocks of 32 as int32 or of the 32 of 16 as
  * int16. */
 
-LOOK __m512i look_iq2_xxs(int natural, __m512i code[8], const uint8_t *p, const uint8_t *q)
+INLINE __m512i look_iq2_xxs(int natural, __m512i code[8], const uint8_t *p, const uint8_t *q)
 {
     const __m512i even =
         _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
@@ -161,7 +159,7 @@ LOOK __m512i look_iq2_xxs(int natural, __m512i code[8], const uint8_t *p, const 
     return _mm512_or_si512(_mm512_srli_epi32(more, 27), _mm512_set1_epi32(1));
 }
 
-LOOK __m128i two_quarters(const uint8_t *p, const uint8_t *q)
+INLINE __m128i two_quarters(const uint8_t *p, const uint8_t *q)
 {
     __m128i a = _mm_loadl_epi64((const __m128i *)p);
     return _mm_unpacklo_epi64(a, _mm_loadl_epi64((const __m128i *)q));
@@ -169,14 +167,14 @@ LOOK __m128i two_quarters(const uint8_t *p, const uint8_t *q)
 
 /* Of 8 bytes in p and in q: the low nibbles into the lower, the high ones into the upper halves of
  * words, times 2, plus 1. */
-LOOK __m512i scales_iq2(const uint8_t *p, const uint8_t *q)
+INLINE __m512i scales_iq2(const uint8_t *p, const uint8_t *q)
 {
     __m512i a = _mm512_cvtepu8_epi32(two_quarters(p, q));
     a = _mm512_or_si512(_mm512_slli_epi32(a, 1), _mm512_slli_epi32(a, 13));
     return _mm512_ternarylogic_epi32(a, _mm512_set1_epi16(0x1e), _mm512_set1_epi16(1), 0xea);
 }
 
-LOOK __m512i look_iq2_xs(int natural, __m512i code[8], const uint8_t *p, const uint8_t *q)
+INLINE __m512i look_iq2_xs(int natural, __m512i code[8], const uint8_t *p, const uint8_t *q)
 {
 #define EVEN(i) ((i)*2)
     static const _Alignas(64) uint8_t even_bytes[64] = BYTES_64(EVEN);
@@ -195,7 +193,7 @@ LOOK __m512i look_iq2_xs(int natural, __m512i code[8], const uint8_t *p, const u
                       q + offsetof(mm2_block_iq2_xs, scales));
 }
 
-LOOK __m512i look_iq2_s(int natural, __m512i code[8], const uint8_t *p, const uint8_t *q)
+INLINE __m512i look_iq2_s(int natural, __m512i code[8], const uint8_t *p, const uint8_t *q)
 {
     enum { Q = offsetof(mm2_block_iq2_s, q), HIGH = offsetof(mm2_block_iq2_s, high) };
     enum { SIGNS = offsetof(mm2_block_iq2_s, signs), SCALES = offsetof(mm2_block_iq2_s, scales) };
@@ -216,7 +214,7 @@ LOOK __m512i look_iq2_s(int natural, __m512i code[8], const uint8_t *p, const ui
 
 /* A super-block of IQ3: codes, and scales of the blocks of 32 as int32, each twice. */
 
-LOOK __m512i look_iq3_xxs(int natural, __m512i code[4], const uint8_t *p)
+INLINE __m512i look_iq3_xxs(int natural, __m512i code[4], const uint8_t *p)
 {
     const __m512i twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
     __m512i i = _mm512_loadu_si512(p + offsetof(mm2_block_iq3_xxs, q));
@@ -231,7 +229,7 @@ LOOK __m512i look_iq3_xxs(int natural, __m512i code[4], const uint8_t *p)
     return _mm512_or_si512(_mm512_srli_epi32(more, 27), _mm512_set1_epi32(1));
 }
 
-LOOK __m512i look_iq3_s(int natural, __m512i code[4], const uint8_t *p)
+INLINE __m512i look_iq3_s(int natural, __m512i code[4], const uint8_t *p)
 {
     /* Scale i, 4 bits, to bits 1 to 4. */
     const __m512i turn =
@@ -261,30 +259,30 @@ LOOK __m512i look_iq3_s(int natural, __m512i code[4], const uint8_t *p)
 /* ---- What body_codebooks.h asks for ---- */
 
 /* Is the dtype looked up here? */
-LOOK int has_look(int32_t dtype)
+INLINE int has_look(int32_t dtype)
 {
     return dtype == MM2_IQ2_XXS || dtype == MM2_IQ2_XS || dtype == MM2_IQ2_S ||
            dtype == MM2_IQ3_XXS || dtype == MM2_IQ3_S;
 }
 
-LOOK int is_iq3(int32_t dtype)
+INLINE int is_iq3(int32_t dtype)
 {
     return dtype == MM2_IQ3_XXS || dtype == MM2_IQ3_S;
 }
 
 /* A scale for 32 codes? */
-LOOK int has_32(int32_t dtype)
+INLINE int has_32(int32_t dtype)
 {
     return mm2_format_of(dtype).span == 32;
 }
 
 /* Super-blocks that are looked up together: q is the second. */
-LOOK int look_unit(int32_t dtype)
+INLINE int look_unit(int32_t dtype)
 {
     return has_look(dtype) && !is_iq3(dtype) ? 2 : 1;
 }
 
-LOOK __m512i look(int32_t dtype, int natural, __m512i code[8], const uint8_t *p, const uint8_t *q)
+INLINE __m512i look(int32_t dtype, int natural, __m512i code[8], const uint8_t *p, const uint8_t *q)
 {
     return dtype == MM2_IQ2_XXS   ? look_iq2_xxs(natural, code, p, q)
            : dtype == MM2_IQ2_XS  ? look_iq2_xs(natural, code, p, q)
@@ -324,8 +322,8 @@ static void look_arrange(int32_t dtype, int8_t *code, void *start, const int8_t 
 }
 
 /* Partial sums over a unit, with each row of activations. */
-LOOK void look_sum(int32_t dtype, int acts, words *sum, const uint8_t *p, const uint8_t *q,
-                   const int8_t *const *act, const void *const *start)
+INLINE void look_sum(int32_t dtype, int acts, words *sum, const uint8_t *p, const uint8_t *q,
+                     const int8_t *const *act, const void *const *start)
 {
     __m512i code[8], scale = look(dtype, 0, code, p, q);
 #pragma GCC unroll 4
@@ -353,7 +351,7 @@ LOOK void look_sum(int32_t dtype, int acts, words *sum, const uint8_t *p, const 
 }
 
 /* Lane i: the sum of super-block i. */
-LOOK words look_sums(int32_t dtype, const words v[ROWS])
+INLINE words look_sums(int32_t dtype, const words v[ROWS])
 {
     if (look_unit(dtype) == 1)
         return words_sums(v);
@@ -362,7 +360,7 @@ LOOK words look_sums(int32_t dtype, const words v[ROWS])
 }
 
 /* Codes of two super-blocks in the order of the file, and their scales. */
-LOOK void look_open(int32_t dtype, mm2_codes *c, mm2_codes *d, const uint8_t *p, const uint8_t *q)
+INLINE void look_open(int32_t dtype, mm2_codes *c, mm2_codes *d, const uint8_t *p, const uint8_t *q)
 {
     __m512i code[8], scale, t[8];
     const __m512i raise = _mm512_set1_epi8(MM2_CODE_LIMIT);
@@ -418,7 +416,7 @@ LOOK void look_open(int32_t dtype, mm2_codes *c, mm2_codes *d, const uint8_t *p,
 /* ---- Formats without ---- */
 
 /* Codes 64 j to 64 j + 63 of a super-block, raised. */
-LOOK bytes64 staged_codes(int32_t dtype, const staged *s, const uint8_t *p, int j)
+INLINE bytes64 staged_codes(int32_t dtype, const staged *s, const uint8_t *p, int j)
 {
     __m512i c = _mm512_castsi256_si512(staged_rows(dtype, s, p, j * 2));
     c = _mm512_inserti64x4(c, staged_rows(dtype, s, p, j * 2 + 1), 1);
@@ -430,7 +428,7 @@ LOOK bytes64 staged_codes(int32_t dtype, const staged *s, const uint8_t *p, int 
     return _mm512_mask_sub_epi8(c, _cvtu64_mask64(signs), c, _mm512_set1_epi8(2));
 }
 
-LOOK void bytes_store(int8_t *p, bytes64 a)
+INLINE void bytes_store(int8_t *p, bytes64 a)
 {
     _mm512_storeu_si512(p, a);
 }

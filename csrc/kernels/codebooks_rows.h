@@ -7,8 +7,6 @@
 #ifndef MM2_CODEBOOKS_ROWS_H
 #define MM2_CODEBOOKS_ROWS_H
 
-#define STAGE static inline __attribute__((always_inline))
-
 typedef struct staged {
     union {
         _Alignas(64) uint16_t index[64]; /* of rows; none where the file has bytes */
@@ -21,35 +19,35 @@ typedef struct staged {
 /* What a bit of `signs` says: the code is negative, or 1 is to be taken off and not added. */
 enum { NEGATIVE, MINUS_ONE, NO_SIGNS };
 
-STAGE int signs_of(int32_t dtype)
+INLINE int signs_of(int32_t dtype)
 {
     return dtype == MM2_TQ1_0 || dtype == MM2_TQ2_0   ? NO_SIGNS
            : dtype == MM2_IQ1_S || dtype == MM2_IQ1_M ? MINUS_ONE
                                                       : NEGATIVE;
 }
 
-STAGE __m256i load_32(const void *p)
+INLINE __m256i load_32(const void *p)
 {
     return _mm256_loadu_si256(p);
 }
 
-STAGE void store_32(void *p, __m256i a)
+INLINE void store_32(void *p, __m256i a)
 {
     _mm256_storeu_si256(p, a);
 }
 
-STAGE __m128i load_16(const void *p)
+INLINE __m128i load_16(const void *p)
 {
     return _mm_loadu_si128(p);
 }
 
-STAGE __m256i twice_16(const void *p)
+INLINE __m256i twice_16(const void *p)
 {
     return _mm256_broadcastsi128_si256(load_16(p));
 }
 
 /* 16 words, of each four the same four; bytes likewise, of each lane. */
-STAGE __m256i words_4(int a, int b, int c, int d)
+INLINE __m256i words_4(int a, int b, int c, int d)
 {
     return _mm256_set1_epi64x(
         (int64_t)((uint64_t)d << 48 | (uint64_t)c << 32 | (uint64_t)b << 16 | (uint64_t)a));
@@ -58,7 +56,7 @@ STAGE __m256i words_4(int a, int b, int c, int d)
 /* ---- Signs ---- */
 
 /* Bytes with 7 sign bits; the eighth becomes their parity. */
-STAGE __m256i even_bytes(__m256i a)
+INLINE __m256i even_bytes(__m256i a)
 {
     const __m256i low = _mm256_set1_epi8(15);
     const __m256i parity = _mm256_broadcastsi128_si256(
@@ -69,7 +67,7 @@ STAGE __m256i even_bytes(__m256i a)
 }
 
 /* IQ2_XXS and IQ3_XXS have four times 7 signs and a scale in a dword for 32 codes. */
-STAGE void stage_more(staged *s, __m256i more)
+INLINE void stage_more(staged *s, __m256i more)
 {
     __m256i a = _mm256_and_si256(more, _mm256_set1_epi32(0x3fff));
     __m256i b = _mm256_and_si256(_mm256_slli_epi32(more, 2), _mm256_set1_epi32(0x3fff0000));
@@ -85,19 +83,19 @@ STAGE void stage_more(staged *s, __m256i more)
 
 /* ---- Scales ---- */
 
-STAGE __m128i twice_plus_1(__m128i a)
+INLINE __m128i twice_plus_1(__m128i a)
 {
     return _mm_or_si128(_mm_add_epi8(a, a), _mm_set1_epi8(1));
 }
 
 /* The low and the high nibble of the 8 lower bytes. */
-STAGE __m128i nibbles_16(__m128i a)
+INLINE __m128i nibbles_16(__m128i a)
 {
     const __m128i low = _mm_set1_epi8(15);
     return _mm_unpacklo_epi8(_mm_and_si128(a, low), _mm_and_si128(_mm_srli_epi16(a, 4), low));
 }
 
-STAGE void stage_scales_iq2(staged *s, const uint8_t *p)
+INLINE void stage_scales_iq2(staged *s, const uint8_t *p)
 {
     __m128i a = _mm_loadl_epi64((const __m128i *)p);
     _mm_store_si128((__m128i *)s->scale, twice_plus_1(nibbles_16(a)));
@@ -107,14 +105,14 @@ STAGE void stage_scales_iq2(staged *s, const uint8_t *p)
 
 /* 16 of them: the bytes at q and, above, those bits of `more` that a power of two brings to bit 8
  * and up and `mask` keeps. */
-STAGE void put_indices(uint16_t out[16], const uint8_t *q, __m256i more, __m256i power, int mask)
+INLINE void put_indices(uint16_t out[16], const uint8_t *q, __m256i more, __m256i power, int mask)
 {
     __m256i a = _mm256_and_si256(_mm256_mullo_epi16(more, power), _mm256_set1_epi16((short)mask));
     store_32(out, _mm256_or_si256(a, _mm256_cvtepu8_epi16(load_16(q))));
 }
 
 /* Bytes n, n + 1, .. of the lanes of a as words, `same` words of each. */
-STAGE __m256i words_of(__m256i a, int n, int same)
+INLINE __m256i words_of(__m256i a, int n, int same)
 {
     __m256i i = _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     i = _mm256_srli_epi16(i, same == 8 ? 3 : same == 4 ? 2 : 1);
@@ -123,7 +121,7 @@ STAGE __m256i words_of(__m256i a, int n, int same)
 
 /* ---- Formats ---- */
 
-STAGE void stage_iq2_xxs(staged *s, const uint8_t *p)
+INLINE void stage_iq2_xxs(staged *s, const uint8_t *p)
 {
     p += offsetof(mm2_block_iq2_xxs, q);
     __m256 a = _mm256_loadu_ps((const float *)p), b = _mm256_loadu_ps((const float *)(p + 32));
@@ -131,7 +129,7 @@ STAGE void stage_iq2_xxs(staged *s, const uint8_t *p)
     stage_more(s, _mm256_permute4x64_epi64(more, 0xd8));
 }
 
-STAGE void stage_iq2_xs(staged *s, const uint8_t *p)
+INLINE void stage_iq2_xs(staged *s, const uint8_t *p)
 {
     __m256i a = load_32(p + offsetof(mm2_block_iq2_xs, q));
     __m256i b = load_32(p + offsetof(mm2_block_iq2_xs, q) + 32);
@@ -143,7 +141,7 @@ STAGE void stage_iq2_xs(staged *s, const uint8_t *p)
     stage_scales_iq2(s, p + offsetof(mm2_block_iq2_xs, scales));
 }
 
-STAGE void stage_iq2_s(staged *s, const uint8_t *p)
+INLINE void stage_iq2_s(staged *s, const uint8_t *p)
 {
     const uint8_t *q = p + offsetof(mm2_block_iq2_s, q);
     __m256i high = _mm256_broadcastsi128_si256(
@@ -155,12 +153,12 @@ STAGE void stage_iq2_s(staged *s, const uint8_t *p)
     stage_scales_iq2(s, p + offsetof(mm2_block_iq2_s, scales));
 }
 
-STAGE void stage_iq3_xxs(staged *s, const uint8_t *p)
+INLINE void stage_iq3_xxs(staged *s, const uint8_t *p)
 {
     stage_more(s, load_32(p + offsetof(mm2_block_iq3_xxs, more)));
 }
 
-STAGE void stage_iq3_s(staged *s, const uint8_t *p)
+INLINE void stage_iq3_s(staged *s, const uint8_t *p)
 {
     const uint8_t *q = p + offsetof(mm2_block_iq3_s, q);
     __m256i high = _mm256_broadcastsi128_si256(
@@ -177,7 +175,7 @@ STAGE void stage_iq3_s(staged *s, const uint8_t *p)
     _mm_store_si128((__m128i *)s->scale, _mm_unpacklo_epi8(a, a));
 }
 
-STAGE void stage_iq1_s(staged *s, const uint8_t *p)
+INLINE void stage_iq1_s(staged *s, const uint8_t *p)
 {
     const uint8_t *q = p + offsetof(mm2_block_iq1_s, q);
     __m128i high = load_16(p + offsetof(mm2_block_iq1_s, high));
@@ -200,7 +198,7 @@ STAGE void stage_iq1_s(staged *s, const uint8_t *p)
     _mm_store_si128((__m128i *)s->scale, twice_plus_1(_mm_or_si128(high, _mm_slli_epi16(high, 8))));
 }
 
-STAGE void stage_iq1_m(staged *s, const uint8_t *p)
+INLINE void stage_iq1_m(staged *s, const uint8_t *p)
 {
     const uint8_t *q = p + offsetof(mm2_block_iq1_m, q);
     __m256i high = twice_16(p + offsetof(mm2_block_iq1_m, high));
@@ -223,7 +221,7 @@ STAGE void stage_iq1_m(staged *s, const uint8_t *p)
 }
 
 /* Digits of 16 bytes: each is the upper part of what the one before leaves, times 3. */
-STAGE void stage_digits(uint8_t *out, int digits, int stride, const uint8_t *p)
+INLINE void stage_digits(uint8_t *out, int digits, int stride, const uint8_t *p)
 {
     __m256i a = _mm256_cvtepu8_epi16(load_16(p));
 #pragma GCC unroll 5
@@ -236,7 +234,7 @@ STAGE void stage_digits(uint8_t *out, int digits, int stride, const uint8_t *p)
     }
 }
 
-STAGE void stage_tq1_0(staged *s, const uint8_t *p)
+INLINE void stage_tq1_0(staged *s, const uint8_t *p)
 {
     stage_digits(s->code, 5, 32, p);
     stage_digits(s->code + 16, 5, 32, p + 16);
@@ -250,12 +248,12 @@ STAGE void stage_tq1_0(staged *s, const uint8_t *p)
     _mm_store_si128((__m128i *)s->scale, _mm_set1_epi8(1));
 }
 
-STAGE void stage_tq2_0(staged *s, const uint8_t *p)
+INLINE void stage_tq2_0(staged *s, const uint8_t *p)
 {
     _mm_store_si128((__m128i *)s->scale, _mm_set1_epi8(1));
 }
 
-STAGE void stage(int32_t dtype, staged *s, const uint8_t *p)
+INLINE void stage(int32_t dtype, staged *s, const uint8_t *p)
 {
     switch (dtype) {
 #define ONE(ID, name, ...)                                                                         \
@@ -269,7 +267,7 @@ STAGE void stage(int32_t dtype, staged *s, const uint8_t *p)
 
 /* ---- Codes, 32 at a time ---- */
 
-STAGE __m256i rows_of_8(const int8_t grid[][8], int a, int b, int c, int d)
+INLINE __m256i rows_of_8(const int8_t grid[][8], int a, int b, int c, int d)
 {
     const double *t = (const double *)grid;
     __m128d low = _mm_loadh_pd(_mm_load_sd(t + a), t + b);
@@ -278,20 +276,20 @@ STAGE __m256i rows_of_8(const int8_t grid[][8], int a, int b, int c, int d)
 }
 
 /* The 16 bytes at a row and behind it are loaded; the grids end with rows that are not used. */
-STAGE __m128i rows_of_4(const int8_t grid[][4], int a, int b, int c, int d)
+INLINE __m128i rows_of_4(const int8_t grid[][4], int a, int b, int c, int d)
 {
     __m128i low = _mm_unpacklo_epi32(_mm_loadu_si32(grid[a]), load_16(grid[b]));
     __m128i high = _mm_unpacklo_epi32(_mm_loadu_si32(grid[c]), load_16(grid[d]));
     return _mm_unpacklo_epi64(low, high);
 }
 
-STAGE __m256i join_16(__m128i low, __m128i high)
+INLINE __m256i join_16(__m128i low, __m128i high)
 {
     return _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
 }
 
 /* Codes 32 i to 32 i + 31 of the block p, as the grid has them; of ternary formats, plus 1. */
-STAGE __m256i staged_rows(int32_t dtype, const staged *s, const uint8_t *p, int i)
+INLINE __m256i staged_rows(int32_t dtype, const staged *s, const uint8_t *p, int i)
 {
     const uint16_t *x = s->index + i * (dtype == MM2_IQ3_S ? 8 : 4);
     const uint8_t *q = p + 2 + i * 8; /* in IQ2_XXS and IQ3_XXS */

@@ -100,8 +100,7 @@ static inline __m256i two_rows(const uint8_t *p, int64_t stride)
 }
 
 /* out[i] = word i of the 16 bytes at p of ROWS rows, `stride` bytes apart. */
-static inline __attribute__((always_inline)) void transpose4(words out[4], const uint8_t *p,
-                                                             int64_t stride)
+INLINE void transpose4(words out[4], const uint8_t *p, int64_t stride)
 {
     __m256i a = two_rows(p, stride), b = two_rows(p + stride, stride);
     __m256i c = two_rows(p + 2 * stride, stride), d = two_rows(p + 3 * stride, stride);
@@ -203,7 +202,7 @@ static inline reals reals_from_half(words a)
 
 /* The half floats at p of ROWS blocks, each `stride` >= 16 bytes after the one before. Number i is
  * blended in from 16 bytes that have it in their place; they begin in the block before. */
-static inline __attribute__((always_inline)) reals reals_halves(const uint8_t *p, int64_t stride)
+INLINE reals reals_halves(const uint8_t *p, int64_t stride)
 {
     __m128i a = _mm_loadu_si128((const __m128i *)p);
 #define BLEND(i)                                                                                   \

@@ -94,8 +94,7 @@ static inline __m512i four_rows(const uint8_t *p, int64_t stride)
     return _mm512_mask_broadcast_i32x4(a, 0xf000, load_row(p + 12 * stride));
 }
 
-static inline __attribute__((always_inline)) void transpose4(words out[4], const uint8_t *p,
-                                                             int64_t stride)
+INLINE void transpose4(words out[4], const uint8_t *p, int64_t stride)
 {
     __m512i a = four_rows(p, stride), b = four_rows(p + stride, stride);
     __m512i c = four_rows(p + 2 * stride, stride), d = four_rows(p + 3 * stride, stride);
@@ -184,7 +183,7 @@ static inline reals reals_from_half(words a)
     return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(a));
 }
 
-static inline __attribute__((always_inline)) reals reals_halves(const uint8_t *p, int64_t stride)
+INLINE reals reals_halves(const uint8_t *p, int64_t stride)
 {
     words head[4];
     transpose4(head, p, stride);

@@ -3,17 +3,19 @@
 #ifndef MM2_FETCH_H
 #define MM2_FETCH_H
 
+#include "kernels/inline.h"
+
 #include <immintrin.h>
 #include <stdint.h>
 
 /* What comes soon, into the first-level cache. */
-static inline __attribute__((always_inline)) void fetch_near(const void *p)
+INLINE void fetch_near(const void *p)
 {
     _mm_prefetch((const char *)p, _MM_HINT_T0);
 }
 
 /* The line of the other plane, `ahead` bytes from p, into the second-level one. */
-static inline __attribute__((always_inline)) void fetch_other(const void *p, int64_t ahead)
+INLINE void fetch_other(const void *p, int64_t ahead)
 {
     _mm_prefetch((const char *)((uintptr_t)p + (uint64_t)ahead), _MM_HINT_T1);
 }

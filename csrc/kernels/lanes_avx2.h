@@ -4,6 +4,7 @@
 #ifndef MM2_LANES_AVX2_H
 #define MM2_LANES_AVX2_H
 
+#include "kernels/inline.h"
 #include "tensor/codebooks.h"
 
 #include <immintrin.h>

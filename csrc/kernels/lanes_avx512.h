@@ -2,6 +2,7 @@
 #ifndef MM2_LANES_AVX512_H
 #define MM2_LANES_AVX512_H
 
+#include "kernels/inline.h"
 #include "tensor/codebooks.h"
 
 #include <immintrin.h>

@@ -51,10 +51,9 @@ static inline v16i wide_start(v16i total)
  * `stride` bytes apart, and `blocks` blocks, `block` bytes apart. A block has lines for 4 * steps k:
  * `group` lines one after the other, then `gap` bytes of something else, and so on. The same lines
  * of the next blocks are prefetched, and those `ahead` bytes away into the second-level cache. */
-static inline __attribute__((always_inline)) void
-wide_dot(int heads, int blocks, v16i sums[WIDE_HEADS][WIDE_BLOCKS], const uint8_t *p, int64_t block,
-         int32_t steps, int32_t group, int64_t gap, const uint8_t *factors, int32_t stride,
-         int64_t ahead)
+INLINE void wide_dot(int heads, int blocks, v16i sums[WIDE_HEADS][WIDE_BLOCKS], const uint8_t *p,
+                     int64_t block, int32_t steps, int32_t group, int64_t gap,
+                     const uint8_t *factors, int32_t stride, int64_t ahead)
 {
     (void)blocks;
     for (int half = 0; half < 2; half++) {

@@ -54,10 +54,9 @@ static inline v16i wide_start(v16i total)
     return _mm512_set1_epi32(-128 * _mm512_reduce_add_epi32(total));
 }
 
-static inline __attribute__((always_inline)) void
-wide_dot(int heads, int blocks, v16i sums[WIDE_HEADS][WIDE_BLOCKS], const uint8_t *p, int64_t block,
-         int32_t steps, int32_t group, int64_t gap, const uint8_t *factors, int32_t stride,
-         int64_t ahead)
+INLINE void wide_dot(int heads, int blocks, v16i sums[WIDE_HEADS][WIDE_BLOCKS], const uint8_t *p,
+                     int64_t block, int32_t steps, int32_t group, int64_t gap,
+                     const uint8_t *factors, int32_t stride, int64_t ahead)
 {
     v16i high[WIDE_HEADS][WIDE_BLOCKS], low[WIDE_HEADS][WIDE_BLOCKS];
     const __m512i raise = _mm512_set1_epi8((char)0x80);

@@ -4,8 +4,9 @@
  * and files are borrowed from storage that lives as long as the checkpoint.
  *
  * A tensor that no view can describe (a type without a number here, more dimensions than a view
- * has, one that the index names and no file holds) keeps its entry behind the listed ones, so that
- * it can be named if it turns out to be needed. Nobody else meets it. */
+ * has) keeps its entry behind the listed ones, so that it can be named if it turns out to be needed.
+ * Nobody else meets it. One that an index names has no entry until a file turns out to hold it: an
+ * index may name a quarter of a million in ten bytes each. */
 #include "model/checkpoint.h"
 
 #include "base/cpu.h"
@@ -48,18 +49,17 @@ static const mm2_entry *find_any(const mm2_checkpoint *c, const char *name)
 const mm2_entry *mm2_checkpoint_find(const mm2_checkpoint *c, const char *name)
 {
     const mm2_entry *e = find_any(c, name);
-    return e && !e->odd && e->view.ndim != MM2_NOT_SEEN ? e : NULL;
+    return e && !e->odd ? e : NULL;
 }
 
 int mm2_checkpoint_has(const mm2_checkpoint *c, const char *name)
 {
-    const mm2_entry *e = find_any(c, name);
-    return e && e->view.ndim != MM2_NOT_SEEN;
+    return find_any(c, name) != NULL;
 }
 
 int mm2_checkpoint_names(const mm2_checkpoint *c, const char *name)
 {
-    return find_any(c, name) != NULL;
+    return mm2_strmap_find(&c->by_name, name, (uint32_t)strlen(name)) != -1;
 }
 
 const char *mm2_checkpoint_odd(const mm2_checkpoint *c, const char *name)
@@ -73,7 +73,7 @@ mm2_status mm2_checkpoint_integers(const mm2_checkpoint *c, const char *name, in
 {
     const mm2_entry *e = find_any(c, name);
     int is_wide = e && e->odd && !strcmp(e->odd, "has dtype I64") && e->view.data;
-    if (!e || (!is_wide && (e->odd || e->view.ndim == MM2_NOT_SEEN)))
+    if (!e || (!is_wide && e->odd))
         return mm2_checkpoint_missing(c, name, "a few whole numbers");
     int32_t bytes = is_wide ? 8 : 4;
     if ((!is_wide && e->view.dtype != MM2_I32) || e->view.nbytes != (int64_t)n * bytes)
@@ -111,22 +111,23 @@ static void write_types(char *out, int cap, int is_gguf)
 
 mm2_status mm2_checkpoint_missing(const mm2_checkpoint *c, const char *name, const char *expected)
 {
-    const mm2_entry *e = find_any(c, name);
-    if (!e)
+    int32_t i = mm2_strmap_find(&c->by_name, name, (uint32_t)strlen(name));
+    if (i == -1)
         return mm2_fail(MM2_E_FORMAT, "%s: tensor \"%s\" is missing, expected of shape %s", c->path,
                         name, expected);
-    if (e->odd) {
+    if (i >= 0) {
         char types[512];
         write_types(types, sizeof types, !strcmp(c->format, "gguf"));
-        return mm2_fail(MM2_E_UNSUPPORTED, "%s: tensor \"%s\" %s; this build reads %s", e->file,
-                        name, e->odd, types);
+        return mm2_fail(MM2_E_UNSUPPORTED, "%s: tensor \"%s\" %s; this build reads %s",
+                        c->entries[i].file, name, c->entries[i].odd, types);
     }
+    const char *file = c->files[-2 - i].path;
     mm2_file probe;
-    mm2_status status = mm2_file_open(&probe, e->file, 0);
+    mm2_status status = mm2_file_open(&probe, file, 0);
     mm2_file_close(&probe);
     return status ? status
                   : mm2_fail(MM2_E_FORMAT, "%s: tensor \"%s\" is missing: the index places it here",
-                             e->file, name);
+                             file, name);
 }
 
 mm2_status mm2_checkpoint_check(mm2_checkpoint *c)
@@ -164,27 +165,56 @@ void mm2_checkpoint_show(char *out, const char *name, size_t length)
         mm2_format(out, MM2_MAX_NAME + 1, "(a name that nobody can ask for)");
 }
 
-mm2_status mm2_checkpoint_add(mm2_checkpoint *c, const char *name, const char *file,
-                              mm2_entry **out)
+/* What the map shall say of a name that is new. */
+static mm2_status add_name(mm2_checkpoint *c, const char *name, const char *where, int32_t value)
 {
-    if (c->entry_count == MM2_MAX_TENSORS)
-        return mm2_fail(MM2_E_FORMAT, "%s: more than %d tensors", file, MM2_MAX_TENSORS);
+    if (c->by_name.count == MM2_MAX_TENSORS)
+        return mm2_fail(MM2_E_FORMAT, "%s: more than %d tensors", where, MM2_MAX_TENSORS);
+    int added = mm2_strmap_add(&c->by_name, name, (uint32_t)strlen(name), value);
+    if (added < 0)
+        return mm2_fail(MM2_E_NOMEM, "%s: out of memory for %u tensors", where, c->by_name.count);
+    return added ? MM2_OK : mm2_fail(MM2_E_FORMAT, "%s: tensor \"%s\" appears twice", where, name);
+}
+
+static mm2_status add_entry(mm2_checkpoint *c, const char *name, const char *file, mm2_entry **out)
+{
     if (c->entry_count == c->entry_room) {
-        int32_t room = c->entry_room ? c->entry_room * 2 : 1024;
+        int32_t room = c->entry_room + c->entry_room / 2 + 1024;
         mm2_entry *larger = realloc(c->entries, (size_t)room * sizeof *larger);
         if (!larger)
             return mm2_fail(MM2_E_NOMEM, "%s: out of memory for %d tensors", file, room);
         c->entries = larger;
         c->entry_room = room;
     }
-    int added = mm2_strmap_add(&c->by_name, name, (uint32_t)strlen(name), c->entry_count);
-    if (added < 0)
-        return mm2_fail(MM2_E_NOMEM, "%s: out of memory for %d tensors", file, c->entry_count);
-    if (!added)
-        return mm2_fail(MM2_E_FORMAT, "%s: tensor \"%s\" appears twice", file, name);
     *out = &c->entries[c->entry_count++];
     **out = (mm2_entry){.name = name, .file = file};
     return MM2_OK;
+}
+
+mm2_status mm2_checkpoint_add(mm2_checkpoint *c, const char *name, const char *file,
+                              mm2_entry **out)
+{
+    mm2_status status = add_name(c, name, file, c->entry_count);
+    return status ? status : add_entry(c, name, file, out);
+}
+
+mm2_status mm2_checkpoint_expect(mm2_checkpoint *c, const char *name, const char *where,
+                                 int32_t file)
+{
+    return add_name(c, name, where, -2 - file);
+}
+
+mm2_status mm2_checkpoint_claim(mm2_checkpoint *c, const char *name, int32_t file, mm2_entry **out)
+{
+    const char *own, *path = c->files[file].path;
+    int32_t *value = mm2_strmap_at(&c->by_name, name, (uint32_t)strlen(name), &own);
+    *out = NULL;
+    if (value && *value >= 0 && c->entries[*value].file == path)
+        return mm2_fail(MM2_E_FORMAT, "%s: tensor \"%s\" appears twice", path, name);
+    if (!value || *value != -2 - file)
+        return MM2_OK;
+    *value = c->entry_count;
+    return add_entry(c, own, path, out);
 }
 
 mm2_status mm2_entry_set_odd(mm2_entry *e, const char *why)
@@ -196,33 +226,22 @@ mm2_status mm2_entry_set_odd(mm2_entry *e, const char *why)
 
 mm2_status mm2_checkpoint_settle(mm2_checkpoint *c)
 {
-    int32_t others = 0;
-    for (int32_t i = 0; i < c->entry_count; i++)
-        others += c->entries[i].odd || c->entries[i].view.ndim == MM2_NOT_SEEN;
-    c->listed = c->entry_count - others;
+    for (int32_t i = 0; i < c->entry_count; i++) {
+        if (c->entries[i].odd)
+            continue;
+        if (i > c->listed) {
+            mm2_entry e = c->entries[i];
+            c->entries[i] = c->entries[c->listed];
+            c->entries[c->listed] = e;
+        }
+        c->listed++;
+    }
     if (!c->listed)
         return mm2_fail(MM2_E_FORMAT, "%s: holds no tensors that this build reads", c->path);
-    if (!others)
-        return MM2_OK;
-    mm2_entry *parted = malloc((size_t)c->entry_count * sizeof *parted);
-    mm2_strmap map = {0};
-    int failed = !parted || mm2_strmap_init(&map, (uint32_t)c->entry_count);
-    for (int32_t i = 0, next[] = {0, c->listed}; !failed && i < c->entry_count; i++) {
-        const mm2_entry *e = &c->entries[i];
-        int32_t to = next[e->odd || e->view.ndim == MM2_NOT_SEEN]++;
-        parted[to] = *e;
-        failed = mm2_strmap_add(&map, e->name, (uint32_t)strlen(e->name), to) < 0;
+    for (int32_t i = 0; c->listed < c->entry_count && i < c->entry_count; i++) {
+        const char *own, *name = c->entries[i].name;
+        *mm2_strmap_at(&c->by_name, name, (uint32_t)strlen(name), &own) = i;
     }
-    if (failed) {
-        free(parted);
-        mm2_strmap_free(&map);
-        return mm2_fail(MM2_E_NOMEM, "%s: out of memory for %d tensors", c->path, c->entry_count);
-    }
-    free(c->entries);
-    mm2_strmap_free(&c->by_name);
-    c->entries = parted;
-    c->entry_room = c->entry_count;
-    c->by_name = map;
     return MM2_OK;
 }
 

@@ -22,8 +22,6 @@ enum {
     MM2_MAX_ENDS = 64            /* end tokens */
 };
 
-enum { MM2_NOT_SEEN = -1 }; /* view.ndim of an entry that only an index has named so far */
-
 typedef struct mm2_entry {
     const char *name; /* as in the file */
     const char *file; /* path of the file that holds it, for sentences; borrowed */
@@ -45,7 +43,7 @@ typedef struct mm2_checkpoint {
     int32_t file_count;
     mm2_entry *entries; /* the listed ones first, in file order; then those without a view */
     int32_t listed, entry_count, entry_room;
-    mm2_strmap by_name;    /* name -> index */
+    mm2_strmap by_name;    /* name -> index; -2 - i: only an index has named it so far, in file i */
     char *names;           /* storage of the entries' names */
     struct mm2_gguf *gguf; /* metadata of a GGUF's first file, the container's; else NULL */
     mm2_config config;
@@ -93,6 +91,12 @@ void mm2_checkpoint_show(char *out, const char *name, size_t length);
  * too many. */
 mm2_status mm2_checkpoint_add(mm2_checkpoint *c, const char *name, const char *file,
                               mm2_entry **out);
+/* Notes that an index, `where`, places this name in a file, by its number. Likewise. */
+mm2_status mm2_checkpoint_expect(mm2_checkpoint *c, const char *name, const char *where,
+                                 int32_t file);
+/* Appends an entry for a name that a file has, if it was expected there; else *out is NULL. FORMAT
+ * if it has been claimed. */
+mm2_status mm2_checkpoint_claim(mm2_checkpoint *c, const char *name, int32_t file, mm2_entry **out);
 /* Shape, strides and bytes of an entry's view, all arithmetic checked. FORMAT. */
 mm2_status mm2_entry_shape(mm2_entry *e, int32_t dtype, int32_t ndim, const int64_t *shape);
 /* No view describes this one, and why. */

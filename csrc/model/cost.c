@@ -65,6 +65,18 @@ static void add_attention(mm2_cost *cost, const mm2_config *c, int32_t tokens, i
         4.0 * c->num_attention_heads * c->head_dim * pairs * c->num_hidden_layers;
 }
 
+int64_t mm2_model_needed(const mm2_model *m)
+{
+    const mm2_config *c = &m->checkpoint.config;
+    const mm2_weights *w = &m->weights;
+    mm2_cost all = {0};
+    for (int32_t i = 0; i < c->num_hidden_layers; i++)
+        add_layer(&all, m, i, INT32_MAX); /* so many tokens need every expert */
+    int64_t bytes =
+        (int64_t)all.weight_bytes + mm2_weight_bytes(&w->embed) + mm2_weight_bytes(&w->final_norm);
+    return bytes + (w->head.data == w->embed.data ? 0 : mm2_weight_bytes(&w->head));
+}
+
 mm2_status mm2_model_cost(const mm2_model *m, int32_t tokens, int32_t depth, int32_t kv_dtype,
                           mm2_cost *of_layers, mm2_cost *of_rest)
 {

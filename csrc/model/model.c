@@ -9,6 +9,7 @@
 #include "model/model.h"
 
 #include "base/cpu.h"
+#include "base/file.h"
 #include "base/guard.h"
 #include "base/status.h"
 #include "model/container.h"
@@ -134,9 +135,46 @@ static void collect_ends(mm2_model *m)
     add_end(m, mm2_tokenizer_id(m->tokenizer, tag, (int32_t)strlen(tag)));
 }
 
+static mm2_status check_prefix_options(const mm2_model_options *o)
+{
+    if (o->prefix_cache < 0 || o->prefix_disk < 0)
+        return mm2_fail(MM2_E_ARG, "mm2_model_open: options.%s is %lld, expected bytes, 0 or more",
+                        o->prefix_cache < 0 ? "prefix_cache" : "prefix_disk",
+                        (long long)(o->prefix_cache < 0 ? o->prefix_cache : o->prefix_disk));
+    if (o->prefix_cache && o->flags & MM2_WRITABLE)
+        return mm2_fail(MM2_E_ARG,
+                        "mm2_model_open: a model whose weights may be written to can have no cache "
+                        "of prefixes: its pages would belong to the weights of before");
+    if (o->prefix_folder && !o->prefix_cache)
+        return mm2_fail(MM2_E_ARG, "mm2_model_open: prefix_folder needs prefix_cache, the bytes of "
+                                   "memory that go with it");
+    if (o->prefix_disk && !o->prefix_folder)
+        return mm2_fail(MM2_E_ARG, "mm2_model_open: prefix_disk needs prefix_folder");
+    return MM2_OK;
+}
+
+static mm2_status settle_prefixes(mm2_prefixes *p, const mm2_model_options *o)
+{
+    p->limit = o->prefix_cache;
+    p->disk = o->prefix_disk;
+    if (!p->disk && __builtin_mul_overflow(p->limit, 10, &p->disk))
+        p->disk = INT64_MAX;
+    if (!o->prefix_folder)
+        return MM2_OK;
+    p->folder = realpath(o->prefix_folder, NULL);
+    if (!p->folder)
+        return mm2_file_fail(o->prefix_folder, "use it as the folder of prefixes");
+    if (!mm2_file_is_directory(p->folder))
+        return mm2_fail(MM2_E_IO, "%s: is no directory: the folder of prefixes must be one",
+                        p->folder);
+    return MM2_OK;
+}
+
 static mm2_status fill(mm2_model *m, const char *path, const mm2_model_options *o)
 {
-    mm2_status status = mm2_container_open(&m->checkpoint, path, o->flags);
+    mm2_status status = settle_prefixes(&m->prefixes, o);
+    if (!status)
+        status = mm2_container_open(&m->checkpoint, path, o->flags);
     if (!status)
         status = mm2_weights_bind(&m->weights, &m->checkpoint);
     if (!status)
@@ -159,6 +197,9 @@ static mm2_status fill(mm2_model *m, const char *path, const mm2_model_options *
 
 static void destroy(mm2_model *m)
 {
+    if (m->prefixes.free)
+        m->prefixes.free(&m->prefixes);
+    free(m->prefixes.folder);
     if (m->passes.free)
         m->passes.free(&m->passes);
     mm2_pool_free(m->pool);
@@ -192,6 +233,9 @@ mm2_status mm2_model_open(mm2_model **out, const char *path, const mm2_model_opt
     if (o->precision != MM2_PRECISION_FAST && o->precision != MM2_PRECISION_EXACT)
         return mm2_fail(MM2_E_ARG, "mm2_model_open: options.precision is %d, expected %d or %d",
                         o->precision, MM2_PRECISION_FAST, MM2_PRECISION_EXACT);
+    status = check_prefix_options(o);
+    if (status)
+        return status;
     mm2_model *m = calloc(1, sizeof *m);
     if (!m)
         return mm2_fail(MM2_E_NOMEM, "%s: out of memory while opening it", path);

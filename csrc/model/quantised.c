@@ -124,11 +124,11 @@ static mm2_status find_part(finder *f, const char *const *endings, const mm2_ent
     *out = NULL;
     for (; *endings; endings++) {
         const char *name = beside(f, *endings);
-        if (!mm2_checkpoint_names(f->c, name))
-            continue;
         const mm2_entry *e = mm2_checkpoint_find(f->c, name);
-        if (!e)
+        if (!e && mm2_checkpoint_names(f->c, name))
             return mm2_checkpoint_missing(f->c, name, "its weight");
+        if (!e)
+            continue;
         if (*out)
             return mm2_fail(MM2_E_FORMAT,
                             "%s: tensors \"%s\" and \"%s\" both scale \"%s\": which one counts is "
@@ -168,10 +168,9 @@ static mm2_status check_unclaimed(finder *f)
         const char *name = beside(f, value_endings[i]);
         if (!mm2_checkpoint_has(f->c, name))
             continue;
-        const mm2_entry *e = mm2_checkpoint_find(f->c, name);
         int is_claimed = 0;
-        for (int k = 0; e && k < f->claims; k++)
-            is_claimed |= f->claimed[k] == e;
+        for (int k = 0; k < f->claims; k++)
+            is_claimed |= !strcmp(f->claimed[k]->name, name);
         if (!is_claimed)
             return mm2_fail(MM2_E_UNSUPPORTED,
                             "%s: tensor \"%s\" stands beside \"%s\", of dtype %s: this build knows "

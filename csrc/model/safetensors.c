@@ -21,7 +21,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { JSON_PER_NAME = 100 }; /* bytes of an index or header, about, that name one tensor */
+enum {                      /* bytes of the shortest JSON that names a tensor */
+       LEAST_INDEXED = 8,   /* "a":"b", */
+       LEAST_DESCRIBED = 49 /* "a":{"dtype":"","shape":[],"data_offsets":[0,0]}, */
+};
 
 typedef struct span { /* of a shard's buffer */
     int64_t begin, end;
@@ -92,13 +95,10 @@ static mm2_status read_weight_map(reader *r, mm2_json *j, mm2_strmap *shards)
             status = shard_number(r, shards, j->where, shard, &number);
         if (!status && !*name)
             continue;
-        mm2_entry *e;
         if (!status)
-            status = mm2_checkpoint_add(r->c, name, j->where, &e);
+            status = mm2_checkpoint_expect(r->c, name, j->where, number);
         if (status)
             return status;
-        e->file = r->c->files[number].path;
-        e->view.ndim = MM2_NOT_SEEN;
         r->next_name += strlen(name) + 1;
     }
     return more;
@@ -124,22 +124,28 @@ static mm2_status parse_index(reader *r, const mm2_file *index, mm2_strmap *shar
             return status;
     }
     mm2_status status = more ? more : mm2_json_end(&j);
-    if (!status && !r->c->entry_count)
+    if (!status && !r->c->by_name.count)
         status = mm2_fail(MM2_E_FORMAT, "%s: weight_map is missing or empty", index->path);
     return status;
 }
 
 /* Room for names: a decoded name is shorter than its JSON. One more for the longest, whose space is
- * reserved before its length is known. The map begins at about the size it will need. */
-static mm2_status reserve_names(reader *r, const char *where, int64_t json_bytes)
+ * reserved before its length is known. The map gets the size that it will need: there are no more
+ * names than `mark`s in the JSON, nor than one in `least` bytes. */
+static mm2_status reserve_names(reader *r, const char *where, const uint8_t *json, int64_t bytes,
+                                char mark, int64_t least)
 {
-    int64_t expected = json_bytes / JSON_PER_NAME;
-    if (expected > MM2_MAX_TENSORS / 2)
-        expected = MM2_MAX_TENSORS / 2;
-    r->c->names = r->next_name = malloc((size_t)json_bytes + MM2_MAX_NAME + 1);
-    if (!r->next_name || mm2_strmap_init(&r->c->by_name, (uint32_t)expected))
+    const uint8_t *p = json, *end = json + bytes;
+    uint32_t names = 1;
+    while (names < bytes / least && names < MM2_MAX_TENSORS &&
+           (p = memchr(p, mark, (size_t)(end - p))) != NULL) {
+        names++;
+        p++;
+    }
+    r->c->names = r->next_name = malloc((size_t)bytes + MM2_MAX_NAME + 1);
+    if (!r->next_name || mm2_strmap_init(&r->c->by_name, names))
         return mm2_fail(MM2_E_NOMEM, "%s: out of memory for %lld bytes of names", where,
-                        (long long)json_bytes);
+                        (long long)bytes);
     return MM2_OK;
 }
 
@@ -154,7 +160,7 @@ static mm2_status read_index(reader *r, const char *path)
         status = mm2_fail(MM2_E_FORMAT, "%s: has %lld bytes, expected at most %d", path,
                           (long long)index.size, MM2_MAX_HEADER);
     if (!status)
-        status = reserve_names(r, path, index.size);
+        status = reserve_names(r, path, index.data, index.size, ',', LEAST_INDEXED);
     if (!status && mm2_strmap_init(&shards, 64))
         status = mm2_fail(MM2_E_NOMEM, "%s: out of memory for its shards", path);
     if (!status)
@@ -241,32 +247,23 @@ static mm2_status read_fields(mm2_json *j, const char *name, header_fields *h)
     return more;
 }
 
-/* The entry of a name that a shard's header holds; NULL if it is left alone. */
-static mm2_status claim_entry(reader *r, const char *name, const char *file, mm2_entry **out)
+/* The entry of a name that a file's header holds; NULL if it is left alone. */
+static mm2_status claim_entry(reader *r, const char *name, const mm2_file *f, mm2_entry **out)
 {
-    mm2_checkpoint *c = r->c;
     *out = NULL;
     if (!*name)
         return MM2_OK;
-    if (!r->indexed) {
-        mm2_status status = mm2_checkpoint_add(c, name, file, out);
-        if (!status)
-            r->next_name += strlen(name) + 1;
-        return status;
-    }
-    int32_t i = mm2_strmap_find(&c->by_name, name, (uint32_t)strlen(name));
-    if (i < 0 || strcmp(c->entries[i].file, file))
-        return MM2_OK;
-    *out = &c->entries[i];
-    if ((*out)->view.ndim != MM2_NOT_SEEN || (*out)->odd)
-        return mm2_fail(MM2_E_FORMAT, "%s: tensor \"%s\" appears twice", file, name);
-    return MM2_OK;
+    if (r->indexed)
+        return mm2_checkpoint_claim(r->c, name, (int32_t)(f - r->c->files), out);
+    mm2_status status = mm2_checkpoint_add(r->c, name, f->path, out);
+    r->next_name += status ? 0 : strlen(name) + 1;
+    return status;
 }
 
 static mm2_status add_span(reader *r, const char *file, int64_t begin, int64_t end, int32_t entry)
 {
     if (r->span_count == r->span_room) {
-        int32_t room = r->span_room ? r->span_room * 2 : 1024;
+        int32_t room = r->span_room + r->span_room / 2 + 1024;
         span *larger = realloc(r->spans, (size_t)room * sizeof *larger);
         if (!larger)
             return mm2_fail(MM2_E_NOMEM, "%s: out of memory for %d tensors", file, room);
@@ -315,7 +312,7 @@ static mm2_status read_tensor(reader *r, mm2_json *j, const mm2_file *f, int64_t
     mm2_checkpoint_show(shown, name, strlen(name));
     mm2_status status = read_fields(j, shown, &h);
     if (!status)
-        status = claim_entry(r, name, f->path, &e);
+        status = claim_entry(r, name, f, &e);
     if (!status && (h.begin > h.end || h.end > f->size - data_start))
         status = mm2_fail(MM2_E_FORMAT,
                           "%s: tensor \"%s\" claims bytes %lld to %lld of %lld: is the file cut "
@@ -392,7 +389,9 @@ static mm2_status read_header(reader *r, const mm2_file *f)
     int64_t data_start = 8 + (int64_t)length;
     r->span_count = 0;
     char scratch[MM2_MAX_NAME + 1];
-    mm2_status status = r->indexed ? MM2_OK : reserve_names(r, f->path, (int64_t)length);
+    mm2_status status =
+        r->indexed ? MM2_OK
+                   : reserve_names(r, f->path, f->data + 8, (int64_t)length, '{', LEAST_DESCRIBED);
     if (status)
         return status;
     mm2_json j;

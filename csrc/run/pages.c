@@ -91,7 +91,7 @@ static mm2_page *allocate_page(const mm2_layout *l)
     return page;
 }
 
-static mm2_page *new_page(const mm2_layout *l)
+mm2_page *mm2_page_new(const mm2_layout *l)
 {
     mm2_page *page = allocate_page(l);
     if (!page)
@@ -105,7 +105,13 @@ static mm2_page *new_page(const mm2_layout *l)
     return page;
 }
 
-static void release_page(mm2_page *page, int64_t bytes)
+mm2_page *mm2_page_retain(mm2_page *page)
+{
+    atomic_fetch_add(&page->references, 1);
+    return page;
+}
+
+void mm2_page_release(mm2_page *page, int64_t bytes)
 {
     while (page && atomic_fetch_sub(&page->references, 1) == 1) {
         mm2_page *origin = page->origin;
@@ -143,11 +149,14 @@ mm2_status mm2_pages_fork(mm2_pages *out, const mm2_pages *p, int32_t positions)
     mm2_status status = mm2_pages_init(out, p->layout, p->limit * MM2_PAGE);
     if (status)
         return status;
-    for (; out->count < mm2_pages_for(positions); out->count++) {
-        out->table[out->count] = p->table[out->count];
-        atomic_fetch_add(&out->table[out->count]->references, 1);
-    }
+    while (out->count < mm2_pages_for(positions))
+        mm2_pages_append(out, mm2_page_retain(p->table[out->count]));
     return MM2_OK;
+}
+
+void mm2_pages_append(mm2_pages *p, mm2_page *page)
+{
+    p->table[p->count++] = page;
 }
 
 void mm2_pages_free(mm2_pages *p)
@@ -162,7 +171,7 @@ void mm2_pages_free(mm2_pages *p)
 void mm2_pages_truncate(mm2_pages *p, int32_t positions)
 {
     while (p->count > mm2_pages_for(positions)) {
-        release_page(p->table[--p->count], p->layout->page_bytes);
+        mm2_page_release(p->table[--p->count], p->layout->page_bytes);
         p->table[p->count] = NULL;
     }
 }
@@ -172,7 +181,7 @@ static mm2_status unshare(mm2_pages *p, int32_t index)
     mm2_page *shared = p->table[index], *own;
     if (atomic_load(&shared->references) == 1)
         return MM2_OK;
-    own = new_page(p->layout);
+    own = mm2_page_new(p->layout);
     if (!own)
         return no_memory(p, index);
     own->origin = shared; /* the table's reference */
@@ -189,10 +198,10 @@ mm2_status mm2_pages_reserve(mm2_pages *p, int32_t first, int32_t end)
             return status;
     }
     while (p->count < mm2_pages_for(end)) {
-        mm2_page *page = new_page(p->layout);
+        mm2_page *page = mm2_page_new(p->layout);
         if (!page)
             return no_memory(p, p->count);
-        p->table[p->count++] = page;
+        mm2_pages_append(p, page);
     }
     return MM2_OK;
 }
@@ -215,7 +224,7 @@ void mm2_pages_copy(mm2_pages *p, int32_t page, int32_t layer, int32_t filled)
     mm2_cell_copy(cell, own->data + cell->at, from, filled);
     own->here[layer] = 1;
     if (atomic_fetch_sub(&own->missing, 1) == 1) {
-        release_page(own->origin, p->layout->page_bytes);
+        mm2_page_release(own->origin, p->layout->page_bytes);
         own->origin = NULL;
     }
 }

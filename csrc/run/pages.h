@@ -91,6 +91,18 @@ mm2_status mm2_pages_init(mm2_pages *p, mm2_layout *layout, int32_t positions);
 mm2_status mm2_pages_fork(mm2_pages *out, const mm2_pages *p, int32_t positions);
 void mm2_pages_free(mm2_pages *p);
 
+/* A page of its own, zero; one count is the caller's. NULL without memory. `bytes`: of a page. */
+mm2_page *mm2_page_new(const mm2_layout *l);
+mm2_page *mm2_page_retain(mm2_page *page);
+void mm2_page_release(mm2_page *page, int64_t bytes);
+/* Is it complete in itself: no cell is missing, and it lies in no file? */
+static inline int mm2_page_whole(const mm2_page *page)
+{
+    return !page->origin && !page->store;
+}
+/* The caller's count becomes the table's; there is room. */
+void mm2_pages_append(mm2_pages *p, mm2_page *page);
+
 /* Makes the pages of positions [first, end) writable: those that do not exist, and one of its own
  * where the first is shared. NOMEM leaves everything as it was, but for pages beyond `first`. */
 mm2_status mm2_pages_reserve(mm2_pages *p, int32_t first, int32_t end);

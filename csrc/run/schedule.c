@@ -3,13 +3,20 @@
  *
  * Rows are committed when the walk is over: only then do positions move. Before that the positions
  * being written lie beyond those of their timelines, so dropping rows needs no repair. A pass is
- * leased when rows are planned and given back when they are committed or dropped. */
+ * leased when rows are planned and given back when they are committed or dropped.
+ *
+ * Before rows are planned, members take what others have evaluated already (run/prefix.c). One that
+ * waits for pages from a disk is left out meanwhile; if there is nobody else, the run sleeps. */
 #include "run/schedule.h"
 
 #include "base/status.h"
+#include "run/prefix.h"
 #include "run/walk.h"
 
 #include <string.h>
+#include <time.h>
+
+enum { NAP_NS = 50000 }; /* between two looks at what is on its way */
 
 void mm2_schedule_drop(mm2_schedule *s)
 {
@@ -58,7 +65,7 @@ static mm2_status plan(mm2_schedule *s, mm2_timeline *const *members, int32_t co
         for (int32_t i = 0; i < count && p->rows < rows && !status; i++) {
             int32_t index = start + i < count ? start + i : start + i - count;
             int32_t pending = mm2_timeline_pending(members[index]), room = rows - p->rows;
-            if (!pending || (pending > 1) != prompts)
+            if (!pending || (pending > 1) != prompts || members[index]->arrival)
                 continue;
             status = take_rows(p, members[index], pending < room ? pending : room);
             s->turn = index + 1;
@@ -83,6 +90,7 @@ static void commit(mm2_schedule *s)
         if (!t)
             continue;
         t->position = span->first + span->rows;
+        mm2_prefix_put(t, span->first);
         if (!span->logits_rows)
             continue;
         memcpy(mm2_timeline_logits(t),
@@ -103,6 +111,16 @@ static int work_is_left(mm2_timeline *const *members, int32_t count)
         if (mm2_timeline_pending(members[i]))
             return 1;
     return 0;
+}
+
+/* Members take what is known; 1: all that have work to do wait for a disk. */
+static int take_prefixes(mm2_timeline *const *members, int32_t count)
+{
+    int ready = 0;
+    for (int32_t i = 0; i < count; i++)
+        if (mm2_timeline_pending(members[i]) && !mm2_prefix_take(members[i]))
+            ready = 1;
+    return !ready;
 }
 
 static int interrupted(mm2_timeline *const *members, int32_t count)
@@ -164,8 +182,15 @@ static mm2_status run(mm2_schedule *s, mm2_timeline *const *members, int32_t cou
             if (!first && mm2_now() >= limit->deadline)
                 return MM2_MORE;
             mm2_status status = check_restored(members, count, limit, event);
-            if (!status)
-                status = plan(s, members, count, rows);
+            if (status)
+                return status;
+            if (take_prefixes(members, count)) {
+                if (interrupted(members, count) || mm2_now() >= limit->deadline)
+                    return MM2_MORE;
+                nanosleep(&(struct timespec){.tv_nsec = NAP_NS}, NULL);
+                continue;
+            }
+            status = plan(s, members, count, rows);
             if (status)
                 return status;
         }
@@ -174,7 +199,10 @@ static mm2_status run(mm2_schedule *s, mm2_timeline *const *members, int32_t cou
         limit->stop = &s->pass->stop;
         mm2_status status = mm2_walk_on(s->pass, limit, event);
         if (status == MM2_TAP) {
-            const mm2_timeline *t = s->pass->spans[s->pass->span - 1].timeline;
+            const mm2_span *span = &s->pass->spans[s->pass->span - 1];
+            mm2_timeline *t = span->timeline;
+            if (t->edited > span->first) /* whoever looks may write */
+                t->edited = span->first;
             for (int32_t i = 0; i < count; i++)
                 if (members[i] == t)
                     event->session = i;

@@ -54,8 +54,7 @@ void mm2_session_release(mm2_session *s)
     free(s);
 }
 
-/* Fills in defaults and checks ranges. */
-static mm2_status settle_options(mm2_session_options *o, const mm2_config *g)
+mm2_status mm2_session_settle(mm2_session_options *o, const mm2_config *g)
 {
     if (!o->context)
         o->context = g->max_position_embeddings < DEFAULT_CONTEXT ? g->max_position_embeddings
@@ -121,7 +120,7 @@ mm2_status mm2_session_new(mm2_session **out, mm2_model *m, const mm2_session_op
     mm2_session_options_init(&o);
     mm2_status status = options ? mm2_struct_read(&o, options, "session options") : MM2_OK;
     if (!status)
-        status = settle_options(&o, &m->checkpoint.config);
+        status = mm2_session_settle(&o, &m->checkpoint.config);
     if (!status)
         status = check_memory(m, &o);
     if (status)
@@ -222,6 +221,11 @@ int32_t mm2_session_position(const mm2_session *s)
 int32_t mm2_session_length(const mm2_session *s)
 {
     return s ? s->timeline.length : 0;
+}
+
+int32_t mm2_session_reused(const mm2_session *s)
+{
+    return s ? s->timeline.reused : 0;
 }
 
 static mm2_tensor vector_view(void *data, int64_t n, int32_t dtype)

@@ -13,6 +13,8 @@ struct mm2_session {
     mm2_timeline timeline;
 };
 
+/* Fills in defaults and checks ranges: ARG. */
+mm2_status mm2_session_settle(mm2_session_options *o, const mm2_config *g);
 /* Takes the busy flag and a reference, or fails with BUSY. What a thread of the parent process was
  * evaluating when this one was forked is dropped. */
 mm2_status mm2_session_enter(struct mm2_session *s);

@@ -342,6 +342,8 @@ static mm2_status fill(mm2_timeline *t, const header *h, mm2_store *store)
         return status;
     t->length = h->length;
     t->position = t->progress_base = h->position;
+    if (t->position)
+        t->edited = 0; /* nobody knows how it was computed */
     if (h->logits)
         t->logits_of = h->position - 1;
     return MM2_OK;

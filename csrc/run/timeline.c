@@ -4,6 +4,7 @@
 
 #include "base/status.h"
 #include "run/block.h"
+#include "run/prefix.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -137,7 +138,8 @@ mm2_status mm2_timeline_init(mm2_timeline *t, mm2_model *m, const mm2_session_op
                         .context = o->context,
                         .chunk = o->chunk,
                         .kv_dtype = o->kv_dtype,
-                        .logits_of = -1};
+                        .logits_of = -1,
+                        .edited = INT32_MAX};
     mm2_layout *layout = new_layout(m, o->kv_dtype);
     if (!layout)
         return mm2_fail(MM2_E_NOMEM, "out of memory for a session");
@@ -152,7 +154,8 @@ mm2_status mm2_timeline_init(mm2_timeline *t, mm2_model *m, const mm2_session_op
 mm2_status mm2_timeline_fork(mm2_timeline *out, mm2_timeline *t)
 {
     *out = *t;
-    out->tokens_seen = out->logits_seen = out->ready = 0;
+    out->tokens_seen = out->logits_seen = out->ready = out->asked = 0;
+    out->arrival = NULL;
     atomic_init(&out->pass, NULL);
     atomic_init(&out->stop, 0);
     out->logits = NULL;
@@ -178,7 +181,9 @@ failed:
 
 void mm2_timeline_free(mm2_timeline *t)
 {
+    mm2_prefix_leave(t);
     mm2_pages_free(&t->pages);
+    mm2_prefix_trim(t->model);
     release_shared(t->tokens);
     release_shared(t->logits);
     free(t->taps);
@@ -213,7 +218,7 @@ mm2_status mm2_timeline_feed(mm2_timeline *t, const int32_t *ids, int32_t n)
         t->progress_base = t->position;
     memcpy((int32_t *)t->tokens->data + t->length, ids, (size_t)n * sizeof *ids);
     t->length += n;
-    t->ready = 0;
+    t->ready = t->asked = 0;
     return MM2_OK;
 }
 
@@ -231,7 +236,13 @@ mm2_status mm2_timeline_rewind(mm2_timeline *t, int32_t length)
     t->progress_base = t->position;
     t->logits_of = -1;
     t->ready = 0;
+    mm2_prefix_leave(t);
+    if (t->edited >= length)
+        t->edited = INT32_MAX;
+    if (t->reused > length)
+        t->reused = length;
     mm2_pages_truncate(&t->pages, t->position);
+    mm2_prefix_trim(t->model);
     return MM2_OK;
 }
 

@@ -10,6 +10,8 @@
 #include "run/pages.h"
 #include "run/pass.h"
 
+typedef struct mm2_arrival mm2_arrival; /* see run/prefix.c */
+
 typedef struct mm2_shared { /* memory with a count */
     atomic_int references;
     void *data; /* 64-byte aligned */
@@ -32,6 +34,11 @@ struct mm2_timeline {
     uint8_t *taps;                /* [MM2_POINT_COUNT][layers] */
     _Atomic(mm2_pass *) pass;     /* that holds rows of it, NULL between them */
     atomic_int stop;              /* raised by mm2_timeline_interrupt */
+    /* What it has of the cache of prefixes (run/prefix.c). */
+    int32_t edited;       /* first position that may not follow from the tokens; INT32_MAX: none */
+    int32_t reused;       /* positions that were taken */
+    int asked;            /* the folder, for what was fed last */
+    mm2_arrival *arrival; /* pages on their way from the folder; NULL: none */
 };
 
 /* Options must be settled: no zeros. NOMEM; then nothing is left to free. */

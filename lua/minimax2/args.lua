@@ -54,6 +54,14 @@ function args.positive(value, what)
     return value
 end
 
+--- Bytes: a whole number of at least 1, which a Lua number holds exactly.
+function args.bytes(value, what)
+    if type(value) ~= "number" or value < 1 or value % 1 ~= 0 or value > 2 ^ 53 then
+        raise(("%s must be a whole number of bytes, 1 or more, not %s"):format(what, show(value)))
+    end
+    return value
+end
+
 --- true or false, or the default for nil.
 function args.flag(value, default, what)
     if value == nil then

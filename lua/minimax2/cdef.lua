@@ -24,6 +24,8 @@ uint32_t mm2_abi(void);
 const char *mm2_version(void);
 const char *mm2_error(void);
 const char *mm2_cpu(void);
+int64_t mm2_memory_present(void);
+int64_t mm2_memory_available(void);
 enum {
     MM2_F32 = 1,
     MM2_F16 = 2,
@@ -104,6 +106,10 @@ typedef struct mm2_model_options {
     int32_t threads;
     int32_t isa;
     int32_t precision;
+    int32_t reserved;
+    int64_t prefix_cache;
+    const char *prefix_folder;
+    int64_t prefix_disk;
 } mm2_model_options;
 void mm2_model_options_init(mm2_model_options *o);
 mm2_status mm2_model_open(mm2_model **out, const char *path, const mm2_model_options *o);
@@ -147,6 +153,13 @@ typedef struct mm2_limits {
     double int8_ops, bf16_ops, f32_ops;
 } mm2_limits;
 mm2_status mm2_model_limits(mm2_model *m, mm2_limits *out);
+typedef struct mm2_attention {
+    uint32_t size;
+    int32_t threads;
+    double read;
+    double ops;
+} mm2_attention;
+mm2_status mm2_model_attention(mm2_model *m, int32_t kv_dtype, mm2_attention *out);
 typedef struct mm2_cost {
     uint32_t size;
     uint32_t reserved;
@@ -267,6 +280,18 @@ typedef struct mm2_session_options {
     int32_t chunk;
 } mm2_session_options;
 void mm2_session_options_init(mm2_session_options *o);
+typedef struct mm2_plan {
+    uint32_t size;
+    int32_t context, kv_dtype, chunk;
+    int64_t weights;
+    int64_t cache;
+    int64_t cache_page;
+    int64_t session;
+    int64_t buffers;
+    int64_t present;
+    int64_t available;
+} mm2_plan;
+mm2_status mm2_model_plan(mm2_model *m, const mm2_session_options *o, mm2_plan *out);
 mm2_status mm2_session_new(mm2_session **out, mm2_model *m, const mm2_session_options *o);
 mm2_status mm2_session_fork(mm2_session **out, mm2_session *s);
 void mm2_session_free(mm2_session *s);
@@ -306,6 +331,7 @@ void mm2_session_interrupt(mm2_session *s);
 int32_t mm2_session_context(const mm2_session *s);
 int32_t mm2_session_position(const mm2_session *s);
 int32_t mm2_session_length(const mm2_session *s);
+int32_t mm2_session_reused(const mm2_session *s);
 mm2_status mm2_session_tokens(mm2_session *s, mm2_tensor *out);
 mm2_status mm2_session_rewind(mm2_session *s, int32_t length);
 mm2_status mm2_session_logits(mm2_session *s, mm2_tensor *out);
@@ -321,6 +347,24 @@ typedef struct mm2_restore_options {
 } mm2_restore_options;
 void mm2_restore_options_init(mm2_restore_options *o);
 mm2_status mm2_session_restore(mm2_session **out, mm2_model *m, const char *path, const mm2_restore_options *o);
+typedef struct mm2_prefix_stats {
+    uint32_t size;
+    int32_t pages;
+    int64_t bytes;
+    int64_t limit;
+    int64_t reused;
+    int64_t added;
+    int64_t evicted;
+    int64_t read;
+    int64_t written;
+    int64_t removed;
+    int64_t damaged;
+    int64_t failed;
+    int32_t unwritten;
+    int32_t reserved;
+    char problem[256];
+} mm2_prefix_stats;
+mm2_status mm2_model_prefix_stats(mm2_model *m, mm2_prefix_stats *out);
 typedef struct mm2_batch mm2_batch;
 typedef struct mm2_batch_options {
     uint32_t size;

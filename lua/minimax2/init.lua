@@ -52,7 +52,11 @@ end
 --- small model that comes with the library. Options: threads, isa ("auto", "ref", "avx2", "avx512",
 --- "amx", "blas"), precision ("fast", or "exact": float32 products whatever the format), writable
 --- (weights may be written to, in this process only), mapped (false reads the weights into memory, for
---- network file systems and files that may shrink). nil and a sentence if it cannot be opened.
+--- network file systems and files that may shrink), prefix_cache (bytes of memory for what sessions have
+--- evaluated: others whose tokens begin alike start behind it, with the same bits), prefix_folder (that
+--- exists: pages are kept there too, for other processes), prefix_disk (bytes of files there at most, 10
+--- times prefix_cache); see "Shared prefixes" in minimax2.h and model:prefix_stats. nil and a sentence if
+--- it cannot be opened.
 function mm.load(path, options)
     if type(path) == "table" and options == nil then
         path, options = nil, path
@@ -77,6 +81,12 @@ mm.tokenizer = Tokenizer.load
 --- The processor and its instruction-set level.
 function mm.cpu()
     return ffi.string(lib.mm2_cpu())
+end
+
+--- Bytes of memory: of the machine or of the process's control group, and what of it can be had now; the
+--- pages of mapped files can.
+function mm.memory()
+    return tonumber(lib.mm2_memory_present()), tonumber(lib.mm2_memory_available())
 end
 
 local function need_model(model, where)

@@ -28,7 +28,7 @@ local isa_levels = { auto = lib.MM2_ISA_AUTO, ref = lib.MM2_ISA_REF, avx2 = lib.
     avx512 = lib.MM2_ISA_AVX512, amx = lib.MM2_ISA_AMX, blas = lib.MM2_ISA_BLAS }
 local precisions = { fast = lib.MM2_PRECISION_FAST, exact = lib.MM2_PRECISION_EXACT }
 local known = { threads = true, isa = true, precision = true, writable = true,
-    mapped = true }
+    mapped = true, prefix_cache = true, prefix_folder = true, prefix_disk = true }
 
 local config_fields = {
     "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim",
@@ -38,7 +38,12 @@ local config_fields = {
 }
 
 local limit_fields = { "threads", "plain_read", "best_read", "int8_ops", "bf16_ops", "f32_ops" }
+local prefix_fields = { "pages", "bytes", "limit", "reused", "added", "evicted", "read", "written",
+    "removed", "damaged", "failed", "unwritten" }
 local cost_fields = { "weight_bytes", "kv_bytes", "int8_ops", "bf16_ops", "f32_ops" }
+
+local attention_fields = { "threads", "read", "ops" }
+local plan_fields = { "weights", "cache", "cache_page", "session", "buffers", "present", "available" }
 
 local function fields(raw, names)
     local out = {}
@@ -84,6 +89,15 @@ function Model.load(path, options)
     end
     o.flags = (args.flag(options.writable, false, "mm.load: writable") and lib.MM2_WRITABLE or 0)
         + (args.flag(options.mapped, true, "mm.load: mapped") and 0 or lib.MM2_IN_MEMORY)
+    if options.prefix_cache ~= nil then
+        o.prefix_cache = args.bytes(options.prefix_cache, "mm.load: prefix_cache")
+    end
+    if options.prefix_folder ~= nil then
+        o.prefix_folder = args.text(options.prefix_folder, "mm.load: prefix_folder")
+    end
+    if options.prefix_disk ~= nil then
+        o.prefix_disk = args.bytes(options.prefix_disk, "mm.load: prefix_disk")
+    end
     local out = ffi.new "mm2_model *[1]"
     if lib.mm2_model_open(out, args.text(path, "the path"), o) < 0 then
         return nil, native.message()
@@ -241,6 +255,22 @@ end
 --- first needs them: run raises if they are damaged, and says what rewind can keep.
 function Model:restore(path, options)
     return Session.restore(self, path, options, "model:restore")
+end
+
+--- What the cache of prefixes has and did, a table of numbers, all 0 without the option prefix_cache of
+--- mm.load: pages (in memory), bytes (of those that no session holds), limit (of these), reused (positions
+--- that sessions took, ever), added, evicted, read, written (pages), removed (files, for want of room),
+--- damaged (files), failed, unwritten (pages that could not be, and are still to be written), and problem:
+--- why the last page could not be written, nil if it was.
+function Model:prefix_stats()
+    local raw, out = native.sized "mm2_prefix_stats", {}
+    check(lib.mm2_model_prefix_stats(self:live(), raw))
+    for _, name in ipairs(prefix_fields) do
+        out[name] = tonumber(raw[name])
+    end
+    local problem = ffi.string(raw.problem)
+    out.problem = problem ~= "" and problem or nil
+    return out
 end
 
 --- A batch of sessions (a table, or none yet) to be advanced together. Options: rows (256, 1..4096), the
@@ -401,6 +431,48 @@ function Model:cost(tokens, depth, kv_dtype)
     check(lib.mm2_model_cost(self:live(), tokens, depth, args.kv_dtype(kv_dtype, "model:cost"), layers,
         rest))
     return fields(layers, cost_fields), fields(rest, cost_fields)
+end
+
+--- Measures attention to a cache of kv_dtype ("bf16", "f32" or "int8"), in a third of a second: threads,
+--- read (bytes per second of keys and values in memory that one token attends to), ops (operations per
+--- second of rows of a prompt, 2 a multiply-add).
+function Model:attention_limits(kv_dtype)
+    local raw = native.sized "mm2_attention"
+    check(lib.mm2_model_attention(self:live(), args.kv_dtype(kv_dtype, "model:attention_limits"), raw))
+    return fields(raw, attention_fields)
+end
+
+--- What sessions would take, before anything is allocated or read. Options: those of model:session, and
+--- sessions (1), depths (a table of positions; default: 0 and the end of the context). A table of bytes:
+--- weights; cache (keys and values of all sessions' whole contexts) and cache_page (of 256 positions of
+--- one, by which it grows); session (tokens and logits of all); buffers (of a chunk of rows, once for
+--- sessions that run in turns or in a batch); needed (all of it together), present (memory of the
+--- machine or its control group), available (of it, now; pages of mapped files can be had), fits; and
+--- context, kv_dtype, chunk, sessions, and at_depth: a table of { depth, weight_bytes, kv_bytes }, what
+--- a token must read there. Divide model:limits().best_read by their sum: no more tokens a second than
+--- that. `minimax2 plan` predicts times too.
+function Model:plan(options)
+    options = args.known(options, "model:plan", Session.known, { sessions = true, depths = true })
+    local raw = native.sized "mm2_plan"
+    check(lib.mm2_model_plan(self:live(), Session.options(self, options, "model:plan"), raw))
+    local out = { context = raw.context, chunk = raw.chunk,
+        kv_dtype = native.text(lib.mm2_dtype_name(raw.kv_dtype)) }
+    for _, name in ipairs(plan_fields) do
+        out[name] = tonumber(raw[name])
+    end
+    out.sessions = options.sessions == nil and 1
+        or args.positive(options.sessions, "model:plan: sessions")
+    out.cache = out.sessions * out.cache
+    out.session = out.sessions * out.session
+    out.needed = out.weights + out.cache + out.session + out.buffers
+    out.fits = out.needed <= out.present
+    out.at_depth = {}
+    for i, depth in ipairs(options.depths or { 0, out.context - 1 }) do
+        local layers, rest = self:cost(1, depth, out.kv_dtype)
+        out.at_depth[i] = { depth = depth, weight_bytes = layers.weight_bytes + rest.weight_bytes,
+            kv_bytes = layers.kv_bytes }
+    end
+    return out
 end
 
 -- Made when first asked for.

@@ -1,6 +1,7 @@
 --- Session: one timeline of tokens with its KV cache. Feed it tokens, run it, look at the logits.
 ---
---- Fields: model, context (positions there is room for), pos (tokens evaluated), length (tokens fed).
+--- Fields: model, context (positions there is room for), pos (tokens evaluated), length (tokens fed),
+--- reused (positions taken from the model's cache of prefixes instead of being evaluated).
 --- To be used by one thread at a time. Closing frees the cache at once; the collector does it too, but
 --- cannot see how large the cache is.
 
@@ -28,9 +29,8 @@ local function hold(object, model)
     })
 end
 
---- See model:session.
-function Session.new(model, options, where)
-    options = args.known(options, where, Session.known)
+--- Options of a session as the library wants them.
+function Session.options(model, options, where)
     local o = native.sized "mm2_session_options"
     lib.mm2_session_options_init(o)
     if options.context ~= nil then
@@ -41,8 +41,14 @@ function Session.new(model, options, where)
     end
     local exact = options.kv_dtype == nil and model:info "precision" == "exact"
     o.kv_dtype = args.kv_dtype(exact and "f32" or options.kv_dtype, where)
+    return o
+end
+
+--- See model:session.
+function Session.new(model, options, where)
+    options = args.known(options, where, Session.known)
     local out = ffi.new "mm2_session *[1]"
-    if lib.mm2_session_new(out, model:live(), o) < 0 then
+    if lib.mm2_session_new(out, model:live(), Session.options(model, options, where)) < 0 then
         return nil, native.message()
     end
     return hold(out[0], model)
@@ -333,6 +339,10 @@ end
 
 function properties.length(self)
     return lib.mm2_session_length(self:live())
+end
+
+function properties.reused(self)
+    return lib.mm2_session_reused(self:live())
 end
 
 function properties.context(self)

@@ -22,11 +22,13 @@ from minimax2.conversation import Chat
 from minimax2.errors import (ArgumentError, BusyError, ContextFull, Error, FileError, FormatError,
                              NumericError, OutOfMemory, UnsupportedError)
 from minimax2.generation import Generation, Piece, ToolCall
-from minimax2.model import Config, Cost, Limits, Model, WeightInfo, load
+from minimax2.model import (AttentionLimits, Config, Cost, Limits, Model, PrefixStats, WeightInfo,
+                            load)
 from minimax2.options import AnyPath as _AnyPath
 from minimax2.options import Message as _Message
 from minimax2.options import ModelGenerateOptions as _ModelGenerateOptions
 from minimax2.options import spelled_out as _spelled_out
+from minimax2.plan import Plan
 from minimax2.sampling import Sampler
 from minimax2.session import Session
 from minimax2.stream import Stream
@@ -66,9 +68,10 @@ def export_messages(messages: _Sequence[_Message], form: str) -> list[dict[str, 
 
 
 __all__ = [
-    "ArgumentError", "Batch", "BusyError", "Cache", "Chat", "Config", "ContextFull", "Cost",
-    "Error", "FileError", "FormatError", "Generation", "Info", "Limits", "Model", "NumericError",
-    "OutOfMemory", "Piece", "Sampler", "Session", "Stream", "Streams", "Tap", "Taps", "Tensor",
-    "Tokenizer", "Tool", "ToolCall", "UnsupportedError", "WeightInfo", "__version__", "batch",
-    "chat", "cpu", "export_messages", "info", "load", "tokenizer",
+    "ArgumentError", "AttentionLimits", "Batch", "BusyError", "Cache", "Chat", "Config",
+    "ContextFull", "Cost", "Error", "FileError", "FormatError", "Generation", "Info", "Limits",
+    "Model", "NumericError", "OutOfMemory", "Piece", "Plan", "PrefixStats", "Sampler", "Session",
+    "Stream", "Streams", "Tap", "Taps", "Tensor", "Tokenizer", "Tool", "ToolCall",
+    "UnsupportedError", "WeightInfo", "__version__", "batch", "chat", "cpu", "export_messages",
+    "info", "load", "tokenizer",
 ]

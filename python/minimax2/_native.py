@@ -87,6 +87,11 @@ ISAS = {name.removeprefix("MM2_ISA_").lower(): getattr(lib, name)
 PRECISIONS = {"fast": lib.MM2_PRECISION_FAST, "exact": lib.MM2_PRECISION_EXACT}
 
 
+def memory() -> tuple[int, int]:
+    """Bytes of memory that there are, control groups counted, and that can be had now."""
+    return lib.mm2_memory_present(), lib.mm2_memory_available()
+
+
 def cpu() -> str:
     """Processor and best instruction-set level, such as "avx512 (AMD EPYC), 2 cores"."""
     return _string(lib.mm2_cpu())
@@ -121,6 +126,11 @@ def number(value: Any, name: str) -> float:
         return float(value)
     except OverflowError:
         raise ArgumentError(f"{name} is {value}, which is out of range") from None
+
+
+def size(value: Any, name: str) -> int:
+    """A number of bytes, at least 1; None: 0, which means a default to the library."""
+    return 0 if value is None else integer(value, name, 1, 2**63 - 1)
 
 
 def flag(value: Any, name: str) -> bool:
@@ -271,9 +281,9 @@ def _interruptible(call: Callable[[], _T], stop: Callable[[], None] | None = Non
 # ---- Model ----
 
 
-def model_open(path: Any, threads: Any, writable: Any, mapped: Any, isa: Any,
-               precision: Any) -> Owned:
-    """An opened checkpoint. threads None: all cores; isa None: the best."""
+def model_open(path: Any, threads: Any, writable: Any, mapped: Any, isa: Any, precision: Any,
+               prefix_cache: Any, prefix_folder: Any, prefix_disk: Any) -> Owned:
+    """An opened checkpoint. threads None: all cores; isa None: the best; prefix_* None: none."""
     options = _sized("mm2_model_options")
     lib.mm2_model_options_init(options)
     options.flags = ((lib.MM2_WRITABLE if flag(writable, "writable") else 0)
@@ -281,6 +291,11 @@ def model_open(path: Any, threads: Any, writable: Any, mapped: Any, isa: Any,
     options.threads = 0 if threads is None else positive(threads, "threads")
     options.isa = choice("auto" if isa is None else isa, "isa", ISAS)
     options.precision = choice(precision, "precision", PRECISIONS)
+    options.prefix_cache = size(prefix_cache, "prefix_cache")
+    options.prefix_disk = size(prefix_disk, "prefix_disk")
+    folder = None if prefix_folder is None else ffi.new("char[]", _path(prefix_folder))
+    if folder is not None:
+        options.prefix_folder = folder
     out = ffi.new("mm2_model **")
     check(lib.mm2_model_open(out, _path(path), options))
     return _owned("model", out)
@@ -363,11 +378,33 @@ def model_weight(model: Owned, name: Any, first: Any, count: Any) -> Tensor:
     return out
 
 
+def model_prefix_stats(model: Owned) -> dict[str, Any]:
+    """The fields of mm2_prefix_stats as a dict."""
+    stats = _sized("mm2_prefix_stats")
+    check(lib.mm2_model_prefix_stats(model.pointer, stats))
+    return {**_fields(stats), "problem": _string(stats.problem) or None}
+
+
 def model_limits(model: Owned) -> dict[str, Any]:
     """The fields of mm2_limits as a dict, measured now."""
     limits = _sized("mm2_limits")
     check(lib.mm2_model_limits(model.pointer, limits))
     return _fields(limits)
+
+
+def model_attention(model: Owned, kv_dtype: Any) -> dict[str, Any]:
+    """The fields of mm2_attention as a dict, measured now."""
+    found = _sized("mm2_attention")
+    check(lib.mm2_model_attention(model.pointer, _kv_dtype(kv_dtype, model), found))
+    return _fields(found)
+
+
+def model_plan(model: Owned, context: Any, kv_dtype: Any, chunk: Any) -> dict[str, Any]:
+    """The fields of mm2_plan as a dict, kv_dtype by name."""
+    found = _sized("mm2_plan")
+    options = _session_options(model, context, kv_dtype, chunk)
+    check(lib.mm2_model_plan(model.pointer, options, found))
+    return _fields(found) | {"kv_dtype": _string(lib.mm2_dtype_name(found.kv_dtype))}
 
 
 def model_cost(model: Owned, tokens: Any, depth: Any,
@@ -382,8 +419,8 @@ def model_cost(model: Owned, tokens: Any, depth: Any,
 # ---- Session ----
 
 
-def session_new(model: Owned, context: Any, kv_dtype: Any, chunk: Any) -> Owned:
-    """A timeline; zeros mean the library's defaults."""
+def _session_options(model: Owned, context: Any, kv_dtype: Any, chunk: Any) -> Any:
+    """mm2_session_options; None: the library's default."""
     options = _sized("mm2_session_options")
     lib.mm2_session_options_init(options)
     if context is not None:
@@ -391,6 +428,12 @@ def session_new(model: Owned, context: Any, kv_dtype: Any, chunk: Any) -> Owned:
     if chunk is not None:
         options.chunk = positive(chunk, "chunk")
     options.kv_dtype = _kv_dtype(kv_dtype, model)
+    return options
+
+
+def session_new(model: Owned, context: Any, kv_dtype: Any, chunk: Any) -> Owned:
+    """A timeline."""
+    options = _session_options(model, context, kv_dtype, chunk)
     out = ffi.new("mm2_session **")
     check(lib.mm2_session_new(out, model.pointer, options))
     return _owned("session", out)
@@ -509,6 +552,11 @@ def session_position(session: Owned) -> int:
 def session_length(session: Owned) -> int:
     """Tokens fed."""
     return int(lib.mm2_session_length(session.pointer))
+
+
+def session_reused(session: Owned) -> int:
+    """Positions taken from the cache of prefixes."""
+    return int(lib.mm2_session_reused(session.pointer))
 
 
 def session_tokens(session: Owned) -> Tensor:

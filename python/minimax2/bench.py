@@ -33,19 +33,16 @@ machines drift; each repeat is held against the limits measured in it, and media
 A prediction is the time that 62 layers need to read their bytes or to compute at the machine's
 limits, whichever is longer, divided by the share_of_roofline reached here.
 
---machine describes a machine by KEY=NUMBER pairs: bandwidth (bytes per second that can be read),
-and cores, or int8, bf16 and f32 (operations per second); what is missing of these is taken from
-this machine's threads, as many as there are cores. memory (bytes) and name may be added:
-  --machine "name=server cores=64 bandwidth=300e9 int8=30e12 bf16=15e12 memory=512e9"
+--check-plan prints what `minimax2 plan` predicts beside what is measured then, of tokens one by one
+at each --depth and of prompts that long; --json, a list of objects: what, depth, predicted and
+measured (tokens per second, or seconds to the first token), off (the share by which the prediction
+is wrong).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
-import os
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -54,8 +51,11 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from minimax2 import _native, show
+from minimax2 import plan as planning
 from minimax2.errors import ArgumentError, UnsupportedError
+from minimax2.machine import HELP, PEAKS, Machine, parse_machine
 from minimax2.model import Cost, Limits, Model, load
+from minimax2.plan import CACHED, compute_seconds, whole
 from minimax2.session import Session
 from minimax2.synth import LIKE
 
@@ -66,8 +66,6 @@ if TYPE_CHECKING:
 LAYERS = 62  # of MiniMax-M2
 DEPTHS = (0, 4096)
 PROMPTS = (128, 512, 2048)
-CACHED = 512 << 20  # bytes of a model that caches may hold in good part
-PEAKS = ("int8", "bf16", "f32")
 
 
 class Run(NamedTuple):
@@ -99,81 +97,11 @@ class Run(NamedTuple):
         return 1 if self.kind == "decode" else self.tokens
 
 
-class Machine(NamedTuple):
-    """What a prediction needs of a machine."""
-
-    name: str
-    bandwidth: float
-    """Bytes of memory read per second."""
-    int8: float
-    """Operations per second; so the next two."""
-    bf16: float
-    f32: float
-    memory: float | None = None
-    """Bytes; None: not known."""
-
-    @classmethod
-    def here(cls, limits: Limits) -> Machine:
-        """This machine."""
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return cls("this machine", limits.best_read, limits.int8_ops, limits.bf16_ops,
-                   limits.f32_ops, memory)
-
-    @classmethod
-    def described(cls, facts: Mapping[str, Any], here: Machine, threads: int) -> Machine:
-        """A machine by the facts of parse_machine(); `here` has `threads` of its cores."""
-        given = {key: facts.get(key) or getattr(here, key) / threads * facts["cores"]
-                 for key in PEAKS}
-        return cls(facts["name"], facts["bandwidth"], memory=facts.get("memory"), **given)
-
-
-def parse_machine(text: str) -> dict[str, Any]:
-    """The facts of a --machine description, a dict of numbers and a name. Raises ArgumentError."""
-    facts: dict[str, Any] = {"name": text}
-    try:
-        words = shlex.split(text)
-    except ValueError as error:
-        raise ArgumentError(f"--machine {text!r} cannot be read: {error}") from None
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or key not in ("name", "cores", "bandwidth", "memory", *PEAKS):
-            raise ArgumentError(f"--machine: {word!r} is none of name=, cores=, bandwidth=, int8=, "
-                                "bf16=, f32=, memory=")
-        if key == "name":
-            facts[key] = value
-            continue
-        try:
-            facts[key] = float(value)
-        except ValueError:
-            raise ArgumentError(f"--machine: {key} is {value!r}, must be a number such as "
-                                "300e9") from None
-        if not 0 < facts[key] < math.inf:
-            raise ArgumentError(f"--machine: {key} is {value}, must be above 0 and finite")
-    if "bandwidth" not in facts:
-        raise ArgumentError(f"--machine {text!r} needs bandwidth=, in bytes per second")
-    missing = [key for key in PEAKS if key not in facts]
-    if missing and "cores" not in facts:
-        raise ArgumentError(f"--machine {text!r} needs cores=, or {'=, '.join(missing)}= in "
-                            "operations per second")
-    return facts
-
-
 # ---- Arithmetic ----
-
-def whole(layers: Cost, rest: Cost, times: float = 1.0) -> Cost:
-    """The Cost of a model with `times` as many layers."""
-    return Cost(*(times * a + b for a, b in zip(layers, rest)))
-
-
-def compute_seconds(cost: Cost, machine: Machine) -> float:
-    """How long the operations of a Cost take at a Machine's peaks."""
-    return (cost.int8_ops / machine.int8 + cost.bf16_ops / machine.bf16
-            + cost.f32_ops / machine.f32)
-
 
 def bound_seconds(cost: Cost, machine: Machine) -> float:
     """How long a Cost takes at least: reading or computing, whichever takes longer."""
-    return max(cost.bytes / machine.bandwidth, compute_seconds(cost, machine))
+    return max(cost.bytes / machine.read, compute_seconds(cost, machine))
 
 
 def summarize(run: Run, cost: Cost, seconds: Sequence[float],
@@ -308,6 +236,53 @@ def _time(model: Model, run: Run, session: Session) -> float:
     for first in range(0, run.tokens, run.together):
         session.feed(ids[first:first + run.together]).run()
     return (time.perf_counter() - start) / (run.tokens / run.together)
+
+
+# ---- Predictions beside measurements ----
+
+def check_plan(model: Model, depths: Iterable[int], *, decode: int = 32, repeat: int = 3,
+               chunk: int | None = None, kv_dtype: Any = None) -> list[dict[str, Any]]:
+    """The list that --check-plan --json prints: predictions are made before anything is measured.
+
+    Decoding is measured behind a prompt of each depth, whose own time counts once, for it was
+    evaluated after a piece of it that does not count.
+    """
+    depths = sorted(depths)
+    speed = planning.measure(model, kv_dtype, chunk)
+    made = planning.plan(model, depths[-1] + decode, 1, kv_dtype, chunk, speed=speed,
+                         depths=[depth + decode // 2 for depth in depths] + depths)
+    at = {row["depth"]: row for row in made["depths"]}
+    rows: list[dict[str, Any]] = []
+
+    def add(what: str, depth: int, predicted: float, measured: float) -> None:
+        rows.append({"what": what, "depth": depth, "predicted": predicted, "measured": measured,
+                     "off": predicted / measured - 1})
+
+    with model.session(context=depths[-1] + decode, kv_dtype=kv_dtype, chunk=chunk) as session:
+        session.feed(_ids(model, 0, min(made["chunk"], session.context))).run()
+        for depth in depths:
+            session.rewind(0)
+            start = time.perf_counter()
+            if depth:
+                session.feed(_ids(model, 0, depth)).run()
+                add("prompt", depth, at[depth]["seconds_to_first_token"],
+                    time.perf_counter() - start)
+            this = Run("decode", depth, decode)
+            _time(model, this, session)
+            taken = median(_time(model, this, session) for _ in range(repeat))
+            add("decode", depth, at[depth + decode // 2]["tokens_per_second"], 1 / taken)
+    return rows
+
+
+def checked(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The list of check_plan() as a table."""
+    lines = [f"{'':26}{'predicted':>12}{'measured':>12}{'off':>8}"]
+    for row in rows:
+        name = (f"decode at {row['depth']:,}, tokens/s" if row["what"] == "decode"
+                else f"prompt of {row['depth']:,}, s")
+        lines.append(f"{name:<26}{row['predicted']:>12.4g}{row['measured']:>12.4g}"
+                     f"{row['off']:>+8.0%}")
+    return "\n".join(lines)
 
 
 # ---- Showing ----
@@ -452,7 +427,7 @@ _numbers.__name__ = "numbers"  # argparse: "invalid numbers value"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `minimax2 bench`, onto an argparse parser."""
-    parser.epilog = __doc__.partition("\n\n")[2]
+    parser.epilog = __doc__.partition("\n\n")[2] + "\n" + HELP
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--depth", type=_numbers, metavar="N,...",
                         help="positions before decoding (0,4096, as the model allows)")
@@ -465,6 +440,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="prompt tokens that go through the layers together")
     parser.add_argument("--machine", action="append", default=[], metavar="TEXT",
                         help="predict for this machine too; see below")
+    parser.add_argument("--check-plan", action="store_true",
+                        help="predictions of `minimax2 plan` beside measurements")
+    parser.add_argument("--report", metavar="FILE", help="write FILE.md and FILE.json about this "
+                        "machine, in less than eight minutes; see minimax2/report.py")
+    parser.add_argument("--only", metavar="PARTS", help="of the report, such as limits,decode; the "
+                        "others stay as FILE.json has them")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--plot", metavar="FILE.png", help="draw the roofline (needs matplotlib)")
 
@@ -477,6 +458,13 @@ def run(arguments: argparse.Namespace) -> None:
             if value < low:
                 raise ArgumentError(f"--{name} is {value}, must be at least {low}")
     machines = [parse_machine(text) for text in arguments.machine]
+    if arguments.report:
+        from minimax2 import report as reports
+
+        reports.report(arguments.report, arguments.model, threads=arguments.threads,
+                       isa=arguments.isa, only=arguments.only and arguments.only.split(","),
+                       watch=lambda name: print(name, file=sys.stderr, flush=True))
+        return
     if arguments.plot:
         _check_plot(arguments.plot)
     with load(arguments.model, threads=arguments.threads, isa=arguments.isa) as model:
@@ -485,6 +473,11 @@ def run(arguments: argparse.Namespace) -> None:
             raise ArgumentError(f"--decode is {arguments.decode}: the model has {room} positions")
         depths = _fitting("depth", arguments.depth, DEPTHS, room - arguments.decode)
         prompts = _fitting("prompt", arguments.prompt, PROMPTS, room)
+        if arguments.check_plan:
+            rows = check_plan(model, depths, decode=arguments.decode, repeat=arguments.repeat,
+                              chunk=arguments.chunk)
+            print(json.dumps(rows) if arguments.json else checked(rows))
+            return
         with _Bar(steps(depths, prompts, arguments.repeat)) as bar:
             result = measure(model, depths, prompts, decode=arguments.decode,
                              repeat=arguments.repeat, chunk=arguments.chunk, machines=machines,

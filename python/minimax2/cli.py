@@ -1,4 +1,4 @@
-"""The command minimax2: info, generate, chat, inspect, bench, convert, synth."""
+"""The command minimax2: info, generate, chat, inspect, plan, bench, convert, synth."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import minimax2 as mm
-from minimax2 import bench, chat_command, convert, show, synth
+from minimax2 import bench, chat_command, convert, plan, show, synth
 from minimax2.chat_command import is_terminal, read_text
 
 EPILOG = "Without -m these work on m2-tiny, the small model that comes with the package."
@@ -116,6 +116,12 @@ def _parser() -> argparse.ArgumentParser:
     opens_model(made)
     made.add_argument("pattern", nargs="?", default="*", help="such as '*layers.0.*'")
 
+    made = command(_plan, "say what sessions would take, of memory and time, before anything is "
+                          "allocated")
+    made.add_argument("path", nargs="?", help="the same as --model")
+    opens_model(made)
+    plan.add_arguments(made)
+
     made = command(bench.run, "measure speed beside what this machine gives", "bench")
     opens_model(made)
     bench.add_arguments(made)
@@ -138,12 +144,22 @@ def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _info(arguments: argparse.Namespace) -> None:
+def _path(arguments: argparse.Namespace) -> str | None:
     if arguments.path is not None and arguments.model is not None:
         raise mm.ArgumentError(f"{arguments.path!r} and -m {arguments.model!r} are two models: "
                                "give one")
-    path = arguments.model if arguments.path is None else arguments.path
-    found = mm.info(path, threads=arguments.threads,
+    path: str | None = arguments.model if arguments.path is None else arguments.path
+    return path
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    arguments.model = _path(arguments)
+    with _load(arguments) as model:
+        plan.run(model, arguments)
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    found = mm.info(_path(arguments), threads=arguments.threads,
                     isa=arguments.isa, precision=arguments.precision)
     if arguments.json:
         print(json.dumps(found))

@@ -15,6 +15,7 @@ from minimax2.handle import Handle
 from minimax2.options import (AnyPath, GenerateOptions, Item, KvDtype, Message,
                               ModelGenerateOptions, Prompt, SessionOptions, check_names,
                               spelled_out)
+from minimax2.plan import Plan, plan
 from minimax2.request import Request
 from minimax2.session import Session
 from minimax2.stream import Stream
@@ -84,6 +85,17 @@ class Limits(NamedTuple):
     """Likewise on weights of f32."""
 
 
+class AttentionLimits(NamedTuple):
+    """What a machine gives a model's attention, all threads together."""
+
+    threads: int
+    """That took part."""
+    read: float
+    """Bytes per second of keys and values in memory that one token attends to."""
+    ops: float
+    """Operations per second, 2 a multiply-add, of rows of a prompt."""
+
+
 class Cost(NamedTuple):
     """What must be read and computed at least."""
 
@@ -109,8 +121,41 @@ class Cost(NamedTuple):
         return self.int8_ops + self.bf16_ops + self.f32_ops
 
 
+class PrefixStats(NamedTuple):
+    """What a model's cache of prefixes has and did."""
+
+    pages: int
+    """In memory, of 256 positions each."""
+    bytes: int
+    """Of those that no session holds."""
+    limit: int
+    """Of these: prefix_cache; 0: there is no cache."""
+    reused: int
+    """Positions that sessions took, ever; likewise:"""
+    added: int
+    """Pages that sessions put in."""
+    evicted: int
+    """Pages that went for want of memory."""
+    read: int
+    """Pages that came from the folder."""
+    written: int
+    """Pages that went there."""
+    removed: int
+    """Files that went for want of room there."""
+    damaged: int
+    """Files that were not what was written."""
+    failed: int
+    """Pages that could not be written."""
+    unwritten: int
+    """Pages that wait for it now."""
+    problem: str | None
+    """Why the last page could not be written; None if it was."""
+
+
 def load(path: AnyPath | None = None, *, threads: int | None = None, writable: bool = False,
-         mapped: bool = True, isa: Isa | None = None, precision: Precision = "fast") -> Model:
+         mapped: bool = True, isa: Isa | None = None, precision: Precision = "fast",
+         prefix_cache: int | None = None, prefix_folder: AnyPath | None = None,
+         prefix_disk: int | None = None) -> Model:
     """Open a checkpoint: a Model. Quick: weights are mapped, not read.
 
     path: a Hugging Face directory, a .gguf file (of a split set: any part), or a directory that
@@ -123,12 +168,18 @@ def load(path: AnyPath | None = None, *, threads: int | None = None, writable: b
     multiplies with 8-bit or bf16 activations where the weights' type allows it, "exact" always
     float32 values with float32 activations, for measurements (decoding takes up to five times as
     long in the smallest formats, a prompt two to four times); its sessions then keep keys and
-    values in f32 unless they are told otherwise.
+    values in f32 unless they are told otherwise. prefix_cache: bytes of memory for what sessions
+    have evaluated, so that others whose tokens begin alike start behind it, with the same bits, in
+    pages of 256 positions; None: no such cache. prefix_folder: a folder that exists, where the
+    pages are kept too, for other processes and later ones; prefix_disk: bytes of files there at
+    most, None: 10 times prefix_cache. See "Shared prefixes" in minimax2.h, and
+    Model.prefix_stats.
 
     Raises FileError, FormatError, UnsupportedError, OutOfMemory, ArgumentError.
     """
     return Model(EMBEDDED if path is None else path, threads=threads, writable=writable,
-                 mapped=mapped, isa=isa, precision=precision)
+                 mapped=mapped, isa=isa, precision=precision, prefix_cache=prefix_cache,
+                 prefix_folder=prefix_folder, prefix_disk=prefix_disk)
 
 
 class Model(Handle, Mapping[str, Tensor]):
@@ -147,8 +198,10 @@ class Model(Handle, Mapping[str, Tensor]):
 
     def __init__(self, path: AnyPath, *, threads: int | None = None, writable: bool = False,
                  mapped: bool = True, isa: Isa | None = None,
-                 precision: Precision = "fast") -> None:
-        super().__init__(_native.model_open(path, threads, writable, mapped, isa, precision))
+                 precision: Precision = "fast", prefix_cache: int | None = None,
+                 prefix_folder: AnyPath | None = None, prefix_disk: int | None = None) -> None:
+        super().__init__(_native.model_open(path, threads, writable, mapped, isa, precision,
+                                            prefix_cache, prefix_folder, prefix_disk))
         facts = _native.model_config(self._c)
         for flag in ("use_qk_norm", "use_routing_bias"):
             facts[flag] = bool(facts[flag])
@@ -454,6 +507,11 @@ class Model(Handle, Mapping[str, Tensor]):
         return Chat(self, system, messages=messages, context=context, kv_dtype=kv_dtype,
                     chunk=chunk, **options)
 
+    @property
+    def prefix_stats(self) -> PrefixStats:
+        """What the cache of prefixes has and did: PrefixStats; all 0 if there is none."""
+        return PrefixStats(**_native.model_prefix_stats(self._c))
+
     # ---- Measuring ----
 
     def limits(self) -> Limits:
@@ -463,6 +521,28 @@ class Model(Handle, Mapping[str, Tensor]):
         runs that are compared with it. Raises OutOfMemory.
         """
         return Limits(**_native.model_limits(self._c))
+
+    def attention_limits(self, kv_dtype: KvDtype | None = None) -> AttentionLimits:
+        """Measure attention to a cache of kv_dtype (None as in session()): AttentionLimits.
+
+        Takes a third of a second; the rest as limits(). Nothing is evaluated.
+        """
+        return AttentionLimits(**_native.model_attention(self._c, kv_dtype))
+
+    def plan(self, context: int | None = None, sessions: int = 1, kv_dtype: KvDtype | None = None,
+             chunk: int | None = None, *, depths: Iterable[int] | None = None,
+             machine: str | None = None, predict: bool = True) -> Plan:
+        """What so many sessions would take, before anything is allocated: a Plan, which prints.
+
+        Bytes beside what the machine and its control group have, what would fit instead, and
+        predictions of speed at `depths` (None: some up to the context). context, kv_dtype and chunk
+        as in session(). machine: None for this one, which is measured for two or three seconds with
+        the model's first layers; else a report's .json, or text such as "cores=16,read=200,ram=128"
+        (see `minimax2 plan --help`). predict: False counts bytes only, at once. Raises
+        ArgumentError, OutOfMemory, and FormatError or OSError for a report that cannot be read.
+        """
+        return plan(self, context, sessions, kv_dtype, chunk, depths=depths, on=machine,
+                    predict=predict)
 
     def cost(self, tokens: int = 1, depth: int = 0,
              kv_dtype: KvDtype | None = None) -> tuple[Cost, Cost]:

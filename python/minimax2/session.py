@@ -69,6 +69,11 @@ class Session(Handle):
         return _native.session_length(self._c)
 
     @property
+    def reused(self) -> int:
+        """Positions that it took from the model's cache of prefixes instead of evaluating them."""
+        return _native.session_reused(self._c)
+
+    @property
     def tokens(self) -> list[int]:
         """The ids of all tokens fed, a list."""
         return list(_native.session_tokens(self._c).tolist()) if self.length else []

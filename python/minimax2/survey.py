@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minimax2 import show
+from minimax2 import _native, show
 from minimax2.containers import Container, Entry
 from minimax2.errors import FormatError, UnsupportedError
 from minimax2.model import EMBEDDED, Isa, Precision, load
@@ -298,33 +298,10 @@ def _memory(made: Mapping[str, Any], weights: int) -> dict[str, int | None]:
     layers, heads, width = (made[key] or 0 for key in ("layers", "kv_heads", "head_dim"))
     context = min(CONTEXT, made["positions"] or CONTEXT)
     kv = 4 * layers * heads * width * context  # keys and values, two bytes each
-    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = memory_limit()
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    present = min(machine, _native.memory()[0])
     return {"weights": weights, "kv": kv, "context": context, "needed": weights + kv,
-            "present": present if limit is None else min(present, limit), "limit": limit}
-
-
-def memory_limit(root: Path = Path("/")) -> int | None:
-    """Bytes that the control groups of this process allow; None: as many as there are."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    limits = []
-    for line in lines:
-        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        top, name = (("memory", "memory.limit_in_bytes") if controllers else ("", "memory.max"))
-        folder = root / "sys/fs/cgroup" / top
-        for step in ["", *Path(path.lstrip("/")).parts]:
-            folder /= step
-            try:
-                limits.append(int((folder / name).read_text(encoding="ascii")))
-            except (OSError, ValueError):
-                pass  # no limit here: no such file, or "max"
-    low = min(limits, default=1 << 62)
-    return low if low < 1 << 60 else None
+            "present": present, "limit": present if present < machine else None}
 
 
 def _warnings(made: Mapping[str, Any], matrices: Iterable[Matrix]) -> Iterator[str]:

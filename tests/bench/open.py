@@ -17,16 +17,15 @@ from pathlib import Path
 from unittest import mock
 
 import minimax2 as mm
-from minimax2 import synth
+from minimax2 import synth, writing
 
 LAYER = {"q4_k": 2.04e9, "fp8": 3.63e9}  # bytes of a layer, 256 experts
 ROUNDS = 7
 
 
-def skip(file, spec, seed, report):
-    """In the place of synth's writer of a tensor: a hole."""
-    file.seek(spec.nbytes, os.SEEK_CUR)
-    file.truncate(file.tell())
+def skip(file, piece, report):
+    """In the place of what writes a tensor: a hole."""
+    file.truncate(file.seek(piece.nbytes, os.SEEK_CUR))
 
 
 def drop(path):
@@ -56,7 +55,7 @@ def main(gigabytes=10.0, directory=None):
         for name, format in (("sparse.gguf", "q4_k"), ("sparse", "fp8")):
             path = Path(folder) / name
             layers = max(1, round(float(gigabytes) * 1e9 / LAYER[format]))
-            with mock.patch.object(synth, "_write_tensor", skip):
+            with mock.patch.object(writing, "_write_piece", skip):
                 size = synth.synth(path, layers=layers, format=format,
                                    tokenizer=os.environ.get("MINIMAX2_VENDOR_DATA"))
             for cold in (True, False):

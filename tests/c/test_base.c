@@ -121,6 +121,12 @@ static void a_map_finds_what_was_added_and_refuses_duplicates(void **state)
     assert_int_equal(1, mm2_strmap_add(&map, "", 0, 5));
     assert_int_equal(5, mm2_strmap_find(&map, "", 0));
     assert_int_equal(COUNT + 1, map.count);
+    const char *own;
+    *mm2_strmap_at(&map, "key7", 4, &own) = -9;
+    assert_ptr_equal(keys[1], own);
+    assert_int_equal(-9, mm2_strmap_find(&map, "key7", 4));
+    assert_null(mm2_strmap_at(&map, "key1", 4, &own));
+    assert_null(mm2_strmap_at(&map, "no such end", 11, &own));
     mm2_strmap_free(&map);
     assert_int_equal(-1, mm2_strmap_find(&map, "key7", 4));
 }

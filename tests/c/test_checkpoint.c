@@ -218,22 +218,25 @@ static void names_are_checked(void **state)
 
 static void tensors_without_a_view_are_named_when_needed(void **state)
 {
-    static const char *const names[] = {"odd", "listed", "not seen", "last"};
+    static const char *const names[] = {"odd", "listed", "last"};
     mm2_checkpoint c;
     mm2_entry *e;
     int64_t shape[] = {2};
     mm2_checkpoint_init(&c);
     c.path = strdup("directory");
     c.format = "safetensors";
-    for (int i = 0; i < 4; i++) {
-        assert_int_equal(MM2_OK, mm2_checkpoint_add(&c, names[i], "/dev/null/file", &e));
+    c.file_count = 1;
+    c.files = calloc(1, sizeof *c.files);
+    c.files->path = strdup("/dev/null/file");
+    assert_int_equal(MM2_OK, mm2_checkpoint_expect(&c, "not seen", "index", 0));
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(MM2_OK, mm2_checkpoint_add(&c, names[i], "file", &e));
         assert_int_equal(MM2_OK, i == 0 ? mm2_entry_set_odd(e, "has dtype I64")
                                         : mm2_entry_shape(e, MM2_F32, 1, shape));
     }
-    c.entries[2].view.ndim = MM2_NOT_SEEN;
     assert_int_equal(MM2_OK, mm2_checkpoint_settle(&c));
     assert_int_equal(2, c.listed);
-    assert_int_equal(4, c.entry_count);
+    assert_int_equal(3, c.entry_count);
     assert_string_equal("listed", c.entries[0].name);
     assert_string_equal("last", c.entries[1].name);
     assert_ptr_equal(&c.entries[1], mm2_checkpoint_find(&c, "last"));
@@ -241,6 +244,7 @@ static void tensors_without_a_view_are_named_when_needed(void **state)
     assert_null(mm2_checkpoint_find(&c, "not seen"));
     assert_true(mm2_checkpoint_has(&c, "odd"));
     assert_false(mm2_checkpoint_has(&c, "not seen"));
+    assert_true(mm2_checkpoint_names(&c, "not seen"));
     assert_int_equal(MM2_E_UNSUPPORTED, mm2_checkpoint_missing(&c, "odd", "[2]"));
     assert_non_null(strstr(mm2_status_text(), "\"odd\" has dtype I64; this build reads f32, f16"));
     assert_int_equal(MM2_E_IO, mm2_checkpoint_missing(&c, "not seen", "[2]"));
@@ -249,6 +253,37 @@ static void tensors_without_a_view_are_named_when_needed(void **state)
     mm2_checkpoint_close(&c);
     mm2_checkpoint_init(&c);
     assert_int_equal(MM2_E_FORMAT, mm2_checkpoint_settle(&c));
+    mm2_checkpoint_close(&c);
+}
+
+static void a_name_is_claimed_where_an_index_places_it_and_once(void **state)
+{
+    static const char *const paths[] = {"first", "second"};
+    mm2_checkpoint c;
+    mm2_entry *e;
+    char name[] = "a"; /* the entry keeps the index's own */
+    mm2_checkpoint_init(&c);
+    c.file_count = 2;
+    c.files = calloc(2, sizeof *c.files);
+    for (int i = 0; i < 2; i++)
+        c.files[i].path = strdup(paths[i]);
+    assert_int_equal(MM2_OK, mm2_checkpoint_expect(&c, "a", "index", 1));
+    assert_int_equal(MM2_E_FORMAT, mm2_checkpoint_expect(&c, "a", "index", 0));
+    assert_string_equal("index: tensor \"a\" appears twice", mm2_status_text());
+    assert_int_equal(0, c.entry_count);
+    assert_int_equal(MM2_OK, mm2_checkpoint_claim(&c, "b", 1, &e));
+    assert_null(e);
+    assert_int_equal(MM2_OK, mm2_checkpoint_claim(&c, "a", 0, &e));
+    assert_null(e);
+    assert_int_equal(MM2_OK, mm2_checkpoint_claim(&c, name, 1, &e));
+    name[0] = 'x';
+    assert_ptr_equal(e, mm2_checkpoint_find(&c, "a"));
+    assert_string_equal("a", e->name);
+    assert_string_equal("second", e->file);
+    assert_int_equal(MM2_OK, mm2_checkpoint_claim(&c, "a", 0, &e));
+    assert_null(e);
+    assert_int_equal(MM2_E_FORMAT, mm2_checkpoint_claim(&c, "a", 1, &e));
+    assert_string_equal("second: tensor \"a\" appears twice", mm2_status_text());
     mm2_checkpoint_close(&c);
 }
 
@@ -682,6 +717,7 @@ int main(void)
         cmocka_unit_test(parts_are_told_by_their_names),
         cmocka_unit_test(names_are_checked),
         cmocka_unit_test(tensors_without_a_view_are_named_when_needed),
+        cmocka_unit_test(a_name_is_claimed_where_an_index_places_it_and_once),
         cmocka_unit_test(end_tokens_are_a_set_of_ids),
         cmocka_unit_test(a_changed_file_is_reported),
         cmocka_unit_test(a_copy_is_filled_once),

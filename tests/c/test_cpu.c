@@ -166,14 +166,17 @@ static void test_memory(void **state)
 {
     (void)state;
     assert_true(mm2_memory_available_under(root) == INT64_MAX);
+    assert_true(mm2_memory_present_under(root) == INT64_MAX);
     put("proc/meminfo", "MemTotal:       8000 kB\nMemFree: 1 kB\nMemAvailable:   5000 kB\n");
     assert_true(mm2_memory_available_under(root) == 5000 * 1024);
+    assert_true(mm2_memory_present_under(root) == 8000 * 1024);
     put("proc/self/cgroup", "0::/a/b\n");
     put("sys/fs/cgroup/a/b/memory.max", "max\n");
     put("sys/fs/cgroup/a/b/memory.current", "1000000\n");
     put("sys/fs/cgroup/a/memory.max", "3000000\n");
     put("sys/fs/cgroup/a/memory.current", "2500000\n");
     assert_true(mm2_memory_available_under(root) == 500000);
+    assert_true(mm2_memory_present_under(root) == 3000000);
     put("sys/fs/cgroup/a/memory.stat", "anon 1\ninactive_file 300000\nactive_file 100000\n");
     assert_true(mm2_memory_available_under(root) == 900000); /* page cache can be had */
     put("sys/fs/cgroup/a/memory.current", "9000000\n");
@@ -186,6 +189,7 @@ static void test_memory(void **state)
     put("sys/fs/cgroup/memory/memory.limit_in_bytes", "8192\n");
     put("sys/fs/cgroup/memory/memory.usage_in_bytes", "4096\n");
     assert_true(mm2_memory_available_under(root) == 4096);
+    assert_true(mm2_memory_present_under(root) == 8192);
 }
 
 /* Whatever the files hold. */
@@ -221,6 +225,7 @@ static void test_hostile_files(void **state)
         put("sys/devices/system/node/node0/cpulist", text);
         assert_in_range(mm2_cpu_cores_under(root), 1, affinity());
         assert_true(mm2_memory_available_under(root) >= 0);
+        assert_true(mm2_memory_present_under(root) >= 0);
         mm2_cpus allowed, near;
         mm2_cpus_allowed(&allowed);
         assert_int_equal(mm2_numa_nodes_under(root, &allowed, 0, &near), 1);
@@ -236,6 +241,7 @@ static void test_this_machine(void **state)
     assert_true(strlen(cpu->vendor) > 0);
     assert_in_range(mm2_cpu_cores(), 1, affinity());
     assert_true(mm2_memory_available() > 0);
+    assert_true(mm2_memory_available() <= mm2_memory_present());
     assert_non_null(strstr(mm2_cpu(), cpu->vendor));
     assert_ptr_equal(mm2_cpu(), mm2_cpu());
 }

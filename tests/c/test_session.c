@@ -361,11 +361,43 @@ static void limits_leave_the_bits_alone(void **state)
     assert_true(layers.kv_bytes == 5.0 * 4095 * 2 * 2 * (64 + 4));
     assert_int_equal(MM2_OK, mm2_model_cost(model, 1, 4095, MM2_F32, &layers, &rest));
     assert_true(layers.kv_bytes == 5.0 * 4095 * 2 * 2 * 64 * 4);
+    mm2_attention attention = {.size = sizeof attention};
+    assert_int_equal(MM2_E_ARG, mm2_model_attention(model, MM2_F16, &attention));
+    assert_int_equal(MM2_E_ARG, mm2_model_attention(model, MM2_BF16, NULL));
+    const int32_t kinds[] = {MM2_F32, MM2_BF16, MM2_INT8};
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(MM2_OK, mm2_model_attention(model, kinds[i], &attention));
+        assert_true(attention.threads == 3 && attention.read > 0 && attention.ops > 0);
+    }
     mm2_session *s = session_of(0);
     assert_int_equal(MM2_OK, mm2_session_feed(s, prompt, PROMPT));
     assert_int_equal(MM2_OK, mm2_session_run(s, 0, NULL));
     assert_expected(s);
     mm2_session_free(s);
+}
+
+static void a_plan_is_what_a_session_takes(void **state)
+{
+    (void)state;
+    mm2_session_options o = {.size = sizeof o};
+    mm2_plan plan = {.size = sizeof plan};
+    assert_int_equal(MM2_E_ARG, mm2_model_plan(NULL, NULL, &plan));
+    assert_int_equal(MM2_E_ARG, mm2_model_plan(model, NULL, NULL));
+    mm2_session_options_init(&o);
+    o.kv_dtype = MM2_F16;
+    assert_int_equal(MM2_E_ARG, mm2_model_plan(model, &o, &plan));
+    o.kv_dtype = MM2_INT8, o.context = 300, o.chunk = 512;
+    assert_int_equal(MM2_OK, mm2_model_plan(model, &o, &plan));
+    assert_true(plan.context == 300 && plan.kv_dtype == MM2_INT8 && plan.chunk == 300);
+    assert_true(plan.cache_page == 5LL * 2 * 2 * (64 + 4) * 256 &&
+                plan.cache == 2 * plan.cache_page);
+    assert_true(plan.session == 300 * 4 + VOCAB * 4);
+    assert_true(plan.weights > 0 && plan.weights <= mm2_model_bytes(model));
+    assert_true(plan.available > 0 && plan.available <= plan.present);
+    int64_t buffers = plan.buffers;
+    assert_int_equal(MM2_OK, mm2_model_plan(model, NULL, &plan));
+    assert_true(plan.context == 4096 && plan.kv_dtype == MM2_BF16 && plan.chunk == 1024);
+    assert_true(plan.buffers > buffers);
 }
 
 int main(void)
@@ -380,6 +412,7 @@ int main(void)
         cmocka_unit_test(a_forked_child_goes_on),
         cmocka_unit_test(bad_arguments_meet_a_sentence),
         cmocka_unit_test(limits_leave_the_bits_alone),
+        cmocka_unit_test(a_plan_is_what_a_session_takes),
     };
     return cmocka_run_group_tests_name("session", tests, set_up, tear_down);
 }

@@ -12,6 +12,7 @@
 #include "inject.h"
 #include "minimax2.h"
 
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -329,6 +330,67 @@ static void a_session_runs_or_says_so_and_runs_then(void **state)
     fail_each(&(act){run_session, check_session});
 }
 
+/* ---- shared prefixes ---- */
+
+enum { SHARED = 300 }; /* a page of 256, and more */
+
+static mm2_model *sharing;
+static mm2_session *pair[2];
+static int32_t shared_ids[SHARED];
+static float shared_logits[VOCAB];
+
+static mm2_status evaluate_twice(void)
+{
+    mm2_session_options o = {.size = sizeof o};
+    mm2_status status = MM2_OK;
+    mm2_session_options_init(&o);
+    o.context = SHARED;
+    for (int i = 0; i < 2; i++)
+        pair[i] = NULL;
+    for (int i = 0; i < 2 && !status; i++) {
+        status = mm2_session_new(&pair[i], sharing, &o);
+        if (!status)
+            status = mm2_session_feed(pair[i], shared_ids, SHARED);
+        if (!status)
+            status = mm2_session_run(pair[i], 0, NULL);
+    }
+    return status;
+}
+
+/* A page that cannot be put in is evaluated twice: no error. When nobody holds it, it goes. */
+static void check_pair(mm2_status status, uint64_t *digest)
+{
+    for (int i = 0; i < 2; i++) {
+        mm2_tensor t;
+        if (!status) {
+            assert_int_equal(MM2_OK, mm2_session_logits(pair[i], &t));
+            if (!*shared_logits)
+                memcpy(shared_logits, t.data, sizeof shared_logits);
+            assert_memory_equal(shared_logits, t.data, sizeof shared_logits);
+        }
+        mm2_session_free(pair[i]);
+    }
+    mm2_prefix_stats stats = {.size = sizeof stats};
+    assert_int_equal(MM2_OK, mm2_model_prefix_stats(sharing, &stats));
+    assert_int_equal(0, stats.pages);
+}
+
+static void prefixes_are_shared_or_evaluated_again(void **state)
+{
+    mm2_model_options o = {.size = sizeof o};
+    mm2_model_options_init(&o);
+    o.threads = 2;
+    o.prefix_cache = 1; /* pages live as long as a session has them */
+    assert_int_equal(MM2_OK, mm2_model_open(&sharing, tiny, &o));
+    for (int32_t i = 0; i < SHARED; i++)
+        shared_ids[i] = 3 * i % 4000;
+    fail_each(&(act){evaluate_twice, check_pair});
+    mm2_prefix_stats stats = {.size = sizeof stats};
+    mm2_model_prefix_stats(sharing, &stats);
+    assert_true(stats.reused > 256);
+    mm2_model_release(sharing);
+}
+
 /* ---- on disk ---- */
 
 static char snapshot[64], copy[64];
@@ -405,13 +467,14 @@ static char *read_file(const char *path, size_t *size)
     return data;
 }
 
-/* m2-tiny's tokenizer with more text behind the first `anchor`: `piece` with a number in its place,
+/* A file of m2-tiny with more text behind the first `anchor`: `piece` with a number in its place,
  * `end`, BOMB bytes in all. */
-static void write_bomb(const char *path, const char *anchor, const char *piece, const char *end)
+static void write_bomb(const char *path, const char *name, const char *anchor, const char *piece,
+                       const char *end)
 {
     char source[128];
     size_t size;
-    snprintf(source, sizeof source, "%s/tokenizer.json", tiny);
+    snprintf(source, sizeof source, "%s/%s", tiny, name);
     char *json = read_file(source, &size), *at = strstr(json, anchor);
     assert_non_null(at);
     at += strlen(anchor);
@@ -458,7 +521,7 @@ static void opening_takes_memory_in_proportion_to_the_file(void **state)
     snprintf(path, sizeof path, "%s/bomb.json", folder);
     mm2_status status;
     for (size_t i = 0; i < sizeof bombs / sizeof *bombs; i++) {
-        write_bomb(path, bombs[i].anchor, bombs[i].piece, bombs[i].end);
+        write_bomb(path, "tokenizer.json", bombs[i].anchor, bombs[i].piece, bombs[i].end);
         long most = peak_of(path, &status);
         if (status != (bombs[i].opens ? MM2_OK : MM2_E_FORMAT))
             fail_msg("%s: status %d: %s", bombs[i].piece, status, mm2_error());
@@ -468,12 +531,79 @@ static void opening_takes_memory_in_proportion_to_the_file(void **state)
     unlink(path);
 }
 
-/* ---- set up ---- */
+/* m2-tiny's index, and names that no file holds. */
+static void write_index(const char *path)
+{
+    write_bomb(path, "model.safetensors.index.json", "\"weight_map\": {", "\"%x\":\"s\",", "");
+}
 
 static void put_number(FILE *f, uint64_t value, size_t size)
 {
     put(f, &value, size);
 }
+
+/* One tensor, and others that no view describes. */
+static void write_header(const char *path)
+{
+    FILE *f = fopen(path, "wb");
+    assert_non_null(f);
+    put_number(f, BOMB - 8, 8);
+    fputs("{\"a\":{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[0,0]}", f);
+    for (int i = 16; ftell(f) < BOMB - 100; i++)
+        fprintf(f, ",\"%x\":{\"dtype\":\"\",\"shape\":[],\"data_offsets\":[0,0]}", i);
+    fprintf(f, "%*s", (int)(BOMB - ftell(f)), "}");
+    fclose(f);
+}
+
+/* The most that opening takes; m2-tiny alone takes some of it, for its tokenizer. */
+static long peak_of_model(const char *path, mm2_status *status)
+{
+    peak_begin();
+    *status = mm2_model_open(&opened, path, &options);
+    long most = peak_bytes();
+    mm2_model_release(opened);
+    return most;
+}
+
+static void tensors_take_memory_in_proportion_to_the_file(void **state)
+{
+    static const char *const links[] = {"config.json", "tokenizer.json",
+                                        "model-00001-of-00002.safetensors",
+                                        "model-00002-of-00002.safetensors"};
+    static const struct {
+        const char *name;
+        void (*write)(const char *path);
+        int opens;
+    } bombs[] = {{"model.safetensors.index.json", write_index, 1},
+                 {"model.safetensors", write_header, 0}};
+    char path[128], from[PATH_MAX];
+    mm2_status status;
+    long usual = peak_of_model(tiny, &status);
+    for (int i = 0; i < 4; i++) {
+        assert_non_null(realpath(tiny, from));
+        snprintf(path, sizeof path, "%s/%s", folder, links[i]);
+        strcat(strcat(from, "/"), links[i]);
+        assert_int_equal(0, symlink(from, path));
+    }
+    for (size_t i = 0; i < sizeof bombs / sizeof *bombs; i++) {
+        struct stat facts;
+        snprintf(path, sizeof path, "%s/%s", folder, bombs[i].name);
+        bombs[i].write(path);
+        assert_int_equal(0, stat(path, &facts));
+        long most = peak_of_model(folder, &status) - (bombs[i].opens ? usual : 0);
+        if (status != (bombs[i].opens ? MM2_OK : MM2_E_FORMAT))
+            fail_msg("%s: status %d: %s", bombs[i].name, status, mm2_error());
+        if (most > PER_BYTE * facts.st_size)
+            fail_msg("%s: %ld bytes for a file of %ld", bombs[i].name, most, (long)facts.st_size);
+        unlink(path);
+    }
+    for (int i = 0; i < 4; i++) {
+        snprintf(path, sizeof path, "%s/%s", folder, links[i]);
+        unlink(path);
+    }
+}
+
+/* ---- set up ---- */
 
 static void put_text(FILE *f, const char *s)
 {
@@ -559,8 +689,10 @@ int main(void)
         cmocka_unit_test(text_is_encoded_or_says_so),
         cmocka_unit_test(a_reply_grows_or_says_so_and_grows_then),
         cmocka_unit_test(a_session_runs_or_says_so_and_runs_then),
+        cmocka_unit_test(prefixes_are_shared_or_evaluated_again),
         cmocka_unit_test(a_session_is_saved_and_restored_or_says_so),
         cmocka_unit_test(opening_takes_memory_in_proportion_to_the_file),
+        cmocka_unit_test(tensors_take_memory_in_proportion_to_the_file),
     };
     return cmocka_run_group_tests_name("faults", tests, set_up, tear_down);
 }

@@ -97,6 +97,28 @@ describe("a model", function()
         assert.matches("0 tokens behind 0", support.failure(model.cost, model, 0))
     end)
 
+    it("plans before it allocates", function()
+        local plan = model:plan { context = 1000, sessions = 3, kv_dtype = "int8", depths = { 0, 500 } }
+        assert.equal("int8", plan.kv_dtype)
+        assert.equal(1000, plan.context)
+        assert.equal(1000, plan.chunk)
+        assert.equal(3 * 4 * plan.cache_page, plan.cache)
+        assert.equal(plan.weights + plan.cache + plan.session + plan.buffers, plan.needed)
+        assert.is_true(plan.weights <= model.nbytes and plan.fits)
+        local present, available = mm.memory()
+        assert.equal(present, plan.present)
+        assert.is_true(0 < available and available <= present)
+        assert.same({ depth = 500, weight_bytes = plan.at_depth[1].weight_bytes,
+            kv_bytes = model:cost(1, 500, "int8").kv_bytes }, plan.at_depth[2])
+        assert.equal(8192 < model.config.max_position_embeddings and 8192
+            or model.config.max_position_embeddings, model:plan().context)
+        assert.matches("context must be 1..", support.failure(model.plan, model, { context = 1e9 }))
+        assert.matches("session", support.failure(model.plan, model, { sessions = 0 }))
+        local attention = model:attention_limits "int8"
+        assert.equal(model.threads, attention.threads)
+        assert.is_true(attention.read > 1e8 and attention.ops > 1e8)
+    end)
+
     it("lists its tensors in file order, with views on them", function()
         local count, bytes = 0, 0
         for name, tensor in model:tensors() do

@@ -71,6 +71,16 @@ for _, arguments in ipairs { {}, { 1, 100 }, { 1, 100, "f32" }, { 300, 0 }, { 7,
     end
 end
 
+say "# plan"
+for _, options in ipairs { {}, { context = 300, kv_dtype = "int8", chunk = 64, sessions = 5 } } do
+    local plan, values = model:plan(options), {}
+    for i, name in ipairs { "context", "chunk", "sessions", "weights", "cache", "cache_page", "session",
+        "buffers", "needed" } do
+        values[i] = ("%.17g"):format(plan[name])
+    end
+    say(values)
+end
+
 say "# tensors"
 for name, tensor in model:tensors() do
     say(name, tensor.dtype, tensor.shape, tensor.nbytes, tensor.readonly)
@@ -313,6 +323,29 @@ say(assert(model:restore(place, { context = branch.length })).context)
 branch:feed { 7 }
 assert(branch:save(place))
 say(assert(model:restore(place)).pos, assert(model:restore(place)).length)
+
+say "# prefixes"
+local shared = assert(mm.load(arg[1], { prefix_cache = 2 ^ 28, prefix_folder = folder }))
+local long = {}
+for i = 0, 599 do
+    long[i + 1] = (i * i * 7 + 13 * i) % 4000
+end
+for _, count in ipairs { 600, 600, 513, 512 } do
+    local own = assert(shared:session())
+    own:feed({ unpack(long, 1, count) }):run()
+    say(own.reused, own.pos, hash(own:logits():bytes()))
+    own:close()
+end
+while shared:prefix_stats().unwritten > 0 do end
+local stats = shared:prefix_stats()
+say(stats.pages, stats.bytes, stats.limit, stats.reused, stats.added, stats.evicted, stats.read,
+    stats.removed, stats.damaged, stats.failed, stats.problem == nil)
+shared:close()
+for file in io.popen("ls " .. folder):lines() do
+    if file:find "%.mm2prefix$" then
+        os.remove(folder .. "/" .. file)
+    end
+end
 
 say "# prompts together"
 local answers, infos = model:generate({ prompt, { prompt = turns, seed = 3 }, { 5, 6, 7 },

@@ -4,6 +4,7 @@
 """
 
 import math
+import os
 import re
 import struct
 import sys
@@ -70,6 +71,13 @@ say("# cost")
 for arguments in ((), (1, 100), (1, 100, "f32"), (300, 0), (7, 4000)):
     for cost in model.cost(*arguments):
         say([f"{value:.17g}" for value in cost])
+
+say("# plan")
+for options in ({}, {"context": 300, "kv_dtype": "int8", "chunk": 64, "sessions": 5}):
+    plan = model.plan(predict=False, **options)
+    plan |= plan["memory"]
+    say([f"{plan[name]:.17g}" for name in ("context", "chunk", "sessions", "weights", "cache",
+                                           "cache_page", "session", "buffers", "needed")])
 
 say("# tensors")
 for name, tensor in model.items():
@@ -279,6 +287,24 @@ say(small.context)
 branch.feed([7])
 branch.save(place)
 say(model.restore(place).pos, model.restore(place).length)
+
+say("# prefixes")
+shared = mm.load(sys.argv[1], prefix_cache=2**28, prefix_folder=folder)
+long = [(i * i * 7 + 13 * i) % 4000 for i in range(600)]
+for count in (600, 600, 513, 512):
+    session_of_it = shared.session()
+    session_of_it.feed(long[:count]).run()
+    say(session_of_it.reused, session_of_it.pos, hash_of(session_of_it.logits))
+    session_of_it.close()
+while shared.prefix_stats.unwritten:
+    pass
+stats = shared.prefix_stats
+say(stats.pages, stats.bytes, stats.limit, stats.reused, stats.added, stats.evicted, stats.read,
+    stats.removed, stats.damaged, stats.failed, stats.problem is None)
+shared.close()
+for file in os.listdir(folder):
+    if file.endswith(".mm2prefix"):
+        os.remove(f"{folder}/{file}")
 
 say("# prompts together")
 for result in model.generate(

@@ -21,15 +21,14 @@ class BitTally:
 
 def pytest_configure(config):
     config.stash[TALLY] = BitTally()
-    config.addinivalue_line("markers", "only_with(name=values): leave other parameters out")
+    config.addinivalue_line("markers", "only_if(wanted=f): leaves out parameters that f refuses")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Deselects what a mark only_with leaves out."""
+    """Deselects what a mark only_if leaves out."""
     def wanted(item):
-        marks = item.iter_markers("only_with")
-        return all(item.callspec.params[name] in values
-                   for mark in marks for name, values in mark.kwargs.items())
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        return all(mark.kwargs["wanted"](**params) for mark in item.iter_markers("only_if"))
     left_out = [item for item in items if not wanted(item)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)

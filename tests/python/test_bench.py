@@ -121,7 +121,7 @@ def test_limits_of_mapped_weights(tmp_path):
 
 # ---- Arithmetic ----
 
-HERE = bench.Machine("here", bandwidth=10.0, int8=100.0, bf16=50.0, f32=25.0, memory=1000.0)
+HERE = bench.Machine("here", read=10.0, int8=100.0, bf16=50.0, f32=25.0, memory=1000.0)
 DECODE, PREFILL = bench.Run("decode", 5, 32), bench.Run("prefill", 0, 4)
 
 
@@ -170,40 +170,6 @@ def test_memory_of_the_whole_model(some):
     assert needs == pytest.approx(31 * layers + some.nbytes - layers + kv, rel=1e-9)
 
 
-# ---- Described machines ----
-
-def test_described_machines():
-    facts = bench.parse_machine("name='two words' cores=8 bandwidth=300e9 int8=30e12 memory=5e11")
-    assert facts == {"name": "two words", "cores": 8, "bandwidth": 3e11, "int8": 3e13,
-                     "memory": 5e11}
-    made = bench.Machine.described(facts, HERE, 2)
-    assert made == bench.Machine("two words", 3e11, 3e13, 200.0, 100.0, 5e11)
-    facts = bench.parse_machine("bandwidth=1 int8=2 bf16=3 f32=4")
-    assert bench.Machine.described(facts, HERE, 2) == ("bandwidth=1 int8=2 bf16=3 f32=4", 1, 2, 3,
-                                                       4, None)
-
-
-@pytest.mark.parametrize("text, sentence", [
-    ("", "needs bandwidth="),
-    ("cores=4", "needs bandwidth="),
-    ("bandwidth=1e9", "needs cores=, or int8=, bf16=, f32="),
-    ("bandwidth=1e9 int8=1 bf16=1", "needs cores=, or f32= in"),
-    ("bandwidth=fast cores=1", "bandwidth is 'fast'"),
-    ("bandwidth=0 cores=1", "bandwidth is 0, must be above 0"),
-    ("bandwidth=nan cores=1", "bandwidth is nan"),
-    ("bandwidth=1e999 cores=1", "must be above 0 and finite"),
-    ("bandwidth=1 cores=1 speed=3", "'speed=3' is none of"),
-    ("cores", "'cores' is none of"),
-    ("name='x", "cannot be read"),
-])
-def test_wrong_machines(text, sentence):
-    with pytest.raises(mm.ArgumentError) as caught:
-        bench.parse_machine(text)
-    assert sentence in str(caught.value)
-    code, output, errors = run("bench", "--machine", text)
-    assert (code, output) == (1, "") and sentence in errors and errors.count("\n") == 1
-
-
 # ---- The command ----
 
 QUICK = ("--depth", "0,20", "--prompt", "16,40", "--decode", 4, "--repeat", 2, "--threads", 2)
@@ -212,7 +178,7 @@ QUICK = ("--depth", "0,20", "--prompt", "16,40", "--decode", 4, "--repeat", 2, "
 def test_json_and_plot(blank_path, tmp_path):
     picture = tmp_path / "roof.png"
     made = json.loads(good("bench", "-m", blank_path, *QUICK, "--json", "--plot", picture,
-                           "--machine", "name=small cores=1 bandwidth=1e9 memory=1"))
+                           "--machine", "name=small cores=1 read=1 ram=1e-9"))
     text = bench.__doc__
     for part in (made, made["limits"], *made["runs"], *made["predictions"]):
         assert all(name in text for name in part)
@@ -234,7 +200,7 @@ def test_json_and_plot(blank_path, tmp_path):
 
 def test_table(blank_path):
     output = good("bench", "-m", blank_path, *QUICK,
-                  "--machine", "name=small cores=1 bandwidth=1e9 memory=1")
+                  "--machine", "name=small cores=1 read=1 ram=1e-9")
     for part in ("GB/s at best", "TOP/s int8", "decode at 20", "prefill 40", "of roof",
                  "lies in the caches", "Prediction for 62 layers of these widths", "this machine",
                  "small", "does not fit: needs"):

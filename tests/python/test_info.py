@@ -207,29 +207,14 @@ def test_positions_beyond_those_that_work(made):
 
 def test_memory_that_will_not_do(made, monkeypatch):
     path = made("q8_0")
-    monkeypatch.setattr(survey, "memory_limit", lambda: 1 << 20)
+    monkeypatch.setattr(survey._native, "memory", lambda: (1 << 20, 0))
     found = mm.info(path)
     assert found["memory"]["present"] == found["memory"]["limit"] == 1 << 20
     assert "of memory, 1.05 MB are there" in found["warnings"][-1]
     assert "1.05 MB are there (the limit of the control group)" in str(found)
-    monkeypatch.setattr(survey, "memory_limit", lambda: None)
-    assert mm.info(path)["warnings"] == []
-
-
-@pytest.mark.parametrize("files, limit", [
-    ({}, None),
-    ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "max\n"}, None),
-    ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/memory.max": "3000\n",
-      "sys/fs/cgroup/a/b/memory.max": "5000\n"}, 3000),
-    ({"proc/self/cgroup": "2:cpu:/x\n1:memory,hugetlb:/a\n",
-      "sys/fs/cgroup/memory/a/memory.limit_in_bytes": "7000\n",
-      "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n"}, 7000),
-])
-def test_limits_of_control_groups(tmp_path, files, limit):
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert survey.memory_limit(tmp_path) == limit
+    monkeypatch.setattr(survey._native, "memory", lambda: (1 << 62, 0))
+    found = mm.info(path)
+    assert found["warnings"] == [] and found["memory"]["limit"] is None
 
 
 # ---- Files that nobody can read, and the command ----

@@ -3,11 +3,11 @@
 One small checkpoint in every weight format, in some with precision "exact" or an int8 cache too.
 Its logits on the reference level have a committed SHA-256 (tests/golden/hashes.json); every other
 level, thread count, division among memory nodes, chunking, budget, history of the session, on disk
-too, and company in a batch must give exactly these.
+too, beginning out of a cache of prefixes and company in a batch must give exactly these.
 
 Every test is one configuration; the summary counts them and the bits that differ (conftest.py).
-What happens to a timeline is tried with SOME kinds of weights, which differ in their kernels; with
-all if MM2_EVERY_KIND is set, as `make test-same` does.
+What happens to a timeline, and two threads beside one and three, are tried with SOME kinds of
+weights, which differ in their kernels; with all if MM2_EVERY_KIND is set, as `make test-same` does.
 """
 
 import functools
@@ -27,6 +27,7 @@ from make_hashes import (  # noqa: E402
 
 SOME = ("F32", "BF16", "FP8", "Q8_0", "Q4_K", "IQ3_S", "nvfp4 modelopt", "Q4_K exact",
         "FP8 int8 cache")
+EVERY = bool(os.environ.get("MM2_EVERY_KIND"))
 LEVELS = ("ref", "avx2", "avx512", "amx")
 LEVELS = LEVELS[: LEVELS.index(mm.cpu().split()[0]) + 1]
 FAST = LEVELS[1:] or LEVELS
@@ -64,8 +65,15 @@ def kind(request):
 
 def on_some_kinds(test):
     """Leaves a test to SOME kinds; the others are not collected (conftest.py)."""
-    every = os.environ.get("MM2_EVERY_KIND")
-    return test if every else pytest.mark.only_with(kind=SOME)(test)
+    return test if EVERY else pytest.mark.only_if(wanted=lambda kind, **_: kind in SOME)(test)
+
+
+def enough(kind=None, model=(None, 0), **_):
+    """Two threads do what three do, unless a kernel divides its work in a way of its own."""
+    return EVERY or kind in SOME or model[1] != 2
+
+
+pytestmark = pytest.mark.only_if(wanted=enough)
 
 
 @pytest.fixture
@@ -300,6 +308,38 @@ def test_restored_from_another_level(model, kind, truths, truth, tmp_path, asser
             assert_bits(session.logits.numpy(), truth[position])
         session.feed(IDS[44:]).run()
         assert_bits(session.logits.numpy(), truth[-1])
+
+
+@on_some_kinds
+@pytest.mark.parametrize("isa, threads", [(isa, 1 + i % 3) for i, isa in enumerate(FAST)])
+@pytest.mark.parametrize("where", ["memory", "folder"])
+def test_a_known_prefix(kind, truths, isa, threads, where, tmp_path, assert_bits):
+    """Taken from memory, or from what the reference level has left in a folder; then forked, cut
+    back into the page that is shared, and evaluated on another way."""
+    path, truth = truths(kind)
+    options = {"prefix_cache": 1 << 30, "prefix_folder": tmp_path if where == "folder" else None}
+    with load(kind, path, isa="ref" if where == "folder" else isa, threads=2, **options) as model:
+        first = session_of(model, kind, context=len(LONG), chunk=100)
+        first.feed(LONG[:300]).run()
+        if where == "folder":
+            first.close()
+            model.close()
+            model = load(kind, path, isa=isa, threads=threads, **options)
+        with model, session_of(model, kind, context=len(LONG), chunk=64) as second:
+            second.feed(LONG[:400]).run()
+            assert second.reused == 256 and first.closed is (where == "folder")
+            assert_bits(second.logits.numpy(), truth[399])
+            with second.fork() as third, session_of(model, kind, context=len(LONG)) as fourth:
+                third.rewind(200)
+                third.feed(LONG[::-1][:100]).run()
+                third.rewind(200)
+                for session in (second, third):
+                    session.feed(LONG[session.length:]).run()
+                    assert_bits(session.logits.numpy(), truth[-1])
+                fourth.feed(LONG).run()
+                assert fourth.reused == 256
+                assert_bits(fourth.logits.numpy(), truth[-1])
+        first.close()
 
 
 @on_some_kinds
