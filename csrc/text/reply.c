@@ -332,7 +332,9 @@ static mm2_status copy_opening(mm2_reply *r, const mm2_reply_options *o)
     if (!o->call || !r->chat)
         return MM2_OK;
     mm2_view name = {o->call, (int64_t)strlen(o->call)};
-    if (!r->calls.tools.given || (name.length && !mm2_tools_find(&r->calls.tools, name)))
+    const mm2_tools *tools = &r->calls.tools;
+    if (!tools->given ||
+        !(name.length ? mm2_tools_find(tools, name) : mm2_value_next(tools->tree.values, NULL)))
         return mm2_fail(MM2_E_ARG, "a call of %.*s is wanted, but no such tool is declared",
                         name.length > 40 ? 40
                         : name.length    ? (int)name.length

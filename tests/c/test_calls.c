@@ -661,6 +661,8 @@ static void a_call_that_must_come(void **state)
     o.call = "";
     assert_int_equal(mm2_reply_new(&r, t, &o), MM2_E_ARG);
     assert_non_null(strstr(mm2_error(), "a call of a tool"));
+    o.tools = "[]";
+    assert_int_equal(mm2_reply_new(&r, t, &o), MM2_E_ARG);
     mm2_tokenizer_release(t);
 }
 
