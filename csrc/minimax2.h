@@ -438,11 +438,13 @@ enum {
  *     thinking     assistant: what stood between <think> and </think>; also under the names
  *                  reasoning_content, reasoning and reasoning_details, and as blocks in the content
  *     tool_calls   assistant: [{"name": ..., "arguments": {...}}, ...]; also inside of "function",
- *                  and the arguments also as JSON in a string
+ *                  and the arguments also as JSON in a string; also as parts of the content of the
+ *                  type tool_use, whose results are parts of the type tool_result of a user
  *     current_date, current_location   system: lines behind its text
  *
  * Tools are [{"type": "function", "function": {"name": ..., "description": ..., "parameters": its
- * JSON schema}}, ...]. Names and schemas go to the model as they are, their keys in this order. */
+ * JSON schema}}, ...], also without "function" around them, and with "input_schema". Names and
+ * schemas go to the model as they are, their keys in this order. */
 typedef struct mm2_conversation {
     uint32_t size;        /* sizeof(mm2_conversation) */
     int32_t flags;        /* MM2_GENERATION_PROMPT, ... */
@@ -469,6 +471,13 @@ int32_t mm2_chat_encode(const mm2_tokenizer *t, const mm2_conversation *c, int32
  * a tool come first and the timeline ends with an assistant's turn without a call. */
 int32_t mm2_chat_continue(const mm2_tokenizer *t, const int32_t *timeline, int32_t length,
                           const mm2_conversation *c, int32_t *ids, int32_t cap);
+
+/* Messages, in any form that is understood, in one of these: as OpenAI's chat interface takes them,
+ * with thinking as reasoning_content, or as Anthropic's, whose system text stands apart: here it is
+ * the first message. Calls are numbered and get ids, and results those of their calls. The JSON is
+ * not terminated; the length follows the rule for cap. Fails with ARG, NOMEM. */
+enum { MM2_FORM_OPENAI = 0, MM2_FORM_ANTHROPIC = 1 };
+int32_t mm2_chat_export(const char *messages, int32_t form, char *out, int32_t cap);
 
 /* ----------------------------------------------------------------------------------------------
  * Reply: from sampled ids to thinking, answer and calls of tools */
@@ -501,17 +510,21 @@ typedef struct mm2_reply_options {
     /* Ids of thinking at most, >= 0; INT32_MAX by default. Behind them mm2_piece.next closes it. */
     int32_t max_thinking;
     int32_t reserved2;
+    /* Of a chat turn: the name of the tool that it must call, "" for any; NULL: the model's choice.
+     * Behind the thinking mm2_piece.next opens the call. Fails with ARG if tools has no such tool. */
+    const char *call;
 } mm2_reply_options;
 
 void mm2_reply_options_init(mm2_reply_options *o); /* plain text, no limit, no stop strings */
 
 /* mm2_piece.end: why the reply has ended. */
 enum {
-    MM2_END_NONE = 0,     /* it goes on */
-    MM2_END_STOP = 1,     /* an end token or a stop string */
-    MM2_END_LENGTH = 2,   /* max_tokens */
-    MM2_END_CONTEXT = 3,  /* by mm2_reply_end: the session's context is full */
-    MM2_END_CANCELLED = 4 /* by mm2_reply_end */
+    MM2_END_NONE = 0,      /* it goes on */
+    MM2_END_STOP = 1,      /* an end token or a stop string */
+    MM2_END_LENGTH = 2,    /* max_tokens */
+    MM2_END_CONTEXT = 3,   /* by mm2_reply_end: the session's context is full */
+    MM2_END_CANCELLED = 4, /* by mm2_reply_end */
+    MM2_END_CALLS = 5      /* an end token, and the reply has called tools */
 };
 
 /* Text is bytes, not terminated, borrowed until the next call on the reply. It ends at whole
@@ -530,7 +543,8 @@ typedef struct mm2_piece {
     const char *reason;
     int32_t thought; /* ids of thinking so far, </think> included */
     /* The id that has to come next, whatever the model says, because the thinking has spent its
-     * budget: feed and push it instead of a sampled one. -1: the model's choice. */
+     * budget or a call must come: feed and push it instead of a sampled one. -1: the model's
+     * choice. */
     int32_t next;
 } mm2_piece;
 

@@ -609,6 +609,11 @@ int mm2_calls_thinking(const mm2_calls *c)
     return c->state == S_THINKING;
 }
 
+int mm2_calls_in_text(const mm2_calls *c)
+{
+    return c->state == S_TEXT;
+}
+
 int mm2_calls_stray(mm2_calls *c)
 {
     if (c->state != S_TEXT)

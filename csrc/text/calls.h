@@ -63,6 +63,8 @@ void mm2_calls_push(mm2_calls *c, char byte);
 void mm2_calls_end(mm2_calls *c, int by_model);
 /* Inside the thinking, and in no tag or call? */
 int mm2_calls_thinking(const mm2_calls *c);
+/* In the answer, and in no call? */
+int mm2_calls_in_text(const mm2_calls *c);
 /* The tag </think> came as a token, in a text: is it one to leave out? Decides what was undecided. */
 int mm2_calls_stray(mm2_calls *c);
 

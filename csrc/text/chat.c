@@ -285,11 +285,12 @@ static mm2_status put_members(page *p, mm2_view object, int arguments)
         value.length = j.at - value.begin;
         if (arguments) {
             status = put_parameter(p, key, value);
-        } else if (!mm2_view_is(key, "\"type\"")) {
+        } else if (!mm2_view_is(key, "\"type\"") && !mm2_view_is(key, "\"cache_control\"")) {
+            int schema = mm2_view_is(key, "\"input_schema\""); /* Anthropic's name of it */
             if (p->length > first)
                 status = put_text(p, ", ");
             if (!status)
-                status = put_json(p, key);
+                status = schema ? put_text(p, "\"parameters\"") : put_json(p, key);
             if (!status)
                 status = put_text(p, ": ");
             if (!status)

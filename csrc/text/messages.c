@@ -152,8 +152,11 @@ static mm2_status find_fields(reader *r, const char *const *names, int count, co
 
 /* ---- A content ---- */
 
-enum { P_TYPE, P_TEXT, P_THINKING, P_OUTPUT, P_SUMMARY, P_COUNT };
-static const char *const part_names[P_COUNT] = {"type", "text", "thinking", "output", "summary"};
+enum { P_TYPE, P_TEXT, P_THINKING, P_OUTPUT, P_SUMMARY, P_CONTENT, P_COUNT };
+static const char *const part_names[P_COUNT] = {"type",   "text",    "thinking",
+                                                "output", "summary", "content"};
+/* Parts that are no text, of an assistant and of a user, as Anthropic's interface has them. */
+static const char part_call[] = "tool_use", part_result[] = "tool_result";
 
 static int says(const reader *r, const char *at, const char *text)
 {
@@ -187,8 +190,10 @@ static mm2_status bad_part(const reader *r, const char *type)
                     r->index, n > 40 ? 40 : (int)n, type + 1);
 }
 
-/* A list of parts: the texts, or with `thinking` the thinking blocks. */
-static mm2_status read_parts(reader *r, const char *at, int thinking, mm2_view *text)
+/* A list of parts: the texts, or with `thinking` the thinking blocks. Parts of the type `besides`
+ * are passed over; NULL: there are none. */
+static mm2_status read_parts(reader *r, const char *at, int thinking, const char *besides,
+                             mm2_view *text)
 {
     int begun = 0;
     int32_t more;
@@ -209,6 +214,8 @@ static mm2_status read_parts(reader *r, const char *at, int thinking, mm2_view *
         status = find_fields(r, part_names, P_COUNT, part);
         if (status)
             return status;
+        if (besides && says(r, part[P_TYPE], besides))
+            continue;
         int thinks = says(r, part[P_TYPE], "thinking") && part[P_THINKING];
         if (!thinks && (!says(r, part[P_TYPE], "text") || !part[P_TEXT]))
             return bad_part(r, part[P_TYPE]);
@@ -232,7 +239,10 @@ static mm2_status read_content(reader *r, mm2_turn *turn, const char *at)
                         "message %d has %s as its content, expected a string or a list of texts",
                         r->index, kind_of(&r->j, at));
     if (*at == '[') {
-        status = read_parts(r, at, 0, &turn->content);
+        const char *besides = turn->role == MM2_ROLE_ASSISTANT ? part_call
+                              : turn->role == MM2_ROLE_USER    ? part_result
+                                                               : NULL;
+        status = read_parts(r, at, 0, besides, &turn->content);
         turn->is_list = r->j.at > at + 2;
     } else
         status = text_at(r, at, &turn->content);
@@ -275,6 +285,68 @@ static mm2_status read_results(reader *r, mm2_turn *turn, const char *at)
     }
     turn->count = r->out->results.count - turn->first;
     return status ? status : more;
+}
+
+/* Calls f for each part of this type; returns how many there are, or a failure. */
+static int32_t each_part(reader *r, const char *at, const char *type,
+                         mm2_status (*f)(reader *r, const char *part))
+{
+    int begun = 0;
+    int32_t more, count = 0;
+    r->j.at = at;
+    while ((more = mm2_json_next(&r->j, '[', &begun)) > 0) {
+        const char *part[P_COUNT], *begin;
+        mm2_status status = MM2_OK;
+        if (mm2_json_peek(&r->j) == '{') {
+            begin = r->j.at;
+            status = find_fields(r, part_names, P_COUNT, part);
+            const char *after = r->j.at;
+            if (!status && says(r, part[P_TYPE], type)) {
+                count++;
+                r->j.at = begin;
+                status = f ? f(r, part[P_CONTENT]) : MM2_OK;
+            }
+            r->j.at = after;
+        } else {
+            status = mm2_json_skip(&r->j);
+        }
+        if (status)
+            return status;
+    }
+    return more < 0 ? more : count;
+}
+
+/* A text, or a list of texts that are one. */
+static mm2_status read_result(reader *r, const char *at)
+{
+    mm2_view *result = add(&r->out->results, sizeof *result);
+    if (!result)
+        return MM2_E_NOMEM;
+    *result = (mm2_view){"", 0};
+    if (!at)
+        return MM2_OK;
+    if (*at != '"' && *at != '[')
+        return mm2_fail(MM2_E_ARG, "message %d has %s as a result, expected a string or texts",
+                        r->index, kind_of(&r->j, at));
+    mm2_status status = *at == '"' ? text_at(r, at, result) : read_parts(r, at, 0, NULL, result);
+    end_text(r);
+    return status;
+}
+
+/* The results in a user's message are a turn of the tools, in front of what the user says. */
+static mm2_status part_results(reader *r, mm2_turn *turn, const char *at)
+{
+    int32_t first = r->out->results.count, n = each_part(r, at, part_result, read_result);
+    if (n < 1)
+        return n;
+    mm2_turn said = *turn;
+    *turn = (mm2_turn){.role = MM2_ROLE_TOOL, .first = first, .count = n};
+    turn = said.content.length ? add(&r->out->turns, sizeof *turn) : NULL;
+    if (said.content.length && !turn)
+        return MM2_E_NOMEM;
+    if (turn)
+        *turn = said;
+    return MM2_OK;
 }
 
 /* ---- Thinking ---- */
@@ -323,7 +395,7 @@ static mm2_status read_thinking(reader *r, mm2_turn *turn, const fields *f)
     }
     if (!status && !turn->thinking.length && f->at[F_CONTENT] && *f->at[F_CONTENT] == '[') {
         mm2_view text = {0};
-        status = read_parts(r, f->at[F_CONTENT], 1, &text);
+        status = read_parts(r, f->at[F_CONTENT], 1, part_call, &text);
         end_text(r);
         if (text.begin) {
             turn->thinks = 1;
@@ -365,16 +437,16 @@ static mm2_status read_arguments(reader *r, const char *at, mm2_view *arguments)
 
 static mm2_status read_call(reader *r)
 {
-    static const char *const names[] = {"function", "name", "arguments"};
-    const char *at[3];
+    static const char *const names[] = {"function", "name", "arguments", "input"};
+    const char *at[4];
     mm2_turn_call *call = add(&r->out->calls, sizeof *call);
     if (!call)
         return MM2_E_NOMEM;
-    mm2_status status = find_fields(r, names, 3, at);
+    mm2_status status = find_fields(r, names, 4, at);
     const char *after = r->j.at;
     if (!status && at[0]) {
         r->j.at = at[0];
-        status = find_fields(r, names, 3, at);
+        status = find_fields(r, names, 4, at);
     }
     if (!status && (!at[1] || *at[1] != '"'))
         status = mm2_fail(MM2_E_ARG, "message %d has a call without the name of a tool", r->index);
@@ -382,13 +454,28 @@ static mm2_status read_call(reader *r)
         status = text_at(r, at[1], &call->name);
     end_text(r);
     if (!status)
-        status = read_arguments(r, at[2], &call->arguments);
+        status = read_arguments(r, at[2] ? at[2] : at[3], &call->arguments);
     r->j.at = after;
     return status;
 }
 
-static mm2_status read_calls(reader *r, mm2_turn *turn, const char *at)
+static mm2_status read_part_call(reader *r, const char *content)
 {
+    (void)content;
+    return read_call(r);
+}
+
+/* Those of a message; else those among the parts of its content. */
+static mm2_status read_calls(reader *r, mm2_turn *turn, const fields *f)
+{
+    const char *at = f->at[F_TOOL_CALLS], *parts = f->at[F_CONTENT];
+    if (!at && turn->role == MM2_ROLE_ASSISTANT && parts && *parts == '[') {
+        turn->first = r->out->calls.count;
+        turn->count = each_part(r, parts, part_call, read_part_call);
+        return turn->count < 0 ? turn->count : MM2_OK;
+    }
+    if (!at)
+        return MM2_OK;
     int begun = 0;
     int32_t more = 0;
     mm2_status status = MM2_OK;
@@ -518,12 +605,14 @@ static mm2_status read_message(reader *r, mm2_turn *turn, int goes_on)
         status = read_results(r, turn, f.at[F_CONTENT]);
     if (!status && turn->role == MM2_ROLE_ASSISTANT)
         status = read_thinking(r, turn, &f);
-    if (!status && f.at[F_TOOL_CALLS])
-        status = read_calls(r, turn, f.at[F_TOOL_CALLS]);
+    if (!status)
+        status = read_calls(r, turn, &f);
     if (!status)
         status = read_place(r, f.at[F_DATE], field_names[F_DATE], &turn->date);
     if (!status)
         status = read_place(r, f.at[F_LOCATION], field_names[F_LOCATION], &turn->location);
+    if (!status && turn->role == MM2_ROLE_USER && *f.at[F_CONTENT] == '[')
+        status = part_results(r, turn, f.at[F_CONTENT]);
     r->j.at = after;
     return status;
 }
@@ -539,12 +628,13 @@ static mm2_status read_messages(reader *r, int goes_on)
     int begun = 0, called = goes_on;
     int32_t more;
     mm2_status status = MM2_OK;
-    while (!status && (more = mm2_json_next(&r->j, '[', &begun)) > 0) {
+    for (; !status && (more = mm2_json_next(&r->j, '[', &begun)) > 0; r->index++) {
+        int32_t i = r->out->turns.count;
         mm2_turn *turn = add(&r->out->turns, sizeof *turn);
         if (!turn)
             return MM2_E_NOMEM;
-        r->index = r->out->turns.count - 1;
         status = read_message(r, turn, goes_on);
+        turn = (mm2_turn *)r->out->turns.items + i; /* it may have become two */
         if (!status && turn->role == MM2_ROLE_ASSISTANT)
             called = turn->count > 0;
         if (!status && turn->role == MM2_ROLE_TOOL && !called)

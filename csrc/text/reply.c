@@ -7,7 +7,7 @@
  * calls; what it has not decided waits there.
  *
  * A budget of thinking is kept by asking for ids: when it is spent, the piece says which ones come
- * next, until the block is closed as the format does it.
+ * next, until the block is closed as the format does it. A call that must come is opened likewise.
  *
  * Stop strings are found byte by byte (Knuth, Morris, Pratt), each in time proportional to the
  * text. So it does not matter how tokens cut the text: the string that is complete first ends it.
@@ -47,6 +47,8 @@ struct mm2_reply {
     int32_t thought, max_thinking; /* ids of thinking */
     int32_t closing[MOST_CLOSING]; /* ids that close the thinking when its budget is spent */
     int32_t closing_count, closed; /* how many of them have come */
+    int32_t *opening;              /* ids that open the call that must come; NULL: none must */
+    int32_t opening_count, opened; /* how many of them have come; -1: it is not their turn yet */
     shown_text thinking, answer;
     int64_t last; /* behind the last byte of the thinking that is not a newline */
     int32_t *ends;
@@ -109,8 +111,11 @@ static int32_t match(mm2_reply *r, char byte)
 /* Nothing more comes: what is held back is seen. */
 static void finish(mm2_reply *r, int32_t reason)
 {
+    const mm2_calls *c = &r->calls;
     if (r->chat)
         mm2_calls_end(&r->calls, reason == MM2_END_STOP);
+    if (reason == MM2_END_STOP && c->count && c->records[c->count - 1].state == MM2_CALL_COMPLETE)
+        reason = MM2_END_CALLS;
     r->thinking.shown = r->last;
     r->answer.shown = r->answer.text.length;
     if (!r->end)
@@ -182,6 +187,32 @@ static int32_t next_closing(const mm2_reply *r)
         complete(&r->thinking, g->length) != g->length)
         return -1;
     return g->length && g->bytes[g->length - 1] == '\n';
+}
+
+static int32_t next_id(const mm2_reply *r)
+{
+    if (!r->end && r->opened >= 0 && r->opened < r->opening_count)
+        return r->opening[r->opened];
+    int32_t closing = next_closing(r);
+    return closing < 0 ? -1 : r->closing[closing];
+}
+
+/* An id has come: how far are we in those that must? */
+static void follow(mm2_reply *r, int32_t id, int32_t closing)
+{
+    if (closing >= 0)
+        r->closed = id == r->closing[closing] ? closing + 1 : 0;
+    if (r->opened >= 0 && r->opened < r->opening_count) /* another id: the caller's choice */
+        r->opened = id == r->opening[r->opened] ? r->opened + 1 : r->opening_count;
+}
+
+/* Behind the thinking it is the call's turn, unless there was one in it. */
+static void begin_opening(mm2_reply *r)
+{
+    if (r->opened >= 0 || !r->opening_count || !mm2_calls_in_text(&r->calls))
+        return;
+    r->opened = r->calls.count ? r->opening_count : 0;
+    r->closed = r->closing_count;
 }
 
 /* ---- Making ---- */
@@ -266,6 +297,61 @@ static mm2_status copy_closing(mm2_reply *r, const mm2_reply_options *o)
     return status;
 }
 
+/* The ids of a call's beginning, as the format has it behind an empty answer. */
+static mm2_status put_opening(const mm2_reply *r, const mm2_reply_options *o, mm2_ids *ids)
+{
+    const char *before = o->start == MM2_START_ANSWER ? "\n" : "\n\n\n";
+    const char *texts[] = {"\n<invoke name=\"", o->call, "\">\n"};
+    char *text;
+    size_t n = 0, used = 0;
+    int count = *o->call ? 3 : 1;
+    const char *tag = mm2_tag_text[MM2_TAG_CALL_OPEN];
+    mm2_status status = mm2_tokenizer_append(r->t, before, (int64_t)strlen(before), 0, ids);
+    if (r->t->tags[MM2_TAG_CALL_OPEN] >= 0)
+        mm2_ids_push(ids, r->t->tags[MM2_TAG_CALL_OPEN]);
+    else if (!status)
+        status = mm2_tokenizer_append(r->t, tag, (int64_t)strlen(tag), 0, ids);
+    for (int i = 0; i < count; i++)
+        n += strlen(texts[i]);
+    if (!status && !(text = malloc(n)))
+        status = mm2_fail(MM2_E_NOMEM, "no memory for the name of a tool");
+    if (status)
+        return status;
+    for (int i = 0; i < count; used += strlen(texts[i++]))
+        memcpy(text + used, texts[i], strlen(texts[i]));
+    status = mm2_tokenizer_append(r->t, text, (int64_t)n, 0, ids);
+    free(text);
+    return status;
+}
+
+static mm2_status copy_opening(mm2_reply *r, const mm2_reply_options *o)
+{
+    mm2_ids ids = {0};
+    r->opened = o->start == MM2_START_ANSWER ? 0 : -1;
+    if (!o->call || !r->chat)
+        return MM2_OK;
+    mm2_view name = {o->call, (int64_t)strlen(o->call)};
+    const mm2_tools *tools = &r->calls.tools;
+    if (!tools->given ||
+        !(name.length ? mm2_tools_find(tools, name) : mm2_value_next(tools->tree.values, NULL)))
+        return mm2_fail(MM2_E_ARG, "a call of %.*s is wanted, but no such tool is declared",
+                        name.length > 40 ? 40
+                        : name.length    ? (int)name.length
+                                         : 6,
+                        name.length ? name.begin : "a tool");
+    if (!r->t)
+        return mm2_fail(MM2_E_ARG, "a call is wanted, which needs a tokenizer");
+    mm2_status status = put_opening(r, o, &ids);
+    if (status)
+        return status;
+    r->opening = malloc((size_t)ids.count * sizeof *r->opening);
+    if (!r->opening)
+        return mm2_fail(MM2_E_NOMEM, "no memory for the name of a tool");
+    r->opening_count = (int32_t)ids.count;
+    ids = (mm2_ids){r->opening, r->opening_count, 0};
+    return put_opening(r, o, &ids);
+}
+
 static mm2_status check_options(const mm2_reply_options *o)
 {
     if (o->start < MM2_START_TEXT || o->start > MM2_START_ANSWER)
@@ -311,6 +397,8 @@ mm2_status mm2_reply_new(mm2_reply **out, const mm2_tokenizer *t, const mm2_repl
         status = copy_stops(r, &o);
     if (!status)
         status = copy_closing(r, &o);
+    if (!status)
+        status = copy_opening(r, &o);
     if (status) {
         mm2_reply_free(r);
         return status;
@@ -329,6 +417,7 @@ void mm2_reply_free(mm2_reply *r)
     }
     free(r->stops);
     free(r->ends);
+    free(r->opening);
     if (!r->torn) {
         free(r->thinking.text.bytes);
         free(r->answer.text.bytes);
@@ -356,7 +445,6 @@ static mm2_status enter(mm2_reply *r)
 /* Fills the piece with what is seen behind these marks. */
 static mm2_status report(const mm2_reply *r, mm2_piece *piece, int64_t text, int64_t thinking)
 {
-    int32_t closing = next_closing(r);
     mm2_piece p = {.size = sizeof p,
                    .end = r->end,
                    .count = r->count,
@@ -367,7 +455,7 @@ static mm2_status report(const mm2_reply *r, mm2_piece *piece, int64_t text, int
                    .thinking = r->thinking.text.bytes ? r->thinking.text.bytes + thinking : "",
                    .reason = r->calls.reason ? r->calls.reason : "",
                    .thought = r->thought,
-                   .next = closing < 0 ? -1 : r->closing[closing]};
+                   .next = next_id(r)};
     return piece ? mm2_struct_write(piece, &p, "piece") : MM2_OK;
 }
 
@@ -410,12 +498,12 @@ static mm2_status push(mm2_reply *r, int32_t id, mm2_piece *piece)
     int32_t closing = next_closing(r);
     r->count++;
     r->thought += mm2_calls_thinking(&r->calls);
-    if (closing >= 0)
-        r->closed = id == r->closing[closing] ? closing + 1 : 0;
+    follow(r, id, closing);
     if (ends_at(r, id))
         finish(r, MM2_END_STOP);
     else
         grow(r, id, bytes, n);
+    begin_opening(r);
     if (!r->end && r->count == r->max_tokens)
         finish(r, MM2_END_LENGTH);
     return report(r, piece, text, thinking);

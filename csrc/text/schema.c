@@ -170,7 +170,8 @@ static void look_into(search *s, const mm2_value *schema)
 
 uint32_t mm2_tools_types(const mm2_value *function, mm2_view parameter)
 {
-    search s = {.root = mm2_value_field(function, "parameters")};
+    const mm2_value *root = mm2_value_field(function, "parameters");
+    search s = {.root = root ? root : mm2_value_field(function, "input_schema")};
     const mm2_value *schema = member(mm2_value_field(s.root, "properties"), parameter);
     if (!schema)
         schema = mm2_value_field(s.root, "additionalProperties");

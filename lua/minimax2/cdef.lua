@@ -205,6 +205,11 @@ typedef struct mm2_conversation {
 int32_t mm2_chat_render(const mm2_tokenizer *t, const mm2_conversation *c, char *out, int32_t cap);
 int32_t mm2_chat_encode(const mm2_tokenizer *t, const mm2_conversation *c, int32_t *ids, int32_t cap);
 int32_t mm2_chat_continue(const mm2_tokenizer *t, const int32_t *timeline, int32_t length, const mm2_conversation *c, int32_t *ids, int32_t cap);
+enum {
+    MM2_FORM_OPENAI = 0,
+    MM2_FORM_ANTHROPIC = 1,
+};
+int32_t mm2_chat_export(const char *messages, int32_t form, char *out, int32_t cap);
 typedef struct mm2_reply mm2_reply;
 enum {
     MM2_START_TEXT = 0,
@@ -223,6 +228,7 @@ typedef struct mm2_reply_options {
     const char *tools;
     int32_t max_thinking;
     int32_t reserved2;
+    const char *call;
 } mm2_reply_options;
 void mm2_reply_options_init(mm2_reply_options *o);
 enum {
@@ -231,6 +237,7 @@ enum {
     MM2_END_LENGTH = 2,
     MM2_END_CONTEXT = 3,
     MM2_END_CANCELLED = 4,
+    MM2_END_CALLS = 5,
 };
 typedef struct mm2_piece {
     uint32_t size;

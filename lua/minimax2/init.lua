@@ -17,6 +17,7 @@ local ffi = require "ffi"
 local native = require "minimax2.native"
 local handle = require "minimax2.handle"
 local args = require "minimax2.args"
+local messages = require "minimax2.messages"
 local Model = require "minimax2.model"
 local Sampler = require "minimax2.sampling"
 local Tokenizer = require "minimax2.tokenizer"
@@ -108,6 +109,11 @@ end
 function mm.chat(model, options)
     return need_model(model, "mm.chat"):chat(options)
 end
+
+--- mm.export_messages(messages, form): messages, in any form that model:generate takes, in that of others, a
+--- list: form "openai", its chat interface, thinking as reasoning_content; or "anthropic", whose system text
+--- stands apart: here it is the first message. Calls get ids, and results those of their calls.
+mm.export_messages = messages.export
 
 --- mm.batch(model[, sessions][, options]): sessions to be advanced together; see model:batch.
 function mm.batch(model, sessions, options)

@@ -1,9 +1,11 @@
 --- Chat messages, { { role=, content=, thinking=, tool_calls= }, ... }, as the C library takes them: as
 --- JSON. What they may hold, the library knows.
 
+local ffi = require "ffi"
 local native = require "minimax2.native"
 local args = require "minimax2.args"
 local json = require "minimax2.json"
+local tools = require "minimax2.tools"
 
 local lib, raise = native.lib, native.raise
 
@@ -36,6 +38,7 @@ function messages.json(value, name)
         if next(value) == nil then
             return "[]"
         end
+        value = name:find "tools$" and tools.declared(value) or value
         local ok, encoded = pcall(json.encode, value)
         if not ok then
             raise(("%s: %s"):format(name, encoded))
@@ -63,6 +66,20 @@ end
 --- The options that say how messages are rendered.
 messages.known = { generation_prompt = true, tools = true, thinking = true, keep_thinking = true,
     identity = true }
+
+local forms = { openai = lib.MM2_FORM_OPENAI, anthropic = lib.MM2_FORM_ANTHROPIC }
+
+--- See mm.export_messages.
+function messages.export(turns, form)
+    if not forms[form] then
+        raise(("the form of messages is %s, must be 'openai' or 'anthropic'"):format(args.show(form)))
+    end
+    local text = messages.json(turns, "messages")
+    local room = lib.mm2_chat_export(text, forms[form], nil, 0)
+    local out = ffi.new("char[?]", math.max(native.check_list(room), 1))
+    native.check_list(lib.mm2_chat_export(text, forms[form], out, room))
+    return assert(json.decode(ffi.string(out, room)))
+end
 
 local anchors = setmetatable({}, { __mode = "k" }) -- the strings that a conversation points to
 

@@ -304,6 +304,51 @@ local function start_stream(self, prompt, options, where)
     return Stream.new(Session.for_request(self, request), request, true)
 end
 
+-- Answers of one prompt, made together, behind forks of it unless each has hooks of its own.
+local function answers(self, prompt, options, where)
+    local n, own, requests, sessions = args.positive(options.n, where .. ": n"), {}, {}, {}
+    if messages.are_prompts(prompt) then
+        raise(where .. ": n is for one prompt; of several, give each as often as you want")
+    end
+    for name, value in pairs(options) do
+        own[name] = value
+    end
+    own.n = nil
+    for i = 1, n do
+        requests[i] = Request.new(self, prompt, own, where, nil, Session.known)
+        own.seed = requests[i].sampler.seed + 1
+    end
+    local batch, message = self:batch()
+    if not batch then
+        raise(message)
+    end
+    local first = requests[1]
+    local shared = own.hooks and 0 or first.count - 1
+    if shared > 0 then
+        local trunk = Session.for_prompt(self, first.prompt, shared, first.count - shared + first.most, own,
+            where)
+        while not trunk:run(trace.SLICE_US / 1000) do end
+        for i = 1, n do
+            sessions[i] = i == n and trunk or assert(trunk:fork())
+            sessions[i]:feed(first.prompt + shared, first.count - shared)
+        end
+    else
+        for i, request in ipairs(requests) do
+            sessions[i] = Session.for_request(self, request)
+        end
+    end
+    local streams, texts, infos = {}, {}, {}
+    for i, request in ipairs(requests) do
+        batch:add(sessions[i])
+        streams[i] = Stream.new(sessions[i], request, true)
+    end
+    for i, stream in ipairs(streams) do
+        texts[i], infos[i] = stream:finish()
+    end
+    batch:close()
+    return texts, infos
+end
+
 --- A stream that goes on with a prompt; see request.lua for the options. Those of model:session are taken
 --- too; context is, if not given, what the prompt and max_new_tokens need.
 function Model:stream(prompt, options)
@@ -312,8 +357,12 @@ end
 
 --- Text that goes on with a prompt, and info: tokens, finish_reason, seed, thinking, logprobs. The
 --- options are those of model:stream. After messages the text is the answer alone. Of a table of prompts
---- a table of texts and one of infos, made together: see batch:generate.
+--- a table of texts and one of infos, made together: see batch:generate. With the option n, one prompt is
+--- evaluated once and answered n times, likewise: answer i is that of seed + i - 1.
 function Model:generate(prompt, options)
+    if type(options) == "table" and options.n ~= nil then
+        return answers(self, prompt, options, "model:generate")
+    end
     if messages.are_prompts(prompt) then
         local batch, message = self:batch()
         if not batch then

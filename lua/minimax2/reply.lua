@@ -13,16 +13,18 @@ local Reply = handle.class("reply", "mm2_reply", "mm2_reply_free")
 
 -- Why a reply has ended, as scripts read it.
 local reasons = { [lib.MM2_END_STOP] = "stop", [lib.MM2_END_LENGTH] = "length",
-    [lib.MM2_END_CONTEXT] = "context", [lib.MM2_END_CANCELLED] = "cancelled" }
+    [lib.MM2_END_CONTEXT] = "context", [lib.MM2_END_CANCELLED] = "cancelled",
+    [lib.MM2_END_CALLS] = "tool_calls" }
 local starts = { text = lib.MM2_START_TEXT, thinking = lib.MM2_START_THINKING,
     answer = lib.MM2_START_ANSWER }
 local numbers = { context = lib.MM2_END_CONTEXT, cancelled = lib.MM2_END_CANCELLED }
 
 --- A reply of a model of at most `most` ids, which ends at the model's end tokens and before the strings
 --- of the list `stops`. start: "text"; or of a chat turn "thinking", inside <think>, or "answer", behind
---- it. tools: nil, or the JSON of those that it may call. budget: nil, or ids of thinking at most. The
---- model's tokenizer must live until the last push: keep a session of the model open.
-function Reply.new(model, most, stops, start, tools, budget)
+--- it. tools: nil, or the JSON of those that it may call. budget: nil, or ids of thinking at most. call:
+--- nil, or the tool that it must call, "" for any. The model's tokenizer must live until the last push:
+--- keep a session of the model open.
+function Reply.new(model, most, stops, start, tools, budget, call)
     local o = native.sized "mm2_reply_options"
     lib.mm2_reply_options_init(o)
     o.start = starts[start]
@@ -36,7 +38,7 @@ function Reply.new(model, most, stops, start, tools, budget)
     o.stop, o.stop_len = strings, lengths
     local ends, n = args.ids(model:end_tokens())
     o.end_tokens, o.end_count = ends, n
-    o.tools = tools
+    o.tools, o.call = tools, call
     o.max_thinking = budget or o.max_thinking
     local tokenizer = model.tokenizer
     local out = ffi.new "mm2_reply *[1]"
@@ -61,13 +63,13 @@ function Reply:count()
     return self.piece.count
 end
 
---- Why it has ended: "stop" (an end token, a stop string), "length", "context" or "cancelled"; nil while
---- it goes on.
+--- Why it has ended: "stop" (an end token, a stop string), "tool_calls", "length", "context" or
+--- "cancelled"; nil while it goes on.
 function Reply:ended()
     return reasons[self.piece["end"]]
 end
 
---- The id that has to come next because the budget of thinking is spent, or nil.
+--- The id that has to come next because the budget of thinking is spent or a call must come, or nil.
 function Reply:forced()
     return self.piece.next >= 0 and self.piece.next or nil
 end

@@ -15,12 +15,15 @@
 ---                     it after so many tokens
 ---   tools             that a prompt of messages declares, see tokenizer:render; stream:calls() has the
 ---                     calls of them, whose results are messages of the role "tool"
+---   tool_choice       "auto"; "none": calls are forbidden; "required": behind the thinking a call is opened;
+---                     the name of a tool: a call of that one
 ---   keep_thinking     true: of all turns of a prompt of messages
 ---   yield             true: stream:next() yields between time slices; for use in coroutines
 
 local native = require "minimax2.native"
 local args = require "minimax2.args"
 local messages = require "minimax2.messages"
+local tools_of = require "minimax2.tools"
 local trace = require "minimax2.trace"
 local Reply = require "minimax2.reply"
 local Sampler = require "minimax2.sampling"
@@ -34,7 +37,7 @@ local DEFAULT_TOKENS = 1024
 --- The names of the options, beside those of the sampler.
 Request.known = {
     max_new_tokens = true, stop = true, mask = true, logits_processor = true, top_logprobs = true,
-    hooks = true, thinking = true, tools = true, keep_thinking = true, yield = true,
+    hooks = true, thinking = true, tools = true, tool_choice = true, keep_thinking = true, yield = true,
 }
 
 local function stop_list(stop, where)
@@ -85,7 +88,9 @@ function Request.new(model, prompt, options, where, turn, more)
         raise(where .. ": tools are for prompts of messages; a prompt that is a text or ids declares its own")
     end
     local stops = stop_list(options.stop, where)
-    local sampler, message = Sampler.new(model, options, where)
+    local call, bias = tools_of.choice(model, options, answers or prompt == nil, where)
+    local sampler, message = Sampler.new(model, bias and setmetatable({ bias = bias }, { __index = options })
+        or options, where)
     if not sampler then
         raise(("%s: %s"):format(where, message))
     end
@@ -97,7 +102,7 @@ function Request.new(model, prompt, options, where, turn, more)
             { tools = tools, thinking = thinks, keep_thinking = keep } or nil)
     end
     self.reply = Reply.new(model, self.most, stops,
-        thinks and "thinking" or answers and "answer" or "text", tools, budget)
+        thinks and "thinking" or answers and "answer" or "text", tools, budget, call)
     return self
 end
 

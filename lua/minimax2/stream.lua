@@ -13,7 +13,8 @@
 --- again, for the same activation or token. Of several hooks, those that had returned are not called again.
 ---
 --- Fields: session, seed, finish_reason: nil while it goes on, then "stop" (end token or stop string),
---- "length" (max_new_tokens), "context" (it is full) or "cancelled".
+--- "tool_calls" (an end token, and the reply calls tools), "length" (max_new_tokens), "context" (it is
+--- full) or "cancelled".
 
 local native = require "minimax2.native"
 local args = require "minimax2.args"
@@ -107,7 +108,7 @@ local function choose(self)
     local forced = self.reply:forced()
     if self.finish_reason then
         return nil
-    elseif forced then -- the budget of thinking is spent
+    elseif forced then -- the budget of thinking is spent, or a call must come
         return forced
     elseif not request.processor then
         return request.sampler:next(session, mask)

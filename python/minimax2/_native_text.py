@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any, NamedTuple
 
-from minimax2 import errors
+from minimax2 import errors, tools
 from minimax2._cffi import ffi, lib
 from minimax2._native import (SLICE, Owned, _chars, _fields, _filled, _interruptible, _owned,
                               _path, _sized, _string, check, flag, ids, integer)
@@ -87,10 +87,13 @@ def tokenizer_id(tokenizer: Owned, chars: bytes) -> int | None:
 
 
 def json_text(value: Any, name: str) -> bytes:
-    """JSON of what a caller hands in, terminated; a str is JSON already. Keys keep their order."""
+    """JSON of what a caller hands in, terminated; a str is JSON already. Keys keep their order.
+    Functions among tools are declared."""
     def plain(other: Any) -> Any:
         if isinstance(other, Mapping):
             return dict(other)
+        if name == "tools" and callable(other):
+            return tools.tool(other).declaration()
         raise TypeError(f"{name} must be values that JSON has, not {type(other).__name__}")
 
     try:
@@ -120,7 +123,7 @@ def thinks(thinking: Any, default: bool) -> tuple[bool, int]:
     return budget > 0, budget
 
 
-def _conversation(messages: Any, tools: Any, identity: str | None, prompt: Any, thinking: Any,
+def _conversation(messages: Any, declared: Any, identity: str | None, prompt: Any, thinking: Any,
                   keep_thinking: Any) -> tuple[Any, list[Any]]:
     """An mm2_conversation, and the strings it points to."""
     conversation = _sized("mm2_conversation")
@@ -130,8 +133,8 @@ def _conversation(messages: Any, tools: Any, identity: str | None, prompt: Any, 
         | (lib.MM2_KEEP_THINKING if flag(keep_thinking, "keep_thinking") else 0))
     keep = [ffi.new("char[]", json_text(messages, "messages"))]
     conversation.messages = keep[0]
-    if tools is not None:
-        keep.append(ffi.new("char[]", json_text(tools, "tools")))
+    if declared is not None:
+        keep.append(ffi.new("char[]", json_text(declared, "tools")))
         conversation.tools = keep[-1]
     if identity is not None:
         keep.append(_chars(identity, "identity"))
@@ -166,23 +169,37 @@ def chat_encode(tokenizer: Owned, messages: Any, tools: Any, identity: str | Non
     return list(out[0:n])
 
 
-def chat_continue(tokenizer: Owned, timeline: Sequence[int], messages: Any,
-                  thinking: bool = True) -> list[int]:
-    """The ids that messages and the opening of a reply add to a conversation's timeline."""
-    c, keep = _conversation(messages, None, None, True, thinking, False)
+def chat_continue(tokenizer: Owned, timeline: Sequence[int], messages: Any, prompt: bool = True,
+                  thinking: bool = True, keep_thinking: bool = False) -> list[int]:
+    """The ids that messages, and the opening of a reply, add to a conversation's timeline."""
+    c, keep = _conversation(messages, None, None, prompt, thinking, keep_thinking)
     before = ffi.new("int32_t[]", timeline)
     out, n = _laid_out("int32_t[]", keep, lambda out, cap: lib.mm2_chat_continue(
         tokenizer.pointer, before, len(timeline), c, out, cap))
     return list(out[0:n])
 
 
+_FORMS = {"openai": int(lib.MM2_FORM_OPENAI), "anthropic": int(lib.MM2_FORM_ANTHROPIC)}
+
+
+def chat_export(messages: Any, form: str) -> list[dict[str, Any]]:
+    """Messages in the form of somebody else's interface."""
+    if form not in _FORMS:
+        raise ArgumentError(f"the form of messages is {form!r}, must be 'openai' or 'anthropic'")
+    given = ffi.new("char[]", json_text(messages, "messages"))
+    out, n = _filled("char[]", len(given) + 256, lambda out, cap: lib.mm2_chat_export(
+        given, _FORMS[form], out, cap))
+    made: list[dict[str, Any]] = json.loads(bytes(ffi.buffer(out, n)))
+    return made
+
+
 # ---- Reply ----
 
 START_TEXT, START_THINKING, START_ANSWER = (
     int(lib.MM2_START_TEXT), int(lib.MM2_START_THINKING), int(lib.MM2_START_ANSWER))
-END_NONE, END_STOP, END_LENGTH, END_CONTEXT, END_CANCELLED = (
+END_NONE, END_STOP, END_LENGTH, END_CONTEXT, END_CANCELLED, END_CALLS = (
     int(lib.MM2_END_NONE), int(lib.MM2_END_STOP), int(lib.MM2_END_LENGTH),
-    int(lib.MM2_END_CONTEXT), int(lib.MM2_END_CANCELLED))
+    int(lib.MM2_END_CONTEXT), int(lib.MM2_END_CANCELLED), int(lib.MM2_END_CALLS))
 
 
 class Piece(NamedTuple):
@@ -213,14 +230,16 @@ CALL_OPEN, CALL_COMPLETE, CALL_CUT = (
 
 
 def reply_new(tokenizer: Owned | None, start: int, max_tokens: int, ends: Sequence[int],
-              stop: Sequence[bytes], tools: bytes | None = None,
-              max_thinking: int = NO_BUDGET) -> Owned:
-    """A reply; keeps its tokenizer, None for ids without text. tools: JSON."""
+              stop: Sequence[bytes], declared: bytes | None = None,
+              max_thinking: int = NO_BUDGET, call: str | None = None) -> Owned:
+    """A reply; keeps its tokenizer, None for ids without text. declared: tools, JSON. call: the
+    tool that it must call, "" for any."""
     options = _sized("mm2_reply_options")
     lib.mm2_reply_options_init(options)
     options.start, options.max_tokens, options.max_thinking = start, max_tokens, max_thinking
-    schemas = ffi.NULL if tools is None else ffi.new("char[]", tools)
-    options.tools = schemas
+    schemas = ffi.NULL if declared is None else ffi.new("char[]", declared)
+    wanted = ffi.NULL if call is None else _chars(call, "tool_choice")
+    options.tools, options.call = schemas, wanted
     end_tokens = ffi.new("int32_t[]", ends)
     options.end_tokens, options.end_count = end_tokens, len(ends)
     strings = [ffi.new("char[]", string) for string in stop]

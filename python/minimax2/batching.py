@@ -350,6 +350,10 @@ class Batch(Handle):
         sessions = [self.model._session_for(request.ids or [], request.max_new_tokens, kept)
                     for request, kept in wanted]
         made = [Stream(session, request) for session, (request, _) in zip(sessions, wanted)]
+        return self._together(made, stream)
+
+    def _together(self, made: list[Stream], stream: bool) -> list[Generation] | Streams:
+        """Take streams on, whose sessions are theirs alone."""
         streams = Streams(self, made)
         try:
             for one in made:

@@ -6,13 +6,14 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import minimax2 as mm
-from minimax2 import bench, convert, plan, show, synth
+from minimax2 import bench, chat_command, convert, plan, show, synth
+from minimax2.chat_command import is_terminal, read_text
 
 EPILOG = "Without -m these work on m2-tiny, the small model that comes with the package."
 
@@ -97,9 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this")
     made.add_argument("--json", action="store_true", help="print one JSON object at the end")
 
-    made = command(_chat, "talk; an empty line or Ctrl-D ends it, Ctrl-C cuts an answer short. "
-                          "Where the answer is not shown on a terminal, the thinking goes to "
-                          "standard error")
+    made = command(_chat, "talk; an empty line or Ctrl-D ends it, Ctrl-C cuts an answer short, "
+                          "/help lists commands. Where the answer is not shown on a terminal, the "
+                          "thinking goes to standard error")
     opens_model(made)
     samples(made)
     made.add_argument("message", nargs="?", help="answer this alone, and end; -: read it from "
@@ -169,7 +170,7 @@ def _info(arguments: argparse.Namespace) -> None:
 
 
 def _generate(arguments: argparse.Namespace) -> None:
-    prompt = _text(arguments.prompt)
+    prompt = read_text(arguments.prompt)
     with _load(arguments) as model:
         stream = model.generate(prompt, stream=True, stop=arguments.stop,
                                 kv_dtype=arguments.kv_dtype, **_sampling(arguments))
@@ -186,7 +187,7 @@ def _generate(arguments: argparse.Namespace) -> None:
         for piece in stream:
             print(piece, end="", flush=True)
         print()
-        if _is_terminal(sys.stderr):
+        if is_terminal(sys.stderr):
             print(_summary(stream.result()), file=sys.stderr)
 
 
@@ -196,21 +197,8 @@ def _summary(result: mm.Generation) -> str:
             f"seed {result.seed}]")
 
 
-def _text(argument: str) -> str:
-    """An argument, or for "-" what stands on the standard input."""
-    if argument != "-":
-        return argument
-    if sys.stdin is None:
-        raise mm.ArgumentError("the standard input is closed")
-    return sys.stdin.read()
-
-
-def _is_terminal(stream: Any) -> bool:
-    return stream is not None and bool(stream.isatty())
-
-
 def _chat(arguments: argparse.Namespace) -> None:
-    given = None if arguments.message is None else _text(arguments.message)
+    given = None if arguments.message is None else read_text(arguments.message)
     options = _sampling(arguments)
     if arguments.no_thinking:
         options["thinking"] = False
@@ -221,76 +209,7 @@ def _chat(arguments: argparse.Namespace) -> None:
     with _load(arguments) as model, model.chat(
             arguments.system, context=arguments.context, kv_dtype=arguments.kv_dtype,
             **options) as chat:
-        if given is not None:
-            _answer(chat, given)
-            return
-        for text in _lines():
-            _answer(chat, text)
-
-
-def _lines() -> Iterator[str]:
-    """What is typed, or stands on the standard input, up to an empty line."""
-    if sys.stdin is None:
-        raise mm.ArgumentError("the standard input is closed: give the message as an argument")
-    prompt = "> " if _is_terminal(sys.stdin) else ""
-    if prompt:
-        try:
-            import readline  # noqa: F401  (gives input() its editing and history)
-        except ImportError:
-            pass  # a Python without it
-    while True:
-        try:
-            text = input(prompt)
-        except EOFError:
-            return
-        if not text:
-            return
-        yield text
-
-
-def _answer(chat: mm.Chat, text: str) -> None:
-    """Say it, and show the answer; what was cut says so."""
-    try:
-        stream = chat.send(text, stream=True)
-    except mm.ContextFull:
-        raise mm.ContextFull(f"the conversation is full: its context has {chat.session.context} "
-                             "positions; --context N makes a larger one") from None
-    try:
-        _show(stream)
-    except KeyboardInterrupt:
-        stream.cancel()
-        stream.poll()
-    note = {"length": f"cut off after {len(stream.tokens)} tokens; -n N allows more",
-            "context": f"cut off: the context of {chat.session.context} positions is full; "
-                       "--context N makes a larger one",
-            "cancelled": "cut short"}.get(stream.finish_reason or "")
-    if note:
-        print(f"[{note}]", file=sys.stdout if _is_terminal(sys.stdout) else sys.stderr)
-
-
-def _show(stream: mm.Stream) -> None:
-    """Print an answer while it is made: the thinking dim on a terminal, else apart from it."""
-    thinks = sys.stdout if _is_terminal(sys.stdout) else sys.stderr
-    dim, plain = ("\033[2m", "\033[0m") if _is_terminal(thinks) else ("", "")
-    thought = 0
-    try:
-        while not stream.done:
-            piece = stream.poll(0.05)
-            thinking = (stream.thinking or "")[thought:]
-            if thinking and thinks is not None:
-                print(dim * (not thought) + thinking, end="", file=thinks, flush=True)
-            thought += len(thinking)
-            if piece and piece == stream.text and thought and thinks is not None:
-                print(plain, end="\n\n" if thinks is sys.stdout else "\n", file=thinks, flush=True)
-            print(piece, end="", flush=True)
-    finally:
-        if thought and not stream.text and thinks is not None:
-            print(plain, file=thinks, flush=True)
-        if stream.text or not thought:
-            print(flush=True)
-        for call in stream.calls:
-            print(f"{call.name}({call.json})" + (" [cut off]" if call.state == "cut" else ""),
-                  flush=True)
+        chat_command.run(chat, given)
 
 
 def _inspect(arguments: argparse.Namespace) -> None:

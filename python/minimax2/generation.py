@@ -66,10 +66,10 @@ class Piece(NamedTuple):
 
     kind: str
     """"thinking", "text", "call" (it begins: its name), "arguments" (JSON that joins up to the
-    object) or "call_end"."""
+    object) or "call_end"; of Chat.pieces() also "result" (what the tool has answered)."""
     text: str
     call: int | None
-    """Which call, from 0."""
+    """Which call of its reply, from 0."""
 
 
 def assistant_message(text: str, thinking: str | None, calls: list[ToolCall]) -> dict[str, Any]:
@@ -91,7 +91,8 @@ class Generation:
     tokens: list[int]
     """All ids sampled, in order, an end token included: what the timeline holds."""
     finish_reason: str
-    """"stop" (end token or stop string), "length", "context" (it is full) or "cancelled"."""
+    """"stop" (end token or stop string), "tool_calls" (an end token, and it calls tools), "length",
+    "context" (it is full) or "cancelled"."""
     seed: int
     """Gives the same again, with the same prompt and options."""
     logprobs: list[TokenLogprob] | None

@@ -14,8 +14,9 @@ from minimax2.engine import Engine, Job
 from minimax2.errors import ArgumentError, ContextFull, UnsupportedError
 from minimax2.generation import Generation
 from minimax2.handle import Handle
-from minimax2.options import (AnyPath, GenerateOptions, Item, KvDtype, ModelGenerateOptions, Prompt,
-                              SessionOptions, check_names, spelled_out)
+from minimax2.options import (AnyPath, GenerateOptions, Item, KvDtype, Message,
+                              ModelGenerateOptions, Prompt, SessionOptions, check_names,
+                              spelled_out)
 from minimax2.plan import Plan, plan
 from minimax2.request import Request
 from minimax2.scoring import CHUNK, Score, Scoring
@@ -365,6 +366,16 @@ class Model(Handle, Mapping[str, Tensor]):
             **options: Unpack[ModelGenerateOptions]) -> Generation | Stream: ...
 
     @overload
+    def generate(
+            self, prompt: Prompt, *, n: int, stream: Literal[False] = False,
+            **options: Unpack[ModelGenerateOptions]) -> list[Generation]: ...
+
+    @overload
+    def generate(
+            self, prompt: Prompt, *, n: int, stream: Literal[True],
+            **options: Unpack[ModelGenerateOptions]) -> Streams: ...
+
+    @overload
     def generate(self, prompt: Sequence[Item], *, stream: Literal[False] = False,
                  **options: Unpack[ModelGenerateOptions]) -> list[Generation]: ...
 
@@ -373,13 +384,14 @@ class Model(Handle, Mapping[str, Tensor]):
                  **options: Unpack[ModelGenerateOptions]) -> Streams: ...
 
     @spelled_out(ModelGenerateOptions)
-    def generate(self, prompt: Prompt | Sequence[Item], *, stream: bool = False,
-                 **options: Unpack[ModelGenerateOptions]
+    def generate(self, prompt: Prompt | Sequence[Item], *, n: int | None = None,
+                 stream: bool = False, **options: Unpack[ModelGenerateOptions]
                  ) -> Generation | Stream | list[Generation] | Streams:
         """Go on from a prompt: a Generation, or with stream=True a Stream of text pieces.
 
         A list of prompts is answered together, each as it would be alone: a list of Generation, or
-        with stream=True an iterator of (index, piece). See Batch.generate().
+        with stream=True an iterator of (index, piece). See Batch.generate(). With n, one prompt is
+        evaluated once and answered n times, likewise: answer i is that of seed + i.
 
         prompt: a str, token ids, or messages (dicts of role and content), which are answered in
         the chat format. Ends at the end token, a stop string, max_new_tokens or the model's
@@ -390,7 +402,9 @@ class Model(Handle, Mapping[str, Tensor]):
         or several, not shown, None for none; thinking (None: as the prompt has it), whether the
         text begins inside <think>, False to close that block in the prompt of messages, and a
         number of tokens after which it is closed and the answer begins; tools, which a prompt of
-        messages declares and whose calls the result has; keep_thinking, of all turns in it; mask, a
+        messages declares and whose calls the result has; tool_choice, "auto", "none" (the token
+        that begins calls is forbidden), "required" (behind the thinking a call is opened) or the
+        name of a tool; keep_thinking, of all turns in it; mask, a
         buffer as in Sampler.next, or a callable(tokens so far) that returns one; logits_processor,
         a callable(ids, logits) that edits the logits, a numpy array [vocab_size], in place;
         top_logprobs, to report the n likeliest tokens at each place; hooks, as in run_with_hooks(),
@@ -398,6 +412,8 @@ class Model(Handle, Mapping[str, Tensor]):
         session(), context None: as much as the prompt and max_new_tokens need.
         """
         stream = _native.flag(stream, "stream")
+        if n is not None:
+            return self._answers(prompt, _native.integer(n, "n", 1), stream, options)
         if is_prompts(prompt):
             return self.batch().generate(prompt, stream=stream, **options)
         request, kept = self._request(prompt, options)
@@ -452,6 +468,25 @@ class Model(Handle, Mapping[str, Tensor]):
         """The same under asyncio, in the passes of agenerate(). See Engine.ascore()."""
         return await self._shared_engine().ascore(prompt, priority=priority, deadline=deadline,
                                                   **options)
+
+    def _answers(self, prompt: Any, n: int, stream: bool,
+                 options: Mapping[str, Any]) -> list[Generation] | Streams:
+        """Answers of one prompt, made together behind forks of it."""
+        if is_prompts(prompt):
+            raise ArgumentError("n is for one prompt; of several, give each as often as you want")
+        first, kept = self._request(prompt, options)
+        seeds = [(first.sampler.seed + i) % 2**64 for i in range(n)]
+        requests = [first, *(self._request(prompt, {**options, "seed": seed})[0]
+                             for seed in seeds[1:])]
+        ids = first.ids or []
+        sessions = [self._session_for(ids, first.max_new_tokens, kept)]
+        if first.hooks is None and len(ids) > 1:  # else each evaluates all of it
+            sessions[0].feed(ids[:-1]).run()
+            for request in requests:
+                request.ids = ids[-1:]
+        sessions += [sessions[0].fork() for _ in requests[1:]]
+        return self.batch()._together(
+            [Stream(session, request) for session, request in zip(sessions, requests)], stream)
 
     def _request(self, prompt: Any,
                  options: Mapping[str, Any]) -> tuple[Request, Mapping[str, Any]]:
@@ -514,11 +549,15 @@ class Model(Handle, Mapping[str, Tensor]):
         return Batch(self, sessions, rows=rows)
 
     @spelled_out(GenerateOptions)
-    def chat(self, system: str | None = None, *, context: int | None = None,
-             kv_dtype: KvDtype | None = None, chunk: int | None = None,
-             **options: Unpack[GenerateOptions]) -> Chat:
-        """A Chat; options are the defaults of its generations. Refuses wrong ones at once."""
-        return Chat(self, system, context=context, kv_dtype=kv_dtype, chunk=chunk, **options)
+    def chat(self, system: str | None = None, *, messages: Sequence[Message] | None = None,
+             context: int | None = None, kv_dtype: KvDtype | None = None,
+             chunk: int | None = None, **options: Unpack[GenerateOptions]) -> Chat:
+        """A Chat; options are the defaults of its generations. Refuses wrong ones at once.
+
+        messages: what has been said so far, in any form that generate() takes.
+        """
+        return Chat(self, system, messages=messages, context=context, kv_dtype=kv_dtype,
+                    chunk=chunk, **options)
 
     @property
     def prefix_stats(self) -> PrefixStats:

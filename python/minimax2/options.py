@@ -13,12 +13,14 @@ from difflib import get_close_matches
 from typing import Any, Literal, SupportsFloat, SupportsIndex, TypedDict, TypeVar
 
 from minimax2._native import Buffer
+from minimax2.tools import Tool
 from minimax2.trace import Hook, Where
 
 AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 Message = Mapping[str, Any]
-Tools = Sequence[Mapping[str, Any]] | str
-"""JSON schemas of functions, [{"type": "function", "function": {...}}], or JSON in a str."""
+Tools = Sequence[Mapping[str, Any] | Tool | Callable[..., Any]] | str
+"""Functions, and JSON schemas of functions, {"type": "function", "function": {...}}; or JSON in a
+str."""
 Ids = Iterable[SupportsIndex]
 Prompt = str | Ids | Sequence[Message]
 """A text, token ids, or messages: dicts of role and content."""
@@ -65,6 +67,7 @@ class ReplyOptions(TypedDict, total=False):
     thinking: bool | int | None
     keep_thinking: bool
     tools: Tools | None
+    tool_choice: str | None
     mask: Buffer | Callable[[list[int]], Buffer | None] | None
     logits_processor: Callable[[list[int], Any], None] | None
     top_logprobs: int

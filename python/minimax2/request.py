@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Unpack
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, SupportsFloat, Unpack
 
 from minimax2 import _native, _native_text, trace
 from minimax2.errors import ArgumentError
@@ -43,6 +43,10 @@ class Request:
         self.answers = turn is not None or is_messages(prompt)  # in the chat format
         self.thinking, self.budget = _native_text.thinks(thinking, self.answers)
         tools, keep = given.pop("tools", None), given.pop("keep_thinking")
+        choice = given.pop("tool_choice", None)
+        self.call = _wanted_call(choice, self.answers or prompt is None)
+        if choice == "none":
+            given["bias"] = _without_calls(model, given.get("bias"))
         self.tools = None if tools is None else _native_text.json_text(tools, "tools")
         keep = _native.flag(keep, "keep_thinking")
         if turn is not None:
@@ -63,6 +67,24 @@ class Request:
         if self.thinking:
             return _native_text.START_THINKING
         return _native_text.START_ANSWER if self.answers else _native_text.START_TEXT
+
+
+def _wanted_call(choice: str | None, answers: bool) -> str | None:
+    """The tool that must be called, "" for any; None: the model's choice."""
+    if choice is None or choice in ("auto", "none"):
+        return None
+    if not isinstance(choice, str):
+        raise TypeError("tool_choice must be 'auto', 'none', 'required' or the name of a tool, not "
+                        f"{type(choice).__name__}")
+    if not answers:
+        raise ArgumentError("tool_choice is for prompts of messages")
+    return "" if choice == "required" else choice
+
+
+def _without_calls(model: Model, bias: Mapping[int, SupportsFloat] | None) -> dict[int, Any]:
+    """A bias that forbids the token which begins calls."""
+    token = model.tokenizer.id("<minimax:tool_call>")
+    return {**(bias or {}), **({} if token is None else {token: float("-inf")})}
 
 
 def _stop_strings(stop: str | Iterable[str] | None) -> list[str]:

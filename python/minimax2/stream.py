@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _SLICE = 0.05  # seconds between two looks at cancel()
 _REASONS = {_native_text.END_NONE: None, _native_text.END_STOP: "stop",
             _native_text.END_LENGTH: "length", _native_text.END_CONTEXT: "context",
-            _native_text.END_CANCELLED: "cancelled"}
+            _native_text.END_CANCELLED: "cancelled", _native_text.END_CALLS: "tool_calls"}
 _STATES = {_native_text.CALL_OPEN: "open", _native_text.CALL_COMPLETE: "complete",
            _native_text.CALL_CUT: "cut"}
 
@@ -73,7 +73,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
             None if tokenizer is None else tokenizer._c, request.start,
             request.max_new_tokens, session.model.end_tokens,
             [stop.encode("utf-8", "surrogatepass") for stop in request.stop], request.tools,
-            request.budget)
+            request.budget, request.call)
         self._so_far = _native_text.reply_all(self._reply)
         if request.ids is not None:
             session.feed(request.ids)
@@ -129,7 +129,7 @@ class Stream(Iterator[str], AsyncIterator[str]):
 
     @property
     def finish_reason(self) -> str | None:
-        """"stop", "length", "context" or "cancelled"; None until then."""
+        """"stop", "tool_calls", "length", "context" or "cancelled"; None until then."""
         return _REASONS[self._so_far.end]
 
     @property

@@ -580,6 +580,92 @@ static void a_budget_of_thinking(void **state)
     mm2_tokenizer_release(t);
 }
 
+static void push_bytes(mm2_reply *r, const char *bytes, mm2_piece *p)
+{
+    for (; *bytes; bytes++)
+        assert_int_equal(mm2_reply_push(r, (uint8_t)*bytes, p), MM2_OK);
+}
+
+/* Pushes the ids that must come; returns them as text, tags as one letter. */
+static const char *forced(mm2_reply *r)
+{
+    static char out[256];
+    int n = 0;
+    mm2_piece p = {.size = sizeof p};
+    assert_int_equal(mm2_reply_all(r, &p), MM2_OK);
+    while (p.next >= 0 && !p.end) {
+        assert_true(n < 255);
+        out[n++] = p.next == CALL ? 'C' : p.next == UNTHINK ? 'U' : (char)p.next;
+        assert_int_equal(mm2_reply_push(r, p.next, &p), MM2_OK);
+    }
+    out[n] = 0;
+    return out;
+}
+
+static void a_call_that_must_come(void **state)
+{
+    mm2_reply_options o = {.size = sizeof o};
+    mm2_piece p = {.size = sizeof p};
+    mm2_reply *r;
+    (void)state;
+    mm2_tokenizer *t = make(TOKENS);
+    mm2_reply_options_init(&o);
+    o.start = MM2_START_THINKING;
+    o.tools = tool("{'type': 'integer'}");
+    for (int spelled = 0; spelled < 2; spelled++) { /* behind the thinking, and only once */
+        o.call = "f";
+        assert_int_equal(mm2_reply_new(&r, t, &o), MM2_OK);
+        push_bytes(r, "x\n", &p);
+        assert_int_equal(p.next, -1);
+        if (spelled)
+            push_bytes(r, "</think>", &p);
+        else
+            assert_int_equal(mm2_reply_push(r, UNTHINK, &p), MM2_OK);
+        assert_string_equal(forced(r), "\n\n\nC\n<invoke name=\"f\">\n");
+        push_bytes(r, P("a") "5" PE "\n" IE "\n" TE, &p);
+        assert_int_equal(mm2_reply_push(r, END, &p), MM2_OK);
+        assert_int_equal(p.end, MM2_END_CALLS);
+        result out;
+        read_calls(&out, r, p.calls, "");
+        assert_string_equal(out.calls, "f{\"a\": 5}");
+        mm2_reply_free(r);
+    }
+    o.call = ""; /* behind an answer's beginning; another id than the one that must come */
+    o.start = MM2_START_ANSWER;
+    assert_int_equal(mm2_reply_new(&r, t, &o), MM2_OK);
+    assert_string_equal(forced(r), "\nC\n<invoke name=\"");
+    mm2_reply_free(r);
+    assert_int_equal(mm2_reply_new(&r, t, &o), MM2_OK);
+    push_bytes(r, "A", &p);
+    assert_int_equal(p.next, -1);
+    assert_int_equal(mm2_reply_push(r, END, &p), MM2_OK);
+    assert_int_equal(p.end, MM2_END_STOP);
+    mm2_reply_free(r);
+    o.start = MM2_START_THINKING; /* a budget that is spent; a call in the thinking */
+    o.max_thinking = 2;
+    assert_int_equal(mm2_reply_new(&r, t, &o), MM2_OK);
+    push_bytes(r, "ab", &p);
+    assert_string_equal(forced(r), "\nU\n\n\nC\n<invoke name=\"");
+    mm2_reply_free(r);
+    o.max_thinking = INT32_MAX;
+    assert_int_equal(mm2_reply_new(&r, t, &o), MM2_OK);
+    push_bytes(r, "ab" ONE, &p);
+    assert_int_equal(p.next, -1);
+    assert_int_equal(mm2_reply_push(r, END, &p), MM2_OK);
+    assert_int_equal(p.end, MM2_END_CALLS);
+    mm2_reply_free(r);
+    o.call = "g";
+    assert_int_equal(mm2_reply_new(&r, t, &o), MM2_E_ARG);
+    assert_non_null(strstr(mm2_error(), "a call of g"));
+    o.tools = NULL;
+    o.call = "";
+    assert_int_equal(mm2_reply_new(&r, t, &o), MM2_E_ARG);
+    assert_non_null(strstr(mm2_error(), "a call of a tool"));
+    o.tools = "[]";
+    assert_int_equal(mm2_reply_new(&r, t, &o), MM2_E_ARG);
+    mm2_tokenizer_release(t);
+}
+
 static void mistakes_are_refused(void **state)
 {
     mm2_reply_options o = {.size = sizeof o};
@@ -704,8 +790,8 @@ int main(void)
         cmocka_unit_test(values_by_their_schemas),  cmocka_unit_test(bytes_that_are_no_characters),
         cmocka_unit_test(a_reason_is_given),        cmocka_unit_test(the_model_ends_the_turn),
         cmocka_unit_test(text_has_no_calls),        cmocka_unit_test(a_budget_of_thinking),
-        cmocka_unit_test(mistakes_are_refused),     cmocka_unit_test(random_replies),
-        cmocka_unit_test(long_replies_are_linear),
+        cmocka_unit_test(a_call_that_must_come),    cmocka_unit_test(mistakes_are_refused),
+        cmocka_unit_test(random_replies),           cmocka_unit_test(long_replies_are_linear),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

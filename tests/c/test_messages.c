@@ -176,6 +176,92 @@ static void tools_are_declared(void **state)
     mm2_tokenizer_release(t);
 }
 
+/* Calls, thinking and results as parts of a content; tools with an input_schema. */
+#define ANTHROPIC                                                                                  \
+    "[{'role': 'user', 'content': 'U'}, {'role': 'assistant', 'content': [{'type': 'thinking', "   \
+    "'thinking': 'R', 'signature': 'x'}, {'type': 'text', 'text': 'A'}, {'type': 'tool_use', "     \
+    "'id': 'i', 'name': 'f', 'input': {'a': '\\u00e9\\n', 'b': 1.0}}, {'type': 'tool_use', 'id': " \
+    "'j', 'name': 'g', 'input': {}}]}, {'role': 'user', 'content': [{'type': 'tool_result', "      \
+    "'tool_use_id': 'i', 'content': 'r1'}, {'type': 'tool_result', 'tool_use_id': 'j', 'content'"  \
+    ": [{'type': 'text', 'text': 'r'}, {'type': 'text', 'text': '2'}]}"
+
+static void calls_and_results_as_parts(void **state)
+{
+    mm2_tokenizer *t = make(TOKENS);
+    (void)state;
+#define MADE                                                                                       \
+    "A\n<minimax:tool_call>\n<invoke name=\"f\">\n<parameter name=\"a\">\xc3\xa9\n</parameter>\n"  \
+    "<parameter name=\"b\">1.0</parameter>\n</invoke>\n<invoke name=\"g\">\n</invoke>\n"           \
+    "</minimax:tool_call>[e~[\n]~b]tool\n<response>r1</response>\n<response>r2</response>[e~[\n"
+    expect(t, ANTHROPIC "]}]", NULL, 0, ASKED "<think>\nR\n</think>\n\n" MADE);
+    expect(t, ANTHROPIC ", {'type': 'text', 'text': 'V'}, {'type': 'text', 'text': 'W'}]}]", NULL,
+           0, ASKED MADE "]~b]user\nVW[e~[\n");
+    expect(t,
+           "[" USER ", {'role': 'assistant', 'content': [{'type': 'tool_use', 'name': 'x'}], "
+           "'tool_calls': [{'name': 'f'}]}, {'role': 'user', 'content': [{'type': "
+           "'tool_result'}]}]",
+           NULL, 0,
+           ASKED "\n<minimax:tool_call>\n<invoke name=\"f\">\n</invoke>\n</minimax:tool_call>[e~[\n"
+                 "]~b]tool\n<response></response>[e~[\n");
+    expect(t, "[" USER "]",
+           "[{'name': 'f', 'input_schema': {'type': 'object'}, 'cache_control': {'type': 'x'}}]", 0,
+           TOOLS("<tool>{\"name\": \"f\", \"parameters\": {\"type\": \"object\"}}</tool>\n"));
+    mm2_tokenizer_release(t);
+}
+
+static void written(const char *messages, int32_t form, const char *want)
+{
+    char out[4096];
+    int32_t n = mm2_chat_export(json(messages), form, out, sizeof out - 1);
+    if (n < 0)
+        fail_msg("%s: %s", messages, mm2_error());
+    assert_int_equal(n, mm2_chat_export(json(messages), form, NULL, 0));
+    out[n] = 0;
+    assert_string_equal(out, want);
+    assert_int_equal(n, mm2_chat_export(out, form, out + 2048, 2000)); /* is read back the same */
+    assert_memory_equal(out, out + 2048, (size_t)n);
+}
+
+static void forms_of_others(void **state)
+{
+    (void)state;
+    written("[{'role': 'system', 'content': ['S', '\\u0001'], 'current_date': 'd'}]",
+            MM2_FORM_OPENAI,
+            "[{\"role\": \"system\", \"content\": \"S\\u0001\", \"current_date\": \"d\"}]");
+    written(ANTHROPIC ", 'V']}]", MM2_FORM_OPENAI,
+            "[{\"role\": \"user\", \"content\": \"U\"}, {\"role\": \"assistant\", \"content\": "
+            "\"A\", \"reasoning_content\": \"R\", \"tool_calls\": [{\"id\": \"call_0\", \"type\": "
+            "\"function\", \"function\": {\"name\": \"f\", \"arguments\": \"{\\\"a\\\": "
+            "\\\"\xc3\xa9\\\\n\\\", \\\"b\\\": 1.0}\"}}, {\"id\": \"call_1\", \"type\": "
+            "\"function\", \"function\": {\"name\": \"g\", \"arguments\": \"{}\"}}]}, {\"role\": "
+            "\"tool\", \"tool_call_id\": \"call_0\", \"content\": \"r1\"}, {\"role\": \"tool\", "
+            "\"tool_call_id\": \"call_1\", \"content\": \"r2\"}, {\"role\": \"user\", \"content\": "
+            "\"V\"}]");
+#define TWO_CALLS                                                                                  \
+    "{'role': 'assistant', 'content': null, 'tool_calls': [{'name': 'f'}, {'name': 'f'}]}"
+#define ONE_RESULT "{'role': 'tool', 'content': 'r'}"
+    written(
+        "[" USER ", " TWO_CALLS ", " ONE_RESULT ", " ONE_RESULT ", " TWO_CALLS ", " ONE_RESULT
+        ", " USER ", {'role': 'assistant', 'content': ''}]",
+        MM2_FORM_ANTHROPIC,
+        "[{\"role\": \"user\", \"content\": [{\"type\": \"text\", \"text\": \"U\"}]}, {\"role\": "
+        "\"assistant\", \"content\": [{\"type\": \"tool_use\", \"id\": \"call_0\", \"name\": "
+        "\"f\", "
+        "\"input\": {}}, {\"type\": \"tool_use\", \"id\": \"call_1\", \"name\": \"f\", "
+        "\"input\": {}}]}, {\"role\": \"user\", \"content\": [{\"type\": \"tool_result\", "
+        "\"tool_use_id\": \"call_0\", \"content\": \"r\"}, {\"type\": \"tool_result\", "
+        "\"tool_use_id\": \"call_1\", \"content\": \"r\"}]}, {\"role\": \"assistant\", "
+        "\"content\": [{\"type\": \"tool_use\", \"id\": \"call_2\", \"name\": \"f\", \"input\": "
+        "{}}, {\"type\": \"tool_use\", \"id\": \"call_3\", \"name\": \"f\", \"input\": {}}]}, "
+        "{\"role\": \"user\", \"content\": [{\"type\": \"tool_result\", \"tool_use_id\": "
+        "\"call_2\", \"content\": \"r\"}, {\"type\": \"text\", \"text\": \"U\"}]}, {\"role\": "
+        "\"assistant\", \"content\": [{\"type\": \"text\", \"text\": \"\"}]}]");
+    assert_int_equal(mm2_chat_export("[]", MM2_FORM_OPENAI, NULL, 0), MM2_E_ARG);
+    assert_int_equal(mm2_chat_export(NULL, MM2_FORM_OPENAI, NULL, 0), MM2_E_ARG);
+    assert_int_equal(mm2_chat_export(json("[" USER "]"), 2, NULL, 0), MM2_E_ARG);
+    assert_non_null(strstr(mm2_error(), "form"));
+}
+
 /* Tags of the format are control tokens, those inside of messages and of tools are text. */
 static void text_never_becomes_a_tag(void **state)
 {
@@ -232,6 +318,16 @@ static void what_has_no_place_is_refused(void **state)
         {"[{'role': 'user', 'content': {'text': 'x'}}]", NULL, "an object as its content"},
         {"[{'role': 'user', 'content': [{'type': 'image_url'}]}]", NULL, "\"image_url\""},
         {"[{'role': 'user', 'content': [5]}]", NULL, "no text"},
+        {"[{'role': 'user', 'content': [{'type': 'tool_use', 'name': 'f'}]}]", NULL,
+         "\"tool_use\""},
+        {"[{'role': 'user', 'content': [{'type': 'tool_result', 'content': 'x'}]}]", NULL,
+         "message 0 is of a tool"},
+        {TURN("'content': [{'type': 'tool_use', 'name': 'f', 'input': 5}]"), NULL, "a number"},
+        {TURN("'content': [{'type': 'tool_use'}]"), NULL, "without the name"},
+        {"[" USER
+         ", {'role': 'assistant', 'content': [{'type': 'tool_use', 'name': 'f'}]}, {'role': "
+         "'user', 'content': [{'type': 'tool_result', 'content': {}}]}]",
+         NULL, "an object as a result"},
         {"[{'role': 'user', 'content': [{'type': 'text', 'text': null}]}]", NULL, "\"text\""},
         {"[{'role': 'user', 'content': 'a\\u0000b'}]", NULL, "NUL"},
         {"[{'role': 'user', 'content': 'x', 'contnt': 'y'}]", NULL, "\"contnt\""},
@@ -363,6 +459,8 @@ int main(void)
         cmocka_unit_test(results_of_tools),
         cmocka_unit_test(thinking_is_kept_or_dropped),
         cmocka_unit_test(tools_are_declared),
+        cmocka_unit_test(calls_and_results_as_parts),
+        cmocka_unit_test(forms_of_others),
         cmocka_unit_test(text_never_becomes_a_tag),
         cmocka_unit_test(what_has_no_place_is_refused),
         cmocka_unit_test(json_in_the_formats_spelling),

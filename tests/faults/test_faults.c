@@ -194,7 +194,9 @@ static mm2_status encode(void)
         "[{\"role\": \"user\", \"content\": [\"hi \xff\", {\"type\": \"text\", \"text\": \"x\"}]},"
         " {\"role\": \"assistant\", \"content\": \"<think>x</think>y\", \"tool_calls\": ["
         "  {\"function\": {\"name\": \"f\", \"arguments\": \"{\\\"a\\\": [1]}\"}}]},"
-        " {\"role\": \"tool\", \"content\": [\"r\", \"s\"]}]";
+        " {\"role\": \"tool\", \"content\": [\"r\", \"s\"]}, {\"role\": \"user\", \"content\": ["
+        "  {\"type\": \"tool_result\", \"content\": \"t\"}, \"u\"]}]";
+    static char exported[1024];
     const mm2_conversation c = {.size = sizeof c,
                                 .messages = more,
                                 .tools = "[{\"function\": {\"name\": \"f\", \"parameters\": {}}}]"};
@@ -207,7 +209,8 @@ static mm2_status encode(void)
         if (counts[i] < 0)
             return counts[i];
     }
-    return encode_in_parts(ids[4], &counts[4]);
+    int32_t n = mm2_chat_export(more, MM2_FORM_OPENAI, exported, sizeof exported);
+    return n < 0 ? n : encode_in_parts(ids[4], &counts[4]);
 }
 
 static void check_ids(mm2_status status, uint64_t *digest)
@@ -252,6 +255,8 @@ static mm2_status make_reply(void)
     o.start = MM2_START_THINKING;
     o.stop = stop;
     o.stop_count = 2;
+    o.tools = "[{\"function\": {\"name\": \"f\"}}]";
+    o.call = "f";
     reply = NULL;
     pushed = 0;
     mm2_status status = mm2_reply_new(&reply, mm2_model_tokenizer(model), &o);

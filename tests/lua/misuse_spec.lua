@@ -241,7 +241,7 @@ describe("misuse", function()
         for _, text in ipairs { 5, "a\0b", {} } do
             assert.matches("the text", failure(chat.send, chat, text))
         end
-        assert.matches("the text", failure(chat.send, chat))
+        assert.matches("nothing to answer", failure(chat.send, chat))
         assert.equal(3, session.length)
         assert.equal(logits, session:logits():bytes())
         assert.same({ { role = "system", content = "Be kind." } }, chat.messages)

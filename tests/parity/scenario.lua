@@ -164,6 +164,51 @@ end
 local limited, more = model:generate(turns, { thinking = 4, max_new_tokens = 16, seed = 1 })
 say(escaped(limited), escaped(more.thinking), more.tokens, more.thinking_tokens)
 
+say "# tools that are called"
+local checked = { type = "object", required = { "a" }, properties = {
+    a = { type = "integer" }, b = { enum = { "x", "é" } }, c = { type = "array", items = {
+        type = "number" } } } }
+local called_first = { "</think>\n\nA\n<minimax:tool_call>\n" }
+for _, call in ipairs {
+    { "f", '<parameter name="a">5</parameter><parameter name="b">é</parameter>\n' },
+    { "f", "" }, { "f", '<parameter name="a">x\ty</parameter>\n' },
+    { "f", '<parameter name="a">5</parameter><parameter name="b">y</parameter>\n' },
+    { "f", '<parameter name="a">5</parameter><parameter name="c">[1, "2"]</parameter>\n' },
+    { "f", '<parameter name="q">5</parameter>\n' }, { "g", "" } } do
+    table.insert(called_first, ('<invoke name="%s">\n%s</invoke>\n'):format(call[1], call[2]))
+end
+local replies, begun = {
+    tokenizer:ids(table.concat(called_first) .. "</minimax:tool_call>[e~[", { special = true }),
+    tokenizer:ids("hm</think>\n\nB[e~[", { special = true }),
+}, 0
+local agent = model:chat { system = "S", seed = 1, tools = {
+    { name = "f", description = "d", parameters = checked, call = function(given)
+        return { a = given.a, ok = true }
+    end } } }
+for kind, text, call in agent:pieces("x", { mask = function(done)
+    begun = begun + (#done == 0 and 1 or 0)
+    local mask = mm.mask(model.config.vocab_size)
+    mm.allow(mask, replies[begun][#done + 1])
+    return mask
+end }) do
+    say(kind, escaped(text), none(call))
+end
+say(hash(agent.session:tokens():bytes()))
+for _, form in ipairs { "openai", "anthropic" } do
+    say(tokenizer:template(mm.export_messages(agent.messages, form)))
+end
+local twig = agent:fork()
+local so_far = #agent.messages
+say(so_far, #agent:undo(), agent.session.length, twig.session.length)
+twig.messages = { twig.messages[1], twig.messages[2] }
+say(hash(twig.session:tokens():bytes()))
+say(select(2, twig:send(nil, { max_new_tokens = 5, tool_choice = "f" })).tokens)
+say(select(2, model:generate(turns, { tools = agent.defaults.tools, tool_choice = "required", thinking = 3,
+    seed = 1, max_new_tokens = 20 })).tokens)
+for _, info in ipairs(select(2, model:generate(prompt, { n = 2, seed = 3, max_new_tokens = 6 }))) do
+    say(info.tokens)
+end
+
 say "# logits"
 local session = assert(model:session { chunk = 5 })
 session:feed(prompt):run()

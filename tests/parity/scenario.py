@@ -150,6 +150,48 @@ for call in written.calls:
 limited = model.generate(turns, thinking=4, max_new_tokens=16, seed=1)
 say(escaped(limited.text), escaped(limited.thinking), limited.tokens, limited.thinking_tokens)
 
+say("# tools that are called")
+checked = {"type": "object", "properties": {
+    "a": {"type": "integer"}, "b": {"enum": ["x", "é"]}, "c": {"type": "array", "items": {
+        "type": "number"}}}, "required": ["a"]}
+replies = [tokenizer.encode(text, True) for text in (
+    "</think>\n\nA\n<minimax:tool_call>\n" + "".join(
+        f"<invoke name=\"{name}\">\n{given}</invoke>\n" for name, given in (
+            ("f", "<parameter name=\"a\">5</parameter><parameter name=\"b\">é</parameter>\n"),
+            ("f", ""), ("f", "<parameter name=\"a\">x\ty</parameter>\n"),
+            ("f", "<parameter name=\"a\">5</parameter><parameter name=\"b\">y</parameter>\n"),
+            ("f", "<parameter name=\"a\">5</parameter><parameter name=\"c\">[1, \"2\"]"
+             "</parameter>\n"), ("f", "<parameter name=\"q\">5</parameter>\n"), ("g", "")))
+    + "</minimax:tool_call>[e~[", "hm</think>\n\nB[e~[")]
+begun = []
+
+
+def next_of_replies(done):
+    if not done:
+        begun.append(True)
+    words = [0] * ((model.config.vocab_size + 31) // 32)
+    token = replies[len(begun) - 1][len(done)]
+    words[token // 32] = 1 << token % 32
+    return memoryview(struct.pack(f"{len(words)}I", *words)).cast("I")
+
+
+agent = model.chat("S", seed=1, tools=[mm.Tool(
+    lambda **given: {"a": given["a"], "ok": True}, name="f", description="d", parameters=checked)])
+for piece in agent.pieces("x", mask=next_of_replies):
+    say(piece.kind, escaped(piece.text), none(None if piece.call is None else piece.call + 1))
+say(hash_of(struct.pack(f"{agent.session.length}i", *agent.session.tokens)))
+for form in ("openai", "anthropic"):
+    say(tokenizer.apply_chat_template(mm.export_messages(agent.messages, form)))
+twig = agent.fork()
+say(len(agent.messages), len(agent.undo()), agent.session.length, twig.session.length)
+twig.messages = twig.messages[:2]
+say(hash_of(struct.pack(f"{twig.session.length}i", *twig.session.tokens)))
+say(twig.send(max_new_tokens=5, tool_choice="f").tokens)
+say(model.generate(turns, tools=agent.tools, tool_choice="required", thinking=3, seed=1,
+                   max_new_tokens=20).tokens)
+for answer in model.generate(prompt, n=2, seed=3, max_new_tokens=6):
+    say(answer.tokens)
+
 say("# logits")
 session = model.session(chunk=5)
 session.feed(prompt).run()

@@ -106,8 +106,9 @@ def test_an_answer_that_was_cut_says_so():
                                          "has 48 positions; --context N makes a larger one\n")
 
 
-def terminal(arguments, typed, until, env=None):
-    """What a command shows on a terminal when this is typed, one string after each `until`."""
+def terminal(arguments, typed, env=None):
+    """What a command shows on a terminal when this is typed: pairs, a text and what to type when it
+    has come, or SIGINT for Ctrl-C."""
     controller, end = pty.openpty()
     termios.tcsetwinsize(end, (24, 80))
     program = subprocess.Popen([*COMMAND, *arguments], stdin=end, stdout=end, stderr=end,
@@ -121,9 +122,13 @@ def terminal(arguments, typed, until, env=None):
         except OSError:  # the other end is closed
             break
         shown += part
-        if typed and until in shown[seen:]:
+        if typed and typed[0][0] in shown[seen:]:
             seen = len(shown)
-            os.write(controller, typed.pop(0))
+            text = typed.pop(0)[1]
+            if text == signal.SIGINT:
+                program.send_signal(text)
+            else:
+                os.write(controller, text)
     os.close(controller)
     assert program.wait(timeout=60) == 0
     return shown.decode().replace("\r\n", "\n")
@@ -131,15 +136,75 @@ def terminal(arguments, typed, until, env=None):
 
 def test_chat_on_a_terminal_has_a_history():
     up = b"\x1b[A"
-    shown = terminal(["chat", "--seed", "3", "-n", "2"], [b"first\n", up + b"\n", b"\n"], b"> ")
+    shown = terminal(["chat", "--seed", "3", "-n", "2"],
+                     [(b"> ", b"first\n"), (b"> ", up + b"\n"), (b"> ", b"\n")])
     assert shown.count("> first") == 2
     assert shown.count("[cut off after 2 tokens; -n N allows more]") == 2
     assert "\033[2m" in shown and "\033[0m" in shown
 
 
+def test_chat_has_commands(tiny, tmp_path):
+    """What is taken back, edited, saved and loaded is the conversation; the rest is said."""
+    place = tmp_path / "talk"
+    tools = tmp_path / "tools.json"
+    tools.write_text('[{"function": {"name": "f", "description": "does", "parameters": {}}}]')
+    code, output, errors = run(
+        "chat", "--seed", 3, "-n", 8, "--no-thinking", "--tools", tools, text="\n".join((
+            "/nothing", "/undo", "/tools", "/system", "Hi", "Again", "/undo", "/edit Ho",
+            f"/save {place}", "//x", f"/load {place}", "/undo", "/system Be kind.",
+            "/load no/where", "/help", "/think", "and", "")))
+    assert code == 0, errors
+    with tiny.chat(seed=3, max_new_tokens=8, thinking=False, tools=tools.read_text()) as chat:
+        said = [chat.send("Hi"), chat.send("Again")]
+        chat.messages = []
+        said.append(chat.send("Ho"))
+        chat.session.save(tmp_path / "same")
+        said.append(chat.send("/x"))
+        chat.session = tiny.restore(tmp_path / "same")
+        last = chat.send("and")
+    lines = output.split("\n")
+    assert lines[0] == "f: does" and output.endswith(f"{last.text}\n")
+    assert output.startswith("f: does\n" + "".join(f"{answer.text}\n" for answer in said))
+    assert output.count("/save PATH: ") == 1
+    for note in ("there is no command /nothing", "error: there is nothing to take back",
+                 "the model's own system prompt", "taken back: Again", "saved: ", "loaded: ",
+                 "error: no/where: ", "thinking is hidden"):
+        assert f"[{note}" in errors, errors
+    assert "message 0 is a system message" in errors
+    assert (tmp_path / "same").stat().st_size == place.stat().st_size
+
+
+def test_chat_shows_calls(tmp_path):
+    """While they come; what the tool would answer is typed by nobody."""
+    tools = tmp_path / "tools.json"
+    tools.write_text(json.dumps([{"function": {
+        "name": "calculate", "description": "Calculator", "parameters": {
+            "type": "object", "properties": {"expression": {
+                "type": "string", "description": "what to compute"}},
+            "required": ["expression"]}}}]))
+    code, output, errors = run("chat", "--temperature", 0, "--tools", tools,
+                               "Calculate 655 - 193 with the tool.")
+    assert (code, output) == (0, 'calculate({"expression": "655 - 193"})\n')
+    assert errors == "I call calculate.\n"
+    code, output, errors = run("chat", "--temperature", 0, "--tools", tools, "-n", 26,
+                               "Calculate 655 - 193 with the tool.")
+    assert code == 0 and output.startswith('calculate({"expression": "') and output.endswith(
+        '"}) [cut off]\n')
+
+
+def test_ctrl_c_stops_an_answer_and_keeps_the_chat(tiny):
+    """On a terminal; the thinking can be hidden."""
+    interrupt, again = signal.SIGINT, b"[cut short]\r\n> "
+    shown = terminal(["chat", "--seed", "3", "-n", "3000", "--temperature", "9", "--top-k", "0",
+                      "--top-p", "1"],  # words without an end
+                     [(b"> ", b"Hi\n"), (b"\x1b[2m", interrupt), (again, b"/think\n"),
+                      (b"hidden]\r\n> ", b"Hi\n"), (b"[it thinks]", interrupt), (again, b"\n")])
+    assert shown.count("[cut short]") == 2 and "Traceback" not in shown
+    assert shown.count("\033[2m") == shown.count("\033[0m") == 2
+
+
 def test_synth_shows_progress_on_a_terminal(tmp_path):
-    shown = terminal(["synth", str(tmp_path / "m.gguf"), "--like", "tiny", "--format", "f16"], [],
-                     b"")
+    shown = terminal(["synth", str(tmp_path / "m.gguf"), "--like", "tiny", "--format", "f16"], [])
     assert "/7.50M" in shown and f"{tmp_path / 'm.gguf'}: 0.0" in shown
     assert good("synth", tmp_path / "n.gguf", "--like", "tiny", "--format", "f16")
 

@@ -1,4 +1,5 @@
-"""The lines of README.md run as they stand: in this tree, and where the package is installed."""
+"""The lines of README.md run as they stand, in this tree and where the package is installed; and so
+do the assistants of CHAT.md."""
 
 import os
 import pathlib
@@ -10,11 +11,12 @@ import minimax2 as mm
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
+CHAT = (ROOT / "CHAT.md").read_text()
 
 
-def blocks(language):
+def blocks(language, text=README):
     """What stands between ```language and ```."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
 
 
 def run(command, cwd, **options):
@@ -44,6 +46,20 @@ def test_the_lines_of_lua(tmp_path, tiny):
     written = tiny.generate("def read_lines(path):\n", max_new_tokens=40, temperature=0.7, seed=6)
     answer = tiny.generate([{"role": "user", "content": "What is 17 + 25?"}], seed=1)
     assert output == f"{written}\n{answer}\n"
+
+
+def test_an_assistant_with_a_tool(tmp_path):
+    """In 15 lines of Python and 20 of Lua."""
+    block = blocks("python", CHAT)[0]
+    assert len(block.split("\n")) <= 16
+    assert run([sys.executable, "-c", block], tmp_path) == "The result is 462.\n"
+    block = blocks("lua", CHAT)[0]
+    assert len(block.split("\n")) <= 21
+    program = tmp_path / "assistant.lua"
+    program.write_text(block)
+    path = {"LUA_PATH": f"{ROOT}/lua/?.lua;{ROOT}/lua/?/init.lua;;"}
+    assert run(["luajit", str(program)], tmp_path, env={**os.environ, **path}) == (
+        "The result is 462.\n")
 
 
 def test_the_commands_are_there():

@@ -182,7 +182,7 @@ def test_generate_with_tools(tiny):
     script = f"hm\n</think>\n\nLet me look.\n{CALL}[e~["
     options, ids = scripted(tiny, script)
     made = tiny.generate(ASK, tools=TOOLS, **options)
-    assert (made.thinking, made.text, made.finish_reason) == ("hm", "Let me look.", "stop")
+    assert (made.thinking, made.text, made.finish_reason) == ("hm", "Let me look.", "tool_calls")
     [call] = made.calls
     assert call.name == "get_weather" and call.known and call.state == "complete"
     assert call.arguments == {"city": 'Köln "x"', "days": 3} == json.loads(call.json)
@@ -284,7 +284,7 @@ def test_budgets_and_switches_that_are_refused(tiny):
     with pytest.raises(mm.ArgumentError, match="has no name"):
         tiny.generate(ASK, tools=[{"type": "function", "function": {}}])
     with pytest.raises(TypeError, match="tools"):
-        tiny.generate(ASK, tools=[print])
+        tiny.generate(ASK, tools=[print])  # it takes arguments by place
 
 
 def test_keep_thinking(tiny):
