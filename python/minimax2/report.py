@@ -49,7 +49,7 @@ DEPTHS, PROMPTS, SESSIONS = (0, 4096, 16384), (128, 512, 2048), (1, 2, 4, 8, 16)
 DECODE = 16  # tokens at each depth
 PATIENCE = 60.0  # seconds that a run may be predicted to take
 LIMIT = 150  # seconds of another program
-TURNS = 3  # medians count, of the limits
+TURNS = 3  # medians count
 
 
 class _LeftOut(Exception):
@@ -109,9 +109,8 @@ def _patient(model: Model, depths: Iterable[int], prompts: Iterable[int],
     return kept["decode at"], kept["a prompt of"]
 
 
-def _runs(model: Model, depths: Sequence[int], prompts: Sequence[int],
-          repeat: int) -> dict[str, Any]:
-    result = bench.measure(model, depths or [0], prompts or [16], decode=DECODE, repeat=repeat)
+def _runs(model: Model, depths: Sequence[int], prompts: Sequence[int]) -> dict[str, Any]:
+    result = bench.measure(model, depths or [0], prompts or [16], decode=DECODE, repeat=TURNS)
     return {"limits": result["limits"], "runs": [
         run for run in result["runs"]
         if (run["depth"] if run["kind"] == "decode" else run["tokens"])
@@ -120,12 +119,12 @@ def _runs(model: Model, depths: Sequence[int], prompts: Sequence[int],
 
 def _decode(model: Model, made: Mapping[str, Any], exclude: Exclude) -> dict[str, Any]:
     depths, _ = _patient(model, DEPTHS, (), exclude)
-    return _runs(model, depths, (), 5)
+    return _runs(model, depths, ())
 
 
 def _prefill(model: Model, made: Mapping[str, Any], exclude: Exclude) -> dict[str, Any]:
     _, prompts = _patient(model, (), PROMPTS, exclude)
-    return _runs(model, (), prompts, 3)
+    return _runs(model, (), prompts)
 
 
 def _batch(model: Model, made: Mapping[str, Any], exclude: Exclude) -> dict[str, Any]:
