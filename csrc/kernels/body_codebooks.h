@@ -181,7 +181,7 @@ INLINE void codebook_terms(int32_t dtype, int acts, direct_terms *t, int32_t at,
     if (!has_look(dtype)) {
 #pragma GCC unroll 1
         for (int l = 0; l < ROWS; l++) {
-            prefetch_lines(p + l * bytes, 0, bytes);
+            prefetch_lines(p + l * bytes, 0, bytes, 0);
             stage(dtype, rows + l, p + l * bytes);
         }
     }
@@ -198,7 +198,7 @@ INLINE void codebook_terms(int32_t dtype, int acts, direct_terms *t, int32_t at,
             start[m] = x[m].start[slot];
         }
         if (has_look(dtype)) {
-            prefetch_lines(p, 0, unit * bytes);
+            prefetch_lines(p, 0, unit * bytes, 0);
             look_sum(dtype, acts, some, p, p + bytes, code, start);
         } else {
             staged_sum(dtype, acts, some, rows + l, p, code, start);
@@ -234,6 +234,7 @@ INLINE void matmul_codebook_direct(int32_t dtype, int acts, float *const *out, c
         for (int32_t at = 0; at < total; at += ROWS)
             codebook_terms(dtype, acts, &t, at, direct_group(p, at, total, bytes, copy), x,
                            at % blocks, blocks);
-        direct_chain(dtype, acts, out, i, &t, d, NULL, rows, blocks);
+        direct_chain(dtype, acts, out, i, &t, d, NULL, rows, blocks, w,
+                     p + rows * w->row_bytes + stream_far);
     }
 }

@@ -19,7 +19,6 @@ enum {
     TILE = 16,           /* rows of a tile */
     PAIR = 32,           /* weight rows of a chunk */
     CHUNK_PIECES = 8,    /* pieces of 32 in a chunk */
-    CHUNK_SPANS = 16,    /* spans of 16 */
     PREFETCH_CHUNKS = 1, /* ahead in the same rows, into the first-level cache */
     PREFETCH_PAIRS = 1,  /* ahead in the order of the file, into the second */
     FILL_BYTES = PAIR * CHUNK_PIECES * (int)sizeof(mm2_block_q8_0) /* the largest chunk of a file */
@@ -27,8 +26,8 @@ enum {
 
 typedef struct chunk {
     _Alignas(64) uint8_t a[2][2][4][TILE][64]; /* [plane, low first][tile][step][row] */
-    /* By row: d of each span, m of each piece; of a super-block d, then dmin; of FP8 the scale. */
-    float d[CHUNK_SPANS][PAIR], m[CHUNK_PIECES][PAIR];
+    /* By row: d and m of each piece; of a super-block d, then dmin; of FP8 the scale. */
+    float d[CHUNK_PIECES][PAIR], m[CHUNK_PIECES][PAIR];
     int32_t min[8][PAIR]; /* minima, pairs of int16; where sub-blocks have 32 codes, four */
 } chunk;
 
@@ -91,6 +90,13 @@ INLINE fill_facts fill_facts_of(int32_t dtype)
     if (mm2_is_codebook(dtype) && dtype != MM2_TQ1_0 && dtype != MM2_TQ2_0)
         return (fill_facts){2, 7, 0};
     return (fill_facts){1, 0, 0};
+}
+
+/* Are products made on tiles? A scale for 16 codes of a piece leaves three quarters of a tile idle, and
+ * every sum to be scaled: panels are faster. */
+INLINE int has_tiles(int32_t dtype)
+{
+    return !is_piecewise(dtype) || spans_of(dtype) == 1;
 }
 
 INLINE int has_two_planes(int32_t dtype)
@@ -310,13 +316,14 @@ INLINE bytes64 fill_zeros(const filling *f, int32_t r, int32_t b)
     return _mm512_mask_set1_epi8(a, 0xffffffff00000000, (char)zero);
 }
 
-/* 64 codes of two pieces of a plane, as direct_codes has those of others. */
-INLINE bytes64 plane_codes(int32_t dtype, const uint8_t *p, const uint8_t *q)
+/* 64 codes of two pieces, nibbles too, in order. p and q are what piece_at says. */
+INLINE bytes64 piece_codes(int32_t dtype, const uint8_t *p, const uint8_t *q)
 {
-    if (!in_pairs(dtype))
+    if (!in_nibbles(dtype))
         return direct_codes(dtype, p, q);
-    bytes64 a = bytes_nibble_pairs(p, q);
-    return dtype == MM2_I4 ? a : bytes_values(e2m1_raised, a);
+    p += nibbles_from(dtype), q += nibbles_from(dtype);
+    bytes64 a = in_pairs(dtype) ? bytes_nibble_pairs(p, q) : bytes_nibbles(p, q);
+    return mm2_format_of(dtype).bits == 5 ? bytes_values(e2m1_raised, a) : a;
 }
 
 /* Two pieces a step. A piece that there is not is a repeat, and not used. */
@@ -326,7 +333,7 @@ INLINE void fill_pieces(int32_t dtype, filling *f, uint32_t r, const uint8_t *p,
     for (int t = 0; t < 4; t++) {
         if (t * 2 >= pieces)
             break;
-        bytes64 a = plane_codes(dtype, piece_at(dtype, p, t * 2),
+        bytes64 a = piece_codes(dtype, piece_at(dtype, p, t * 2),
                                 piece_at(dtype, p, t * 2 + (t * 2 + 1 < pieces)));
         if (dtype == MM2_I4 && f->w->zeros)
             a = words_sub_bytes(a, fill_zeros(f, (int32_t)r, t * 2));
@@ -381,10 +388,11 @@ INLINE void fill_scales(int32_t dtype, filling *f, int32_t begin, int32_t pieces
     piece_heads h;
     heads_of_pieces(dtype, &h, f->w, f->first, f->count, f->row + begin, f->k, pieces,
                     f->p + begin * f->stride, f->stride);
-    for (int32_t s = 0; s < pieces * spans_of(dtype); s++)
-        reals_store(f->to->d[s] + begin, h.d[s]);
-    for (int32_t b = 0; b < pieces && has_minima(dtype); b++)
-        reals_store(f->to->m[b] + begin, h.m[b]);
+    for (int32_t b = 0; b < pieces; b++) {
+        reals_store(f->to->d[b] + begin, h.d[b]);
+        if (has_minima(dtype))
+            reals_store(f->to->m[b] + begin, h.m[b]);
+    }
 }
 
 /* FP8: the scale of row r, looked up where it changes. */

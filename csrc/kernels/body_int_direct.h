@@ -18,6 +18,7 @@
 enum {
     DIRECT_LIMIT = 8192, /* longest row; longer ones take the panels of body_int_panels.h */
     CHAIN_ROWS = 16,     /* whose chains run side by side, in one or two registers */
+    CHAIN_LINES = 3,     /* prefetched with four blocks of them */
     DIRECT_PIECES = DIRECT_LIMIT / 32 + ROWS,
     DIRECT_SUPERS = DIRECT_LIMIT / 256 + ROWS,
     /* As many as CHAIN_ROWS rows have pieces of 32 codes, and a group more; where pieces have two spans,
@@ -28,18 +29,66 @@ enum {
 };
 
 /* What kernels.h calls d_w, m_w or dmin_w, isum and msum of every span of CHAIN_ROWS rows (and of the
- * last group, which may reach beyond them), the latter two for each activation row. */
+ * last group, which may reach beyond them), the latter two for each activation row. BLOCKS have their
+ * first words instead of d_w and m_w. */
 typedef struct direct_terms {
-    _Alignas(64) float d[DIRECT_TERMS], sum[DIRECT_ACTS][DIRECT_TERMS], min[DIRECT_TERMS];
+    union {
+        _Alignas(64) float d[DIRECT_TERMS];
+        int32_t head[DIRECT_TERMS];
+    };
+    float sum[DIRECT_ACTS][DIRECT_TERMS], min[DIRECT_TERMS];
     float least[DIRECT_ACTS][DIRECT_SUPER_TERMS];
 } direct_terms;
 
+/* d_w of both spans and m_w of four blocks or pieces of ROWS rows, from block or piece b of row `row`
+ * on: lanes are rows. */
+typedef struct direct_scales4 {
+    reals d[4][2], min[4];
+} direct_scales4;
+
+INLINE direct_scales4 direct_scales_of(int32_t dtype, const direct_terms *t, int32_t row, int32_t b,
+                                       int32_t blocks, const mm2_weight *w)
+{
+    direct_scales4 s;
+    words x[4];
+    const int32_t at = row * blocks + b;
+    if (mm2_is_block(dtype)) {
+        const int each = pieces_of(dtype);
+        transpose4(x, (const uint8_t *)(t->head + at / each), blocks / each * 4);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+            head_piece(dtype, s.d[j], s.min + j, x[j / each], j % each);
+#pragma GCC unroll 2
+            for (int i = 0; i < 2 && dtype == MM2_NVFP4; i++)
+                s.d[j][i] = reals_times(s.d[j][i], w->global);
+        }
+        return s;
+    }
+    const int spans = mm2_is_super(dtype) ? 1 : spans_of(dtype);
+#pragma GCC unroll 2
+    for (int i = 0; i < spans; i++) {
+        transpose4(x, (const uint8_t *)(t->d + i * DIRECT_SECOND + at), blocks * 4);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++)
+            s.d[j][i] = reals_of(x[j]);
+    }
+    if (has_minima(dtype)) {
+        transpose4(x, (const uint8_t *)(t->min + at), blocks * 4);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++)
+            s.min[j] = reals_of(x[j]);
+    }
+    return s;
+}
+
 /* Adds up the terms of `vectors` * ROWS rows, `blocks` blocks or pieces each: lanes are rows. d: scales
  * of the activations; asum: sums of their pieces, for m_w. What the last step takes beyond a row is not
- * used. */
+ * used. Nothing is read from memory meanwhile; CHAIN_LINES lines from `next` on are prefetched with four
+ * blocks. */
 INLINE void direct_sums(int32_t dtype, int acts, int vectors,
                         reals y[DIRECT_ACTS][CHAIN_ROWS / ROWS], const direct_terms *t,
-                        const float *const *d, const int32_t *const *asum, int32_t blocks)
+                        const float *const *d, const int32_t *const *asum, int32_t blocks,
+                        const mm2_weight *w, const uint8_t *next)
 {
     const int spans = mm2_is_super(dtype) ? 1 : spans_of(dtype);
     const int least = has_minima(dtype) && mm2_is_super(dtype), minima = has_minima(dtype);
@@ -48,16 +97,12 @@ INLINE void direct_sums(int32_t dtype, int acts, int vectors,
 #pragma GCC unroll 2
         for (int v = 0; v < vectors; v++)
             y[m][v] = reals_zero();
-    for (int32_t b = 0; b < blocks; b += 4)
+    for (int32_t b = 0; b < blocks; b += 4, next += CHAIN_LINES * 64) {
+        prefetch(next, CHAIN_LINES * 64);
 #pragma GCC unroll 2
         for (int v = 0; v < vectors; v++) {
-            words scale[2][4], min[4];
+            direct_scales4 scales = direct_scales_of(dtype, t, v * ROWS, b, blocks, w);
             int32_t at = v * ROWS * blocks + b;
-#pragma GCC unroll 2
-            for (int s = 0; s < spans; s++)
-                transpose4(scale[s], (const uint8_t *)(t->d + s * DIRECT_SECOND + at), blocks * 4);
-            if (minima)
-                transpose4(min, (const uint8_t *)(t->min + at), blocks * 4);
 #pragma GCC unroll 4
             for (int m = 0; m < acts; m++) {
                 words sum[2][4], msum[4];
@@ -74,30 +119,31 @@ INLINE void direct_sums(int32_t dtype, int acts, int vectors,
                     float a = d[m][b + j];
 #pragma GCC unroll 2
                     for (int s = 0; s < spans; s++)
-                        y[m][v] = reals_fma(reals_times(reals_of(scale[s][j]), a),
-                                            reals_of(sum[s][j]), y[m][v]);
+                        y[m][v] =
+                            reals_fma(reals_times(scales.d[j][s], a), reals_of(sum[s][j]), y[m][v]);
                     if (least)
-                        y[m][v] = reals_fnma(reals_times(reals_of(min[j]), a), reals_of(msum[j]),
-                                             y[m][v]);
+                        y[m][v] =
+                            reals_fnma(reals_times(scales.min[j], a), reals_of(msum[j]), y[m][v]);
                     else if (minima)
-                        y[m][v] = reals_fma(reals_times(reals_of(min[j]), a),
+                        y[m][v] = reals_fma(reals_times(scales.min[j], a),
                                             reals_from_words(words_set1(asum[m][b + j])), y[m][v]);
                 }
             }
         }
+    }
 }
 
 /* The sums of `rows` rows, from i on. */
 INLINE void direct_chain(int32_t dtype, int acts, float *const *out, int32_t i,
                          const direct_terms *t, const float *const *d, const int32_t *const *asum,
-                         int32_t rows, int32_t blocks)
+                         int32_t rows, int32_t blocks, const mm2_weight *w, const uint8_t *next)
 {
     reals y[DIRECT_ACTS][CHAIN_ROWS / ROWS];
     int vectors = rows > ROWS ? CHAIN_ROWS / ROWS : 1;
     if (vectors > 1)
-        direct_sums(dtype, acts, CHAIN_ROWS / ROWS, y, t, d, asum, blocks);
+        direct_sums(dtype, acts, CHAIN_ROWS / ROWS, y, t, d, asum, blocks, w, next);
     else
-        direct_sums(dtype, acts, 1, y, t, d, asum, blocks);
+        direct_sums(dtype, acts, 1, y, t, d, asum, blocks, w, next);
     for (int m = 0; m < acts; m++)
         for (int v = 0; v < vectors; v++)
             reals_store_n(out[m] + i + v * ROWS, y[m][v], rows - v * ROWS);
@@ -122,12 +168,13 @@ INLINE const uint8_t *direct_group(const uint8_t *p, int32_t at, int32_t total, 
     return direct_blocks(ROWS, p, at, total, bytes, copy);
 }
 
-/* What lies 64 bytes apart in [from, to): parts of a group prefetch no line twice. */
-INLINE void prefetch_lines(const uint8_t *group, int32_t from, int32_t to)
+/* What lies 64 bytes apart in [from, to): parts of a group prefetch no line twice. `lead`: the lines
+ * that a chain has prefetched are that much more into the second-level cache than usual. */
+INLINE void prefetch_lines(const uint8_t *group, int32_t from, int32_t to, int32_t lead)
 {
 #pragma GCC unroll 8
     for (int32_t i = (from + 63) / 64 * 64; i < to; i += 64)
-        prefetch_stream(group + i, 64);
+        prefetch_stream(group + i, lead);
 }
 
 /* ---- Super-blocks of 256 ---- */
@@ -475,7 +522,7 @@ INLINE void direct_super_terms(int32_t dtype, int acts, direct_terms *t, int32_t
 #pragma GCC unroll 4
         for (int m = 0; m < acts; m++)
             some[m] = words_set1(0);
-        prefetch_lines(p + l * block_bytes(dtype), 0, block_bytes(dtype));
+        prefetch_lines(p + l * block_bytes(dtype), 0, block_bytes(dtype), 0);
         direct_super_sum(dtype, acts, some, p + l * block_bytes(dtype),
                          direct_scales(dtype, &h, p, l), x, b + l);
 #pragma GCC unroll 4
@@ -511,6 +558,7 @@ INLINE void matmul_super_direct(int32_t dtype, int acts, float *const *out, cons
             for (b += ROWS; b >= blocks;)
                 b -= blocks;
         }
-        direct_chain(dtype, acts, out, i, &t, d, NULL, rows, blocks);
+        direct_chain(dtype, acts, out, i, &t, d, NULL, rows, blocks, w,
+                     p + rows * w->row_bytes + stream_far);
     }
 }

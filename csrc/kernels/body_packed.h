@@ -122,9 +122,9 @@ typedef float pair_sums[PAIR][TILE]; /* y of 32 weight rows and one group */
 typedef struct flow {
     filling in;
     chunk ring[2];
-    /* Sums as the tiles leave them. Pieces: [set odd or even][span], one tile. Others:
+    /* Sums as the tiles leave them. Pieces: [set odd or even][piece], one tile. Others:
      * [plane, low first][tile * 2 + group]. */
-    _Alignas(64) int32_t c[2][CHUNK_SPANS][TILE * TILE];
+    _Alignas(64) int32_t c[2][CHUNK_PIECES][TILE * TILE];
     /* The set that is to be settled; pointers are to what belongs to its first group. */
     const chunk *from;
     pair_sums *y;
@@ -142,7 +142,6 @@ INLINE void settle_pieces(int32_t dtype, flow *f)
 {
     uint32_t at = f->piece * SETTLE_ROWS, row = (uint32_t)f->tile * TILE + at;
     const chunk *from = f->from;
-    const int spans = spans_of(dtype);
     float(*sum)[TILE] = *f->y + row;
     reals y[SETTLE_ROWS];
 #pragma GCC unroll 4
@@ -150,14 +149,11 @@ INLINE void settle_pieces(int32_t dtype, flow *f)
         y[j] = reals_load(sum[j]);
     for (int32_t b = 0; b < f->pieces_in; b++) {
         reals d = reals_load((const float *)f->d + b * TILE);
-#pragma GCC unroll 2
-        for (int s = b * spans; s < (b + 1) * spans; s++) {
-            const int32_t *c = f->c[f->tile][s] + at * TILE;
+        const int32_t *c = f->c[f->tile][b] + at * TILE;
 #pragma GCC unroll 4
-            for (int j = 0; j < SETTLE_ROWS; j++)
-                y[j] = reals_fma(reals_times(d, from->d[s][row + j]),
-                                 reals_from_words(words_load(c + j * TILE)), y[j]);
-        }
+        for (int j = 0; j < SETTLE_ROWS; j++)
+            y[j] = reals_fma(reals_times(d, from->d[b][row + j]),
+                             reals_from_words(words_load(c + j * TILE)), y[j]);
         if (!has_minima(dtype))
             continue;
         reals sums = reals_load((const float *)f->sums + b * TILE);
@@ -334,30 +330,29 @@ INLINE void multiply_one(int32_t dtype, work_function work_on, flow *f, const ch
     }
 }
 
-#define SPAN_DOT(c_tile, a_tile, b_tile, i)                                                        \
+#define PIECE_DOT(c_tile, a_tile, b_tile, i)                                                       \
     do {                                                                                           \
         tile_zero(c_tile);                                                                         \
-        tile_load(a_tile, now->a[0][tile][(i)*span / 64][0] + (i)*span % 64, 64);                  \
-        tile_load(b_tile, b + (i)*span * TILE, 64);                                                \
+        tile_load(a_tile, now->a[0][tile][(i) / 2][0] + (i) % 2 * 32, 64);                         \
+        tile_load(b_tile, b + (i)*32 * TILE, 64);                                                  \
         tile_dot_signed(c_tile, a_tile, b_tile);                                                   \
         tile_store(c_tile, f->c[tile][i], 64);                                                     \
     } while (0)
 
-/* Half a chunk of pieces times one group, span by span. Calls work for every two. */
+/* Half a chunk of pieces times one group, piece by piece. Calls work for every two. */
 INLINE void multiply_pieces(int32_t dtype, work_function work_on, flow *f, const chunk *now,
-                            int32_t tile, const uint8_t *b, int32_t spans, int32_t most)
+                            int32_t tile, const uint8_t *b, int32_t pieces, int32_t most)
 {
-    const int32_t span = mm2_format_of(dtype).span;
-    for (int32_t i = 0; i < spans; i += 4) {
-        SPAN_DOT(0, 4, 6, i);
-        if (i + 1 < spans)
-            SPAN_DOT(1, 5, 7, i + 1);
+    for (int32_t i = 0; i < pieces; i += 4) {
+        PIECE_DOT(0, 4, 6, i);
+        if (i + 1 < pieces)
+            PIECE_DOT(1, 5, 7, i + 1);
         work_on(f, most);
-        if (i + 2 >= spans)
+        if (i + 2 >= pieces)
             break;
-        SPAN_DOT(2, 4, 6, i + 2);
-        if (i + 3 < spans)
-            SPAN_DOT(3, 5, 7, i + 3);
+        PIECE_DOT(2, 4, 6, i + 2);
+        if (i + 3 < pieces)
+            PIECE_DOT(3, 5, 7, i + 3);
         work_on(f, most);
     }
     settle_rest(work_on, f);
@@ -385,16 +380,16 @@ INLINE void multiply_set(int32_t dtype, work_function work_on, flow *f, const ch
                          pair_sums *y)
 {
     int32_t n = f->in.w->n_in, pieces_in = smaller(CHUNK_PIECES, (n - k) / 32);
-    int32_t piecewise = is_piecewise(dtype), spans = piecewise ? pieces_in * spans_of(dtype) : 0;
+    int32_t piecewise = is_piecewise(dtype);
     int32_t group = piecewise ? set / 2 : set * 2, two = !piecewise && groups - group > 1;
-    int32_t calls = piecewise ? (spans + 1) / 2 : (two + 1) * 4 * (has_two_planes(dtype) + 1);
+    int32_t calls = piecewise ? (pieces_in + 1) / 2 : (two + 1) * 4 * (has_two_planes(dtype) + 1);
     panel += group * f->group_bytes;
     const uint8_t *b = panel + (int64_t)k * (dtype == MM2_F8_E4M3 ? TILE * 2 : TILE);
     f->goal = f->in.to ? PAIR * (set + 1) / sets : 0;
     int32_t pieces = (int32_t)(f->pieces - f->piece) + f->goal - smaller(f->goal, f->in.done);
     int32_t most = (pieces + calls - 1) / calls;
     if (piecewise)
-        multiply_pieces(dtype, work_on, f, now, set % 2, b, spans, most);
+        multiply_pieces(dtype, work_on, f, now, set % 2, b, pieces_in, most);
     else if (two)
         multiply_two(dtype, work_on, f, now, b, most);
     else
@@ -446,7 +441,7 @@ INLINE void multiply_packed(int32_t dtype, work_function work_on, float *const *
                             int32_t rows)
 {
     int64_t some_bytes = mm2_panel_bytes(mm2_act_of(dtype), SETS_ROWS, w->n_in);
-    tiles_begin(is_piecewise(dtype) ? mm2_format_of(dtype).span : 64);
+    tiles_begin(is_piecewise(dtype) ? 32 : 64);
     for (int32_t m = 0; m < rows; m += SETS_ROWS)
         multiply_some(dtype, work_on, out + m, w, first, count,
                       (const uint8_t *)panel + m / SETS_ROWS * some_bytes,

@@ -1,13 +1,14 @@
 /* Matrix products of one to DIRECT_ACTS activation rows with blocks and planes, 32 codes, a piece, at a
  * time. Included after body_int_direct.h, which says how they work.
  *
- * A group are ROWS pieces. Codes of blocks are multiplied two pieces at a time, with the piece four
- * further on; planes of nibbles have no gaps, and come a register at a time. Where 16 codes have a scale,
- * the transposing sum leaves the two halves of a piece apart, and its second terms have a place of their own. */
+ * A group are ROWS pieces. Nibbles without more bits elsewhere come a register at a time, 16 bytes of
+ * ROWS / 4 pieces, of which low and high halves are multiplied; other codes two pieces at a time, with
+ * the piece four further on. Where 16 codes have a scale, the transposing sum leaves the two halves of a
+ * piece apart, and its second terms have a place of their own. */
 
 typedef struct direct_act {
     _Alignas(64) int8_t code[DIRECT_PIECES][ACT_PAIR];      /* of piece b and of piece b + 4 */
-    int8_t even[DIRECT_PIECES][16], odd[DIRECT_PIECES][16]; /* instead of them, if in_pairs */
+    int8_t low[DIRECT_PIECES][16], high[DIRECT_PIECES][16]; /* instead of them, if in_nibbles */
     int32_t bias[2][DIRECT_PIECES]; /* sum of a span's codes times direct_bias */
     int32_t sums[DIRECT_PIECES];    /* of a piece's codes */
 } direct_act;
@@ -25,21 +26,25 @@ static inline int32_t sum32(const int8_t *p)
     return sum16(p) + sum16(p + 16);
 }
 
-/* How acts_pair puts activations where their codes are. */
-INLINE int act_order(int32_t dtype)
+/* Are codes nibbles and nothing else, to be multiplied a register at a time? */
+INLINE int in_nibbles(int32_t dtype)
 {
-    return dtype == MM2_NVFP4 ? ORDER_EIGHTS : ORDER_PLAIN;
+    return in_pairs(dtype) || dtype == MM2_Q4_0 || dtype == MM2_Q4_1 || dtype == MM2_MXFP4 ||
+           dtype == MM2_NVFP4;
 }
 
-/* 32 activations of a piece, the even ones and the others; AVX2 does at every level. */
-static inline void acts_of_pairs(int8_t even[16], int8_t odd[16], const int8_t *act)
+/* 32 activations of a piece: those of the low nibbles of its bytes, and of the high ones. AVX2 does at
+ * every level. */
+INLINE void acts_of_nibbles(int32_t dtype, int8_t low[16], int8_t high[16], const int8_t *act)
 {
     __m256i a = _mm256_loadu_si256((const __m256i *)act);
-    a = _mm256_shuffle_epi8(a, _mm256_broadcastsi128_si256(_mm_setr_epi8(
-                                   0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15)));
-    a = _mm256_permute4x64_epi64(a, 0xd8);
-    _mm_storeu_si128((__m128i *)even, _mm256_castsi256_si128(a));
-    _mm_storeu_si128((__m128i *)odd, _mm256_extracti128_si256(a, 1));
+    if (in_pairs(dtype))
+        a = _mm256_shuffle_epi8(a, _mm256_broadcastsi128_si256(_mm_setr_epi8(
+                                       0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15)));
+    if (in_pairs(dtype) || dtype == MM2_NVFP4)
+        a = _mm256_permute4x64_epi64(a, 0xd8);
+    _mm_storeu_si128((__m128i *)low, _mm256_castsi256_si128(a));
+    _mm_storeu_si128((__m128i *)high, _mm256_extracti128_si256(a, 1));
 }
 
 INLINE void direct_prepare(int32_t dtype, direct_act *x, const int8_t *act, int32_t n, int32_t bias)
@@ -47,10 +52,10 @@ INLINE void direct_prepare(int32_t dtype, direct_act *x, const int8_t *act, int3
     int32_t pieces = n / 32;
     for (int32_t b = 0, from = 0; b < pieces + ROWS; b++, from = from + 1 < pieces ? from + 1 : 0) {
         const int8_t *a = act + from * 32;
-        if (in_pairs(dtype))
-            acts_of_pairs(x->even[b], x->odd[b], a);
+        if (in_nibbles(dtype))
+            acts_of_nibbles(dtype, x->low[b], x->high[b], a);
         else
-            acts_pair(act_order(dtype), x->code[b], a, act + (from + 4) % pieces * 32);
+            acts_pair(x->code[b], a, act + (from + 4) % pieces * 32);
         if (b < pieces) {
             int32_t half[2] = {sum16(a), sum16(a + 16)};
             x->sums[b] = half[0] + half[1];
@@ -88,7 +93,7 @@ INLINE const uint8_t *block_at(int32_t dtype, const uint8_t *p, int32_t k)
 /* The same, further on by what the pieces before it have of the codes in its block. */
 INLINE const uint8_t *piece_at(int32_t dtype, const uint8_t *p, int32_t k)
 {
-    return block_at(dtype, p, k) + k % pieces_of(dtype) * (dtype == MM2_NVFP4 ? 16 : 4);
+    return block_at(dtype, p, k) + k % pieces_of(dtype) * 4;
 }
 
 /* Codes of two pieces, as their product below wants them. p and q are what piece_at says. */
@@ -97,11 +102,6 @@ INLINE bytes64 direct_codes_q8_0(const uint8_t *p, const uint8_t *q)
 {
     return bytes_signed(
         bytes_joined(p + offsetof(mm2_block_q8_0, q), q + offsetof(mm2_block_q8_0, q)));
-}
-
-INLINE bytes64 direct_codes_q4_0(const uint8_t *p, const uint8_t *q)
-{
-    return bytes_nibbles(p + offsetof(mm2_block_q4_0, q), q + offsetof(mm2_block_q4_0, q));
 }
 
 INLINE bytes64 direct_codes_q5_0(const uint8_t *p, const uint8_t *q)
@@ -117,28 +117,11 @@ INLINE bytes64 direct_codes_iq4_nl(const uint8_t *p, const uint8_t *q)
         bytes_nibbles(p + offsetof(mm2_block_iq4_nl, q), q + offsetof(mm2_block_iq4_nl, q)));
 }
 
-INLINE bytes64 direct_codes_q4_1(const uint8_t *p, const uint8_t *q)
-{
-    return bytes_nibbles(p + offsetof(mm2_block_q4_1, q), q + offsetof(mm2_block_q4_1, q));
-}
-
 INLINE bytes64 direct_codes_q5_1(const uint8_t *p, const uint8_t *q)
 {
     bytes64 low = bytes_nibbles(p + offsetof(mm2_block_q5_1, q), q + offsetof(mm2_block_q5_1, q));
     return bytes_set_bit4(low, p + offsetof(mm2_block_q5_1, high),
                           q + offsetof(mm2_block_q5_1, high));
-}
-
-INLINE bytes64 direct_codes_mxfp4(const uint8_t *p, const uint8_t *q)
-{
-    return bytes_values(e2m1_raised, bytes_nibbles(p + offsetof(mm2_block_mxfp4, q),
-                                                   q + offsetof(mm2_block_mxfp4, q)));
-}
-
-INLINE bytes64 direct_codes_nvfp4(const uint8_t *p, const uint8_t *q)
-{
-    return bytes_values(e2m1_raised, bytes_nibbles_of_8(p + offsetof(mm2_block_nvfp4, q),
-                                                        q + offsetof(mm2_block_nvfp4, q)));
 }
 
 INLINE bytes64 direct_codes_q1_0(const uint8_t *p, const uint8_t *q)
@@ -154,12 +137,8 @@ INLINE bytes64 direct_codes_i8(const uint8_t *p, const uint8_t *q)
 /* Products: of signed codes, of values of IQ4, of codes without a sign. */
 #define direct_pairs_q8_0 pairs_dot_signed
 #define direct_pairs_iq4_nl pairs_dot_iq4
-#define direct_pairs_q4_0 pairs_dot_unsigned
 #define direct_pairs_q5_0 pairs_dot_unsigned
-#define direct_pairs_q4_1 pairs_dot_unsigned
 #define direct_pairs_q5_1 pairs_dot_unsigned
-#define direct_pairs_mxfp4 pairs_dot_unsigned
-#define direct_pairs_nvfp4 pairs_dot_unsigned
 #define direct_pairs_q1_0 pairs_dot_unsigned
 #define direct_pairs_i8 pairs_dot_signed
 
@@ -169,7 +148,11 @@ INLINE bytes64 direct_codes(int32_t dtype, const uint8_t *p, const uint8_t *q)
 #define CODES(ID, name, ...)                                                                       \
     case MM2_##ID:                                                                                 \
         return direct_codes_##name(p, q);
-        MM2_BLOCKS(CODES)
+        CODES(Q8_0, q8_0)
+        CODES(Q5_0, q5_0)
+        CODES(Q5_1, q5_1)
+        CODES(IQ4_NL, iq4_nl)
+        CODES(Q1_0, q1_0)
         CODES(I8, i8)
 #undef CODES
     }
@@ -182,59 +165,45 @@ INLINE pairs direct_pairs(int32_t dtype, bytes64 c, const int8_t *acts)
 #define PAIRS(ID, name, ...)                                                                       \
     case MM2_##ID:                                                                                 \
         return direct_pairs_##name(c, acts);
-        MM2_BLOCKS(PAIRS)
+        PAIRS(Q8_0, q8_0)
+        PAIRS(Q5_0, q5_0)
+        PAIRS(Q5_1, q5_1)
+        PAIRS(IQ4_NL, iq4_nl)
+        PAIRS(Q1_0, q1_0)
         PAIRS(I8, i8)
 #undef PAIRS
     }
     __builtin_unreachable();
 }
 
-/* The first or second ones of the pairs of scales of 8 pieces, as head_nvfp4 has them; AVX2 does at every
- * level. */
-static inline __m256 nvfp4_scales(__m128i pairs_of_8, int second, float global)
+/* The first words of the blocks of a group: scales and minima. They go through integer registers, which
+ * have nothing else to do: gcc would join them in vectors. */
+INLINE void direct_heads_of_blocks(int32_t dtype, int32_t *head, const uint8_t *p)
 {
-    const __m128i size = _mm_set1_epi16(0x7f);
-    __m128i a =
-        second ? _mm_srli_epi16(pairs_of_8, 8) : _mm_and_si128(pairs_of_8, _mm_set1_epi16(0xff));
-    a = _mm_and_si128(_mm_andnot_si128(_mm_cmpeq_epi16(a, size), a), size);
-    __m256 d = _mm256_mul_ps(_mm256_cvtph_ps(_mm_slli_epi16(a, 7)), _mm256_set1_ps(128));
-    return _mm256_mul_ps(d, _mm256_set1_ps(global));
-}
-
-/* Scales and minima of ROWS pieces: of their blocks, ... */
-INLINE void direct_heads_of_blocks(int32_t dtype, direct_terms *t, int32_t at, const uint8_t *p,
-                                   float global)
-{
-    if (dtype == MM2_NVFP4) {
-        for (int i = 0; i < ROWS; i += 8) { /* 8 pieces are 4 blocks, whose scales are words */
-            int32_t head[4];
-            for (int k = 0; k < 4; k++)
-                memcpy(head + k, block_at(dtype, p, i + k * 2), 4);
-            __m128i a = _mm_setr_epi32(head[0], head[1], head[2], head[3]);
-            for (int s = 0; s < 2; s++)
-                _mm256_storeu_ps(t->d + s * DIRECT_SECOND + at + i, nvfp4_scales(a, s, global));
-        }
-    } else if (dtype == MM2_Q1_0) {
-        for (int i = 0; i < ROWS; i += 4) {
-            int16_t half;
-            memcpy(&half, block_at(dtype, p, i), 2);
-            _mm_storeu_ps(t->d + at + i, _mm_cvtph_ps(_mm_set1_epi16(half)));
-        }
-    } else if (has_minima(dtype) || dtype == MM2_MXFP4) {
-        words head[4];
-        reals d[2], m;
-        transpose4(head, p, block_bytes(dtype));
-        head_piece(dtype, d, &m, head[0], 0);
-        reals_store(t->d + at, d[0]);
-        if (has_minima(dtype))
-            reals_store(t->min + at, m);
-    } else {
-        reals_store(t->d + at, reals_halves(p, block_bytes(dtype)));
+#pragma GCC unroll 16
+    for (int k = 0; k < ROWS / pieces_of(dtype); k++) {
+        int32_t word;
+        memcpy(&word, p + k * block_bytes(dtype), 4);
+        __asm__("" : "+r"(word));
+        head[k] = word;
     }
 }
 
-/* ... and of all pieces of `rows` rows of a plane; in the place of minima zero points of I4, less the
- * usual 8. */
+/* Scales of planes for 16 or 32 codes, of ROWS pieces; `span` is the number of the first one, and there
+ * are `left`. */
+INLINE void direct_heads_of_spans(int32_t dtype, direct_terms *t, int32_t at, const mm2_weight *w,
+                                  int64_t span, int32_t left)
+{
+    v16 d = span_floats(dtype, w, span), odd;
+    if (dtype == MM2_F4_16) {
+        d = v16_unzip(d, ROWS > 8 && left > 16 ? span_floats(dtype, w, span + 16) : d, &odd);
+        v16_store(t->d + DIRECT_SECOND + at, odd);
+    }
+    v16_store(t->d + at, d);
+}
+
+/* Scales for whole pieces, of all those of `rows` rows; in the place of minima zero points of I4, less
+ * the usual 8. */
 
 /* n numbers, each of them for `same` pieces: stores of four, whose surplus the next one replaces. */
 static inline void repeat_floats(float *out, const float *x, int32_t n, int32_t same)
@@ -255,24 +224,14 @@ static inline void zeros_of_8(float out[8], const uint8_t *p, int32_t words_left
     _mm256_storeu_ps(out, _mm256_cvtepi32_ps(a));
 }
 
-INLINE void direct_heads_of_planes(int32_t dtype, direct_terms *t, const mm2_weight *w, int64_t row,
+INLINE void direct_heads_of_groups(int32_t dtype, direct_terms *t, const mm2_weight *w, int64_t row,
                                    int32_t rows)
 {
     int32_t each = spans_of_row(w), all = rows * each, same = w->group / mm2_format_of(dtype).span;
-    for (int32_t s = 0; s < all; s += 16 * spans_of(dtype)) {
-        v16 d = span_floats(dtype, w, row * each + s);
+    for (int32_t s = 0; s < all; s += 16) {
         float some[16];
-        if (dtype == MM2_F4_16) {
-            v16 odd;
-            d = v16_unzip(d, s + 16 < all ? span_floats(dtype, w, row * each + s + 16) : d, &odd);
-            v16_store(t->d + s / 2, d);
-            v16_store(t->d + DIRECT_SECOND + s / 2, odd);
-        } else if (dtype == MM2_F4_32) {
-            v16_store(t->d + s, d);
-        } else {
-            v16_store(some, d);
-            repeat_floats(t->d + s * same, some, smaller(16, all - s), same);
-        }
+        v16_store(some, span_floats(dtype, w, row * each + s));
+        repeat_floats(t->d + s * same, some, smaller(16, all - s), same);
     }
     for (int32_t r = 0; r < rows && dtype == MM2_I4 && w->zeros; r++) {
         int64_t in_words = row + r + w->zeros_first;
@@ -285,27 +244,42 @@ INLINE void direct_heads_of_planes(int32_t dtype, direct_terms *t, const mm2_wei
     }
 }
 
-/* ROWS pieces of nibbles, which have no gaps: four registers of them, the even codes and the odd ones.
- * `values`: they are E2M1. */
-INLINE void direct_nibble_sums(int values, int spans, int acts, words isum[DIRECT_ACTS][2],
-                               const uint8_t *p, const direct_act *x, int32_t b)
+/* Where a block has its nibbles: in the end. */
+INLINE int32_t nibbles_from(int32_t dtype)
 {
+    return block_bytes(dtype) - 16 * pieces_of(dtype);
+}
+
+/* Register k of four that have the nibbles of ROWS pieces. */
+INLINE words nibbles_at(int32_t dtype, const uint8_t *p, int k)
+{
+    const int32_t each = pieces_of(dtype), bytes = block_bytes(dtype);
+    if (mm2_is_plane(dtype))
+        return words_load((const int32_t *)(p + k * ROWS * 4));
+    p += k * ROWS / 4 / each * bytes + nibbles_from(dtype);
+    return each == 2 ? words_of_32(p, bytes) : words_of_16(p, bytes);
+}
+
+INLINE void direct_nibble_sums(int32_t dtype, int acts, words isum[DIRECT_ACTS][2],
+                               const uint8_t *p, const direct_act *x, int32_t b, int32_t lead)
+{
+    const int32_t bytes = (int32_t)begin_bytes(dtype, 32 * ROWS) / 4;
+    const int values = mm2_format_of(dtype).bits == 5; /* of E2M1 */
     pairs sum[DIRECT_ACTS][4];
 #pragma GCC unroll 4
     for (int k = 0; k < 4; k++) {
-        words a = words_load((const int32_t *)(p + k * ROWS * 4));
-        words even = words_bits(a, 0, LOW4), odd = words_bits(a, 4, LOW4);
-        prefetch_lines(p, k * ROWS * 4, (k + 1) * ROWS * 4);
-        even = values ? words_values(e2m1_raised, even) : even;
-        odd = values ? words_values(e2m1_raised, odd) : odd;
+        words a = nibbles_at(dtype, p, k);
+        words low = values ? words_nibble_values(e2m1_raised, a, 0) : words_bits(a, 0, LOW4);
+        words high = values ? words_nibble_values(e2m1_raised, a, 4) : words_bits(a, 4, LOW4);
+        prefetch_lines(p, k * bytes, (k + 1) * bytes, lead);
 #pragma GCC unroll 4
         for (int m = 0; m < acts; m++)
-            sum[m][k] = pairs_dot_nibbles(even, x[m].even[b + k * ROWS / 4], odd,
-                                          x[m].odd[b + k * ROWS / 4]);
+            sum[m][k] = pairs_dot_nibbles(low, x[m].low[b + k * ROWS / 4], high,
+                                          x[m].high[b + k * ROWS / 4]);
     }
 #pragma GCC unroll 4
     for (int m = 0; m < acts; m++) {
-        if (spans == 2)
+        if (spans_of(dtype) == 2)
             nibbles_halves(isum[m], sum[m]);
         else
             isum[m][0] = nibbles_sums(sum[m]);
@@ -314,18 +288,19 @@ INLINE void direct_nibble_sums(int values, int spans, int acts, words isum[DIREC
 
 /* zeros: are there zero points in the place of minima? What is computed of them is exact. */
 INLINE void direct_piece_terms(int32_t dtype, int acts, direct_terms *t, int32_t at,
-                               const uint8_t *p, const direct_act *x, int32_t b, int zeros)
+                               const uint8_t *p, const direct_act *x, int32_t b, int32_t lead,
+                               int zeros)
 {
     const int32_t bytes = (int32_t)begin_bytes(dtype, 32 * ROWS) / (ROWS / 2);
     words isum[DIRECT_ACTS][2];
-    if (in_pairs(dtype)) {
-        direct_nibble_sums(dtype != MM2_I4, spans_of(dtype), acts, isum, p, x, b);
+    if (in_nibbles(dtype)) {
+        direct_nibble_sums(dtype, acts, isum, p, x, b, lead);
     } else {
         pairs sum[DIRECT_ACTS][ROWS / 2];
 #pragma GCC unroll 8
         for (int k = 0; k < ROWS / 2; k++) {
             int first = k + k / 4 * 4; /* with the piece four further on */
-            prefetch_lines(p, k * bytes, (k + 1) * bytes);
+            prefetch_lines(p, k * bytes, (k + 1) * bytes, lead);
             bytes64 c =
                 direct_codes(dtype, piece_at(dtype, p, first), piece_at(dtype, p, first + 4));
 #pragma GCC unroll 4
@@ -334,10 +309,7 @@ INLINE void direct_piece_terms(int32_t dtype, int acts, direct_terms *t, int32_t
         }
 #pragma GCC unroll 4
         for (int m = 0; m < acts; m++) {
-            if (spans_of(dtype) == 2)
-                pairs_halves(isum[m], sum[m]);
-            else
-                isum[m][0] = pairs_sums(is_signed(dtype), sum[m]);
+            isum[m][0] = pairs_sums(is_signed(dtype), sum[m]);
         }
     }
 #pragma GCC unroll 4
@@ -361,6 +333,7 @@ INLINE void matmul_pieces_direct(int32_t dtype, int acts, float *const *out, con
     const int32_t *asum[DIRECT_ACTS];
     direct_terms t;
     int32_t pieces = w->n_in / 32, each = pieces_of(dtype), most = CHAIN_ROWS;
+    int32_t lead = (pieces + 3) / 4 * CHAIN_LINES * 64;
     for (int m = 0; m < acts; m++) {
         direct_prepare(dtype, x + m, act[m], w->n_in, direct_bias(dtype));
         d[m] = (const float *)(act[m] + w->n_in);
@@ -371,21 +344,27 @@ INLINE void matmul_pieces_direct(int32_t dtype, int acts, float *const *out, con
     const uint8_t *p = (const uint8_t *)w->data + first * w->row_bytes;
     for (int32_t i = 0; i < count; i += most, p += most * w->row_bytes) {
         int32_t rows = smaller(most, count - i), total = rows * pieces;
-        if (mm2_is_plane(dtype))
-            direct_heads_of_planes(dtype, &t, w, (int64_t)first + i, rows);
+        if (dtype == MM2_I4 || dtype == MM2_I8)
+            direct_heads_of_groups(dtype, &t, w, (int64_t)first + i, rows);
         for (int32_t at = 0, b = 0; at < total; at += ROWS) {
             const uint8_t *q =
                 direct_blocks(ROWS / each, p, at / each, total / each, block_bytes(dtype), copy);
             if (!mm2_is_plane(dtype))
-                direct_heads_of_blocks(dtype, &t, at, q, w->global);
-            else /* scales of the rows that come next: at most a line for ROWS pieces */
+                direct_heads_of_blocks(dtype, t.head + at / each, q);
+            if ((dtype == MM2_F4_16 || dtype == MM2_F4_32) && at * spans_of(dtype) % 16 == 0)
+                direct_heads_of_spans(dtype, &t, at, w,
+                                      ((int64_t)(first + i) * pieces + at) * spans_of(dtype),
+                                      (total - at) * spans_of(dtype));
+            if (mm2_is_plane(dtype)) /* scales of the rows that come next: at most a line */
                 prefetch((const uint8_t *)w->spans + (first + i + most) * w->span_bytes +
                              at * w->span_bytes / pieces,
                          64);
-            direct_piece_terms(dtype, acts, &t, at, q, x, b, w->zeros != NULL);
+            direct_piece_terms(dtype, acts, &t, at, q, x, b, lead - lead / total * at,
+                               w->zeros != NULL);
             for (b += ROWS; b >= pieces;)
                 b -= pieces;
         }
-        direct_chain(dtype, acts, out, i, &t, d, asum, rows, pieces);
+        direct_chain(dtype, acts, out, i, &t, d, asum, rows, pieces, w,
+                     p + rows * w->row_bytes + stream_far);
     }
 }

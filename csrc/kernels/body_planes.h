@@ -80,10 +80,11 @@ INLINE void unpack_i4(words code[8], const uint8_t *p, int64_t stride)
 
 INLINE void unpack_f4_32(words code[8], const uint8_t *p, int64_t stride)
 {
-    unpack_i4(code, p, stride);
+    words x[4];
+    transpose4(x, p, stride);
 #pragma GCC unroll 8
     for (int i = 0; i < 8; i++)
-        code[i] = words_values(mm2_e2m1_doubled, code[i]);
+        code[i] = words_nibble_values(mm2_e2m1_doubled, x[i / 2], i % 2 * 4);
 }
 
 #define unpack_f4_16 unpack_f4_32

@@ -89,10 +89,11 @@ INLINE void unpack_fives(words code[8], words high, const uint8_t *p, int64_t st
 /* Nibbles that say where in a table the codes are. */
 INLINE void unpack_values(words code[8], const int8_t values[16], const uint8_t *p, int64_t stride)
 {
-    unpack_nibbles(code, p, stride, 0);
+    words x[4];
+    transpose4(x, p, stride);
 #pragma GCC unroll 8
     for (int i = 0; i < 8; i++)
-        code[i] = words_values(values, code[i]);
+        code[i] = words_nibble_values(values, x[i % 4], i / 4 * 4);
 }
 
 INLINE void unpack_q8_0(words code[8], const uint8_t *p, int part, int64_t stride)
@@ -194,13 +195,17 @@ INLINE void head_mxfp4(reals d[2], reals *m, words head, int part)
     d[0] = reals_of(words_shl(words_sub(e, words_set1(1)), 23));
 }
 
-/* Of E4M3 as a half float the exponent is 8 too small, of which 7 are to be made up for. */
+/* A byte of E4M3, without its sign, where it is in a float: y is right but for an exponent of 0, which has
+ * no hidden bit and counts as 1. There the other one is less, elsewhere it is not. 0x7f counts as 0. */
 INLINE void head_nvfp4(reals d[2], reals *m, words head, int part)
 {
+    words bytes = words_without8(head, 0x7f);
 #pragma GCC unroll 2
-    for (int i = 0; i < 2; i++) {
-        words code = words_without(words_bits(head, part * 16 + i * 8, 0xff), 0x7f);
-        d[i] = reals_times(reals_from_half(words_shl(words_and(code, words_set1(0x7f)), 7)), 128);
+    for (int i = part * 2; i < part * 2 + 2; i++) {
+        words size = i < 3 ? words_shl(bytes, 20 - i * 8) : words_shr(bytes, 4);
+        size = words_and(size, words_set1(0x7f << 20));
+        reals y = reals_of(words_sub(size, words_set1(-(119 << 23))));
+        d[i % 2] = reals_min(y, reals_fma(y, reals_set1(2), reals_set1(-0x1p-7f)));
     }
 }
 

@@ -1,10 +1,11 @@
 /* Grid look-ups of the avx512 level: IQ2_* and IQ3_*, 64 rows of a grid at a time.
  *
- * A grid stands packed in two planes, a byte a row (tensor/codebooks.h). 256 rows of a plane are
- * two look-ups in 128 bytes and a choice by the highest bit of the index; another look-up, which
- * ignores the upper bits of its index, takes one code out of the byte. So register j has code j of
- * 64 rows: of two super-blocks of IQ2, of one of IQ3. It gets its signs from a mask, and is raised
- * by MM2_CODE_LIMIT, to be unsigned.
+ * A grid stands packed in two planes, a byte a row (tensor/codebooks.h). 64 rows of a plane are a
+ * look-up in a register, which ignores the upper bits of its index; those of more rows follow each
+ * other, and masks by the upper bits say what each of them may replace. Another look-up takes one
+ * code out of the byte: its index has the bits of the code, and the sign among the other ones. So
+ * register j has code j of 64 rows, of two super-blocks of IQ2, of one of IQ3, with its sign and
+ * raised by MM2_CODE_LIMIT, to be unsigned.
  *
  * For few activation rows these are put into the same order (look_arrange), and nothing is
  * transposed. For panels and tiles the codes are: `natural` says that indices and signs are taken
@@ -23,24 +24,31 @@
     }
 #define TABLE(name, f) static const _Alignas(64) uint8_t name[64] = BYTES_64(f)
 
-/* Raised codes by some bits of a byte; other bits up to the sixth do not matter. */
-#define IQ2_CODE(c) (MM2_CODE_LIMIT + MM2_IQ2_VALUE(c))
-#define IQ2_BITS_0(i) IQ2_CODE((i)&3)
-#define IQ2_BITS_2(i) IQ2_CODE((i) >> 2 & 3)
-#define IQ2_BITS_4(i) IQ2_CODE((i) >> 4)
-#define IQ3_XXS_CODE(c) (MM2_CODE_LIMIT + MM2_IQ3_XXS_VALUE(c))
-#define IQ3_XXS_BITS_0(i) IQ3_XXS_CODE((i)&7)
-#define IQ3_XXS_BITS_3(i) IQ3_XXS_CODE((i) >> 3)
-#define IQ3_S_CODE(c) (MM2_CODE_LIMIT + MM2_IQ3_S_VALUE(c))
-#define IQ3_S_BITS_0(i) IQ3_S_CODE((i)&7)
-#define IQ3_S_BITS_3(i) IQ3_S_CODE((i) >> 3)
-TABLE(iq2_bits_0, IQ2_BITS_0);
-TABLE(iq2_bits_2, IQ2_BITS_2);
-TABLE(iq2_bits_4, IQ2_BITS_4);
-TABLE(iq3_xxs_bits_0, IQ3_XXS_BITS_0);
-TABLE(iq3_xxs_bits_3, IQ3_XXS_BITS_3);
-TABLE(iq3_s_bits_0, IQ3_S_BITS_0);
-TABLE(iq3_s_bits_3, IQ3_S_BITS_3);
+/* Raised codes by some bits of a byte, negative where another bit is set; bits beyond the sixth do
+ * not matter. The four of a plane of IQ2 (mm2_planes_iq2_s) with their signs in bits 0 to 3, ... */
+#define CODE(value, i, sign) (MM2_CODE_LIMIT + ((i) >> (sign)&1 ? -(value) : (value)))
+#define IQ2_CODE_0(i) CODE(MM2_IQ2_VALUE((i) >> 2 & 3), i, 0)
+#define IQ2_CODE_1(i) CODE(MM2_IQ2_VALUE((i) >> 4), i, 1)
+#define IQ2_CODE_2(i) CODE(MM2_IQ2_VALUE((i)&3), i, 2)
+#define IQ2_CODE_3(i) CODE(MM2_IQ2_VALUE((i) >> 4), i, 3)
+static const _Alignas(64) uint8_t iq2_codes[4][64] = {BYTES_64(IQ2_CODE_0), BYTES_64(IQ2_CODE_1),
+                                                      BYTES_64(IQ2_CODE_2), BYTES_64(IQ2_CODE_3)};
+
+/* ... and those of both planes of IQ3 (mm2_planes_iq3_s), the signs in bits 1 to 4. */
+#define IQ3_CODES(VALUE)                                                                           \
+    {                                                                                              \
+        BYTES_64(VALUE##_0), BYTES_64(VALUE##_1), BYTES_64(VALUE##_2), BYTES_64(VALUE##_3)         \
+    }
+#define IQ3_XXS_0(i) CODE(MM2_IQ3_XXS_VALUE((i) >> 3), i, 1)
+#define IQ3_XXS_1(i) CODE(MM2_IQ3_XXS_VALUE((i) >> 3), i, 2)
+#define IQ3_XXS_2(i) CODE(MM2_IQ3_XXS_VALUE((i)&7), i, 3)
+#define IQ3_XXS_3(i) CODE(MM2_IQ3_XXS_VALUE((i)&7), i, 4)
+#define IQ3_S_0(i) CODE(MM2_IQ3_S_VALUE((i) >> 3), i, 1)
+#define IQ3_S_1(i) CODE(MM2_IQ3_S_VALUE((i) >> 3), i, 2)
+#define IQ3_S_2(i) CODE(MM2_IQ3_S_VALUE((i)&7), i, 3)
+#define IQ3_S_3(i) CODE(MM2_IQ3_S_VALUE((i)&7), i, 4)
+static const _Alignas(64) uint8_t iq3_xxs_codes[4][64] = IQ3_CODES(IQ3_XXS);
+static const _Alignas(64) uint8_t iq3_s_codes[4][64] = IQ3_CODES(IQ3_S);
 
 /* In the upper bit, the parity of the lower six. */
 #define PARITY_6(i) (((i) ^ (i) >> 1 ^ (i) >> 2 ^ (i) >> 3 ^ (i) >> 4 ^ (i) >> 5) << 7 & 0x80)
@@ -65,57 +73,64 @@ INLINE __m512i even_signs(__m512i a)
     return _mm512_ternarylogic_epi32(_mm512_set1_epi8((char)0x80), b, a, 0xca); /* b or a */
 }
 
-/* A plane at 64 indices, of which 8 bits are in i, the highest of them in `top`, the rest in
- * masks. */
+/* A plane at 64 indices, of which 8 bits are in i, the upper two of these in masks, and so the rest. */
 
-INLINE __m512i look_256(const uint8_t *plane, __m512i i, __mmask64 top)
+typedef struct look_masks {
+    __mmask64 bit6, bit7, both;
+} look_masks;
+
+INLINE look_masks masks_of(__m512i i)
 {
-    __m512i low = _mm512_permutex2var_epi8(table_load(plane), i, table_load(plane + 64));
-    __m512i high = _mm512_permutex2var_epi8(table_load(plane + 128), i, table_load(plane + 192));
-    return _mm512_mask_mov_epi8(low, top, high);
+    __mmask64 bit6 = _mm512_movepi8_mask(_mm512_add_epi8(i, i)), bit7 = _mm512_movepi8_mask(i);
+    return (look_masks){bit6, bit7, _kand_mask64(bit6, bit7)};
 }
 
-INLINE __m512i look_512(const uint8_t *plane, __m512i i, __mmask64 top, __mmask64 bit8)
+INLINE __m512i look_256(const uint8_t *plane, __m512i i, look_masks m)
 {
-    return _mm512_mask_mov_epi8(look_256(plane, i, top), bit8, look_256(plane + 256, i, top));
+    __m512i a = _mm512_permutexvar_epi8(i, table_load(plane));
+    a = _mm512_mask_permutexvar_epi8(a, m.bit6, i, table_load(plane + 64));
+    a = _mm512_mask_permutexvar_epi8(a, m.bit7, i, table_load(plane + 128));
+    return _mm512_mask_permutexvar_epi8(a, m.both, i, table_load(plane + 192));
 }
 
-INLINE __m512i look_1024(const uint8_t *plane, __m512i i, __mmask64 top, __mmask64 bit8,
+INLINE __m512i look_512(const uint8_t *plane, __m512i i, look_masks m, __mmask64 bit8)
+{
+    return _mm512_mask_mov_epi8(look_256(plane, i, m), bit8, look_256(plane + 256, i, m));
+}
+
+INLINE __m512i look_1024(const uint8_t *plane, __m512i i, look_masks m, __mmask64 bit8,
                          __mmask64 bit9)
 {
-    return _mm512_mask_mov_epi8(look_512(plane, i, top, bit8), bit9,
-                                look_512(plane + 512, i, top, bit8));
+    return _mm512_mask_mov_epi8(look_512(plane, i, m, bit8), bit9,
+                                look_512(plane + 512, i, m, bit8));
 }
 
-/* The code that `table` has for each byte, negated where the byte of signs has one of `bits`. */
-INLINE __m512i look_code(__m512i byte, const uint8_t *table, __m512i signs, __m512i bits)
+/* The code that `table` has for each byte, where it has the bits `keep`, joined with its signs. */
+INLINE __m512i look_code(__m512i byte, int keep, __m512i signs, const uint8_t *table)
 {
-    __m512i c = _mm512_permutexvar_epi8(byte, table_load(table));
-    const __m512i zero = _mm512_set1_epi8((char)(2 * MM2_CODE_LIMIT));
-    return _mm512_mask_sub_epi8(c, _mm512_test_epi8_mask(signs, bits), zero, c);
+    __m512i i = _mm512_ternarylogic_epi32(byte, signs, _mm512_set1_epi8((char)keep), 0xe4);
+    return _mm512_permutexvar_epi8(i, table_load(table));
 }
 
 INLINE void look_codes_iq2(__m512i code[8], __m512i low, __m512i high, __m512i signs)
 {
 #pragma GCC unroll 2
-    for (int half = 0; half < 2; half++) {
+    for (int half = 0; half < 2; half++, signs = _mm512_srli_epi16(signs, 4)) {
         __m512i byte = half ? high : low, *c = code + half * 4;
-        c[0] = look_code(byte, iq2_bits_0, signs, _mm512_set1_epi8((char)(1 << half * 4)));
-        c[1] = look_code(byte, iq2_bits_2, signs, _mm512_set1_epi8((char)(2 << half * 4)));
-        c[2] = look_code(byte, iq2_bits_4, signs, _mm512_set1_epi8((char)(4 << half * 4)));
-        c[3] = look_code(_mm512_srli_epi16(byte, 2), iq2_bits_4, signs,
-                         _mm512_set1_epi8((char)(8 << half * 4)));
+        c[0] = look_code(byte, 0x0c, signs, iq2_codes[0]);
+        c[1] = look_code(_mm512_srli_epi16(byte, 2), 0x30, signs, iq2_codes[1]);
+        c[2] = look_code(byte, 0x03, signs, iq2_codes[2]);
+        c[3] = look_code(byte, 0x30, signs, iq2_codes[3]);
     }
 }
 
-/* Rows two by two share a byte of signs, which is there twice. */
-INLINE void look_codes_iq3(__m512i code[4], __m512i low, __m512i high, __m512i signs,
-                           const uint8_t *bits_0, const uint8_t *bits_3)
+INLINE void look_codes_iq3(__m512i code[4], __m512i even, __m512i odd, __m512i signs,
+                           const uint8_t table[4][64])
 {
-    code[0] = look_code(low, bits_0, signs, _mm512_set1_epi16(0x1001));
-    code[1] = look_code(low, bits_3, signs, _mm512_set1_epi16(0x2002));
-    code[2] = look_code(high, bits_0, signs, _mm512_set1_epi16(0x4004));
-    code[3] = look_code(high, bits_3, signs, _mm512_set1_epi16((short)0x8008));
+    code[0] = look_code(even, 0x38, signs, table[0]);
+    code[1] = look_code(odd, 0x38, signs, table[1]);
+    code[2] = look_code(even, 0x07, signs, table[2]);
+    code[3] = look_code(odd, 0x07, signs, table[3]);
 }
 
 /* The order of `natural`: of pairs of groups in IQ2, 32 of them; of fours in IQ3, 16. */
@@ -123,15 +138,11 @@ INLINE void look_codes_iq3(__m512i code[4], __m512i low, __m512i high, __m512i s
 #define IQ3_ORDER(i) ((i) / 4 % 4 * 16 + (i) / 16 * 4 + (i) % 4)
 #define IQ2_QUARTER(i) (IQ2_ORDER(i) / 4)
 #define IQ3_EIGHTH(i) (IQ3_ORDER(i) / 8)
-#define IQ3_HALF(i) (IQ3_ORDER(i) / 2)
-#define HALF_OF(i) ((i) / 2)
 #define QUARTER_OF(i) ((i) / 4)
 TABLE(iq2_order, IQ2_ORDER);
 TABLE(iq3_order, IQ3_ORDER);
 TABLE(iq2_quarter, IQ2_QUARTER);
 TABLE(iq3_eighth, IQ3_EIGHTH);
-TABLE(iq3_half, IQ3_HALF);
-TABLE(half_of, HALF_OF);
 TABLE(quarter_of, QUARTER_OF);
 
 INLINE __m512i in_order(int natural, __m512i a, const uint8_t *order)
@@ -153,9 +164,9 @@ INLINE __m512i look_iq2_xxs(int natural, __m512i code[8], const uint8_t *p, cons
     __m512i signs = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x352e2720150e0700), more);
     signs = even_signs(in_order(natural, signs, iq2_order));
     i = in_order(natural, i, iq2_order);
-    __mmask64 top = _mm512_movepi8_mask(i);
-    look_codes_iq2(code, look_256(mm2_planes_iq2_xxs[0], i, top),
-                   look_256(mm2_planes_iq2_xxs[1], i, top), signs);
+    look_masks m = masks_of(i);
+    look_codes_iq2(code, look_256(mm2_planes_iq2_xxs[0], i, m),
+                   look_256(mm2_planes_iq2_xxs[1], i, m), signs);
     return _mm512_or_si512(_mm512_srli_epi32(more, 27), _mm512_set1_epi32(1));
 }
 
@@ -174,6 +185,13 @@ INLINE __m512i scales_iq2(const uint8_t *p, const uint8_t *q)
     return _mm512_ternarylogic_epi32(a, _mm512_set1_epi16(0x1e), _mm512_set1_epi16(1), 0xea);
 }
 
+/* 32 bytes of x, then of y, at the same places. */
+INLINE __m512i bytes_of_two(__m512i x, __m512i y, __m512i from)
+{
+    __m512i a = _mm512_permutexvar_epi8(from, x);
+    return _mm512_mask_permutexvar_epi8(a, (__mmask64)0xffffffff << 32, from, y);
+}
+
 INLINE __m512i look_iq2_xs(int natural, __m512i code[8], const uint8_t *p, const uint8_t *q)
 {
 #define EVEN(i) ((i)*2)
@@ -182,12 +200,12 @@ INLINE __m512i look_iq2_xs(int natural, __m512i code[8], const uint8_t *p, const
     __m512i x = _mm512_loadu_si512(p + offsetof(mm2_block_iq2_xs, q));
     __m512i y = _mm512_loadu_si512(q + offsetof(mm2_block_iq2_xs, q));
     __m512i even = table_load(even_bytes), odd = _mm512_add_epi8(even, _mm512_set1_epi8(1));
-    __m512i i = in_order(natural, _mm512_permutex2var_epi8(x, even, y), iq2_order);
-    __m512i more = in_order(natural, _mm512_permutex2var_epi8(x, odd, y), iq2_order);
-    __mmask64 top = _mm512_movepi8_mask(i);
+    __m512i i = in_order(natural, bytes_of_two(x, y, even), iq2_order);
+    __m512i more = in_order(natural, bytes_of_two(x, y, odd), iq2_order);
+    look_masks m = masks_of(i);
     __mmask64 bit8 = _mm512_test_epi8_mask(more, _mm512_set1_epi8(1));
-    look_codes_iq2(code, look_512(mm2_planes_iq2_xs[0], i, top, bit8),
-                   look_512(mm2_planes_iq2_xs[1], i, top, bit8),
+    look_codes_iq2(code, look_512(mm2_planes_iq2_xs[0], i, m, bit8),
+                   look_512(mm2_planes_iq2_xs[1], i, m, bit8),
                    even_signs(_mm512_srli_epi16(more, 1)));
     return scales_iq2(p + offsetof(mm2_block_iq2_xs, scales),
                       q + offsetof(mm2_block_iq2_xs, scales));
@@ -205,10 +223,11 @@ INLINE __m512i look_iq2_s(int natural, __m512i code[8], const uint8_t *p, const 
     __m512i low = _mm512_set1_epi32(0x40100401);
     if (natural)
         low = _mm512_mask_set1_epi32(_mm512_set1_epi32(0x04010401), 0xf0f0, 0x40104010);
-    __mmask64 top = _mm512_movepi8_mask(i), bit8 = _mm512_test_epi8_mask(more, low);
+    look_masks m = masks_of(i);
+    __mmask64 bit8 = _mm512_test_epi8_mask(more, low);
     __mmask64 bit9 = _mm512_test_epi8_mask(more, _mm512_add_epi8(low, low));
-    look_codes_iq2(code, look_1024(mm2_planes_iq2_s[0], i, top, bit8, bit9),
-                   look_1024(mm2_planes_iq2_s[1], i, top, bit8, bit9), signs);
+    look_codes_iq2(code, look_1024(mm2_planes_iq2_s[0], i, m, bit8, bit9),
+                   look_1024(mm2_planes_iq2_s[1], i, m, bit8, bit9), signs);
     return scales_iq2(p + SCALES, q + SCALES);
 }
 
@@ -220,12 +239,14 @@ INLINE __m512i look_iq3_xxs(int natural, __m512i code[4], const uint8_t *p)
     __m512i i = _mm512_loadu_si512(p + offsetof(mm2_block_iq3_xxs, q));
     __m256i half = _mm256_loadu_si256((const __m256i *)(p + offsetof(mm2_block_iq3_xxs, more)));
     __m512i more = _mm512_permutexvar_epi32(twice, _mm512_castsi256_si512(half));
+    /* Eight signs for two rows, twice; then the first four of them, and the last, from bit 1 on. */
     __m512i signs = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x15150e0e07070000), more);
-    signs = even_signs(in_order(natural, signs, iq3_order));
+    signs = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x3b2f2b1f1b0f0b3f), even_signs(signs));
+    signs = in_order(natural, signs, iq3_order);
     i = in_order(natural, i, iq3_order);
-    __mmask64 top = _mm512_movepi8_mask(i);
-    look_codes_iq3(code, look_256(mm2_planes_iq3_xxs[0], i, top),
-                   look_256(mm2_planes_iq3_xxs[1], i, top), signs, iq3_xxs_bits_0, iq3_xxs_bits_3);
+    look_masks m = masks_of(i);
+    look_codes_iq3(code, look_256(mm2_planes_iq3_xxs[0], i, m),
+                   look_256(mm2_planes_iq3_xxs[1], i, m), signs, iq3_xxs_codes);
     return _mm512_or_si512(_mm512_srli_epi32(more, 27), _mm512_set1_epi32(1));
 }
 
@@ -235,8 +256,11 @@ INLINE __m512i look_iq3_s(int natural, __m512i code[4], const uint8_t *p)
     const __m512i turn =
         _mm512_setr_epi32(-1, -1, 3, 3, 7, 7, 11, 11, 15, 15, 19, 19, 23, 23, 27, 27);
     __m512i i = _mm512_loadu_si512(p + offsetof(mm2_block_iq3_s, q));
-    __m256i half = _mm256_loadu_si256((const __m256i *)(p + offsetof(mm2_block_iq3_s, signs)));
-    __m512i signs = in_order(1, _mm512_castsi256_si512(half), natural ? iq3_half : half_of);
+    __m512i signs = _mm512_cvtepu32_epi64(
+        _mm256_loadu_si256((const __m256i *)(p + offsetof(mm2_block_iq3_s, signs))));
+    /* Those of a row, 4 bits, to bits 1 to 4 of its byte. */
+    signs = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x1b17130f0b07033f), signs);
+    signs = in_order(natural, signs, iq3_order);
     uint64_t high;
     int32_t scales;
     memcpy(&high, p + offsetof(mm2_block_iq3_s, high), 8);
@@ -249,9 +273,9 @@ INLINE __m512i look_iq3_s(int natural, __m512i code[4], const uint8_t *p)
         bit8 = _mm512_test_epi8_mask(more, bit);
     }
     i = in_order(natural, i, iq3_order);
-    __mmask64 top = _mm512_movepi8_mask(i);
-    look_codes_iq3(code, look_512(mm2_planes_iq3_s[0], i, top, bit8),
-                   look_512(mm2_planes_iq3_s[1], i, top, bit8), signs, iq3_s_bits_0, iq3_s_bits_3);
+    look_masks m = masks_of(i);
+    look_codes_iq3(code, look_512(mm2_planes_iq3_s[0], i, m, bit8),
+                   look_512(mm2_planes_iq3_s[1], i, m, bit8), signs, iq3_s_codes);
     __m512i a = _mm512_rorv_epi32(_mm512_set1_epi32(scales), turn);
     return _mm512_ternarylogic_epi32(a, _mm512_set1_epi32(0x1e), _mm512_set1_epi32(1), 0xea);
 }

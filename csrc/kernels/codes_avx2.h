@@ -74,17 +74,23 @@ static inline words words_max(words a, words b)
     return _mm256_max_epi32(a, b);
 }
 
-/* a, but 0 for x. */
-static inline words words_without(words a, int32_t x)
+/* a, but 0 for every byte x. */
+static inline words words_without8(words a, int x)
 {
-    return _mm256_andnot_si256(_mm256_cmpeq_epi32(a, _mm256_set1_epi32(x)), a);
+    return _mm256_andnot_si256(_mm256_cmpeq_epi8(a, _mm256_set1_epi8((char)x)), a);
 }
 
-/* Each byte 0..15 replaced by its entry of a table. */
+/* Each byte 0..15 replaced by its entry of a table; the low nibble of each byte, after a shift. */
 static inline words words_values(const int8_t values[16], words a)
 {
     __m128i table = _mm_loadu_si128((const __m128i *)values);
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), a);
+}
+
+static inline words words_nibble_values(const int8_t values[16], words a, int shift)
+{
+    a = shift ? _mm256_srli_epi16(a, shift) : a;
+    return words_values(values, _mm256_and_si256(a, _mm256_set1_epi8(15)));
 }
 
 static inline words words_iq4(words a)
@@ -278,25 +284,29 @@ static inline bytes64 bytes_joined(const uint8_t *p, const uint8_t *q) /* 32 byt
     return bytes_of(join16(p, q), join16(p + 16, q + 16));
 }
 
-/* The activations of two pieces in the order of their codes and, for IQ4, their absolute values. Codes
- * are in order, or `low` has the first 8 of each 16. */
-enum { ORDER_PLAIN, ORDER_EIGHTS };
-
-static inline __m256i acts_ordered(int order, __m256i x)
+/* The activations of two pieces and, for IQ4, their absolute values. */
+static inline void acts_pair(int8_t out[ACT_PAIR], const int8_t *a, const int8_t *b)
 {
-    return order == ORDER_PLAIN ? x : _mm256_permute4x64_epi64(x, 0xd8);
-}
-
-static inline void acts_pair(int order, int8_t out[ACT_PAIR], const int8_t *a, const int8_t *b)
-{
-    __m256i x = acts_ordered(order, _mm256_loadu_si256((const __m256i *)a));
-    __m256i y = acts_ordered(order, _mm256_loadu_si256((const __m256i *)b));
+    __m256i x = _mm256_loadu_si256((const __m256i *)a);
+    __m256i y = _mm256_loadu_si256((const __m256i *)b);
     __m256i low = _mm256_permute2x128_si256(x, y, 0x20);
     __m256i high = _mm256_permute2x128_si256(x, y, 0x31);
     _mm256_store_si256((__m256i *)out, low);
     _mm256_store_si256((__m256i *)(out + 32), high);
     _mm256_store_si256((__m256i *)(out + 64), _mm256_abs_epi8(low));
     _mm256_store_si256((__m256i *)(out + 96), _mm256_abs_epi8(high));
+}
+
+/* 16 bytes of each of ROWS / 4 blocks that lie `stride` bytes apart, 32 bytes of each of ROWS / 8. */
+static inline words words_of_16(const uint8_t *p, int64_t stride)
+{
+    return join16(p, p + stride);
+}
+
+static inline words words_of_32(const uint8_t *p, int64_t stride)
+{
+    (void)stride;
+    return _mm256_loadu_si256((const __m256i *)p);
 }
 
 static inline bytes64 bytes_load(const uint8_t *p)
@@ -340,9 +350,6 @@ static inline bytes64 bytes_nibbles(const uint8_t *p, const uint8_t *q)
 {
     return nibbles(join16(p, q));
 }
-
-/* Nibbles of 16 bytes at p and at q that acts_pair knows as ORDER_EIGHTS. */
-#define bytes_nibbles_of_8 bytes_nibbles
 
 static inline bytes64 bytes_values(const int8_t values[16], bytes64 a)
 {
@@ -522,7 +529,7 @@ static inline __m256i pair_scale(__m256i scales, int i)
 static inline void acts_iq4_xs(int8_t out[4 * ACT_PAIR], const int8_t *a)
 {
     for (int j = 0; j < 4; j++)
-        acts_pair(ORDER_PLAIN, out + j * ACT_PAIR, a + j * 64, a + j * 64 + 32);
+        acts_pair(out + j * ACT_PAIR, a + j * 64, a + j * 64 + 32);
 }
 
 /* sum + scales * (values of the codes of IQ4_XS at q + SIGNED_BIAS) * activations. Scales are those of
@@ -739,6 +746,11 @@ static inline void reals_store(float *p, reals a)
 static inline reals reals_mul(reals a, reals b)
 {
     return _mm256_mul_ps(a, b);
+}
+
+static inline reals reals_min(reals a, reals b)
+{
+    return _mm256_min_ps(a, b);
 }
 
 /* ---- bf16 activations ---- */

@@ -63,15 +63,22 @@ static inline words words_max(words a, words b)
     return _mm512_max_epi32(a, b);
 }
 
-static inline words words_without(words a, int32_t x)
+static inline words words_without8(words a, int x)
 {
-    return _mm512_maskz_mov_epi32(_mm512_cmpneq_epi32_mask(a, _mm512_set1_epi32(x)), a);
+    return _mm512_maskz_mov_epi8(_mm512_cmpneq_epi8_mask(a, _mm512_set1_epi8((char)x)), a);
 }
 
 static inline words words_values(const int8_t values[16], words a)
 {
     __m128i table = _mm_loadu_si128((const __m128i *)values);
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), a);
+}
+
+static inline words words_nibble_values(const int8_t values[16], words a, int shift)
+{
+    __m128i table = _mm_loadu_si128((const __m128i *)values);
+    a = shift ? _mm512_srli_epi16(a, (unsigned)shift) : a;
+    return _mm512_permutexvar_epi8(a, _mm512_broadcast_i32x4(table)); /* the same four times */
 }
 
 static inline words words_iq4(words a)
@@ -225,12 +232,8 @@ static inline void reals_store_n(float *p, reals a, int32_t n)
 typedef __m512i bytes64;
 typedef __m512i pairs;
 
-/* Codes are always in order. */
-enum { ORDER_PLAIN, ORDER_EIGHTS };
-
-static inline void acts_pair(int order, int8_t out[ACT_PAIR], const int8_t *a, const int8_t *b)
+static inline void acts_pair(int8_t out[ACT_PAIR], const int8_t *a, const int8_t *b)
 {
-    (void)order;
     memcpy(out, a, 32);
     memcpy(out + 32, b, 32);
 }
@@ -244,6 +247,20 @@ static inline bytes64 bytes_joined(const uint8_t *p, const uint8_t *q)
 {
     __m512i a = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)p));
     return _mm512_inserti64x4(a, _mm256_loadu_si256((const __m256i *)q), 1);
+}
+
+/* 16 bytes of each of four, 32 of each of two blocks. */
+static inline words words_of_16(const uint8_t *p, int64_t stride)
+{
+    __m512i a = _mm512_castsi128_si512(load_row(p));
+    a = _mm512_mask_broadcast_i32x4(a, 0x00f0, load_row(p + stride));
+    a = _mm512_mask_broadcast_i32x4(a, 0x0f00, load_row(p + 2 * stride));
+    return _mm512_mask_broadcast_i32x4(a, 0xf000, load_row(p + 3 * stride));
+}
+
+static inline words words_of_32(const uint8_t *p, int64_t stride)
+{
+    return bytes_joined(p, p + stride);
 }
 
 static inline bytes64 bytes_repeat32(const uint8_t *p)
@@ -269,15 +286,6 @@ static inline bytes64 bytes_nibble_pairs(const uint8_t *p, const uint8_t *q)
     __m512i a = _mm512_cvtepu8_epi16(
         _mm256_inserti128_si256(_mm256_castsi128_si256(load_row(p)), load_row(q), 1));
     return _mm512_and_si512(_mm512_or_si512(a, _mm512_slli_epi16(a, 4)), _mm512_set1_epi8(15));
-}
-
-/* Each 8 bytes twice, shifted the second time. */
-static inline bytes64 bytes_nibbles_of_8(const uint8_t *p, const uint8_t *q)
-{
-    const __m512i shift = _mm512_setr_epi64(0, 4, 0, 4, 0, 4, 0, 4);
-    __m512i a = _mm512_mask_broadcast_i32x4(bytes_repeat16(p), 0xff00, load_row(q));
-    a = _mm512_castpd_si512(_mm512_permute_pd(_mm512_castsi512_pd(a), 0xcc));
-    return _mm512_and_si512(_mm512_srlv_epi64(a, shift), _mm512_set1_epi8(15));
 }
 
 static inline bytes64 bytes_values(const int8_t values[16], bytes64 a)
@@ -464,14 +472,6 @@ static inline words pairs_sums(int negative, const pairs v[ROWS / 2])
     return sums_of_groups(sums_of_4(v[0], v[1], v[2], v[3]), sums_of_4(v[4], v[5], v[6], v[7]));
 }
 
-/* Each half of a piece has a group. */
-static inline void pairs_halves(words half[2], const pairs v[ROWS / 2])
-{
-    words a = sums_of_4(v[0], v[1], v[2], v[3]), b = sums_of_4(v[4], v[5], v[6], v[7]);
-    half[0] = _mm512_shuffle_i32x4(a, b, 0x88);
-    half[1] = _mm512_shuffle_i32x4(a, b, 0xdd);
-}
-
 static inline pairs pairs_dot_nibbles(words even, const int8_t *acts, words odd, const int8_t *more)
 {
     words sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), even, _mm512_loadu_si512(acts));
@@ -557,6 +557,11 @@ static inline void reals_store(float *p, reals a)
 static inline reals reals_mul(reals a, reals b)
 {
     return _mm512_mul_ps(a, b);
+}
+
+static inline reals reals_min(reals a, reals b)
+{
+    return _mm512_min_ps(a, b);
 }
 
 /* ---- bf16 activations ---- */

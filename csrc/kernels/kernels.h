@@ -190,8 +190,8 @@ typedef struct mm2_kernels {
      * whole groups of 16 rows, zeros beyond the last row. pack makes it from `rows` activations of n
      * elements, as quantize leaves them; panel is 64-byte aligned, mm2_panel_bytes long. The panel
      * of the rows from 16 g on begins mm2_panel_bytes(act, 16, n) * g behind it. matmul_packed gives
-     * the bits of matmul. NULL where a level has none (then for all dtypes of an activation kind);
-     * worth it from packed_rows[kind] rows on. */
+     * the bits of matmul. pack is NULL where a level has none, matmul_packed where it is not faster
+     * than matmul; worth it from packed_rows[kind] rows on. */
     void (*pack[MM2_ACT_KINDS])(void *panel, const void *const *acts, int32_t rows, int32_t n);
     void (*matmul_packed[MM2_DTYPE_COUNT])(float *const *out, const mm2_weight *w, int32_t first,
                                            int32_t count, const void *panel, int32_t rows);

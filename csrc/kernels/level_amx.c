@@ -94,7 +94,9 @@ void mm2_kernels_amx(mm2_kernels *t)
     t->packed_rows[MM2_ACT_BF16] = 3;
     t->packed_rows[MM2_ACT_Q8_32] = 48;
     t->packed_rows[MM2_ACT_Q8_256] = 13;
-#define FILL(ID, name, ...) t->matmul_packed[MM2_##ID] = matmul_packed_##name;
+#define FILL(ID, name, ...)                                                                        \
+    if (has_tiles(MM2_##ID))                                                                       \
+        t->matmul_packed[MM2_##ID] = matmul_packed_##name;
     MM2_PAIRS(FILL)
     MM2_INTEGER_FORMATS(FILL)
 }

@@ -119,7 +119,7 @@ void mm2_product_multiply(const mm2_pass *p, const mm2_weight *w, float *const *
 {
     const mm2_kernels *kernels = p->model->kernels;
     int32_t kind = mm2_product_act(p, w->dtype);
-    if (mm2_product_packs(p, kind, rows))
+    if (mm2_product_packs(p, kind, rows) && kernels->matmul_packed[w->dtype])
         kernels->matmul_packed[w->dtype](
             out, w, first, count,
             p->input.panel[kind] + group * mm2_panel_bytes(kind, 16, p->input.n), rows);

@@ -42,19 +42,19 @@ const int8_t mm2_grid_iq3_s[512 + 3][4] = {MM2_GRID_IQ3_S(IQ3_S_ROWS)};
 const int8_t mm2_grid_iq1_s[2048][8] = {MM2_GRID_IQ1_S(IQ1_ROWS)};
 
 #define BYTE(PLANE, row) PLANE(row)
-#define IQ2_LOW(row) (row) & 0xff
-#define IQ2_HIGH(row) (row) >> 8 & 0xff
-#define IQ3_LOW(row) ((row)&7) | ((row) >> 4 & 7) << 3
-#define IQ3_HIGH(row) IQ3_LOW((row) >> 8)
-#define IQ2_LOWS(rows) ROWS(BYTE, IQ2_LOW, rows)
-#define IQ2_HIGHS(rows) ROWS(BYTE, IQ2_HIGH, rows)
-#define IQ3_LOWS(rows) ROWS(BYTE, IQ3_LOW, rows)
-#define IQ3_HIGHS(rows) ROWS(BYTE, IQ3_HIGH, rows)
-#define PLANES(GRID, PLANE)                                                                        \
+#define IQ2_0(row) ((row) >> 4 & 3) | ((row)&3) << 2 | ((row) >> 6 & 3) << 4 | ((row) >> 2 & 3) << 6
+#define IQ2_1(row) IQ2_0((row) >> 8)
+#define IQ3_0(row) ((row) >> 8 & 7) | ((row)&7) << 3
+#define IQ3_1(row) IQ3_0((row) >> 4)
+#define IQ2_PLANE_0(rows) ROWS(BYTE, IQ2_0, rows)
+#define IQ2_PLANE_1(rows) ROWS(BYTE, IQ2_1, rows)
+#define IQ3_PLANE_0(rows) ROWS(BYTE, IQ3_0, rows)
+#define IQ3_PLANE_1(rows) ROWS(BYTE, IQ3_1, rows)
+#define PLANES(GRID, BITS)                                                                         \
     {                                                                                              \
-        {GRID(PLANE##_LOWS)},                                                                      \
+        {GRID(BITS##_PLANE_0)},                                                                    \
         {                                                                                          \
-            GRID(PLANE##_HIGHS)                                                                    \
+            GRID(BITS##_PLANE_1)                                                                   \
         }                                                                                          \
     }
 

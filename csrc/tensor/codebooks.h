@@ -16,8 +16,9 @@ extern const int8_t mm2_grid_iq1_s[2048][8];
 extern const int8_t mm2_grid_iq3_xxs[256 + 3][4],
     mm2_grid_iq3_s[512 + 3][4]; /* whose ends are not used */
 
-/* The same, packed in two planes of a byte a row: of 8 codes the indices of the first and of the
- * last four, 2 bits each, to 8, 25, 43; of 4 codes those of two, 3 bits each. */
+/* The same, packed in two planes of a byte a row, so that every code finds room for its sign beside it
+ * (codebooks_avx512.h). Of 8 codes the first and the last four, a, b, c, d, as indices to 8, 25, 43
+ * of 2 bits, c lowest, then a, d, b. Of 4 codes a and c, b and d, of 3 bits, the later one lowest. */
 extern const uint8_t mm2_planes_iq2_xxs[2][256], mm2_planes_iq2_xs[2][512];
 extern const uint8_t mm2_planes_iq2_s[2][1024];
 extern const uint8_t mm2_planes_iq3_xxs[2][256], mm2_planes_iq3_s[2][512];

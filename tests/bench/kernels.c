@@ -9,7 +9,7 @@
  * Plain read: the same bytes, 512-bit (256-bit) loads and nothing else. Best read: the same with
  * the prefetch distances that were fastest. All are interleaved, and medians of RUNS are shown.
  *
- *   make -C csrc bench-kernels [ARGS="level [format [threads]]"]
+ *   make -C csrc bench-kernels [ARGS="level [formats [threads]]"]      formats: q4_0,iq2_s
  *
  * Best under real-time priority (chrt -f 10) on an otherwise idle machine. */
 #define _GNU_SOURCE
@@ -252,6 +252,16 @@ static void bench(const mm2_kernels *k, int32_t dtype)
     fflush(stdout);
 }
 
+/* Is it among names with commas between them? */
+static int is_listed(const char *names, const char *name)
+{
+    size_t n = strlen(name);
+    for (const char *p = names; (p = strstr(p, name)); p += n)
+        if ((p == names || p[-1] == ',') && (!p[n] || p[n] == ','))
+            return 1;
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     mm2_float_mode_enter();
@@ -280,7 +290,7 @@ int main(int argc, char **argv)
         if (!k || (argc > 1 && strcmp(argv[1], k->name) != 0))
             continue;
         for (int32_t dtype = 0; dtype < MM2_DTYPE_COUNT; dtype++)
-            if (k->matmul[dtype] && (argc < 3 || strcmp(argv[2], mm2_dtype_name(dtype)) == 0))
+            if (k->matmul[dtype] && (argc < 3 || is_listed(argv[2], mm2_dtype_name(dtype))))
                 bench(k, dtype);
     }
     mm2_pool_free(threads);
