@@ -18,7 +18,8 @@ LIBRARY = Path("build", "release", "libminimax2.so")
 
 def missing():
     """Debian's names of the packages that the build needs and does not find."""
-    commands = {"make": "make", "gcc": (os.environ.get("CC") or "cc").split()[0], "pkg-config": "pkg-config"}
+    compiler = (os.environ.get("CC") or "cc").split()[0]
+    commands = {"make": "make", "gcc": compiler, "pkg-config": "pkg-config"}
     packages = [package for package, command in commands.items() if not shutil.which(command)]
     if packages:
         return packages

@@ -165,8 +165,8 @@ def test_fields_that_a_binding_does_not_use(tree):
 
 def test_a_field_of_another_struct_is_not_enough(tree):
     edit(tree / "csrc/minimax2.h", "    double kv_bytes;",
-         "    double kv_bytes;\n    int32_t chunk;")
-    violation(tree, "the lua binding does not use mm2_cost.chunk")
+         "    double kv_bytes;\n    int32_t max_thinking;")
+    violation(tree, "the lua binding does not use mm2_cost.max_thinking")
 
 
 def test_fields_in_comments_do_not_count(tree):
