@@ -17,7 +17,10 @@
 #include <string.h>
 #include <time.h>
 
-enum { LOOK_AGAIN = 100000000 }; /* nanoseconds between two looks at the files */
+enum {
+    LOOK_AGAIN = 100000000, /* nanoseconds between two looks at the files */
+    MAX_REASONS = 256       /* for which no view describes a tensor */
+};
 
 void mm2_checkpoint_init(mm2_checkpoint *c)
 {
@@ -30,8 +33,9 @@ void mm2_checkpoint_close(mm2_checkpoint *c)
 {
     for (int32_t i = 0; i < c->file_count; i++)
         mm2_file_close(&c->files[i]);
-    for (int32_t i = 0; i < c->entry_count; i++)
-        free(c->entries[i].odd);
+    for (int32_t i = 0; c->reasons && i < MAX_REASONS; i++)
+        free(c->reasons[i]);
+    free(c->reasons);
     free(c->files);
     free(c->entries);
     free(c->names);
@@ -176,6 +180,16 @@ static mm2_status add_name(mm2_checkpoint *c, const char *name, const char *wher
     return added ? MM2_OK : mm2_fail(MM2_E_FORMAT, "%s: tensor \"%s\" appears twice", where, name);
 }
 
+mm2_status mm2_checkpoint_reserve(mm2_checkpoint *c, int64_t count)
+{
+    int32_t room = count < MM2_MAX_TENSORS ? (int32_t)count : MM2_MAX_TENSORS;
+    c->entries = malloc(((size_t)room + 1) * sizeof *c->entries);
+    c->entry_room = c->entries ? room + 1 : 0;
+    if (!c->entries || mm2_strmap_init(&c->by_name, (uint32_t)room))
+        return mm2_fail(MM2_E_NOMEM, "%s: out of memory for %d tensors", c->path, room);
+    return MM2_OK;
+}
+
 static mm2_status add_entry(mm2_checkpoint *c, const char *name, const char *file, mm2_entry **out)
 {
     if (c->entry_count == c->entry_room) {
@@ -217,10 +231,19 @@ mm2_status mm2_checkpoint_claim(mm2_checkpoint *c, const char *name, int32_t fil
     return add_entry(c, own, path, out);
 }
 
-mm2_status mm2_entry_set_odd(mm2_entry *e, const char *why)
+mm2_status mm2_checkpoint_set_odd(mm2_checkpoint *c, mm2_entry *e, const char *why)
 {
     e->view = (mm2_tensor){0};
-    e->odd = strdup(why);
+    if (!c->reasons)
+        c->reasons = calloc(MAX_REASONS, sizeof *c->reasons);
+    for (int32_t i = 0; c->reasons && !e->odd && i < MAX_REASONS; i++) {
+        if (!c->reasons[i] && !(c->reasons[i] = strdup(why)))
+            break;
+        if (!strcmp(c->reasons[i], why))
+            e->odd = c->reasons[i];
+        else if (i == MAX_REASONS - 1)
+            e->odd = "is of one more type that nobody knows";
+    }
     return e->odd ? MM2_OK : mm2_fail(MM2_E_NOMEM, "%s: out of memory for its tensors", e->file);
 }
 

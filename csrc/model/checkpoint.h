@@ -25,7 +25,7 @@ enum {
 typedef struct mm2_entry {
     const char *name; /* as in the file */
     const char *file; /* path of the file that holds it, for sentences; borrowed */
-    char *odd;        /* "has dtype I64": why no view can describe it; NULL for all others */
+    const char *odd;  /* "has dtype I64": why no view can describe it; NULL for all others */
     mm2_tensor view;  /* of an odd one: its data and bytes, where the reader checked their extent */
 } mm2_entry;
 
@@ -45,6 +45,7 @@ typedef struct mm2_checkpoint {
     int32_t listed, entry_count, entry_room;
     mm2_strmap by_name;    /* name -> index; -2 - i: only an index has named it so far, in file i */
     char *names;           /* storage of the entries' names */
+    char **reasons;        /* why entries are odd, each once */
     struct mm2_gguf *gguf; /* metadata of a GGUF's first file, the container's; else NULL */
     mm2_config config;
     mm2_sampling_hints hints;
@@ -87,6 +88,8 @@ void mm2_shape_show(char *out, int cap, int32_t ndim, const int64_t *shape);
 int mm2_checkpoint_can_name(const char *name, size_t length);
 /* The name as a sentence shows it, MM2_MAX_NAME + 1 bytes at most. */
 void mm2_checkpoint_show(char *out, const char *name, size_t length);
+/* Room for so many tensors, as far as there may be so many. Before the first of them. NOMEM. */
+mm2_status mm2_checkpoint_reserve(mm2_checkpoint *c, int64_t count);
 /* Appends an entry of this name, which must outlive the checkpoint; FORMAT if it is taken, or one
  * too many. */
 mm2_status mm2_checkpoint_add(mm2_checkpoint *c, const char *name, const char *file,
@@ -99,8 +102,8 @@ mm2_status mm2_checkpoint_expect(mm2_checkpoint *c, const char *name, const char
 mm2_status mm2_checkpoint_claim(mm2_checkpoint *c, const char *name, int32_t file, mm2_entry **out);
 /* Shape, strides and bytes of an entry's view, all arithmetic checked. FORMAT. */
 mm2_status mm2_entry_shape(mm2_entry *e, int32_t dtype, int32_t ndim, const int64_t *shape);
-/* No view describes this one, and why. */
-mm2_status mm2_entry_set_odd(mm2_entry *e, const char *why);
+/* No view describes this one, and why; copied. NOMEM. */
+mm2_status mm2_checkpoint_set_odd(mm2_checkpoint *c, mm2_entry *e, const char *why);
 /* When all entries are there: parts them into listed ones and others. FORMAT if none is listed. */
 mm2_status mm2_checkpoint_settle(mm2_checkpoint *c);
 /* How the files of tensors are opened for MM2_WRITABLE and MM2_IN_MEMORY: MM2_FILE_*. */

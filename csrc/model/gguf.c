@@ -219,7 +219,7 @@ static mm2_status fill_entry(const reader *r, mm2_entry *e, const mm2_gguf_info 
     else if (t->ndim > MM2_MAX_DIMS)
         mm2_format(why, sizeof why, "has %d dimensions", t->ndim);
     if (!t->dtype || t->ndim > MM2_MAX_DIMS)
-        return mm2_entry_set_odd(e, why);
+        return mm2_checkpoint_set_odd(r->c, e, why);
     mm2_status status = mm2_entry_shape(e, t->dtype, t->ndim, t->shape);
     if (status)
         return status;
@@ -239,18 +239,18 @@ static mm2_status add_tensors(reader *r, const mm2_gguf *g, char **names)
     mm2_checkpoint *c = r->c;
     int32_t first = c->entry_count;
     for (int32_t i = 0; i < g->info_count; i++) {
-        const mm2_gguf_info *t = &g->infos[i];
-        if (!mm2_checkpoint_can_name(t->name, t->name_length))
+        mm2_gguf_info t = mm2_gguf_info_at(g, i);
+        if (!mm2_checkpoint_can_name(t.name, t.name_length))
             continue;
-        memcpy(*names, t->name, t->name_length);
-        (*names)[t->name_length] = 0;
+        memcpy(*names, t.name, t.name_length);
+        (*names)[t.name_length] = 0;
         mm2_entry *e;
         mm2_status status = mm2_checkpoint_add(c, *names, g->file->path, &e);
         if (!status)
-            status = fill_entry(r, e, t, g->file);
+            status = fill_entry(r, e, &t, g->file);
         if (status)
             return status;
-        *names += t->name_length + 1;
+        *names += t.name_length + 1;
     }
     return check_overlap(c, first);
 }
@@ -259,16 +259,16 @@ static mm2_status add_all_tensors(reader *r)
 {
     mm2_checkpoint *c = r->c;
     size_t bytes = 1;
-    uint32_t count = 0;
+    int64_t count = 0;
     for (int32_t i = 0; i < c->file_count; i++) {
-        count += (uint32_t)r->parts[i].info_count;
+        count += r->parts[i].info_count;
         for (int32_t k = 0; k < r->parts[i].info_count; k++)
-            bytes += r->parts[i].infos[k].name_length + 1;
+            bytes += mm2_gguf_info_at(&r->parts[i], k).name_length + 1;
     }
     char *names = c->names = malloc(bytes);
-    if (!names || mm2_strmap_init(&c->by_name, count < MM2_MAX_TENSORS ? count : MM2_MAX_TENSORS))
+    if (!names)
         return mm2_fail(MM2_E_NOMEM, "%s: out of memory for its tensors' names", c->path);
-    mm2_status status = MM2_OK;
+    mm2_status status = mm2_checkpoint_reserve(c, count);
     for (int32_t i = 0; !status && i < c->file_count; i++)
         status = add_tensors(r, &r->parts[i], &names);
     return status ? status : mm2_checkpoint_settle(c);

@@ -44,8 +44,9 @@ typedef struct mm2_gguf {
     const mm2_file *file; /* borrowed */
     uint8_t *header;      /* the copy */
     mm2_gguf_pair *pairs;
-    mm2_gguf_info *infos;
+    const uint8_t **infos; /* where the descriptions of tensors begin: mm2_gguf_info_at */
     int32_t pair_count, info_count;
+    int64_t start; /* of the tensors' data, in the file */
 } mm2_gguf;
 
 /* Parses the header of a mapped file, all extents checked. FORMAT, UNSUPPORTED or NOMEM; then
@@ -53,6 +54,8 @@ typedef struct mm2_gguf {
 mm2_status mm2_gguf_parse(mm2_gguf *g, const mm2_file *f);
 void mm2_gguf_free(mm2_gguf *g);
 
+/* The description of tensor i. */
+mm2_gguf_info mm2_gguf_info_at(const mm2_gguf *g, int32_t i);
 /* NULL if there is no such key. */
 const mm2_gguf_pair *mm2_gguf_find(const mm2_gguf *g, const char *key);
 /* "a string", "float32". Static. */

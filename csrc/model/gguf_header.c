@@ -5,8 +5,9 @@
  * kept. A file that is rewritten meanwhile can make it fail, but not lead a later reader of its
  * arrays out of bounds.
  *
- * Pairs and infos cost fixed-size records, at most about three times the bytes they take in the
- * file. Arrays of strings are walked to find their end; who wants the items walks them again.
+ * Pairs cost fixed-size records, at most about three times the bytes they take in the file. Of infos
+ * only the places are kept: there may be a quarter of a million. Arrays of strings are walked to
+ * find their end; who wants the items walks them again.
  *
  * The file is refused rather than repaired: duplicate keys, keys and value types of no meaning,
  * offsets that are unaligned, overlap or lead beyond the file. Tensors may come in any order, and
@@ -282,9 +283,22 @@ static mm2_status take_infos(cursor *c, mm2_gguf *g, uint64_t count)
         return mm2_fail(MM2_E_NOMEM, "%s: out of memory for %llu tensors", c->file->path,
                         (unsigned long long)count);
     mm2_status status = MM2_OK;
-    for (uint64_t i = 0; !status && i < count; i++, g->info_count++)
-        status = take_info(c, &g->infos[i]);
+    for (uint64_t i = 0; !status && i < count; i++, g->info_count++) {
+        mm2_gguf_info t = {0};
+        g->infos[i] = c->data + c->at;
+        status = take_info(c, &t);
+    }
     return status;
+}
+
+mm2_gguf_info mm2_gguf_info_at(const mm2_gguf *g, int32_t i)
+{
+    /* It was read before, so nothing fails. */
+    cursor c = {.file = g->file, .data = g->infos[i], .size = INT64_MAX};
+    mm2_gguf_info t = {0};
+    take_info(&c, &t);
+    t.offset += g->start;
+    return t;
 }
 
 static mm2_status read_alignment(const mm2_gguf *g, int64_t *out)
@@ -306,7 +320,7 @@ static mm2_status read_alignment(const mm2_gguf *g, int64_t *out)
     return MM2_OK;
 }
 
-/* Offsets are aligned and, from here on, count from the file's beginning. */
+/* Offsets are aligned, and count from where the header ends. */
 static mm2_status place_tensors(mm2_gguf *g, int64_t header_end)
 {
     int64_t alignment, start;
@@ -315,20 +329,21 @@ static mm2_status place_tensors(mm2_gguf *g, int64_t header_end)
         return status;
     start = (header_end + alignment - 1) / alignment * alignment;
     for (int32_t i = 0; i < g->info_count; i++) {
-        mm2_gguf_info *t = &g->infos[i];
+        mm2_gguf_info t = mm2_gguf_info_at(g, i);
         char name[MM2_MAX_NAME + 1];
-        mm2_checkpoint_show(name, t->name, t->name_length);
-        if (t->offset % alignment)
+        mm2_checkpoint_show(name, t.name, t.name_length);
+        if (t.offset % alignment)
             return mm2_fail(MM2_E_FORMAT,
                             "%s: tensor \"%s\": its offset %lld is no multiple of the alignment "
                             "%lld",
-                            g->file->path, name, (long long)t->offset, (long long)alignment);
-        if (__builtin_add_overflow(t->offset, start, &t->offset) || t->offset > g->file->size)
+                            g->file->path, name, (long long)t.offset, (long long)alignment);
+        if (t.offset > g->file->size - start)
             return mm2_fail(MM2_E_FORMAT,
                             "%s: tensor \"%s\" begins beyond the file's %lld bytes: is it cut "
                             "short?",
                             g->file->path, name, (long long)g->file->size);
     }
+    g->start = start;
     return MM2_OK;
 }
 
@@ -360,6 +375,7 @@ static void drop_records(mm2_gguf *g)
     g->pairs = NULL;
     g->infos = NULL;
     g->pair_count = g->info_count = 0;
+    g->start = 0;
 }
 
 mm2_status mm2_gguf_parse(mm2_gguf *g, const mm2_file *f)

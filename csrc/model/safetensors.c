@@ -286,7 +286,7 @@ static mm2_status fill_entry(reader *r, mm2_entry *e, const header_fields *h, co
     else if (h->ndim > MM2_MAX_DIMS)
         mm2_format(why, sizeof why, "has %d dimensions", h->ndim);
     if (!dtype || h->ndim > MM2_MAX_DIMS) {
-        mm2_status status = mm2_entry_set_odd(e, why);
+        mm2_status status = mm2_checkpoint_set_odd(r->c, e, why);
         e->view.data = (void *)(data + h->begin);
         e->view.nbytes = h->end - h->begin;
         return status;

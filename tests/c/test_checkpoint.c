@@ -231,7 +231,7 @@ static void tensors_without_a_view_are_named_when_needed(void **state)
     assert_int_equal(MM2_OK, mm2_checkpoint_expect(&c, "not seen", "index", 0));
     for (int i = 0; i < 3; i++) {
         assert_int_equal(MM2_OK, mm2_checkpoint_add(&c, names[i], "file", &e));
-        assert_int_equal(MM2_OK, i == 0 ? mm2_entry_set_odd(e, "has dtype I64")
+        assert_int_equal(MM2_OK, i == 0 ? mm2_checkpoint_set_odd(&c, e, "has dtype I64")
                                         : mm2_entry_shape(e, MM2_F32, 1, shape));
     }
     assert_int_equal(MM2_OK, mm2_checkpoint_settle(&c));
@@ -678,7 +678,7 @@ static void what_would_change_the_result_is_refused_by_name(void **state)
             add(&b, cases[i].name, cases[i].dtype, 1, 0, 0, 16);
             if (odd && !is_spelling) { /* a type that no view describes is no excuse */
                 mm2_entry *e = entry(&b, cases[i].name);
-                assert_int_equal(MM2_OK, mm2_entry_set_odd(e, "has dtype I64"));
+                assert_int_equal(MM2_OK, mm2_checkpoint_set_odd(&b.c, e, "has dtype I64"));
             }
             assert_int_equal(is_spelling ? MM2_E_FORMAT : MM2_E_UNSUPPORTED,
                              mm2_weights_bind(&w, &b.c));
