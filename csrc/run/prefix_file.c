@@ -254,7 +254,7 @@ static mm2_status make_room(const mm2_prefix_files *f, int64_t bytes, int64_t *r
     int fits = 1;
     for (const struct dirent *at; fits && (at = readdir(folder));)
         fits = add(&l, folder, at->d_name);
-    if (fits)
+    if (fits && l.count)
         qsort(l.files, l.count, sizeof *l.files, older_first);
     for (size_t i = 0; fits && i < l.count && l.bytes > f->limit - bytes; i++) {
         *removed += !unlinkat(dirfd(folder), l.files[i].name, 0);
