@@ -53,6 +53,18 @@ local function equal(a, b)
     return true
 end
 
+-- Refuses what is no list of messages, one after the other.
+local function check_list(turns, where)
+    local count = 0
+    for _, turn in pairs(type(turns) == "table" and turns or { 0 }) do
+        count = type(turn) == "table" and count + 1 or -math.huge
+    end
+    if count < 0 or count ~= #turns then
+        raise(("%s must be a list of messages, not %s"):format(where, args.show(turns)))
+    end
+    return turns
+end
+
 -- What is said, as a list of messages of our own.
 local function messages_of(text, where)
     if type(text) ~= "table" then
@@ -62,18 +74,25 @@ local function messages_of(text, where)
     elseif #text == 0 then
         raise(where .. ": the text must be a string, a message or a list of messages, not an empty table")
     end
-    return copied(text)
+    return copied(check_list(text, where .. ": the text"))
 end
 
--- The session; one that was put in another's place begins a new count.
+-- The session, if it is open.
 local function session_of(self)
-    local session = self.session
-    session:live()
-    if session ~= self.counted then
-        self.counted, self.last, self.turns = session, nil, {}
-        self.ends = { { 0, session.length } } -- how many messages the first so many tokens are
+    self.held:live()
+    return self.held
+end
+
+-- Goes on with a session; one that is put in another's place begins a new count.
+local function set_session(self, session)
+    args.session(session, "chat.session")
+    if self.held and session.model ~= self.held.model then
+        raise "chat.session must be a session of the chat's own model"
+    elseif session.batch then
+        raise "chat.session must be no member of a batch"
     end
-    return session
+    self.held, self.last, self.turns = session, nil, {}
+    self.ends = { { 0, session.length } } -- how many messages the first so many tokens are
 end
 
 -- All messages, and where the tokens of answers end, with the last answer as far as it came.
@@ -117,11 +136,8 @@ end
 
 -- Makes the conversation one of these messages.
 local function set_messages(self, turns)
-    if type(turns) ~= "table" then
-        raise(("chat.messages must be a list of messages, not %s"):format(args.show(turns)))
-    end
     local old, ends = all_of(self)
-    turns = copied(turns)
+    turns = copied(check_list(turns, "chat.messages"))
     local common = 0
     while turns[common + 1] and equal(turns[common + 1], old[common + 1]) do
         common = common + 1
@@ -145,6 +161,8 @@ end
 function Chat.__index(self, key)
     if key == "messages" then
         return copied((all_of(self)))
+    elseif key == "session" then
+        return rawget(self, "held")
     end
     return Chat[key]
 end
@@ -152,14 +170,16 @@ end
 function Chat.__newindex(self, key, value)
     if key == "messages" then
         set_messages(self, value)
+    elseif key == "session" then
+        set_session(self, value)
     else
         rawset(self, key, value)
     end
 end
 
 local function new_chat(session, defaults)
-    local self = setmetatable({ session = session, defaults = defaults }, Chat)
-    session_of(self)
+    local self = setmetatable({ defaults = defaults }, Chat)
+    set_session(self, session)
     return self
 end
 
@@ -170,8 +190,11 @@ function Chat.new(model, options)
     if options.system ~= nil then
         begin[1] = { role = "system", content = args.text(options.system, "model:chat: system") }
     end
-    for _, message in ipairs(options.messages or {}) do
+    for _, message in ipairs(check_list(options.messages or {}, "model:chat: messages")) do
         begin[#begin + 1] = message
+    end
+    if #begin > 0 and model.tokenizer then
+        model.tokenizer:render(begin, { generation_prompt = false }) -- refuses now what a turn would
     end
     local defaults, own = {}, {}
     for name, value in pairs(options) do

@@ -304,9 +304,14 @@ local function start_stream(self, prompt, options, where)
     return Stream.new(Session.for_request(self, request), request, true)
 end
 
+local MOST_ANSWERS = 4096 -- members that a batch can have
+
 -- Answers of one prompt, made together, behind forks of it unless each has hooks of its own.
 local function answers(self, prompt, options, where)
     local n, own, requests, sessions = args.positive(options.n, where .. ": n"), {}, {}, {}
+    if n > MOST_ANSWERS then
+        raise(("%s: n must be at most %d, not %d"):format(where, MOST_ANSWERS, n))
+    end
     if messages.are_prompts(prompt) then
         raise(where .. ": n is for one prompt; of several, give each as often as you want")
     end

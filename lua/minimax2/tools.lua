@@ -35,6 +35,9 @@ end
 --- Those of a list that can be called, by name.
 function tools.functions(list, where)
     local found = {}
+    if type(list) == "table" and #list == 0 and next(list) ~= nil then
+        raise(where .. ": tools must be a list of tools")
+    end
     for _, tool in ipairs(type(list) == "table" and list or {}) do
         if type(tool) == "table" and type(tool.call) == "function" then
             local own = declaration(tool)
@@ -54,7 +57,7 @@ function tools.choice(model, options, answers, where)
     local choice = options.tool_choice
     if choice == nil or choice == "auto" then
         return nil
-    elseif type(choice) ~= "string" then
+    elseif type(choice) ~= "string" or choice == "" then
         raise(("%s: tool_choice must be 'auto', 'none', 'required' or the name of a tool, not %s"):format(
             where, args.show(choice)))
     elseif not answers then

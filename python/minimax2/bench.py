@@ -470,6 +470,8 @@ def run(arguments: argparse.Namespace) -> None:
             if value < low:
                 raise ArgumentError(f"--{name} is {value}, must be at least {low}")
     machines = [parse_machine(text) for text in arguments.machine]
+    if arguments.only and not arguments.report:
+        raise ArgumentError("--only names parts of a report: give --report FILE too")
     if arguments.report:
         from minimax2 import report as reports
 

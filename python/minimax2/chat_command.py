@@ -30,8 +30,14 @@ def run(chat: mm.Chat, message: str | None) -> None:
     if message is not None:
         talk.answer(message)
         return
+    asks = is_terminal(sys.stdin)
     for text in _lines():
-        talk.take(text)
+        try:
+            talk.take(text)
+        except mm.Error as error:
+            if not asks:
+                raise
+            _note(f"error: {error}")
 
 
 def _lines() -> Iterator[str]:
@@ -49,6 +55,12 @@ def _lines() -> Iterator[str]:
             text = input(prompt)
         except EOFError:
             return
+        except KeyboardInterrupt:
+            if not prompt:
+                raise
+            print()
+            _note("an empty line or Ctrl-D ends the chat")
+            continue
         if not text:
             return
         yield text

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
 from minimax2 import _native, _native_text
-from minimax2.errors import ArgumentError
+from minimax2.errors import ArgumentError, Error
 from minimax2.generation import Generation, Piece, ToolCall
 from minimax2.options import (GenerateOptions, KvDtype, Message, ModelGenerateOptions, Tools,
                               check_names, spelled_out)
@@ -81,6 +81,11 @@ class Chat:
 
     @session.setter
     def session(self, session: Session) -> None:
+        if not isinstance(session, Session):
+            raise TypeError(f"chat.session must be a Session, not {type(session).__name__}")
+        if session.model is not self.model:
+            raise ArgumentError("chat.session must be a session of the chat's own model")
+        session._check_alone()
         self._session = session
         self._messages: list[Message] = []
         self._ends = [(0, session.length)]  # how many messages the first so many tokens are
@@ -191,9 +196,10 @@ class Chat:
 
         Calls of functions among the tools are made, and the model goes on with their results, at
         most max_rounds times. Arguments that do not fit, and what a function raises, are results
-        too: "error: ...". A reply that calls a tool which is no function comes back as it is, and
-        so does one behind the last round. stream=True: a Stream of one reply, whose calls are not
-        made; see pieces().
+        too: "error: ...". If the results themselves are refused, for want of room, the calls stand
+        unanswered: send() shorter ones. A reply that calls a tool which is no function comes back
+        as it is, and so does one behind the last round. stream=True: a Stream of one reply, whose
+        calls are not made; see pieces().
         """
         if _native.flag(stream, "stream"):
             return self._begin(text, options)
@@ -291,7 +297,12 @@ class _Turn(Iterator[Stream]):
             self._results = []
         elif self._results:
             results, self._results = self._results, []
-            self.stream = self._chat._begin(results, self._later)
+            try:
+                self.stream = self._chat._begin(results, self._later)
+            except Error as error:
+                error.add_note("The calls stand unanswered: send() their results, shorter, as "
+                               "messages of the role \"tool\".")
+                raise
         else:
             raise StopIteration
         return self.stream

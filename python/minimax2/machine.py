@@ -70,6 +70,8 @@ def parse_machine(text: str) -> dict[str, Any]:
     """The facts of a --machine description: name, and in bytes and operations (per second) read,
     ram, cores, int8, bf16, f32; of a file also attention and shares. Raises ArgumentError,
     FormatError, OSError."""
+    if not isinstance(text, str):
+        raise TypeError(f"the machine must be a str, not {type(text).__name__}")
     if text.endswith(".json"):
         return _of_report(Path(text))
     facts: dict[str, Any] = {"name": text}

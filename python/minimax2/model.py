@@ -30,6 +30,7 @@ Isa = Literal["auto", "ref", "avx2", "avx512", "amx", "blas"]
 Precision = Literal["fast", "exact"]
 
 EMBEDDED = Path(__file__).parent / "m2-tiny"
+MOST_ANSWERS = 4096  # members that a batch can have
 
 
 class Config(NamedTuple):
@@ -413,7 +414,7 @@ class Model(Handle, Mapping[str, Tensor]):
         """
         stream = _native.flag(stream, "stream")
         if n is not None:
-            return self._answers(prompt, _native.integer(n, "n", 1), stream, options)
+            return self._answers(prompt, _native.integer(n, "n", 1, MOST_ANSWERS), stream, options)
         if is_prompts(prompt):
             return self.batch().generate(prompt, stream=stream, **options)
         request, kept = self._request(prompt, options)

@@ -76,6 +76,9 @@ def _wanted_call(choice: str | None, answers: bool) -> str | None:
     if not isinstance(choice, str):
         raise TypeError("tool_choice must be 'auto', 'none', 'required' or the name of a tool, not "
                         f"{type(choice).__name__}")
+    if not choice:
+        raise ArgumentError("tool_choice must be 'auto', 'none', 'required' or the name of a tool, "
+                            "not ''")
     if not answers:
         raise ArgumentError("tool_choice is for prompts of messages")
     return "" if choice == "required" else choice

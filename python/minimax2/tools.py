@@ -289,6 +289,9 @@ def _parameters(call: Callable[..., Any], name: str,
             if parameter.default is inspect.Parameter.empty:
                 required.append(parameter.name)
             properties[parameter.name] = made
+    except RecursionError:
+        raise TypeError(f"tools: {name} cannot be declared: an annotation refers to itself, or is "
+                        "too deep") from None
     except (TypeError, ValueError, NameError) as error:
         raise TypeError(f"tools: {name} cannot be declared: {error}") from None
     schema: Schema = {"type": "object", "properties": properties}
@@ -337,13 +340,19 @@ def _said(result: Any) -> str:
             return value.model_dump(mode="json")
         return value.value if isinstance(value, enum.Enum) else str(value)
 
-    return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False,
+    text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False,
                                                              default=plain)
+    if "\0" in text:
+        raise ValueError("the result holds a NUL character, which no message can have")
+    return text
 
 
 def _failed(error: Exception) -> str:
     name = "" if type(error) is ValueError else f"{type(error).__name__}: "
-    return f"error: {name}{error}"
+    try:
+        return f"error: {name}{error}".replace("\0", "\\0")
+    except Exception:  # its own __str__ fails
+        return f"error: {name}it does not say what"
 
 
 def _finished(work: Any) -> Any:

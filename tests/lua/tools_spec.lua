@@ -267,6 +267,43 @@ describe("n answers", function()
             assert.same(info.tokens, infos[i].tokens)
         end
         assert.error_matches(function() model:generate("x", { n = 0 }) end, "n must be")
+        assert.error_matches(function() model:generate("x", { n = 1e9 }) end, "n must be at most 4096")
         assert.error_matches(function() model:generate({ "x", "y" }, { n = 2 }) end, "one prompt")
+    end)
+end)
+
+describe("a conversation", function()
+    it("refuses what is no list of messages, and stays", function()
+        local chat = model:chat { system = "Be brief.", context = 64 }
+        local one = { role = "user", content = "x" }
+        for _, turns in ipairs { one, { one, nil, one }, { 5 }, { one, x = one } } do
+            assert.error_matches(function() chat.messages = turns end, "must be a list of messages")
+            assert.error_matches(function() model:chat { messages = turns } end, "must be a list of messages")
+            assert.equal("Be brief.", chat.messages[1].content)
+        end
+        assert.error_matches(function() chat.messages = 5 end, "must be a list of messages, not 5")
+        assert.error_matches(function()
+            model:chat { system = "s", messages = { { role = "system", content = "t" } } }
+        end, "only the first message")
+    end)
+
+    it("refuses sessions that do not fit, and stays", function()
+        local other, chat = assert(mm.load { threads = 1 }), model:chat { context = 64 }
+        local session, closed = chat.session, model:session { context = 8 }
+        local member = model:session { context = 8 }
+        local batch = model:batch { member }
+        closed:close()
+        for _, bad in ipairs { 5, closed, member, other:session { context = 8 } } do
+            assert.is_false(pcall(function() chat.session = bad end))
+            assert.equal(session, chat.session)
+        end
+        batch:close()
+        chat.session = member
+        assert.equal(member, chat.session)
+    end)
+
+    it("refuses a choice of tools that is empty", function()
+        assert.error_matches(function() model:chat { tool_choice = "" } end, "tool_choice must be")
+        assert.error_matches(function() model:chat { tools = { name = "x" } } end, "must be a list of tools")
     end)
 end)

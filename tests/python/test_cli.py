@@ -203,6 +203,15 @@ def test_ctrl_c_stops_an_answer_and_keeps_the_chat(tiny):
     assert shown.count("\033[2m") == shown.count("\033[0m") == 2
 
 
+def test_a_chat_on_a_terminal_outlives_what_can_be_mended():
+    shown = terminal(["chat", "--seed", "3", "--context", "48"],
+                     [(b"> ", b"hi\n"), (b"larger one]\r\n> ", b"and\n"),
+                      (b"the conversation is full", b"/undo\n"),
+                      (b"taken back: hi]\r\n> ", signal.SIGINT),
+                      (b"ends the chat]\r\n> ", b"\n")])
+    assert shown.count("> ") >= 4 and "Traceback" not in shown
+
+
 def test_synth_shows_progress_on_a_terminal(tmp_path):
     shown = terminal(["synth", str(tmp_path / "m.gguf"), "--like", "tiny", "--format", "f16"], [])
     assert "/7.50M" in shown and f"{tmp_path / 'm.gguf'}: 0.0" in shown

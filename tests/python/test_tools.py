@@ -163,6 +163,18 @@ def test_what_cannot_be_declared(tiny, tools, sentence):
 
     with pytest.raises(TypeError, match="tools: f cannot be declared.*complex"):
         mm.Tool(f)
+
+    @dataclasses.dataclass
+    class Tree:
+        below: "list[Tree]"
+
+    def g(x):
+        pass
+
+    g.__annotations__ = {"x": Tree}
+    Tree.__annotations__["below"] = list[Tree]
+    with pytest.raises(TypeError, match="tools: g cannot be declared.*refers to itself"):
+        mm.Tool(g)
     with pytest.raises(TypeError, match="a function, not int"):
         mm.Tool(5)
 
@@ -384,7 +396,7 @@ def test_tool_choice(tiny):
     assert tiny.generate(ask, tool_choice="auto", **options).calls
     made = tiny.generate(ask, tool_choice="none", bias={65: 1.0}, **options)
     assert not made.calls and made.text and made.finish_reason != "tool_calls"
-    for choice, error in (("other", mm.ArgumentError), (5, TypeError)):
+    for choice, error in (("other", mm.ArgumentError), ("", mm.ArgumentError), (5, TypeError)):
         with pytest.raises(error, match="no such tool|tool_choice"):
             tiny.generate(ask, tool_choice=choice, **options)
     with pytest.raises(mm.ArgumentError, match="a call of a tool"):
@@ -494,6 +506,47 @@ def test_a_restored_session_goes_on(tiny, tmp_path):
         assert chat.send("b").tokens == wanted
 
 
+def test_another_session_must_fit(tiny):
+    """What is refused leaves the conversation as it was."""
+    with mm.load(threads=1) as other, tiny.chat("Be brief.", context=64) as chat:
+        closed, member = tiny.session(context=8), tiny.session(context=8)
+        closed.close()
+        with tiny.batch([member]):
+            for session, error, sentence in (
+                    (5, TypeError, "must be a Session"), (None, TypeError, "must be a Session"),
+                    (closed, mm.ArgumentError, "closed"), (member, mm.BusyError, "member"),
+                    (other.session(context=8), mm.ArgumentError, "own model")):
+                before = chat.session
+                with pytest.raises(error, match=sentence):
+                    chat.session = session
+                assert chat.session is before and chat.messages[0]["content"] == "Be brief."
+
+
+@pytest.mark.parametrize("what", ["a\0b", ValueError("a\0b")])
+def test_results_hold_no_nul(tiny, what):
+    def calculate(expression: str) -> str:
+        if isinstance(what, Exception):
+            raise what
+        return what
+
+    with tiny.chat(tools=[calculate], temperature=0) as chat:
+        chat.send("Calculate 655 - 193 with the tool.", max_rounds=1)
+        assert results(chat)[0].startswith("error: ") and "\0" not in results(chat)[0]
+
+
+def test_results_without_room(tiny):
+    """The calls stand unanswered, and may be answered."""
+    def calculate(expression: str) -> str:
+        return "x " * 5000
+
+    with tiny.chat(tools=[calculate], temperature=0, context=600) as chat:
+        with pytest.raises(mm.ContextFull) as caught:
+            chat.send("Calculate 655 - 193 with the tool.")
+        assert "send() their results" in caught.value.__notes__[0]
+        assert chat.messages[-1]["tool_calls"]
+        chat.send([{"role": "tool", "content": "462"}], max_rounds=0)
+
+
 def test_forms_of_others(tiny):
     """Any form becomes any other, and renders the same."""
     turns = [{"role": "system", "content": "S"}, {"role": "user", "content": "U"},
@@ -540,7 +593,7 @@ def test_n_answers_of_one_prompt(tiny):
         texts[index] += piece
     assert texts == [tiny.generate([5], seed=seed, max_new_tokens=8).text for seed in (7, 8)]
     assert len(tiny.generate("x", n=1, max_new_tokens=1)) == 1
-    for n, error in ((0, mm.ArgumentError), (1.5, TypeError)):
+    for n, error in ((0, mm.ArgumentError), (10**9, mm.ArgumentError), (1.5, TypeError)):
         with pytest.raises(error, match="n "):
             tiny.generate("x", n=n)
     with pytest.raises(mm.ArgumentError, match="one prompt"):
