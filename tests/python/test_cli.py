@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -108,7 +109,8 @@ def test_an_answer_that_was_cut_says_so():
 
 def terminal(arguments, typed, env=None):
     """What a command shows on a terminal when this is typed: pairs, a text and what to type when it
-    has come, or SIGINT for Ctrl-C."""
+    has come, or SIGINT for Ctrl-C. Python hears of a signal that comes between a prompt and the
+    wait behind it only with the next one, so silence is answered by another."""
     controller, end = pty.openpty()
     termios.tcsetwinsize(end, (24, 80))
     program = subprocess.Popen([*COMMAND, *arguments], stdin=end, stdout=end, stderr=end,
@@ -116,7 +118,10 @@ def terminal(arguments, typed, env=None):
     os.close(end)
     shown = b""
     seen = 0
+    text = None
     while True:
+        while text == signal.SIGINT and not select.select([controller], [], [], 2)[0]:
+            program.send_signal(text)
         try:
             part = os.read(controller, 4096)
         except OSError:  # the other end is closed
