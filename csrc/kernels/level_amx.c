@@ -16,6 +16,7 @@
 #include "kernels/lanes_amx.h"
 #include "kernels/lanes_avx512.h"
 #include "kernels/codes_avx512.h"
+#include "kernels/direct_avx512.h"
 #include "kernels/wide_avx512.h"
 #include "kernels/codebooks_avx512.h"
 

@@ -1,10 +1,11 @@
-/* The avx512 level: the bodies in terms of the primitives of lanes_avx512.h and codes_avx512.h, compiled with
- * the flags that the suffix of this file stands for. dispatch.c calls into it only on processors that
+/* The avx512 level: the bodies in terms of the primitives of the files _avx512.h, compiled with the flags
+ * that the suffix of this file stands for. dispatch.c calls into it only on processors that
  * have them. */
 #if defined(__x86_64__)
 
 #include "kernels/lanes_avx512.h"
 #include "kernels/codes_avx512.h"
+#include "kernels/direct_avx512.h"
 #include "kernels/wide_avx512.h"
 #include "kernels/codebooks_avx512.h"
 

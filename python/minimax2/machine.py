@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from minimax2 import _native
 from minimax2.errors import ArgumentError, FormatError
 
 if TYPE_CHECKING:
@@ -47,9 +47,8 @@ class Machine(NamedTuple):
     @classmethod
     def here(cls, limits: Limits) -> Machine:
         """This machine."""
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return cls("this machine", limits.best_read, limits.int8_ops, limits.bf16_ops,
-                   limits.f32_ops, memory)
+                   limits.f32_ops, _native.memory()[0])
 
     @classmethod
     def described(cls, facts: Mapping[str, Any], here: Machine, threads: int) -> Machine:

@@ -16,6 +16,7 @@
 
 #include "kernels/lanes_avx512.h"
 #include "kernels/codes_avx512.h"
+#include "kernels/direct_avx512.h"
 
 #include "kernels/body_float.h"
 #include "kernels/body_unpack.h"

@@ -33,10 +33,10 @@ def fresh():
 """
 
 
-def ends_well(code, says=""):
-    """Run a program in that setting."""
+def ends_well(code, says="", setting=SETTING):
+    """Run a program in a setting."""
     done = subprocess.run([sys.executable, "-X", "faulthandler", "-c",
-                           SETTING + textwrap.dedent(code)],
+                           setting + textwrap.dedent(code)],
                           capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, says, "")
 

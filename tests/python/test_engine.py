@@ -1,10 +1,9 @@
 """Engines: many generations at once, under asyncio and from threads, each as it would be alone."""
 
 import asyncio
+import functools
 import gc
-import subprocess
 import sys
-import textwrap
 import threading
 import time
 import weakref
@@ -12,6 +11,7 @@ import weakref
 import minimax2 as mm
 import numpy as np
 import pytest
+import test_endings
 
 PROMPTS = ["import os\n", "def fibonacci(n):", [5, 6, 7, 8], "class Reader:\n    ",
            [{"role": "user", "content": "What is 3 + 4?"}]]
@@ -533,14 +533,7 @@ jobs = [model.agenerate("x", **ENDLESS) for _ in range(70)]
 while not jobs[0].tokens:
     time.sleep(0.001)
 """
-
-
-def ends_well(code, says=""):
-    """Run a program in that setting."""
-    done = subprocess.run([sys.executable, "-X", "faulthandler", "-c",
-                           SETTING + textwrap.dedent(code)],
-                          capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout, done.stderr) == (0, says, "")
+ends_well = functools.partial(test_endings.ends_well, setting=SETTING)
 
 
 @pytest.mark.parametrize("code", [
