@@ -22,7 +22,7 @@ LUA = ROOT / "lua" / "minimax2" / "cdef.lua"
 def cdef(header=HEADER):
     """The declarations as text, laid out the same whatever the compiler: one declaration, constant
     or field a line. The header nests no braces."""
-    command = [*shlex.split(os.environ.get("CC", "cc")), "-E", "-P", "-DMM2_CDEF", str(header)]
+    command = [*shlex.split(os.environ.get("CC") or "cc"), "-E", "-P", "-DMM2_CDEF", str(header)]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     text = re.sub(r"\s+", " ", text).replace("( ", "(")
     lines = []

@@ -475,6 +475,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.report:
         from minimax2 import report as reports
 
+        if arguments.precision != "fast" or arguments.kv_dtype:
+            raise ArgumentError("a report has its own fixed set: --precision and --kv-dtype are "
+                                "for measurements without --report")
         only = arguments.only.split(",") if arguments.only else None
         with _Bar(len(only or reports.PARTS)) as bar:
             reports.report(arguments.report, arguments.model, threads=arguments.threads,
@@ -491,7 +494,7 @@ def run(arguments: argparse.Namespace) -> None:
         prompts = _fitting("prompt", arguments.prompt, PROMPTS, room)
         if arguments.check_plan:
             rows = check_plan(model, depths, decode=arguments.decode, repeat=arguments.repeat,
-                              chunk=arguments.chunk)
+                              chunk=arguments.chunk, kv_dtype=arguments.kv_dtype)
             print(json.dumps(rows) if arguments.json else checked(rows))
             return
         with _Bar(steps(depths, prompts, arguments.repeat)) as bar:

@@ -123,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("path", nargs="?", help="the same as --model")
     opens_model(made)
     plan.add_arguments(made)
+    bench.add_kv_dtype(made)
 
     made = command(bench.run, "measure speed beside what this machine gives", "bench")
     opens_model(made)

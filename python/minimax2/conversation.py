@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 from minimax2 import _native, _native_text
 from minimax2.errors import ArgumentError, Error
 from minimax2.generation import Generation, Piece, ToolCall
-from minimax2.options import (GenerateOptions, KvDtype, Message, ModelGenerateOptions, Tools,
+from minimax2.options import (GenerateOptions, KvDtype, Message, ModelGenerateOptions,
                               check_names, spelled_out)
 from minimax2.request import Request
 from minimax2.session import Session
@@ -109,7 +109,7 @@ class Chat:
         while common < min(len(old), len(new)) and old[common] == new[common]:
             common += 1
         ends = [(count, length) for count, length in ends if count <= common]
-        ids = self._ids(new, ends, False, True, self._options.get("tools"))
+        ids = self._ids(new, ends, False, True, self._options)
         if ids:
             self.session.sync(ids)
         elif self.session.length:
@@ -136,17 +136,17 @@ class Chat:
         return [*self._ends, (len(self._messages) + 1, self.session.length)]
 
     def _ids(self, messages: list[Message], ends: list[tuple[int, int]], prompt: bool,
-             thinking: bool, tools: Tools | None) -> list[int]:
+             thinking: bool, options: GenerateOptions) -> list[int]:
         """The whole timeline of messages of which ends[-1] stand in it, by their tokens."""
         count, length = ends[-1]
-        new, keep = messages[count:], bool(self._options.get("keep_thinking"))
+        new, keep = messages[count:], bool(options.get("keep_thinking"))
         if length:
             kept = self.session.tokens[:length]
             return kept + (_native_text.chat_continue(self.model.tokenizer._c, kept, new, prompt,
                                                       thinking, keep) if new else [])
         if not prompt and all(message.get("role") in ("system", "developer") for message in new):
             return []  # tools may still be declared
-        return self.model.tokenizer.apply_chat_template(new, prompt, tools=tools,
+        return self.model.tokenizer.apply_chat_template(new, prompt, tools=options.get("tools"),
                                                         thinking=thinking, keep_thinking=keep)
 
     def undo(self) -> list[Message]:
@@ -256,8 +256,8 @@ class Chat:
             before = self.session.tokens
             if before and text is not None:
                 return _native_text.chat_continue(self.model.tokenizer._c, before, new, True,
-                                                  thinking, False)
-            return self._ids(messages, ends, True, thinking, wanted.get("tools"))[len(before):]
+                                                  thinking, bool(wanted.get("keep_thinking")))
+            return self._ids(messages, ends, True, thinking, wanted)[len(before):]
 
         made = Stream(self.session, Request(self.model, None, turn, **wanted))
         self._options = {**self._options, "tools": wanted.get("tools")}

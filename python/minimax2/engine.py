@@ -328,7 +328,8 @@ class Engine:
     @property
     def waiting(self) -> int:
         """Jobs in the queue."""
-        return len(self._queue)
+        with self._lock:
+            return sum(_of(job) is not None for _, job in self._queue)
 
     # ---- What callers ask for ----
 
@@ -491,7 +492,9 @@ class Engine:
             with self._lock:
                 job = None
                 while self._queue and (job := _of(self._queue[0][1])) is None:
-                    heapq.heappop(self._queue)
+                    gone = heapq.heappop(self._queue)[1]()
+                    if gone is not None and gone._run is not None:  # others took its place
+                        gone._run.session.close()
                 if job is None:
                     return
                 place = self._queue[0][0]

@@ -108,11 +108,12 @@ def _of_report(path: Path) -> dict[str, Any]:
     try:
         facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["machine"]
         numbers = [facts[key] for key in ("read", *PEAKS)]
+        numbers += [facts[key] for key in ("cores", "ram") if facts.get(key) is not None]
         numbers += [rates[key] for rates in facts["attention"].values() for key in ("read", "ops")]
         numbers += [share[key] for share in facts["shares"].values()
                     for key in ("decode", "prefill")]
         if not all(0 < number < math.inf for number in numbers):
             raise ValueError("a number is not above 0 and finite")
         return {"ram": None, **facts, "name": str(facts["name"])}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise FormatError(f"{path} is no report of `minimax2 bench --report`: {error!r}") from None

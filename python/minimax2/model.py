@@ -475,6 +475,8 @@ class Model(Handle, Mapping[str, Tensor]):
         """Answers of one prompt, made together behind forks of it."""
         if is_prompts(prompt):
             raise ArgumentError("n is for one prompt; of several, give each as often as you want")
+        if prompt is not None and not is_messages(prompt):
+            prompt = self.ids(prompt)  # once
         first, kept = self._request(prompt, options)
         seeds = [(first.sampler.seed + i) % 2**64 for i in range(n)]
         requests = [first, *(self._request(prompt, {**options, "seed": seed})[0]

@@ -121,16 +121,16 @@ def _layers_of(session: Session, ids: list[int], layers: int) -> float:
 
     If there are no more layers, of the head too, and the tokens stay. Raises _TooSlow.
     """
-    whole = layers == session.model.config.num_hidden_layers
+    every = layers == session.model.config.num_hidden_layers
     session.feed(ids)
-    if not whole:
+    if not every:
         _native.session_tap(session._c, LAYER_END, layers - 1, True)
     start = time.perf_counter()
     done = session.run(PATIENCE)
     taken = time.perf_counter() - start
     if not done:
         raise _TooSlow
-    if not whole:
+    if not every:
         _native.session_tap(session._c, LAYER_END, layers - 1, False)
         session.rewind(0)
     return taken
@@ -186,7 +186,7 @@ def _shares(model: Model, shape: Shape, here: Machine, rates: Mapping[str, float
 def elsewhere(model: Model, facts: Mapping[str, Any], here: Speed) -> Speed:
     """The Speed on a machine by the facts of parse_machine(), from that on this one."""
     made = Machine.described(facts, here.machine, model.threads)
-    kind = (model.info("quantization") or "").split(",")[0].split(" ")[0]
+    kind = (model.info("quantization") or "").split(",")[0]
     rates = made.attention.get(next(iter(here.machine.attention)), here.rates)
     known = made.shares.get(kind)
     if known:
@@ -365,7 +365,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--context", type=int, metavar="N", help="positions; default: at most 8192")
     parser.add_argument("--sessions", type=int, default=1, metavar="N", help="(1)")
-    parser.add_argument("--kv-dtype", metavar="NAME", help="bf16 (default), f32 or int8")
     parser.add_argument("--chunk", type=int, metavar="N",
                         help="prompt tokens that go through the layers together (1024)")
     parser.add_argument("--depth", type=int, action="append", metavar="N",

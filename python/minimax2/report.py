@@ -35,8 +35,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from minimax2 import bench, plan, show
-from minimax2._native import VERSION
+from minimax2 import _native, bench, plan, show
 from minimax2.errors import ArgumentError, FormatError
 from minimax2.machine import PEAKS
 from minimax2.model import Model, load
@@ -58,6 +57,7 @@ class _LeftOut(Exception):
 
 # ---- Parts: each gives what it measured, a dict ----
 
+CONDITIONS = {"excluded", "seconds", "at", "load_before", "stolen"}  # that every part has
 Exclude = Callable[[str], None]
 
 
@@ -223,25 +223,20 @@ def commit() -> str:
 
 def conditions(model: Model) -> dict[str, Any]:
     """What the figures depend on beside the code."""
-    memory = model.plan(predict=False)["memory"]
+    present, available = _native.memory()
     cpuinfo = _line("/proc/cpuinfo") or ""
     frequency = re.search(r"^cpu MHz\s*: (.*)$", cpuinfo, re.M)
     return {
-        "cpu": _native_cpu(), "cpus": os.cpu_count(), "threads": model.threads,
+        "cpu": _native.cpu(), "cpus": os.cpu_count(), "threads": model.threads,
         "isa": model.info("isa"), "mhz_now": frequency and float(frequency[1]),
         "virtual": bool(re.search(r"^flags.*\bhypervisor\b", cpuinfo, re.M)),
         "governor": _line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "huge_pages": _line("/sys/kernel/mm/transparent_hugepage/enabled"),
-        "memory": memory["present"], "memory_available": memory["available"],
-        "kernel": platform.release(), "python": platform.python_version(), "version": VERSION,
-        "commit": commit(), "model": str(model.path), "model_bytes": model.nbytes,
-        "quantization": model.info("quantization"), "layers": model.config.num_hidden_layers}
-
-
-def _native_cpu() -> str:
-    from minimax2 import cpu
-
-    return cpu()
+        "memory": present, "memory_available": available,
+        "kernel": platform.release(), "python": platform.python_version(),
+        "version": _native.VERSION, "commit": commit(), "model": str(model.path),
+        "model_bytes": model.nbytes, "quantization": model.info("quantization"),
+        "layers": model.config.num_hidden_layers}
 
 
 def _stolen() -> float:
@@ -350,7 +345,7 @@ def text(made: Mapping[str, Any]) -> str:
         if name in parts:
             part = parts[name]
             lines += [f"## {name}", ""]
-            if len(part) > 5:
+            if part.keys() - CONDITIONS:  # something was measured
                 lines += [*writers[name](part), ""]
             lines += [f"Left out: {reason}." for reason in part["excluded"]]
             lines += [f"{part['at']}, {part['seconds']} s; load before {part['load_before']:.2f}; "

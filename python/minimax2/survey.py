@@ -299,7 +299,7 @@ def _memory(made: Mapping[str, Any], weights: int) -> dict[str, int | None]:
     context = min(CONTEXT, made["positions"] or CONTEXT)
     kv = 4 * layers * heads * width * context  # keys and values, two bytes each
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    present = min(machine, _native.memory()[0])
+    present = _native.memory()[0]
     return {"weights": weights, "kv": kv, "context": context, "needed": weights + kv,
             "present": present, "limit": present if present < machine else None}
 

@@ -89,7 +89,7 @@ def _is_pydantic(hint: Any) -> bool:
 def _build(hint: Any, value: Any) -> Any:
     """What a function expects for a JSON value that fits the schema of its annotation."""
     origin, args = get_origin(hint), get_args(hint)
-    if origin is Annotated:
+    if origin in (Annotated, Required, NotRequired):
         return _build(args[0], value)
     if origin in (Union, types.UnionType):
         for arg in args:
@@ -106,14 +106,14 @@ def _build(hint: Any, value: Any) -> Any:
         return hint(value)
     if _is_pydantic(hint):
         return hint.model_validate(value)
-    if isinstance(value, dict) and dataclasses.is_dataclass(hint):
+    if isinstance(value, dict) and (dataclasses.is_dataclass(hint) or is_typeddict(hint)):
         hints = get_type_hints(hint, include_extras=True)
         make: Any = hint
         return make(**{name: _build(hints[name], item) for name, item in value.items()
                        if name in hints})
     if isinstance(value, dict) and len(args) == 2:
         return {key: _build(args[1], item) for key, item in value.items()}
-    return float(value) if hint is float else value
+    return hint(value) if hint in (int, float) else value
 
 
 # ---- Holding values against schemas; lua/minimax2/tools.lua says the same ----

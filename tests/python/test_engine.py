@@ -16,12 +16,21 @@ import test_endings
 PROMPTS = ["import os\n", "def fibonacci(n):", [5, 6, 7, 8], "class Reader:\n    ",
            [{"role": "user", "content": "What is 3 + 4?"}]]
 OPTIONS = {"seed": 3, "max_new_tokens": 24}
-ENDLESS = {"max_new_tokens": 4000, "stop": ["\0"]}
+with mm.load(threads=1) as _model:
+    ENDLESS = {"max_new_tokens": 4000, "bias": dict.fromkeys(_model.end_tokens, float("-inf"))}
 PATIENCE = 60  # seconds after which a test that waits has failed
 
 
 def run(coroutine):
     return asyncio.run(asyncio.wait_for(coroutine, PATIENCE))
+
+
+def within(true):
+    """Wait until something has happened in another thread."""
+    end = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.001)
 
 
 async def until(true):
@@ -160,8 +169,7 @@ def test_pieces_of_a_chat_turn(tiny, engine):
 
 def test_what_came_meanwhile_is_one_piece(engine, alone):
     job = engine.generate(PROMPTS[0], stream=True, **OPTIONS)
-    while not job.done:
-        time.sleep(0.001)
+    within(lambda: job.done)
     assert list(job) == [alone[0].text] and list(job) == [] and job.result().text == job.text
 
 
@@ -308,9 +316,9 @@ def test_higher_priorities_begin_earlier_and_take_places(tiny, alone):
 
 def test_nobody_starves(engine):
     """All members of a batch come on by a token a pass."""
-    gate, never = Gate(100), {"bias": {token: -1e9 for token in engine.model.end_tokens}}
-    first = engine.generate("x", stream=True, mask=gate, **never, **ENDLESS)
-    others = [engine.generate("y", stream=True, **never, **ENDLESS) for _ in range(3)]
+    gate = Gate(100)
+    first = engine.generate("x", stream=True, mask=gate, **ENDLESS)
+    others = [engine.generate("y", stream=True, **ENDLESS) for _ in range(3)]
     assert gate.reached.wait(PATIENCE)
     counts = [len(job.tokens) for job in [first, *others]]
     for job in [first, *others]:
@@ -517,8 +525,7 @@ def test_nothing_is_left_of_an_engine_without_jobs():
     job = model.agenerate("x", max_new_tokens=2)
     job.result()
     engine, gone = weakref.ref(job._engine), weakref.ref(model)
-    while engine()._thread is not None:
-        time.sleep(0.001)
+    within(lambda: engine()._thread is None)
     del job, model
     gc.collect()
     assert engine() is None and gone() is None
@@ -528,7 +535,7 @@ SETTING = """
 import asyncio, os, sys, threading, time
 import minimax2 as mm
 model = mm.load(threads=2)
-ENDLESS = {"max_new_tokens": 4000, "stop": ["\\0"]}
+ENDLESS = {"max_new_tokens": 4000, "bias": {token: -1e9 for token in model.end_tokens}}
 jobs = [model.agenerate("x", **ENDLESS) for _ in range(70)]
 while not jobs[0].tokens:
     time.sleep(0.001)
@@ -632,7 +639,8 @@ def test_after_a_cancelled_task_the_session_is_free(tiny):
     async def main():
         with tiny.session(context=4096) as session:
             for _ in range(20):
-                stream = session.generate("x", stream=True, max_new_tokens=100, stop=["\0"])
+                session.rewind(0)
+                stream = session.generate("x", stream=True, **ENDLESS)
 
                 async def read(stream=stream):
                     async for _ in stream:

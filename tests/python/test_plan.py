@@ -191,7 +191,9 @@ def test_a_machine_from_a_report(tiny, tmp_path):
     seconds = shape.roof(1, HERE) / 0.5 + 1000 * shape.position_bytes / 8
     assert made["depths"][0]["tokens_per_second"] == pytest.approx(1 / seconds)
     for text in ("{}", "[]", "x", '{"machine": {"name": "x"}}', json.dumps(
-            {"machine": facts | {"read": -1}}), json.dumps({"machine": facts | {"read": "x"}})):
+            {"machine": facts | {"read": -1}}), json.dumps({"machine": facts | {"read": "x"}}),
+            json.dumps({"machine": facts | {"ram": "x"}}), json.dumps({"machine": facts | {
+                "cores": 0}}), "[" * 100000):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(mm.FormatError, match="is no report"):
             tiny.plan(machine=str(path))
