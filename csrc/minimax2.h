@@ -435,11 +435,14 @@ enum {
  *     role         "system" (first only; "developer" is the same), "user", "assistant", "tool"
  *     content      a string, or a list of strings and of {"type": "text", "text": ...}, which are
  *                  joined; of a tool, which has the results of the calls before it, each is one
+ *     tool_call_id tool: which call has this result. Neighbouring results are put into the order of
+ *                  the calls, where all of both have ids; the format itself has none
  *     thinking     assistant: what stood between <think> and </think>; also under the names
  *                  reasoning_content, reasoning and reasoning_details, and as blocks in the content
  *     tool_calls   assistant: [{"name": ..., "arguments": {...}}, ...]; also inside of "function",
  *                  and the arguments also as JSON in a string; also as parts of the content of the
- *                  type tool_use, whose results are parts of the type tool_result of a user
+ *                  type tool_use, whose results are parts of the type tool_result of a user; one
+ *                  whose is_error is true begins with "error: "
  *     current_date, current_location   system: lines behind its text
  *
  * Tools are [{"type": "function", "function": {"name": ..., "description": ..., "parameters": its
