@@ -182,7 +182,7 @@ static int32_t find(mm2_automaton *a)
     for (int32_t i; (i = a->slots[at]) >= 0; at = (at + 1) & a->slot_mask) {
         const mm2_place *p = &a->places[i];
         if (p->hash == new.hash && p->count == new.count &&
-            !memcmp(a->sets + p->set, a->sets + new.set, (size_t)new.count * sizeof *a->sets))
+            !memcmp(a->sets + p->set, a->sets + new.set, (size_t) new.count * sizeof *a->sets))
             return i;
     }
     a->set_used += new.count;

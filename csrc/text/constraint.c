@@ -11,6 +11,8 @@
  * by which it finds back, and a walk the bytes on which it has come.
  *
  * A constraint holds its grammar by a count. The tokenizer is borrowed by both. */
+#include "text/constraint.h"
+
 #include "base/guard.h"
 #include "base/status.h"
 #include "text/automaton.h"
@@ -23,10 +25,10 @@
 #include <unistd.h>
 
 enum {
-    PLACE_BYTES = 1 << 24, /* of places, before they are forgotten; likewise: */
-    MASK_BYTES = 1 << 24,
-    MOST_WORK = 1 << 28, /* edges looked at for one mask */
-    TAG_LENGTH = 8       /* of </think> */
+    PLACE_BYTES = 1 << 24, /* of places, before they are forgotten */
+    MASK_BYTES = 1 << 24,  /* of masks, before the oldest goes */
+    MOST_WORK = 1 << 28,   /* edges looked at for one mask */
+    TAG_LENGTH = 8         /* of </think> */
 };
 
 typedef struct cached_mask {
@@ -40,11 +42,12 @@ struct mm2_grammar {
     atomic_int references, lock; /* lock: the id of the process whose thread has it */
     mm2_pattern pattern;
     mm2_automaton automaton;
+    int64_t limit;    /* bytes of places */
     int64_t refilled; /* bytes of places that had to come back at once when they were forgotten */
     int32_t words;    /* of a mask */
     int32_t mask_count, oldest;
     cached_mask *cached;
-    uint32_t *masks;                /* [mask_count][words] */
+    uint32_t *masks;                 /* [mask_count][words] */
     int32_t path[MM2_MAX_TOKEN + 1]; /* of a walk: the places behind each byte */
 };
 
@@ -109,6 +112,7 @@ mm2_status mm2_grammar_new(mm2_grammar **out, const mm2_tokenizer *t, int32_t ki
     if (!g)
         return mm2_fail(MM2_E_NOMEM, "no memory for a grammar");
     g->t = t;
+    g->limit = PLACE_BYTES;
     atomic_store(&g->references, 1);
     mm2_status status = make_pattern(g, kind, text);
     if (!status)
@@ -134,6 +138,11 @@ void mm2_grammar_free(mm2_grammar *g)
     free(g->cached);
     free(g->masks);
     free(g);
+}
+
+void mm2_grammar_limit(mm2_grammar *g, int64_t bytes)
+{
+    g->limit = bytes;
 }
 
 static void forget(mm2_grammar *g)
@@ -176,7 +185,7 @@ static void unlock(mm2_grammar *g)
 static int is_full(const mm2_grammar *g)
 {
     int64_t bytes = mm2_automaton_bytes(&g->automaton);
-    return bytes > PLACE_BYTES && bytes > 2 * g->refilled;
+    return bytes > g->limit && bytes > 2 * g->refilled;
 }
 
 int32_t mm2_grammar_matches(mm2_grammar *g, const char *text, int32_t len)
@@ -301,9 +310,10 @@ static mm2_status fill(mm2_constraint *c, cached_mask *m, uint32_t *mask)
             m->only = id;
         }
         if (a->work > limit)
-            return mm2_fail(MM2_E_UNSUPPORTED, "the grammar is too costly here: a mask of its tokens "
-                                               "takes too long; use smaller counts, or fewer parts "
-                                               "that can all match the same text");
+            return mm2_fail(MM2_E_UNSUPPORTED,
+                            "the grammar is too costly here: a mask of its tokens "
+                            "takes too long; use smaller counts, or fewer parts "
+                            "that can all match the same text");
     }
     return MM2_OK;
 }
@@ -396,8 +406,9 @@ static mm2_status copy_ends(mm2_constraint *c, const int32_t *ends, int32_t coun
         if (ends[i] >= 0 && ends[i] < c->vocab_size)
             c->ends[c->end_count++] = ends[i];
     if (!c->end_count)
-        return mm2_fail(MM2_E_ARG, "a text that must have a form needs an end token, below %d; none "
-                                   "was given",
+        return mm2_fail(MM2_E_ARG,
+                        "a text that must have a form needs an end token, below %d; none "
+                        "was given",
                         c->vocab_size);
     return MM2_OK;
 }
@@ -567,7 +578,8 @@ static int32_t bytes_of(const mm2_bpe *b, int32_t id, int with_tags, const char 
 
 static mm2_status not_allowed(const mm2_constraint *c, int32_t id)
 {
-    return mm2_fail(MM2_E_ARG, "token %d does not continue the text in the form that it must have", id);
+    return mm2_fail(MM2_E_ARG, "token %d does not continue the text in the form that it must have",
+                    id);
 }
 
 /* Stands behind further bytes of the text. */

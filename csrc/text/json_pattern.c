@@ -28,13 +28,14 @@ enum { TEXT, SCHEMA, VALUE, KEY, COUNT }; /* item.kind */
 typedef struct item {
     int32_t kind, crumb; /* crumb: of what it lies in */
     const char *text;    /* a pattern, or the name of a schema */
+    const char *in;      /* of a schema: the keyword that has the name; or NULL */
     const mm2_value *v;
     int64_t least, most; /* COUNT; most < 0: any */
 } item;
 
 typedef struct crumb {
     int32_t parent; /* -1: the root */
-    const char *name;
+    const char *in, *name;
     const mm2_value *schema;
 } crumb;
 
@@ -114,8 +115,10 @@ static void *grow(writer *w, void *array, int32_t count, int32_t *room, size_t s
     if (w->status || count < *room)
         return array;
     if (count >= MOST_ITEMS) {
-        w->status = mm2_fail(MM2_E_UNSUPPORTED, "it is too large: its parts, each as often as it is "
-                                                "used, are more than %d", MOST_ITEMS);
+        w->status = mm2_fail(MM2_E_UNSUPPORTED,
+                             "it is too large: its parts, each as often as it is "
+                             "used, are more than %d",
+                             MOST_ITEMS);
         return array;
     }
     void *grown = realloc(array, (size_t)(2 * count + 64) * size);
@@ -148,21 +151,25 @@ static void add_schema(writer *w, const char *name, const mm2_value *v)
 static void add_property(writer *w, const mm2_value *key)
 {
     add(w, (item){.kind = KEY, .v = key});
-    add_schema(w, key->text, key + 1);
+    add(w, (item){.kind = SCHEMA, .text = key->text, .in = "properties", .v = key + 1});
 }
 
-/* "#/properties/a", its beginning left out where it is long. */
+/* "#/properties/a", its middle left out where it is long. */
 static void path_of(const writer *w, char *out, int32_t cap)
 {
     int32_t at = cap - 1;
     out[at] = 0;
     for (int32_t i = w->here; i >= 0 && w->crumbs[i].parent >= 0; i = w->crumbs[i].parent) {
-        int32_t n = (int32_t)strlen(w->crumbs[i].name);
-        if (n + 1 > at - 1)
-            break;
-        at -= n + 1;
-        out[at] = '/';
-        memcpy(out + at + 1, w->crumbs[i].name, (size_t)n);
+        const crumb *c = &w->crumbs[i];
+        const char *parts[] = {c->name, c->in};
+        for (int j = 0; j < 2 && parts[j]; j++) {
+            int32_t n = (int32_t)strlen(parts[j]);
+            if (n + 2 > at)
+                break;
+            at -= n + 1;
+            out[at] = '/';
+            memcpy(out + at + 1, parts[j], (size_t)n);
+        }
     }
     out[--at] = '#';
     memmove(out, out + at, (size_t)(cap - at));
@@ -195,15 +202,31 @@ static int is_one_of(const char *name, const char *const *list)
 /* Refuses what we do not know; `alone`: a keyword beside which no other may restrict values. */
 static void check_keywords(writer *w, const char *alone)
 {
-    static const char *const silent[] = {"title",    "description", "default",    "examples",
-                                         "$schema",  "$id",         "$comment",   "deprecated",
-                                         "readOnly", "writeOnly",   "$defs",      "definitions",
-                                         NULL};
-    static const char *const known[] = {
-        "type",      "properties", "required", "items",   "prefixItems",      "minItems",
-        "maxItems",  "enum",       "const",    "minimum", "exclusiveMinimum", "maximum",
-        "minLength", "maxLength",  "pattern",  "format",  "exclusiveMaximum", "additionalProperties",
-        "anyOf",     "oneOf",      "$ref",     NULL};
+    static const char *const silent[] = {
+        "title",      "description", "default",   "examples", "$schema",     "$id", "$comment",
+        "deprecated", "readOnly",    "writeOnly", "$defs",    "definitions", NULL};
+    static const char *const known[] = {"type",
+                                        "properties",
+                                        "required",
+                                        "items",
+                                        "prefixItems",
+                                        "minItems",
+                                        "maxItems",
+                                        "enum",
+                                        "const",
+                                        "minimum",
+                                        "exclusiveMinimum",
+                                        "maximum",
+                                        "minLength",
+                                        "maxLength",
+                                        "pattern",
+                                        "format",
+                                        "exclusiveMaximum",
+                                        "additionalProperties",
+                                        "anyOf",
+                                        "oneOf",
+                                        "$ref",
+                                        NULL};
     const mm2_value *schema = w->crumbs[w->here].schema, *key = schema + 1;
     for (uint32_t i = 0; i < schema->size && !w->status; i++, key += 1 + key[1].extent) {
         if (is_one_of(key->text, silent))
@@ -211,7 +234,8 @@ static void check_keywords(writer *w, const char *alone)
         if (!is_one_of(key->text, known))
             refuse(w, MM2_E_UNSUPPORTED, key->text, "this keyword is not known here");
         else if (alone && strcmp(key->text, alone) && strcmp(key->text, "type"))
-            refuse(w, MM2_E_UNSUPPORTED, key->text, "not known beside enum, const, anyOf, oneOf, $ref");
+            refuse(w, MM2_E_UNSUPPORTED, key->text,
+                   "not known beside enum, const, anyOf, oneOf, $ref");
     }
 }
 
@@ -265,8 +289,8 @@ static int64_t bound_of(writer *w, const char *name, int64_t otherwise, int64_t 
 
 static void put_integer(writer *w)
 {
-    int64_t low = bound_of(w, "minimum", -MOST_INTEGER, 0), high = bound_of(w, "maximum",
-                                                                            MOST_INTEGER, 0);
+    int64_t low = bound_of(w, "minimum", -MOST_INTEGER, 0),
+            high = bound_of(w, "maximum", MOST_INTEGER, 0);
     int64_t above = bound_of(w, "exclusiveMinimum", -MOST_INTEGER, 1);
     int64_t below = bound_of(w, "exclusiveMaximum", MOST_INTEGER, -1);
     low = low > above ? low : above;
@@ -547,7 +571,8 @@ static void add_values(writer *w, const mm2_value *list, const mm2_value *only)
     }
     add_text(w, ")");
     if (!found)
-        refuse(w, MM2_E_ARG, only ? "const" : "enum", "expected a list of values that fit the type");
+        refuse(w, MM2_E_ARG, only ? "const" : "enum",
+               "expected a list of values that fit the type");
 }
 
 static void add_value(writer *w, const mm2_value *v)
@@ -576,7 +601,9 @@ static void add_value(writer *w, const mm2_value *v)
             refuse(w, MM2_E_ARG, "", "NaN and Infinity are no numbers of JSON");
         put_literal(w, v->text, v->size);
     } else {
-        put_text(w, v->kind == MM2_VALUE_NULL ? "null" : v->kind == MM2_VALUE_TRUE ? "true" : "false");
+        put_text(w, v->kind == MM2_VALUE_NULL   ? "null"
+                    : v->kind == MM2_VALUE_TRUE ? "true"
+                                                : "false");
     }
 }
 
@@ -598,7 +625,7 @@ static void add_reference(writer *w, const mm2_value *v)
     for (int32_t i = w->here; i >= 0; i = w->crumbs[i].parent)
         if (w->crumbs[i].schema == target)
             refuse(w, MM2_E_UNSUPPORTED, "$ref", "a schema that holds itself is not known here");
-    add_schema(w, name, target);
+    add(w, (item){.kind = SCHEMA, .text = name, .in = "$defs", .v = target});
 }
 
 enum { NUMBERS = 1 << 3, EVERYTHING = 1 << 7 };
@@ -606,9 +633,10 @@ enum { NUMBERS = 1 << 3, EVERYTHING = 1 << 7 };
 /* Which kinds of values a branch may have; all if that is not plain. */
 static int kinds_of(const mm2_value *schema)
 {
-    static const char *const names[] = {"null",    "boolean", "boolean", "number", "string",
-                                        "array",   "object",  "integer"};
-    const mm2_value *type = mm2_value_field(schema, "type"), *list = mm2_value_field(schema, "enum");
+    static const char *const names[] = {"null",   "boolean", "boolean", "number",
+                                        "string", "array",   "object",  "integer"};
+    const mm2_value *type = mm2_value_field(schema, "type"),
+                    *list = mm2_value_field(schema, "enum");
     const mm2_value *only = mm2_value_field(schema, "const");
     int kinds = 0;
     for (const mm2_value *v = NULL; (v = mm2_value_next(list, v));)
@@ -706,7 +734,7 @@ static void take_schema(writer *w, item i)
     if (w->status)
         return;
     w->here = w->crumb_count++;
-    w->crumbs[w->here] = (crumb){i.crumb, i.text, i.v};
+    w->crumbs[w->here] = (crumb){i.crumb, i.in, i.text, i.v};
     add_parts(w, i.v);
 }
 

@@ -73,7 +73,8 @@ static int reserve(reader *r, void **array, int32_t *room, int64_t count, size_t
     int64_t wanted = 2 * count + 64 < most ? 2 * count + 64 : most;
     void *grown = realloc(*array, (size_t)wanted * size);
     if (!grown) {
-        r->status = mm2_fail(MM2_E_NOMEM, "no memory for a pattern of %lld parts", (long long)count);
+        r->status =
+            mm2_fail(MM2_E_NOMEM, "no memory for a pattern of %lld parts", (long long)count);
         return 0;
     }
     *array = grown;
@@ -356,10 +357,13 @@ static int32_t take_hex(reader *r, int64_t at, int digits)
     int32_t code = 0;
     for (int i = 0; i < digits; i++, r->at++) {
         int c = r->at < r->length ? (uint8_t)r->text[r->at] : 0, letter = c | 0x20;
-        int value = c >= '0' && c <= '9' ? c - '0' : letter >= 'a' && letter <= 'f' ? letter - 87 : -1;
+        int value = c >= '0' && c <= '9'             ? c - '0'
+                    : letter >= 'a' && letter <= 'f' ? letter - 87
+                                                     : -1;
         if (value < 0) {
-            refuse(r, at, digits == 2 ? "\\x needs two hexadecimal digits"
-                                      : "\\u needs four hexadecimal digits");
+            refuse(r, at,
+                   digits == 2 ? "\\x needs two hexadecimal digits"
+                               : "\\u needs four hexadecimal digits");
             return 0;
         }
         code = code * 16 + value;
@@ -484,8 +488,9 @@ static void add_fragment(reader *r, fragment f)
     if (take_quantifier(r, &least, &most)) {
         int64_t behind = r->at;
         if (next_is(r, '?') || next_is(r, '+'))
-            pass_on(r, behind, "lazy and possessive quantifiers are not known; they would match the "
-                              "same texts");
+            pass_on(r, behind,
+                    "lazy and possessive quantifiers are not known; they would match the "
+                    "same texts");
         else if (take_quantifier(r, &ignored, &ignored))
             refuse(r, behind, "two quantifiers follow each other; put a group around the first");
         if (most != NO_END && most < least)
@@ -537,8 +542,9 @@ static void take_open(reader *r)
     if (next_is(r, '?')) {
         r->at++;
         if (!next_is(r, ':')) {
-            pass_on(r, at, "of groups that begin with (? only (?: is known: no look-around, no names, "
-                          "no flags");
+            pass_on(r, at,
+                    "of groups that begin with (? only (?: is known: no look-around, no names, "
+                    "no flags");
             return;
         }
         r->at++;
@@ -568,8 +574,9 @@ static void take_anchor(reader *r, int begins)
 {
     int outermost = r->depth == 1;
     if (!outermost || !(begins ? r->groups[0].empty : r->at == r->length || next_is(r, '|')))
-        pass_on(r, r->at - 1, begins ? "^ is known at the beginning only, where it means nothing"
-                                    : "$ is known at the end only, where it means nothing");
+        pass_on(r, r->at - 1,
+                begins ? "^ is known at the beginning only, where it means nothing"
+                       : "$ is known at the end only, where it means nothing");
 }
 
 static void take_character(reader *r, int32_t code)

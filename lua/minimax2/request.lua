@@ -18,10 +18,12 @@
 ---   tool_choice       "auto"; "none": calls are forbidden; "required": behind the thinking a call is opened;
 ---                     the name of a tool: a call of that one
 ---   keep_thinking     true: of all turns of a prompt of messages
+---   choices, regex, json_schema   what form the answer must have, see grammar.lua; one of them
 ---   yield             true: stream:next() yields between time slices; for use in coroutines
 
 local native = require "minimax2.native"
 local args = require "minimax2.args"
+local Grammar = require "minimax2.grammar"
 local messages = require "minimax2.messages"
 local tools_of = require "minimax2.tools"
 local trace = require "minimax2.trace"
@@ -39,6 +41,9 @@ Request.known = {
     max_new_tokens = true, stop = true, mask = true, logits_processor = true, top_logprobs = true,
     hooks = true, thinking = true, tools = true, tool_choice = true, keep_thinking = true, yield = true,
 }
+for name in pairs(Grammar.known) do
+    Request.known[name] = true
+end
 
 local function stop_list(stop, where)
     local list = type(stop) == "table" and stop or { stop }
@@ -62,7 +67,7 @@ end
 --- A request for a prompt, nil for none. turn: a function that makes the ids of a chat turn, given whether
 --- it thinks. more: names of further options, of a call that makes a session and so needs a prompt.
 --- Fields: options, where (as given), prompt and count (ids to feed, or nil), sampler, reply, most
---- (tokens), mask, processor, top, hooks (made by trace.hooks, or nil), thinks, yields.
+--- (tokens), mask, processor, top, hooks (made by trace.hooks, or nil), constraint (or nil), thinks, yields.
 function Request.new(model, prompt, options, where, turn, more)
     options = args.known(options, where, Request.known, Sampler.known, more or {})
     if more and prompt == nil then
@@ -88,6 +93,7 @@ function Request.new(model, prompt, options, where, turn, more)
         raise(where .. ": tools are for prompts of messages; a prompt that is a text or ids declares its own")
     end
     local stops = stop_list(options.stop, where)
+    local grammar = Grammar.of(model, options, where)
     local call, bias = tools_of.choice(model, options, answers or prompt == nil, where)
     local sampler, message = Sampler.new(model, bias and setmetatable({ bias = bias }, { __index = options })
         or options, where)
@@ -101,8 +107,9 @@ function Request.new(model, prompt, options, where, turn, more)
         self.prompt, self.count = model:prompt_ids(prompt, nil, is_messages and
             { tools = tools, thinking = thinks, keep_thinking = keep } or nil)
     end
-    self.reply = Reply.new(model, self.most, stops,
-        thinks and "thinking" or answers and "answer" or "text", tools, budget, call)
+    local start = thinks and "thinking" or answers and "answer" or "text"
+    self.reply = Reply.new(model, self.most, stops, start, tools, budget, call)
+    self.constraint = grammar and grammar:constraint(start)
     return self
 end
 
