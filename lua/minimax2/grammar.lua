@@ -5,6 +5,7 @@
 ---                 order of the text (a table's keys have none of their own, see json.lua)
 --- minimax2.h says what is known of both languages. The form begins with the answer, behind </think>.
 
+local bit = require "bit"
 local ffi = require "ffi"
 local native = require "minimax2.native"
 local handle = require "minimax2.handle"
@@ -64,8 +65,8 @@ function Grammar.of(model, options, where)
     elseif not model.tokenizer then
         raise(("%s: %s needs a model with a tokenizer"):format(where, name))
     elseif options.tools ~= nil and options.tool_choice ~= "none" then
-        raise(("%s: beside %s no tool can be called; say tool_choice = 'none', or leave the tools out"):format(
-            where, name))
+        raise(("%s: beside %s no tool can be called; say tool_choice = 'none', or leave the tools "
+            .. "out"):format(where, name))
     end
     local text = readers[name](options[name], where .. ": " .. name)
     local out = ffi.new "mm2_grammar *[1]"
@@ -134,10 +135,11 @@ function Constraint:mask(mask, where)
     if mask == nil then
         return own
     end
-    mask = args.mask(mask, self.size, where)
+    local ours = ffi.cast("int32_t *", own) -- bit operations give signed numbers
+    local theirs = ffi.cast("const int32_t *", args.mask(mask, self.size, where))
     for i = 0, self.words - 1 do
-        own[i] = bit.band(own[i], mask[i])
-        any = bit.bor(any, own[i])
+        ours[i] = bit.band(ours[i], theirs[i])
+        any = bit.bor(any, ours[i])
     end
     if any == 0 then
         raise(where .. ": mask forbids every token with which the text could go on in its form")
