@@ -11,13 +11,14 @@ export PIP_ROOT_USER_ACTION := ignore
 # The first python3 on the path if it is new enough and complete, else Debian's.
 BASE_PYTHON = $(shell python3 -c 'import sys, venv, ensurepip; assert sys.version_info >= (3, 11)' 2>/dev/null && echo python3 || echo /usr/bin/python3)
 
-.PHONY: help packages lib py lua demo test test-c build-asan test-asan test-py test-bits test-rest test-same test-lua parity sync golden bench compare lint notebooks clean
+.PHONY: help packages lib install py lua demo test test-c build-asan test-asan test-py test-bits test-rest test-same test-lua parity sync golden bench compare lint notebooks clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       set up, then generate from the embedded model in Python and in Lua"
 	@echo "make test       set up, then run every test; ends with a summary"
 	@echo "make lib        the C library, $(LIBRARY)"
+	@echo "make install    the library for programs in C, under PREFIX=/usr/local"
 	@echo "make py         .venv with the Python package in place (editable)"
 	@echo "make lua        the library and the cdef that the Lua modules load"
 	@echo "make test-c     C tests; test-asan: the same under address and undefined-behaviour sanitizers"
@@ -35,6 +36,9 @@ packages:
 
 lib: packages
 	@$(MAKE) -s -C csrc -j $(shell nproc)
+
+install: lib
+	@$(MAKE) -s -C csrc install
 
 lua: lib
 	@python3 bindings/gen_cdef.py

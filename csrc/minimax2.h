@@ -435,11 +435,14 @@ enum {
  *     role         "system" (first only; "developer" is the same), "user", "assistant", "tool"
  *     content      a string, or a list of strings and of {"type": "text", "text": ...}, which are
  *                  joined; of a tool, which has the results of the calls before it, each is one
+ *     tool_call_id tool: which call has this result. Neighbouring results are put into the order of
+ *                  the calls, where all of both have ids; the format itself has none
  *     thinking     assistant: what stood between <think> and </think>; also under the names
  *                  reasoning_content, reasoning and reasoning_details, and as blocks in the content
  *     tool_calls   assistant: [{"name": ..., "arguments": {...}}, ...]; also inside of "function",
  *                  and the arguments also as JSON in a string; also as parts of the content of the
- *                  type tool_use, whose results are parts of the type tool_result of a user
+ *                  type tool_use, whose results are parts of the type tool_result of a user; one
+ *                  whose is_error is true begins with "error: "
  *     current_date, current_location   system: lines behind its text
  *
  * Tools are [{"type": "function", "function": {"name": ..., "description": ..., "parameters": its
@@ -754,6 +757,46 @@ const char *mm2_point_name(int32_t point); /* "embed", "resid_pre", ...; NULL if
 /* Switch a tap on or off at a layer, or at all with layer -1. Taps that are off cost nothing. Takes
  * effect at once. */
 mm2_status mm2_session_tap(mm2_session *s, int32_t point, int32_t layer, int32_t on);
+
+/* What an edit does to the elements x of a row of an activation, values v: */
+enum {
+    MM2_EDIT_ADD = 0,   /* x += factor * v */
+    MM2_EDIT_SET = 1,   /* x = v; without values: factor */
+    MM2_EDIT_SCALE = 2, /* x *= v; without values: factor */
+    MM2_EDIT_CLAMP = 3, /* x = low where it is less, high where it is more */
+    MM2_EDIT_CAP = 4,   /* x = factor * tanh(x / factor) */
+    /* x -= factor * the part of x that lies in the space of v, whose `rows` rows need not be
+     * orthogonal; factor 1 takes it out. */
+    MM2_EDIT_PROJECT = 5,
+    /* At expert_weights, of a token's experts: the `rows` heaviest stay, the others weigh 0, and the
+     * sum stays; or the weight of each expert e is multiplied by v[e], v being [num_local_experts]. */
+    MM2_EDIT_KEEP = 6,
+    MM2_EDIT_WEIGH = 7,
+    /* At expert_indices: v, [num_local_experts], is added to the scores by which experts are chosen,
+     * not to their weights. -INFINITY masks (some must be left), INFINITY forces. */
+    MM2_EDIT_CHOOSE = 8,
+    MM2_EDIT_COUNT = 9
+};
+
+typedef struct mm2_edit {           /* zeros: everywhere, at all times */
+    uint32_t size;                  /* sizeof(mm2_edit) */
+    int32_t kind, point;            /* MM2_EDIT_ADD ...; MM2_POINT_EMBED ... */
+    int32_t first_layer, end_layer; /* layers [first_layer, end_layer); 0: to the last */
+    int32_t first, end;             /* positions [first, end); 0: without end */
+    int32_t at, n;                  /* elements [at, at + n) of a row; 0: to its end */
+    int32_t rows;                   /* see PROJECT and KEEP */
+    int64_t count;                  /* of values */
+    const float *values; /* [n], of PROJECT [rows, n], of WEIGH and CHOOSE [num_local_experts] */
+    float factor, low, high;
+} mm2_edit;
+
+/* Edits activations while they are computed, in this order, without a stop; they replace the
+ * session's earlier ones, n = 0: none. Copied. Rows that are evaluated from now on have them: taps see
+ * what they leave, and so does everything behind. Other sessions of a batch do not; a fork has the
+ * same edits, a file of a session none. What is cached of edited positions never serves sessions
+ * without these edits. Costs nothing where a session has none. Fails, and the earlier ones stay, with
+ * ARG, NOMEM, BUSY. */
+mm2_status mm2_session_set_edits(mm2_session *s, const mm2_edit *edits, int32_t n);
 
 typedef struct mm2_event { /* what the last run call ended with */
     uint32_t size;         /* sizeof(mm2_event) */

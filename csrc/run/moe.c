@@ -12,6 +12,7 @@
 #include "base/status.h"
 #include "model/experts.h"
 #include "run/block.h"
+#include "run/edits.h"
 #include "run/product.h"
 #include "tensor/quant.h"
 
@@ -128,6 +129,7 @@ static void select_row(void *pass, int32_t unit, int32_t thread)
     } else {
         memcpy(choice, scores, (size_t)experts * 4);
     }
+    mm2_edits_choose(p, unit, choice);
     /* Insertion into a list that is sorted best first; an equal score goes behind, so ties fall to
      * the lower id. A NaN never beats anything: if all are NaN the first k experts are taken and
      * the NaN travels on in the weights. */

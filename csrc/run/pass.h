@@ -67,8 +67,9 @@ struct mm2_pass {
     /* Where the walk stands (run/walk.c): among layers [first_layer, end_layer). */
     int32_t first_layer, end_layer;
     int32_t section, layer, step, round, units;
-    mm2_progress progress; /* of the round's units */
-    int32_t point, span;   /* next tap to offer behind a finished step */
+    mm2_progress progress;       /* of the round's units */
+    const int8_t *edited_points; /* of the finished step, whose rows are being edited; else NULL */
+    int32_t point, span;         /* next tap to offer behind it */
     int32_t begun, finished;
     atomic_int stop; /* raised by mm2_session_interrupt, from any thread */
 

@@ -45,8 +45,9 @@ const char *mm2_point_name(int32_t number)
     return number < 0 || number >= MM2_POINT_COUNT ? NULL : points[number].name;
 }
 
-static int exists(const point *at, int32_t layer, int32_t layers)
+int mm2_points_exist(int32_t number, int32_t layer, int32_t layers)
 {
+    const point *at = &points[number];
     return at->where == EVERY_LAYER || layer == (at->where == FIRST_LAYER ? 0 : layers - 1);
 }
 
@@ -59,25 +60,32 @@ mm2_status mm2_points_tap(mm2_timeline *t, int32_t number, int32_t layer, int on
         return mm2_fail(MM2_E_ARG, "tap layer must be 0..%d, or -1 for all, got %d", layers - 1,
                         layer);
     const point *at = &points[number];
-    if (layer >= 0 && !exists(at, layer, layers))
+    if (layer >= 0 && !mm2_points_exist(number, layer, layers))
         return mm2_fail(MM2_E_ARG, "the point %s exists at layer %d only, got layer %d", at->name,
                         at->where == FIRST_LAYER ? 0 : layers - 1, layer);
     for (int32_t l = 0; l < layers; l++)
-        if ((layer < 0 || l == layer) && exists(at, l, layers))
+        if ((layer < 0 || l == layer) && mm2_points_exist(number, l, layers))
             t->taps[number * layers + l] = on != 0;
     return MM2_OK;
 }
 
-static int32_t field(const mm2_pass *p, int32_t offset)
+/* 1 for a dimension that there is not. */
+static int32_t field(const mm2_config *g, int32_t offset)
 {
-    return *(const int32_t *)((const char *)mm2_pass_config(p) + offset);
+    return offset ? *(const int32_t *)((const char *)g + offset) : 1;
+}
+
+int32_t mm2_points_width(const mm2_config *g, int32_t number)
+{
+    return field(g, points[number].fields[0]) * field(g, points[number].fields[1]);
 }
 
 static void describe(const mm2_pass *p, int32_t number, const mm2_span *span, mm2_event *event)
 {
     const point *at = &points[number];
-    int32_t outer = field(p, at->fields[0]), inner = at->fields[1] ? field(p, at->fields[1]) : 0;
-    int32_t width = inner ? outer * inner : outer;
+    const mm2_config *g = mm2_pass_config(p);
+    int32_t outer = field(g, at->fields[0]), inner = at->fields[1] ? field(g, at->fields[1]) : 0;
+    int32_t width = mm2_points_width(g, number);
     int only_wanted = number == MM2_POINT_LOGITS; /* other points have all rows of the span */
     int32_t rows = only_wanted ? span->logits_rows : span->rows;
     int32_t row = only_wanted ? span->logits_row : span->row;

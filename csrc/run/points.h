@@ -7,6 +7,10 @@
 
 /* Switches a tap of a timeline; layer -1: at all layers where the point exists. ARG. */
 mm2_status mm2_points_tap(mm2_timeline *t, int32_t point, int32_t layer, int on);
+/* Does the point exist at this layer of so many? */
+int mm2_points_exist(int32_t point, int32_t layer, int32_t layers);
+/* Elements of a row. */
+int32_t mm2_points_width(const mm2_config *g, int32_t point);
 /* Does the timeline stop here? */
 static inline int mm2_points_tapped(const mm2_timeline *t, int32_t point, int32_t layer)
 {

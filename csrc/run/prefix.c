@@ -508,10 +508,17 @@ void mm2_prefix_put(mm2_timeline *t, int32_t before)
         mm2_page_release(spare[spared], t->pages.layout->page_bytes);
 }
 
+/* The page where its own begin: of the last token, or of the first one that is edited. */
+static int32_t own_page(const mm2_timeline *t)
+{
+    int32_t edited = mm2_edits_first(t->edits);
+    return (edited < t->length - 1 ? edited : t->length - 1) / MM2_PAGE;
+}
+
 /* Takes the pages that are in memory. */
 static void adopt(mm2_prefix *s, mm2_timeline *t)
 {
-    int32_t first = t->position / MM2_PAGE, end = (t->length - 1) / MM2_PAGE;
+    int32_t first = t->position / MM2_PAGE, end = own_page(t);
     walk w = walk_over(mm2_timeline_tokens(t), t->kv_dtype);
     entry *e;
     mm2_pages_truncate(&t->pages, t->position);
@@ -537,13 +544,13 @@ static void adopt(mm2_prefix *s, mm2_timeline *t)
 static int wants(const mm2_timeline *t)
 {
     size_t taps = (size_t)MM2_POINT_COUNT * (size_t)t->pages.layout->layers;
-    return t->position % MM2_PAGE == 0 && t->length - t->position > MM2_PAGE &&
+    return t->position % MM2_PAGE == 0 && t->position / MM2_PAGE < own_page(t) &&
            t->edited >= t->position && !memchr(t->taps, 1, taps);
 }
 
 static mm2_arrival *ask(mm2_prefix *s, const mm2_timeline *t)
 {
-    int32_t count = (t->length - 1) / MM2_PAGE;
+    int32_t count = own_page(t);
     mm2_arrival *a = calloc(1, sizeof *a + (size_t)count * MM2_PAGE * sizeof *a->tokens);
     mm2_page **pages = calloc((size_t)count, sizeof *pages);
     if (!a || !pages) {

@@ -278,6 +278,24 @@ mm2_status mm2_session_tap(mm2_session *s, int32_t point, int32_t layer, int32_t
     return status;
 }
 
+mm2_status mm2_session_set_edits(mm2_session *s, const mm2_edit *edits, int32_t n)
+{
+    mm2_edits *made = NULL;
+    MM2_NEED(s, "session");
+    if (n < 0 || (n && !edits))
+        return mm2_fail(MM2_E_ARG, "there are %d edits at %s", n, edits ? "an address" : "NULL");
+    mm2_status status =
+        n ? mm2_edits_new(&made, &s->timeline.model->checkpoint.config, edits, n) : MM2_OK;
+    if (!status && (status = mm2_session_enter(s)))
+        mm2_edits_release(made);
+    if (status)
+        return status;
+    mm2_edits_release(s->timeline.edits);
+    s->timeline.edits = made;
+    mm2_session_leave(s);
+    return MM2_OK;
+}
+
 /* ---- Logits ---- */
 
 static mm2_status need_logits(const mm2_timeline *t)

@@ -126,6 +126,7 @@ static mm2_status complete(mm2_timeline *t)
         return MM2_OK;
     }
     free(t->taps);
+    mm2_edits_release(t->edits);
     release_shared(t->tokens);
     release_shared(t->logits);
     mm2_pages_free(&t->pages);
@@ -163,6 +164,7 @@ mm2_status mm2_timeline_fork(mm2_timeline *out, mm2_timeline *t)
     if (status)
         return status;
     out->tokens = retain_shared(t->tokens);
+    mm2_edits_retain(out->edits);
     if (t->logits_of >= 0)
         out->logits = retain_shared(t->logits);
     /* What a script looks at is not shared. */
@@ -173,6 +175,7 @@ mm2_status mm2_timeline_fork(mm2_timeline *out, mm2_timeline *t)
         goto failed;
     return complete(out);
 failed:
+    mm2_edits_release(out->edits);
     release_shared(out->tokens);
     release_shared(out->logits);
     mm2_pages_free(&out->pages);
@@ -187,6 +190,7 @@ void mm2_timeline_free(mm2_timeline *t)
     release_shared(t->tokens);
     release_shared(t->logits);
     free(t->taps);
+    mm2_edits_release(t->edits);
     mm2_model_release(t->model);
 }
 

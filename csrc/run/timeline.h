@@ -7,6 +7,7 @@
 #ifndef MM2_TIMELINE_H
 #define MM2_TIMELINE_H
 
+#include "run/edits.h"
 #include "run/pages.h"
 #include "run/pass.h"
 
@@ -32,6 +33,7 @@ struct mm2_timeline {
     int32_t logits_of;            /* position whose logits are at hand, -1 if none */
     int ready;                    /* a batch has not yet reported them */
     uint8_t *taps;                /* [MM2_POINT_COUNT][layers] */
+    mm2_edits *edits;             /* one count is ours; NULL: none */
     _Atomic(mm2_pass *) pass;     /* that holds rows of it, NULL between them */
     atomic_int stop;              /* raised by mm2_timeline_interrupt */
     /* What it has of the cache of prefixes (run/prefix.c). */
@@ -43,7 +45,7 @@ struct mm2_timeline {
 
 /* Options must be settled: no zeros. NOMEM; then nothing is left to free. */
 mm2_status mm2_timeline_init(mm2_timeline *t, mm2_model *m, const mm2_session_options *o);
-/* Shares all pages of another timeline, which goes on. Rows in flight and taps stay with that one.
+/* Shares all pages of another timeline, which goes on. Edits too; rows in flight and taps stay with that one.
  * NOMEM. */
 mm2_status mm2_timeline_fork(mm2_timeline *out, mm2_timeline *t);
 void mm2_timeline_free(mm2_timeline *t);

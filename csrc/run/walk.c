@@ -1,12 +1,13 @@
 /* The walk: sections embed -> (attention, feed-forward) for each layer -> head. State is (section,
- * layer, step, round, progress) and, behind a finished step, (point, span); everything a run needs
- * to go on lives in the pass, so a run may return between any two units.
+ * layer, step, round, progress) and, behind a finished step, rows edited and (point, span); everything
+ * a run needs to go on lives in the pass, so a run may return between any two units.
  *
  * A step may answer that it waits. Then the run sleeps for moments, until the step has what it
  * needs or the limit is reached. */
 #include "run/walk.h"
 
 #include "run/block.h"
+#include "run/edits.h"
 #include "run/points.h"
 
 #include <time.h>
@@ -47,6 +48,7 @@ static void enter_step(mm2_pass *p, int32_t step)
 {
     p->step = step;
     p->begun = p->finished = p->round = p->point = p->span = 0;
+    p->edited_points = NULL;
 }
 
 void mm2_walk_start(mm2_pass *p)
@@ -121,7 +123,10 @@ mm2_status mm2_walk_on(mm2_pass *p, const mm2_limit *limit, mm2_event *event)
         mm2_status status = p->finished ? MM2_OK : run_step(p, limit);
         if (status)
             return status;
-        if (mm2_points_offer(p, block_at(p)->steps[p->step].points, event))
+        const int8_t *points = block_at(p)->steps[p->step].points;
+        if (!mm2_edits_apply(p, points, limit))
+            return MM2_MORE;
+        if (mm2_points_offer(p, points, event))
             return MM2_TAP;
         if (!advance(p))
             return MM2_OK;

@@ -536,7 +536,7 @@ static mm2_status check_results(const mm2_tokenizer *t, const mm2_turns *all, co
     if (i == all->turns.count || turns[i].role != MM2_ROLE_TOOL)
         return MM2_OK;
     mm2_status status = lacks_call(t, ids, n, &lacks);
-    return !status && lacks ? mm2_turns_uncalled(i) : status;
+    return !status && lacks ? mm2_turns_uncalled(turns[i].message) : status;
 }
 
 /* ----------------------------------------------------------------------------------------------
@@ -568,8 +568,8 @@ static mm2_status begin(call *k, const mm2_tokenizer *t, const mm2_conversation 
     if (t->unknown_template)
         return mm2_fail(MM2_E_UNSUPPORTED,
                         "the chat template of %s is none of the known ones of MiniMax-M2 and "
-                        "may want another format; write the prompt yourself and encode it with "
-                        "its special tokens",
+                        "may want another format; in Python, template=\"jinja\" renders it; "
+                        "anywhere, write the prompt yourself and encode it with its special tokens",
                         t->unknown_template);
     for (int i = 0; k->p.ids && i < MM2_TAG_NEEDED; i++)
         if (t->tags[i] < 0)

@@ -343,6 +343,30 @@ enum {
 };
 const char *mm2_point_name(int32_t point);
 mm2_status mm2_session_tap(mm2_session *s, int32_t point, int32_t layer, int32_t on);
+enum {
+    MM2_EDIT_ADD = 0,
+    MM2_EDIT_SET = 1,
+    MM2_EDIT_SCALE = 2,
+    MM2_EDIT_CLAMP = 3,
+    MM2_EDIT_CAP = 4,
+    MM2_EDIT_PROJECT = 5,
+    MM2_EDIT_KEEP = 6,
+    MM2_EDIT_WEIGH = 7,
+    MM2_EDIT_CHOOSE = 8,
+    MM2_EDIT_COUNT = 9,
+};
+typedef struct mm2_edit {
+    uint32_t size;
+    int32_t kind, point;
+    int32_t first_layer, end_layer;
+    int32_t first, end;
+    int32_t at, n;
+    int32_t rows;
+    int64_t count;
+    const float *values;
+    float factor, low, high;
+} mm2_edit;
+mm2_status mm2_session_set_edits(mm2_session *s, const mm2_edit *edits, int32_t n);
 typedef struct mm2_event {
     uint32_t size;
     int32_t session;

@@ -306,6 +306,11 @@ end
 
 local MOST_ANSWERS = 4096 -- members that a batch can have
 
+-- What was made; raises the message where nothing was.
+local function made(object, message)
+    return object or raise(message)
+end
+
 -- Answers of one prompt, made together, behind forks of it unless each has hooks of its own.
 local function answers(self, prompt, options, where)
     local n, own, requests, sessions = args.positive(options.n, where .. ": n"), {}, {}, {}
@@ -323,34 +328,40 @@ local function answers(self, prompt, options, where)
         requests[i] = Request.new(self, prompt, own, where, nil, Session.known)
         own.seed = requests[i].sampler.seed + 1
     end
-    local batch, message = self:batch()
-    if not batch then
-        raise(message)
-    end
-    local first = requests[1]
-    local shared = own.hooks and 0 or first.count - 1
-    if shared > 0 then
-        local trunk = Session.for_prompt(self, first.prompt, shared, first.count - shared + first.most, own,
-            where)
-        while not trunk:run(trace.SLICE_US / 1000) do end
-        for i = 1, n do
-            sessions[i] = i == n and trunk or assert(trunk:fork())
-            sessions[i]:feed(first.prompt + shared, first.count - shared)
+    local batch = made(self:batch())
+    local texts, infos = {}, {}
+    local ok, message = pcall(function()
+        local first, streams = requests[1], {}
+        local shared = own.hooks and 0 or first.count - 1
+        if shared > 0 then
+            local trunk = Session.for_prompt(self, first.prompt, shared,
+                first.count - shared + first.most, own, where)
+            sessions[n] = trunk
+            while not trunk:run(trace.SLICE_US / 1000) do end
+            for i = 1, n do
+                sessions[i] = i == n and trunk or made(trunk:fork())
+                sessions[i]:feed(first.prompt + shared, first.count - shared)
+            end
+        else
+            for i, request in ipairs(requests) do
+                sessions[i] = Session.for_request(self, request)
+            end
         end
-    else
         for i, request in ipairs(requests) do
-            sessions[i] = Session.for_request(self, request)
+            batch:add(sessions[i])
+            streams[i] = Stream.new(sessions[i], request, true)
         end
-    end
-    local streams, texts, infos = {}, {}, {}
-    for i, request in ipairs(requests) do
-        batch:add(sessions[i])
-        streams[i] = Stream.new(sessions[i], request, true)
-    end
-    for i, stream in ipairs(streams) do
-        texts[i], infos[i] = stream:finish()
-    end
+        for i, stream in ipairs(streams) do
+            texts[i], infos[i] = stream:finish()
+        end
+    end)
     batch:close()
+    if not ok then
+        for _, session in pairs(sessions) do
+            session:close()
+        end
+        error(message, 0)
+    end
     return texts, infos
 end
 
@@ -369,10 +380,7 @@ function Model:generate(prompt, options)
         return answers(self, prompt, options, "model:generate")
     end
     if messages.are_prompts(prompt) then
-        local batch, message = self:batch()
-        if not batch then
-            raise(message)
-        end
+        local batch = made(self:batch())
         local texts, infos = batch:generate(prompt, options, "model:generate")
         batch:close()
         return texts, infos
@@ -448,7 +456,8 @@ end
 --- second of rows of a prompt, 2 a multiply-add).
 function Model:attention_limits(kv_dtype)
     local raw = native.sized "mm2_attention"
-    check(lib.mm2_model_attention(self:live(), args.kv_dtype(kv_dtype, "model:attention_limits"), raw))
+    kv_dtype = args.kv_dtype(kv_dtype, self, "model:attention_limits")
+    check(lib.mm2_model_attention(self:live(), kv_dtype, raw))
     return fields(raw, attention_fields)
 end
 
@@ -463,6 +472,14 @@ end
 --- that. `minimax2 plan` predicts times too.
 function Model:plan(options)
     options = args.known(options, "model:plan", Session.known, { sessions = true, depths = true })
+    local sessions = options.sessions == nil and 1 or args.positive(options.sessions, "model:plan: sessions")
+    local depths = options.depths
+    if depths ~= nil and type(depths) ~= "table" then
+        raise("model:plan: depths must be a table, not " .. args.show(depths))
+    end
+    for i, depth in ipairs(depths or {}) do
+        args.int(depth, ("model:plan: depth %d"):format(i))
+    end
     local raw = native.sized "mm2_plan"
     check(lib.mm2_model_plan(self:live(), Session.options(self, options, "model:plan"), raw))
     local out = { context = raw.context, chunk = raw.chunk,
@@ -470,14 +487,13 @@ function Model:plan(options)
     for _, name in ipairs(plan_fields) do
         out[name] = tonumber(raw[name])
     end
-    out.sessions = options.sessions == nil and 1
-        or args.positive(options.sessions, "model:plan: sessions")
+    out.sessions = sessions
     out.cache = out.sessions * out.cache
     out.session = out.sessions * out.session
     out.needed = out.weights + out.cache + out.session + out.buffers
     out.fits = out.needed <= out.present
     out.at_depth = {}
-    for i, depth in ipairs(options.depths or { 0, out.context - 1 }) do
+    for i, depth in ipairs(depths or { 0, out.context - 1 }) do
         local layers, rest = self:cost(1, depth, out.kv_dtype)
         out.at_depth[i] = { depth = depth, weight_bytes = layers.weight_bytes + rest.weight_bytes,
             kv_bytes = layers.kv_bytes }

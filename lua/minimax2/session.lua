@@ -11,6 +11,7 @@ local native = require "minimax2.native"
 local handle = require "minimax2.handle"
 local args = require "minimax2.args"
 local Tensor = require "minimax2.tensor"
+local edits = require "minimax2.edits"
 local trace = require "minimax2.trace"
 local Request = require "minimax2.request"
 local Sampler = require "minimax2.sampling"
@@ -199,6 +200,12 @@ end
 function Session:progress()
     self:live()
     return tonumber(self.event.done), tonumber(self.event.total)
+end
+
+--- Changes of activations from the next token evaluated on, in the place of those that it has: see
+--- edits.lua. nil: none. A fork has the same.
+function Session:set_edits(list)
+    edits.set(self, list, "session:set_edits")
 end
 
 --- Switches the tap at a point on (or off, with on = false), at a layer or, without one, at all.

@@ -19,6 +19,7 @@ from minimax2._native import VERSION as __version__
 from minimax2._native import cpu
 from minimax2.batching import Batch, Streams
 from minimax2.conversation import Chat
+from minimax2.edits import Edits
 from minimax2.engine import Engine, Job
 from minimax2.errors import (ArgumentError, BusyError, ContextFull, Error, FileError, FormatError,
                              NumericError, OutOfMemory, UnsupportedError)
@@ -71,8 +72,8 @@ def export_messages(messages: _Sequence[_Message], form: str) -> list[dict[str, 
 
 __all__ = [
     "ArgumentError", "AttentionLimits", "Batch", "BusyError", "Cache", "Chat", "Config",
-    "ContextFull", "Cost", "Engine", "Error", "FileError", "FormatError", "Generation", "Info",
-    "Job", "Limits", "Model", "NumericError", "OutOfMemory", "Piece", "Plan", "PrefixStats",
+    "ContextFull", "Cost", "Edits", "Engine", "Error", "FileError", "FormatError", "Generation",
+    "Info", "Job", "Limits", "Model", "NumericError", "OutOfMemory", "Piece", "Plan", "PrefixStats",
     "Sampler", "Score", "Session", "Stream", "Streams", "Tap", "Taps", "Tensor", "Tokenizer",
     "Tool", "ToolCall", "UnsupportedError", "WeightInfo", "__version__", "batch", "chat", "cpu",
     "export_messages", "info", "load", "tokenizer",

@@ -79,6 +79,9 @@ def _owned(kind: str, out: Any) -> Owned:
 
 
 VERSION = _string(lib.mm2_version())
+EDITS = tuple(name.removeprefix("MM2_EDIT_").lower() for name in sorted(
+    (name for name in dir(lib) if name.startswith("MM2_EDIT_") and name != "MM2_EDIT_COUNT"),
+    key=lambda name: getattr(lib, name)))
 POINTS = tuple(_string(lib.mm2_point_name(i)) for i in range(lib.MM2_POINT_COUNT))
 DTYPES = {_string(lib.mm2_dtype_name(i)): i for i in range(1, lib.MM2_DTYPE_COUNT)}
 ISAS = {name.removeprefix("MM2_ISA_").lower(): getattr(lib, name)
@@ -483,6 +486,23 @@ def session_feed(session: Owned, values: Sequence[int]) -> None:
 def session_tap(session: Owned, point: int, layer: int, on: bool) -> None:
     """Switch a tap; layer -1: all."""
     check(lib.mm2_session_tap(session.pointer, point, layer, on))
+
+
+def session_set_edits(session: Owned, edits: Sequence[tuple[Any, int, int, int, int, Any]]) -> None:
+    """Replace the edits: (Edit, first layer, end of layers, first element, elements, values)."""
+    made = ffi.new("mm2_edit[]", len(edits))
+    kept = []
+    for to, (edit, first_layer, end_layer, at, n, values) in zip(made, edits):
+        to.size = ffi.sizeof("mm2_edit")
+        to.kind, to.point = EDITS.index(edit.kind), POINTS.index(edit.point)
+        to.first_layer, to.end_layer = first_layer, end_layer
+        to.first, to.end = edit.first, edit.end or 0
+        to.at, to.n, to.rows = at, n, edit.rows
+        to.factor, to.low, to.high = edit.factor, edit.low, edit.high
+        if values is not None:
+            kept.append(ffi.from_buffer("float[]", values))
+            to.values, to.count = kept[-1], len(kept[-1])
+    check(lib.mm2_session_set_edits(session.pointer, made, len(edits)))
 
 
 def new_event() -> Any:

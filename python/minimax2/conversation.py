@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
 from minimax2 import _native, _native_text
+from minimax2.edits import Edits
 from minimax2.errors import ArgumentError, Error
 from minimax2.generation import Generation, Piece, ToolCall
 from minimax2.options import (GenerateOptions, KvDtype, Message, ModelGenerateOptions,
@@ -59,7 +60,7 @@ class Chat:
     def __init__(self, model: Model, system: str | None = None, *,
                  messages: Sequence[Message] | None = None, context: int | None = None,
                  kv_dtype: KvDtype | None = None, chunk: int | None = None,
-                 **options: Unpack[GenerateOptions]) -> None:
+                 edits: Edits | None = None, **options: Unpack[GenerateOptions]) -> None:
         check_names(options, ModelGenerateOptions)
         Request(model, None, **options)  # refuse now what a turn would refuse
         functions(options.get("tools"))
@@ -69,7 +70,7 @@ class Chat:
             model.tokenizer.render(begin, False)
         self.model = model
         self._options = options
-        self.session = Session(model, context, kv_dtype, chunk)
+        self.session = Session(model, context, kv_dtype, chunk, edits)
         self.messages = begin
 
     # ---- What was said ----

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, Unpack, overload
 from minimax2 import _native, _native_text, show
 from minimax2.batching import Batch, Streams
 from minimax2.conversation import Chat
+from minimax2.edits import Edits
 from minimax2.engine import Engine, Job
 from minimax2.errors import ArgumentError, ContextFull, UnsupportedError
 from minimax2.generation import Generation
@@ -498,7 +499,7 @@ class Model(Handle, Mapping[str, Tensor]):
         if prompt is None:
             raise TypeError("the prompt must be a str, ids or messages, not None")
         given = {**options}
-        kept = {name: given.pop(name, None) for name in ("context", "kv_dtype", "chunk")}
+        kept = {name: given.pop(name, None) for name in ("context", "kv_dtype", "chunk", "edits")}
         return Request(self, prompt, **given), kept
 
     def _session_for(self, ids: list[int], room: int, options: Mapping[str, Any]) -> Session:
@@ -509,10 +510,11 @@ class Model(Handle, Mapping[str, Tensor]):
                               "positions: shorten it")
         context = options.get("context")
         return self.session(min(positions, len(ids) + room) if context is None else context,
-                            options.get("kv_dtype"), options.get("chunk"))
+                            options.get("kv_dtype"), options.get("chunk"),
+                            options.get("edits"))
 
     def session(self, context: int | None = None, kv_dtype: KvDtype | None = None,
-                chunk: int | None = None) -> Session:
+                chunk: int | None = None, edits: Edits | None = None) -> Session:
         """A Session: one timeline.
 
         context: positions there is room for; None: the smaller of the model's and 8192. kv_dtype:
@@ -520,10 +522,11 @@ class Model(Handle, Mapping[str, Tensor]):
         "f32", or "int8" (codes with a scale for each head and position; half the memory of bf16,
         see minimax2.h and MODELS.md for what it costs); None: "f32" if the model was loaded with
         precision="exact", else "bf16". chunk: prompt tokens that go through the layers together,
-        None: 1024; does not change the bits. Raises OutOfMemory if the whole context would not fit,
-        ArgumentError for "int8" and heads of more than 512 elements.
+        None: 1024; does not change the bits. edits: changes of its activations. Raises OutOfMemory
+        if the whole context would not fit, ArgumentError for "int8" and heads of more than 512
+        elements, or edits that do not fit the model.
         """
-        return Session(self, context, kv_dtype, chunk)
+        return Session(self, context, kv_dtype, chunk, edits)
 
     def restore(self, path: AnyPath, *, context: int | None = None, kv_dtype: KvDtype | None = None,
                 chunk: int | None = None, mapped: bool = True) -> Session:
@@ -554,13 +557,14 @@ class Model(Handle, Mapping[str, Tensor]):
     @spelled_out(GenerateOptions)
     def chat(self, system: str | None = None, *, messages: Sequence[Message] | None = None,
              context: int | None = None, kv_dtype: KvDtype | None = None,
-             chunk: int | None = None, **options: Unpack[GenerateOptions]) -> Chat:
+             chunk: int | None = None, edits: Edits | None = None,
+             **options: Unpack[GenerateOptions]) -> Chat:
         """A Chat; options are the defaults of its generations. Refuses wrong ones at once.
 
         messages: what has been said so far, in any form that generate() takes.
         """
         return Chat(self, system, messages=messages, context=context, kv_dtype=kv_dtype,
-                    chunk=chunk, **options)
+                    chunk=chunk, edits=edits, **options)
 
     @property
     def prefix_stats(self) -> PrefixStats:

@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from typing import Any, Literal, SupportsFloat, SupportsIndex, TypedDict, TypeVar
 
 from minimax2._native import Buffer
+from minimax2.edits import Edits
 from minimax2.tools import Tool
 from minimax2.trace import Hook, Where
 
@@ -35,6 +36,7 @@ class SessionOptions(TypedDict, total=False):
     context: int | None
     kv_dtype: KvDtype | None
     chunk: int | None
+    edits: Edits | None
 
 
 class SamplingOptions(TypedDict, total=False):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, Self, Unpack, overload
 
 from minimax2 import _native
 from minimax2._native import Buffer, Owned
+from minimax2.edits import Edit, Edits
 from minimax2.errors import ArgumentError, BusyError
 from minimax2.generation import Generation
 from minimax2.handle import Handle
@@ -32,15 +34,18 @@ class Session(Handle):
     close() too; their contents change with the next run.
     """
 
-    __slots__ = ("_batch", "_event", "_sampler", "_stopped", "_switches", "model")
+    __slots__ = ("_batch", "_edits", "_event", "_sampler", "_stopped", "_switches", "model")
 
     def __init__(self, model: Model, context: int | None = None, kv_dtype: KvDtype | None = None,
-                 chunk: int | None = None) -> None:
+                 chunk: int | None = None, edits: Edits | None = None) -> None:
         self._adopt(_native.session_new(model._c, context, kv_dtype, chunk), model)
+        if edits is not None:
+            self.edits = edits
 
     def _adopt(self, owned: Owned, model: Model) -> None:
         super().__init__(owned)
         self._batch: weakref.ref[Batch] | None = None  # that it is a member of
+        self._edits: Edits | None = None  # its own list, once somebody has looked
         self._event = _native.new_event()
         self._sampler: Sampler | None = None
         self._switches = Switches()
@@ -178,10 +183,39 @@ class Session(Handle):
         """A second session that stands where this one stands, tokens and logits included.
 
         It shares the evaluated positions, so that it takes microseconds, and memory only as one of
-        the two goes on. Both go on with the bits of sessions that were never forked. A membership
-        in a batch and a trace stay with this one.
+        the two goes on. Both go on with the bits of sessions that were never forked, and with the
+        same edits. A membership in a batch and a trace stay with this one.
         """
-        return Session._of(_native.session_fork(self._c), self.model)
+        made = Session._of(_native.session_fork(self._c), self.model)
+        if self._edits:
+            made.edits = self._edits
+        return made
+
+    @property
+    def edits(self) -> Edits:
+        """Changes of its activations, applied while they are computed; its own list of them.
+
+        What is evaluated from now on has them, in batches and generate() too, and nobody else's
+        session has. Assigning a list takes a copy of it. Cached positions stay as they are.
+        """
+        if self._edits is None:
+            self._edits = Edits._of(self)
+        return self._edits
+
+    @edits.setter
+    def edits(self, edits: Iterable[Edit]) -> None:
+        own = self.edits
+        own._change(list(edits))
+
+    @contextlib.contextmanager
+    def edited(self, edits: Iterable[Edit]) -> Iterator[Edits]:
+        """`with session.edited(edits):` has these too until the block ends."""
+        before = list(self.edits)
+        self.edits.extend(edits)
+        try:
+            yield self.edits
+        finally:
+            self.edits._change(before)
 
     def save(self, path: AnyPath) -> None:
         """Write the session to a file, from which `model.restore(path)` makes one that goes on.

@@ -2,6 +2,7 @@
 
     make compare ARGS="--format q4_k_m,q8_0 --what pp512,tg32"
     python tests/bench/compare.py -m model.gguf --what pp2048,tg16@4096 --repeat 5
+    make compare ARGS="--format q4_k_m --what tg16@32768 --kv-dtype int8 --llama-kv f16"
 
 Each engine runs in a process of its own (engine.py), so that the peaks of resident memory are
 honest and a crash stays where it happens. llama.cpp is tried with and without weight repacking and,
@@ -51,7 +52,7 @@ Written by `tests/bench/compare.py`, which describes the method; one row a compa
   all for pp512all: that row tells what whole layers cost.
 - tokens/s: medians of runs in turns, ± half the distance between the quartiles; ratio: minimax2's
   to llama.cpp's; peak memory: resident, minimax2's / llama.cpp's, pages of the file included.
-- llama.cpp: flash attention, KV cache in f16 (minimax2: bf16), built with
+- llama.cpp: flash attention, KV cache in f16 (minimax2: bf16) unless `what` names both, built with
   {features},
   unless its version says that another build was used, to compare with MM2_ISA=avx2.
 
@@ -230,16 +231,16 @@ def correlation_of(ours, theirs):
     return statistics.correlation(ours["logits"], theirs["logits"])
 
 
-def best_setting(engines, what):
-    """Key and settings with which llama.cpp was fastest in one warm run each; reports all.
+def best_setting(engines, what, kv):
+    """Key and settings with which llama.cpp was fastest in one warm run each, its cache of type kv.
 
-    Settings with which it dies, as repacking does on some machines, do not count. Raises
-    EngineError if none is left.
+    Reports all. Settings with which it dies, as repacking does on some machines, do not count.
+    Raises EngineError if none is left.
     """
     tried = []
     for repack in (True, False):
         for ubatch in (512, 2048) if what.step > LONG else (512,):
-            key, settings = ("llama.cpp", repack), {"ubatch": ubatch}
+            key, settings = ("llama.cpp", repack), {"ubatch": ubatch, "kv": kv}
             try:
                 engines.run(key, what, WARM_UP, **settings)
                 seconds = engines.run(key, what, **settings)["seconds"]
@@ -261,12 +262,13 @@ def named(key, settings):
 
 def measure(engines, what, arguments):
     """Measure one thing in turns: a dict of results. Raises EngineError."""
-    key, settings = best_setting(engines, what)
-    mine, chunk = ("minimax2",), {"chunk": arguments.chunk}
+    key, settings = best_setting(engines, what, arguments.llama_kv)
+    mine = ("minimax2",)
+    own_settings = {"chunk": arguments.chunk, "kv_dtype": arguments.kv_dtype}
     own, peer = engines[mine].facts, engines[key].facts
     ours, theirs = [], []
     for turn in tqdm(range(-1, arguments.repeat), desc=what.name, leave=False, disable=None):
-        a = engines.run(mine, what, **chunk)
+        a = engines.run(mine, what, **own_settings)
         b = engines.run(key, what, **settings)
         if turn < 0:  # warm-up
             continue
@@ -275,7 +277,10 @@ def measure(engines, what, arguments):
     if correlation_of(a, b) < ALIKE:
         raise EngineError(f"the logits of the engines correlate by {correlation_of(a, b):.2f} "
                           f"only, expected {ALIKE}: they did not do the same work")
-    return {"what": what.name, "ours": Speed.of(what.tokens, ours),
+    cache = f"{arguments.kv_dtype}/{arguments.llama_kv}"
+    kind = "" if cache == "bf16/f16" else f", {cache}"
+    return {"what": what.name + kind,
+            "ours": Speed.of(what.tokens, ours),
             "theirs": Speed.of(what.tokens, theirs),
             "ratio": statistics.median(theirs) / statistics.median(ours),
             "memory": f"{a['peak'] / 1e9:.1f} / {b['peak'] / 1e9:.1f}",
@@ -391,6 +396,10 @@ def parse_arguments(argv):
     parser.add_argument("-t", "--threads", type=int, default=2, metavar="N", help="(2)")
     parser.add_argument("--isa", help="minimax2's: ref, avx2, avx512, amx, blas; default: best")
     parser.add_argument("--chunk", type=int, metavar="N", help="minimax2's; default: its own")
+    parser.add_argument("--kv-dtype", default="bf16", metavar="NAME",
+                        help="minimax2's cache (bf16)")
+    parser.add_argument("--llama-kv", default="f16", metavar="NAME",
+                        help="llama.cpp's cache: f16, bf16, q8_0 (f16)")
     parser.add_argument("--llama-python", default=sys.executable, metavar="PATH",
                         help="an interpreter that has llama-cpp-python; default: this one")
     parser.add_argument("--folder", metavar="PATH", help="for random files; default: the system's")

@@ -32,7 +32,8 @@ def peak_memory():
 
 
 class Minimax2:
-    """Settings: open isa, NAME or None; run chunk, tokens or None. All rows pass all layers."""
+    """Settings: open isa, NAME or None; run chunk, tokens, and kv_dtype, NAME, or None. All rows
+    pass all layers."""
 
     def open(self, path, threads, isa=None):
         import minimax2
@@ -44,12 +45,12 @@ class Minimax2:
                 "layers": config.num_hidden_layers, "experts": config.num_local_experts,
                 "vocabulary": config.vocab_size}
 
-    def run(self, depth, tokens, step, context, every, chunk=None):
-        if self.made != (context, chunk):
+    def run(self, depth, tokens, step, context, every, chunk=None, kv_dtype=None):
+        if self.made != (context, chunk, kv_dtype):
             if self.session:
                 self.session.close()
-            self.session = self.model.session(context=context, chunk=chunk)
-            self.made = context, chunk
+            self.session = self.model.session(context, kv_dtype, chunk)
+            self.made = context, chunk, kv_dtype
         session, vocabulary = self.session, self.model.config.vocab_size
         session.rewind(min(depth, session.length))
         if session.length < depth:
@@ -68,11 +69,11 @@ class LlamaCpp:
     """llama.cpp through the C functions of llama-cpp-python; its Python classes take no part.
 
     Settings: open repack, whether weights may be copied into layouts of its own; run ubatch, tokens
-    that go through the layers together. Flash attention is on. The KV cache is f16, of the same
-    size as minimax2's bf16, which llama.cpp has too but serves more slowly (on AMD Zen 5 by a
-    quarter at 512 tokens of prompt, by a third at decode behind 4,096). Logits are asked for the
-    last token of a step only, as minimax2 computes them; then the last layer computes little more
-    than that row. With `every` they are asked for all tokens.
+    that go through the layers together; kv, type of the KV cache. Flash attention is on. f16 is of
+    the same size as minimax2's bf16, which llama.cpp has too but serves more slowly (on AMD Zen 5
+    by a quarter at 512 tokens of prompt, by a third at decode behind 4,096). Logits are asked for
+    the last token of a step only, as minimax2 computes them; then the last layer computes little
+    more than that row. With `every` they are asked for all tokens.
     """
 
     BATCH = 2048  # tokens of one llama_decode, unless a step is longer
@@ -98,10 +99,10 @@ class LlamaCpp:
         if level == 4:  # an error
             self.complaint = text.decode(errors="replace").strip()
 
-    def run(self, depth, tokens, step, context, every, ubatch=512):
+    def run(self, depth, tokens, step, context, every, ubatch=512, kv="f16"):
         size = min(context, max(step, self.BATCH))
-        if self.made != (context, size, every, ubatch):
-            self._make_context(context, size, every, ubatch)
+        if self.made != (context, size, every, ubatch, kv):
+            self._make_context(context, size, every, ubatch, kv)
         lib = self.lib
         memory = lib.llama_get_memory(self.context)
         lib.llama_memory_seq_rm(memory, 0, depth, -1)
@@ -118,7 +119,7 @@ class LlamaCpp:
         count = min(SAMPLE, self.vocabulary)
         return self.lib.llama_get_logits_ith(self.context, -1)[:count]
 
-    def _make_context(self, context, size, every, ubatch):
+    def _make_context(self, context, size, every, ubatch, kv):
         lib = self.lib
         if self.context:
             lib.llama_batch_free(self.batch)
@@ -128,13 +129,13 @@ class LlamaCpp:
         params.n_outputs_max = size if every else 1
         params.n_threads = params.n_threads_batch = self.threads
         params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
-        params.type_k = params.type_v = lib.GGML_TYPE_F16
+        params.type_k = params.type_v = getattr(lib, f"GGML_TYPE_{kv.upper()}")
         self.context = lib.llama_init_from_model(self.model, params)
         if not self.context:
             raise RuntimeError(f"llama.cpp makes no context: {self.complaint}")
         self.batch = lib.llama_batch_init(size, 0, 1)
         self.every = every
-        self.made = context, size, every, ubatch
+        self.made = context, size, every, ubatch, kv
 
     def _decode(self, first, ids):
         batch = self.batch

@@ -114,9 +114,18 @@ describe("a model", function()
             or model.config.max_position_embeddings, model:plan().context)
         assert.matches("context must be 1..", support.failure(model.plan, model, { context = 1e9 }))
         assert.matches("session", support.failure(model.plan, model, { sessions = 0 }))
-        local attention = model:attention_limits "int8"
-        assert.equal(model.threads, attention.threads)
-        assert.is_true(attention.read > 1e8 and attention.ops > 1e8)
+        assert.matches("depths must be a table, not 5", support.failure(model.plan, model, { depths = 5 }))
+        assert.matches("depth 2 must be", support.failure(model.plan, model, { depths = { 1, "x" } }))
+    end)
+
+    it("measures attention", function()
+        for _, kv_dtype in ipairs { "bf16", "int8" } do
+            local attention = model:attention_limits(kv_dtype ~= "bf16" and kv_dtype or nil)
+            assert.equal(model.threads, attention.threads)
+            assert.is_true(attention.read > 1e8 and attention.ops > 1e8)
+        end
+        assert.matches("kv_dtype must be 'bf16', 'f32' or 'int8', not 'q8'",
+            support.failure(model.attention_limits, model, "q8"))
     end)
 
     it("lists its tensors in file order, with views on them", function()

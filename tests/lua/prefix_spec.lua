@@ -44,6 +44,7 @@ describe("the cache of prefixes", function()
         local folder = os.tmpname()
         os.remove(folder)
         assert.equal(0, os.execute("mkdir " .. folder))
+        finally(function() os.execute("rm -r " .. folder) end)
         for round = 1, 2 do
             local model = assert(mm.load { prefix_cache = 2 ^ 30, prefix_folder = folder,
                 prefix_disk = 2 ^ 33, threads = 2 })
@@ -52,7 +53,6 @@ describe("the cache of prefixes", function()
             model:close()
             collectgarbage()
         end
-        assert.equal(0, os.execute("rm -r " .. folder))
     end)
 
     it("is not there unless it is asked for", function()

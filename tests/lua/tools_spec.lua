@@ -230,11 +230,11 @@ describe("a conversation", function()
 
     it("goes on with a restored session", function()
         local chat, place = assert(model:chat { seed = 1, max_new_tokens = 6 }), os.tmpname()
+        finally(function() os.remove(place) end)
         chat:send "a"
         chat.session:save(place)
         local text = chat:send "b"
         chat.session = assert(model:restore(place))
-        os.remove(place)
         local length = chat.session.length
         assert.same({}, chat.messages)
         assert.equal(text, (chat:send "b"))
@@ -269,6 +269,9 @@ describe("n answers", function()
         assert.error_matches(function() model:generate("x", { n = 0 }) end, "n must be")
         assert.error_matches(function() model:generate("x", { n = 1e9 }) end, "n must be at most 4096")
         assert.error_matches(function() model:generate({ "x", "y" }, { n = 2 }) end, "one prompt")
+        assert.error_matches(function()
+            model:generate("import os", { n = 2, mask = function() error "not now" end })
+        end, "not now")
     end)
 end)
 

@@ -408,6 +408,26 @@ say(session:sync "def add(a, b)")
 session:run()
 say(session.length, hash(session:logits():bytes()))
 
+say "# edits"
+local direction = {}
+for i = 1, model.config.hidden_size do
+    direction[i] = (i * 37 % 101) / 64
+end
+for _, edits in ipairs {
+    { { "add", "resid_post", values = direction, factor = 0.5, layers = { 1, 2 }, positions = { 1, 4 } } },
+    { { "ablate_heads", { 0, 3 }, layers = 1 }, { "clamp", "resid_mid", low = -2, high = 2 } },
+    { { "project_out", "resid_post", values = direction }, { "cap", "logits", limit = 10 } },
+    { { "mask_experts", { 1, 2 } }, { "force_experts", 5, layers = 0 }, { "bias_experts", { [3] = 0.25 } } },
+    { { "weigh_experts", { [0] = 0.5 } }, { "keep_experts", 2, layers = -1 } },
+} do
+    local one = model:session { context = 64 }
+    one:set_edits(edits)
+    one:feed(prompt)
+    one:run()
+    say(hash(one:logits():bytes()))
+    one:close()
+end
+
 say "# taps"
 for tap in model:trace(prompt) do
     say(tap.point, tap.layer, tap.first, tap.count, tap.tensor.dtype, tap.tensor.shape,

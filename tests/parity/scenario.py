@@ -361,6 +361,19 @@ say(session.sync("def add(a, b)"))
 session.run()
 say(session.length, hash_of(session.logits))
 
+say("# edits")
+direction = [i * 37 % 101 / 64 for i in range(1, model.config.hidden_size + 1)]
+for edits in (
+    mm.Edits().add("resid_post", direction, factor=0.5, layers=[1, 2], positions=slice(1, 4)),
+    mm.Edits().ablate_heads([0, 3], layers=1).clamp("resid_mid", -2, 2),
+    mm.Edits().project_out("resid_post", direction).cap("logits", 10),
+    mm.Edits().mask_experts([1, 2]).force_experts(5, layers=0).bias_experts({3: 0.25}),
+    mm.Edits().weigh_experts({0: 0.5}).keep_experts(2, layers=-1),
+):
+    with model.session(context=64, edits=edits) as one:
+        one.feed(prompt).run()
+        say(hash_of(one.logits))
+
 say("# taps")
 for tap in model.trace(prompt):
     say(tap.point, tap.layer, tap.first, tap.count, tap.tensor.dtype, tap.tensor.shape,

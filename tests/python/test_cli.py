@@ -297,6 +297,7 @@ def test_synth_makes_what_the_others_open(tmp_path):
     (("bench", "--prompt", 0), "--prompt is 0"),
     (("bench", "--decode", -1), "--decode is -1"),
     (("bench", "--repeat", 0), "--repeat is 0"),
+    (("bench", "--report", "x", "--kv-dtype", "int8"), "a report has its own fixed set"),
 ])
 def test_errors_are_one_sentence(arguments, sentence):
     code, _, errors = run(*arguments, text="hello\n")

@@ -102,7 +102,7 @@ class Fragile:
     def __init__(self, works=True):
         self.works = works
 
-    def run(self, key, what, most=None, ubatch=0):
+    def run(self, key, what, most=None, ubatch=0, kv=None):
         if key[1] or not self.works:
             raise compare.EngineError("llama.cpp died, exit code -4")
         return {"seconds": 1 + (ubatch == 512)}
@@ -110,7 +110,8 @@ class Fragile:
 
 def test_settings_that_kill_llama_cpp_do_not_count(capsys):
     what = compare.parse_what("pp1024")
-    assert compare.best_setting(Fragile(), what) == (("llama.cpp", False), {"ubatch": 2048})
+    assert compare.best_setting(Fragile(), what, "q8_0") == (
+        ("llama.cpp", False), {"ubatch": 2048, "kv": "q8_0"})
     assert "repack, ubatch 512: llama.cpp died, exit code -4" in capsys.readouterr().err
     with pytest.raises(compare.EngineError, match="none of its settings"):
-        compare.best_setting(Fragile(works=False), what)
+        compare.best_setting(Fragile(works=False), what, "f16")

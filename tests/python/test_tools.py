@@ -196,6 +196,13 @@ def test_arguments_are_what_the_annotations_say():
     built = [mm.Tool(f).arguments({"x": x})["x"] for x in ({"city": "B"}, [1], "s")]
     assert built == [Place("B"), [1], "s"]
 
+    def g(n: int, span: Span):
+        pass
+
+    made = mm.Tool(g).arguments({"n": 3.0, "span": {"days": 2.0, "note": "x"}})
+    assert made == {"n": 3, "span": {"days": 2, "note": "x"}}
+    assert {type(n) for n in (made["n"], made["span"]["days"])} == {int}
+
 
 @pytest.mark.parametrize("change, sentence", [
     ({"place": {}}, "place.city is missing"),
@@ -412,6 +419,19 @@ def test_tool_choice(tiny):
 # ---- Conversations ----
 
 
+def test_keep_thinking_behind_the_first_turn(tiny):
+    """Of what is said in one turn, as of a prompt."""
+    turns = [{"role": "user", "content": "a"},
+             {"role": "assistant", "content": "b", "thinking": "R"},
+             {"role": "user", "content": "c"}]
+    for keep in (False, True):
+        chat = tiny.chat(seed=1, max_new_tokens=2)
+        chat.send("x")
+        chat.send(turns, keep_thinking=keep)
+        text = tiny.tokenizer.decode(chat.session.tokens, special=True)
+        assert ("<think>\nR\n</think>" in text) == keep
+
+
 def test_what_is_kept_keeps_its_tokens(tiny):
     """Editing, dropping and inserting rewind to what is common."""
     with tiny.chat("S", seed=1, max_new_tokens=8) as chat:
@@ -593,6 +613,8 @@ def test_n_answers_of_one_prompt(tiny):
         texts[index] += piece
     assert texts == [tiny.generate([5], seed=seed, max_new_tokens=8).text for seed in (7, 8)]
     assert len(tiny.generate("x", n=1, max_new_tokens=1)) == 1
+    first, second = tiny.generate(iter([5, 6]), n=2, seed=7, max_new_tokens=2)
+    assert second.tokens == tiny.generate([5, 6], seed=8, max_new_tokens=2).tokens
     for n, error in ((0, mm.ArgumentError), (10**9, mm.ArgumentError), (1.5, TypeError)):
         with pytest.raises(error, match="n "):
             tiny.generate("x", n=n)
