@@ -4,8 +4,11 @@
 
 #include "text/added.h"
 #include "text/bpe.h"
+#include "text/order.h"
 #include "text/split.h"
 #include "text/tokenizer.h"
+
+#include <stdatomic.h>
 
 enum {                                     /* the chat format's own tokens, in mm2_tokenizer.tags */
        MM2_TAG_BEGIN,                      /* ]~!b[ */
@@ -33,6 +36,7 @@ struct mm2_tokenizer {
     char *unknown_template;      /* where one stands that was not recognised; or NULL */
     int keeps_tags;              /* the template leaves thinking in a content that holds its tags */
     int newline_after_calls;     /* it writes one */
+    _Atomic(mm2_order *) order;  /* NULL: nobody has asked for it yet */
 };
 
 /* Called when bpe, split and nfc are set: sorts out the added tokens (`normalized`: one flag for
