@@ -70,6 +70,7 @@ function Stream.new(session, request, owned)
     }, Stream)
     trace.stop(session)
     session.current = self
+    native.check(lib.mm2_session_speculate(session:live(), request.speculate))
     if request.hooks then
         self.traced = trace.start(session, request.hooks)
     end
@@ -142,6 +143,7 @@ local function add_token(self)
         end
         self.chosen = id
         native.check(lib.mm2_session_feed(session:live(), args.ids { id }, 1))
+        self.proposals = session:speculation()
         catch_up(self)
     end
 end
@@ -283,10 +285,14 @@ function Stream:tokens()
 end
 
 --- What generate returns beside the text: tokens, finish_reason, seed, thinking, thinking_tokens, calls,
---- reason, logprobs.
+--- reason, logprobs; proposed, accepted and speculating, see the option speculate.
 function Stream:info()
     local calls, reason, thought = self:calls()
+    local told = self.proposals or {}
     return {
+        proposed = told.proposed or 0,
+        accepted = told.accepted or 0,
+        speculating = told.speculating or false,
         calls = calls,
         reason = reason,
         thinking_tokens = thought,
