@@ -192,8 +192,14 @@ int32_t mm2_ahead_plan(mm2_timeline *t, int32_t room)
     }
     if (room > t->context - t->length)
         room = t->context - t->length;
-    if (a->count && a->first != t->length)
+    int32_t fed = t->length - a->first;
+    if (a->count && (fed < 0 || fed >= a->count || agreed(t) < fed))
         mm2_ahead_drop(t);
+    if (a->count) { /* some may have been fed since they were named */
+        a->count -= fed;
+        a->first += fed;
+        memmove(a->ids, a->ids + fed, (size_t)a->count * sizeof *a->ids);
+    }
     if (!a->count && a->most && mm2_timeline_pending(t) == 1) {
         a->count = mm2_gate_choose(&a->gate, a->lookup.matched, a->most < room ? a->most : room);
         a->first = t->length;

@@ -31,6 +31,7 @@ local YIELD_US = 5000
 local function let_go(self, reason)
     local session = self.session
     self.finish_reason = reason
+    self.proposals = not session.closed and session:speculation() or {}
     if session.current == self then
         session.current = nil
     end
@@ -143,7 +144,6 @@ local function add_token(self)
         end
         self.chosen = id
         native.check(lib.mm2_session_feed(session:live(), args.ids { id }, 1))
-        self.proposals = session:speculation()
         catch_up(self)
     end
 end
@@ -288,7 +288,7 @@ end
 --- reason, logprobs; proposed, accepted and speculating, see the option speculate.
 function Stream:info()
     local calls, reason, thought = self:calls()
-    local told = self.proposals or {}
+    local told = self.proposals or self.session:speculation()
     return {
         proposed = told.proposed or 0,
         accepted = told.accepted or 0,
