@@ -854,7 +854,7 @@ mm2_status mm2_session_top(mm2_session *s, int32_t n, int32_t *ids, float *logpr
  *
  * None of it while a tap is on: then each row is evaluated in its turn, to be looked at and edited.
  * Nor in a batch of several members, whose rows share the weights already. A fork and a saved session
- * begin without. */
+ * begin without. New edits (mm2_session_set_edits) begin without what was evaluated before them. */
 enum { MM2_DRAFT_MOST = 15 }; /* tokens ahead of the timeline */
 
 /* From now on the library proposes what is likely: up to `most` tokens (0: none, as at first) that

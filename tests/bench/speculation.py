@@ -4,8 +4,8 @@
                                       [--markdown]
 
 A model of random weights copies nothing, and a small one little, so the model is made to say a
-given text: a mask leaves one token at each place. Everything else is as ever: prompt, runs, sampler,
-what the lookup finds and what the gate expects.
+given text: a mask leaves one token at each place. Everything else is as ever: prompt, runs,
+sampler, what the lookup finds and what the gate expects.
 
 edit    a source file, then the same with names changed
 json    a list of records, then the same with a field changed

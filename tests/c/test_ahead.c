@@ -388,6 +388,42 @@ static void taps_see_each_row_in_its_turn(void **state)
     }
 }
 
+static void edits_work_on_rows_ahead(void **state)
+{
+    mm2_edit edit = {
+        .size = sizeof edit, .kind = MM2_EDIT_SCALE, .point = MM2_POINT_MLP_OUT, .factor = 2};
+    for (int32_t when = 0; when < 3; when++) { /* set before; in flight; afterwards */
+        mm2_session *s = session_at(2), *plain = session_at(2);
+        edit.first = PROMPT + 3 - 3 * (when == 1);
+        for (int32_t i = 2; i < 12; i++) {
+            if (i == 2 && when == 0)
+                assert_int_equal(MM2_OK, mm2_session_set_edits(s, &edit, 1));
+            if (i == 2)
+                assert_int_equal(MM2_OK, mm2_session_draft(s, tokens + PROMPT + 2, 9));
+            if (i == 2 && when == 1)
+                assert_int_equal(MM2_MORE, mm2_session_run(plain, 1, NULL));
+            if (i == 2)
+                assert_int_equal(when == 1 ? MM2_MORE : MM2_OK,
+                                 mm2_session_run(s, when == 1 ? 1 : 0, NULL));
+            if (i == 2 && when)
+                assert_int_equal(MM2_OK, mm2_session_set_edits(s, &edit, 1));
+            if (i == 2)
+                assert_int_equal(MM2_OK, mm2_session_set_edits(plain, &edit, 1));
+            mm2_session *both[] = {s, plain};
+            for (int32_t k = 0; k < 2; k++)
+                assert_int_equal(MM2_OK, mm2_session_run(both[k], 0, NULL));
+            assert_memory_equal(logits_of(plain), logits_of(s), sizeof expected[0]);
+            assert_true((i > 3 || when == 1) ==
+                        !!memcmp(logits_of(s), expected[i], sizeof expected[0]));
+            for (int32_t k = 0; k < 2; k++)
+                assert_int_equal(MM2_OK, mm2_session_feed(both[k], tokens + PROMPT + i, 1));
+        }
+        assert_int_equal(when ? 0 : 9, told(s).accepted);
+        mm2_session_free(plain);
+        mm2_session_free(s);
+    }
+}
+
 static void there_are_no_more_than_there_is_room_for(void **state)
 {
     int32_t bad = VOCAB, many[40] = {0};
@@ -490,6 +526,7 @@ int main(void)
         cmocka_unit_test(nobody_sees_a_draft),
         cmocka_unit_test(cutting_and_feeding_in_the_middle_keep_the_bits),
         cmocka_unit_test(taps_see_each_row_in_its_turn),
+        cmocka_unit_test(edits_work_on_rows_ahead),
         cmocka_unit_test(there_are_no_more_than_there_is_room_for),
         cmocka_unit_test(a_batch_has_some_while_one_is_alone_in_it),
         cmocka_unit_test(proposals_are_made_and_come_true),

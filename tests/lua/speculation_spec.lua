@@ -24,7 +24,8 @@ describe("speculation", function()
             for _, prompt in ipairs { text, messages } do
                 if not (options.thinking and prompt == text) then
                     local plain, told = generate(prompt, options, { speculate = false })
-                    local made, info = generate(prompt, options, { speculate = options.seed == 1 and 3 or nil })
+                    local most = options.seed == 1 and 3 or nil
+                    local made, info = generate(prompt, options, { speculate = most })
                     assert.equal(plain, made)
                     assert.equal(0, told.proposed)
                     assert.is_false(told.speculating)

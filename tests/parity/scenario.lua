@@ -337,6 +337,21 @@ branch:rewind(4)
 branch:feed({ 65, 66 }):run()
 say(hash(branch:logits():bytes()))
 
+say "# tokens ahead"
+local ahead = assert(model:session())
+ahead:feed(prompt)
+ahead:draft { 65, 66, 67 }
+ahead:run()
+say(ahead.pos, ahead.length, hash(ahead:logits():bytes()))
+ahead:feed({ 65, 66, 68 }):run()
+say(ahead.pos, hash(ahead:logits():bytes()))
+for _, speculate in ipairs { true, false, 2 } do
+    local options = { max_new_tokens = 24, seed = 2, speculate = speculate }
+    local _, result = model:generate(("a b c\n"):rep(4), options)
+    say(result.tokens, result.finish_reason)
+end
+ahead:close()
+
 say "# on disk"
 local place = folder .. "/session"
 assert(branch:save(place))

@@ -306,6 +306,19 @@ branch.rewind(4)
 branch.feed([65, 66]).run()
 say(hash_of(branch.logits))
 
+say("# tokens ahead")
+ahead = model.session()
+ahead.feed(prompt)
+ahead.draft([65, 66, 67])
+ahead.run()
+say(ahead.pos, ahead.length, hash_of(ahead.logits))
+ahead.feed([65, 66, 68]).run()
+say(ahead.pos, hash_of(ahead.logits))
+for speculate in (True, False, 2):
+    result = model.generate("a b c\n" * 4, max_new_tokens=24, seed=2, speculate=speculate)
+    say(result.tokens, result.finish_reason)
+ahead.close()
+
 say("# on disk")
 place = f"{folder}/session"
 branch.save(place)
