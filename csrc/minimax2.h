@@ -465,6 +465,9 @@ typedef struct mm2_conversation {
 int32_t mm2_chat_render(const mm2_tokenizer *t, const mm2_conversation *c, char *out, int32_t cap);
 int32_t mm2_chat_encode(const mm2_tokenizer *t, const mm2_conversation *c, int32_t *ids,
                         int32_t cap);
+/* The text of the checkpoint's chat template if it is not a known one, for a program that can run
+ * it; borrowed while the tokenizer lives. NULL: it is known, or there is none. */
+const char *mm2_tokenizer_unknown_template(const mm2_tokenizer *t);
 /* The ids that further turns, of users, assistants and tools, add to a timeline that holds a
  * conversation, sampled replies included: `timeline` are its `length` > 0 ids, or the last ones as
  * far back as the last turn's beginning. What is missing of that turn's end comes first: of one that

@@ -204,6 +204,7 @@ typedef struct mm2_conversation {
 } mm2_conversation;
 int32_t mm2_chat_render(const mm2_tokenizer *t, const mm2_conversation *c, char *out, int32_t cap);
 int32_t mm2_chat_encode(const mm2_tokenizer *t, const mm2_conversation *c, int32_t *ids, int32_t cap);
+const char *mm2_tokenizer_unknown_template(const mm2_tokenizer *t);
 int32_t mm2_chat_continue(const mm2_tokenizer *t, const int32_t *timeline, int32_t length, const mm2_conversation *c, int32_t *ids, int32_t cap);
 enum {
     MM2_FORM_OPENAI = 0,

@@ -305,28 +305,6 @@ static void sessions_have_their_own(void **state)
     mm2_session_free(fork);
 }
 
-/* What was evaluated ahead had other edits. */
-static void tokens_ahead_are_evaluated_again(void **state)
-{
-    static float found[2][VOCAB];
-    mm2_edit e = edit_of(MM2_EDIT_SCALE, MM2_POINT_RESID_POST);
-    e.factor = 0.5f;
-    for (int ahead = 0; ahead < 2; ahead++) {
-        mm2_session *s = session_of(0);
-        assert_int_equal(MM2_OK, mm2_session_feed(s, prompt, 20));
-        assert_int_equal(MM2_OK, mm2_session_draft(s, prompt + 20, ahead ? 4 : 0));
-        assert_int_equal(MM2_OK, mm2_session_run(s, 0, NULL));
-        assert_int_equal(MM2_OK, mm2_session_set_edits(s, &e, 1));
-        for (int i = 20; i < 24; i++) {
-            assert_int_equal(MM2_OK, mm2_session_feed(s, prompt + i, 1));
-            assert_int_equal(MM2_OK, mm2_session_run(s, 0, NULL));
-        }
-        logits_of(s, found[ahead]);
-        mm2_session_free(s);
-    }
-    assert_memory_equal(found[0], found[1], sizeof found[0]);
-}
-
 static void refused(mm2_session *s, mm2_edit e, const char *sentence)
 {
     assert_int_equal(MM2_E_ARG, mm2_session_set_edits(s, &e, 1));
@@ -460,7 +438,6 @@ int main(void)
         cmocka_unit_test(experts_are_masked_forced_and_weighed),
         cmocka_unit_test(interrupted_runs_edit_each_row_once),
         cmocka_unit_test(sessions_have_their_own),
-        cmocka_unit_test(tokens_ahead_are_evaluated_again),
         cmocka_unit_test(impossible_edits_are_refused_and_change_nothing),
         cmocka_unit_test(edits_and_the_cache_of_prefixes)};
     return cmocka_run_group_tests(tests, set_up, tear_down);

@@ -111,6 +111,7 @@ say(hash(table.concat(all, "\0")))
 say(none(tokenizer:id " the"), none(tokenizer:id "no token is called this"))
 
 say "# chat"
+say(tokenizer.unknown_template == nil)
 local turns = {
     { role = "system", content = "Be brief." },
     { role = "user", content = "Hi [e~[ there <think>" },
@@ -533,6 +534,13 @@ fails(tokenizer.token, tokenizer, -1)
 fails(model.cost, model, 1, 5000)
 fails(tokenizer.render, tokenizer, { { role = "robot", content = "x" } })
 fails(tokenizer.render, tokenizer, { { role = "user" } })
+local hello = { { role = "user", content = "x" } }
+for _, wrong in ipairs { { { name = "" } }, { { name = "f", parameters = 5 } },
+    { { name = "f", paramters = { type = "object" } } }, { { ["function"] = { name = "f" }, x = 1 } },
+    { { name = "f", type = "web_search" } }, { { name = "f", description = 5 } } } do
+    fails(tokenizer.render, tokenizer, hello, { tools = wrong })
+    fails(model.chat, model, { tools = wrong })
+end
 fails(a.save, a, "")
 fails(a.save, a, folder .. "/no/where")
 fails(a.save, a, folder)
