@@ -781,7 +781,7 @@ mm2_status mm2_turns_read(mm2_turns *out, const char *messages, const char *tool
         status = begin(&r, &out->sources[1], tools, "tools");
     if (!status && tools) {
         mm2_tools checked;
-        status = mm2_tools_read(&checked, r.j.start);
+        status = mm2_tools_read(&checked, r.j.start, r.j.end - r.j.start);
         mm2_tools_free(&checked);
     }
     if (!status && tools)
