@@ -84,10 +84,10 @@ describe("tools", function()
             ["tools: the call of f must be a function, not 5"] = { name = "f", call = 5 },
             ["tools: f has the field paramters; a tool has"] = { name = "f", call = call,
                 paramters = {} },
-            ['tool 0, "f", has a whole number as its parameters'] = { name = "f", call = call,
+            ['tool 1, "f", has a whole number as its parameters'] = { name = "f", call = call,
                 parameters = 5 },
-            ["tool 0 has no name"] = { name = "", call = call },
-            ['tool 0, "f", has an object in "schema"'] = { name = "f", schema = {} },
+            ["tool 1 has no name"] = { name = "", call = call },
+            ['tool 1, "f", has an object in "schema"'] = { name = "f", schema = {} },
         } do
             local ok, message = pcall(model.chat, model, { tools = { tool } })
             assert.is_false(ok)

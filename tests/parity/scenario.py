@@ -403,7 +403,8 @@ say("# errors")
 
 
 # The index of a list's element in a sentence. Lua counts from 1.
-INDEX = re.compile(r"(?<=^message )\d+|(?<= at index )\d+|(?<= ids\[)\d+|(?<=^history\[)\d+")
+INDEX = re.compile(r"(?<=^message )\d+|(?<=^tool )\d+|(?<= at index )\d+|(?<= ids\[)\d+"
+                   r"|(?<=^history\[)\d+")
 
 
 def fails(call):
