@@ -427,10 +427,8 @@ static mm2_status part_results(reader *r, const mm2_turn *turn, const char *at)
     mm2_turn said = *turn;
     r->out->turns.count--;
     int32_t n = each_part(r, at, part_result, read_part_result);
-    if (n < 0)
-        return n;
-    if (n && !said.content.length)
-        return MM2_OK;
+    if (n < 0 || (n && !said.content.length))
+        return n < 0 ? n : MM2_OK;
     mm2_turn *last = add(&r->out->turns, sizeof *last);
     if (!last)
         return MM2_E_NOMEM;
@@ -781,7 +779,7 @@ mm2_status mm2_turns_read(mm2_turns *out, const char *messages, const char *tool
         status = begin(&r, &out->sources[1], tools, "tools");
     if (!status && tools) {
         mm2_tools checked;
-        status = mm2_tools_read(&checked, r.j.start);
+        status = mm2_tools_read(&checked, r.j.start, r.j.end - r.j.start);
         mm2_tools_free(&checked);
     }
     if (!status && tools)

@@ -85,14 +85,14 @@ static mm2_status check_tool(const mm2_value *tool, int32_t index)
     return MM2_OK;
 }
 
-mm2_status mm2_tools_read(mm2_tools *t, const char *json)
+mm2_status mm2_tools_read(mm2_tools *t, const char *json, int64_t length)
 {
     mm2_json j;
     int32_t index = 0;
     *t = (mm2_tools){0};
     if (!json)
         return MM2_OK;
-    mm2_json_begin(&j, "tools", json, (int64_t)strlen(json));
+    mm2_json_begin(&j, "tools", json, length);
     mm2_status status = mm2_json_tree_read(&t->tree, &j);
     if (!status)
         status = mm2_json_end(&j);

@@ -21,7 +21,7 @@ typedef struct mm2_tools {
 } mm2_tools;
 
 /* `json`: as in mm2_conversation; NULL: none. Copied. Fails with ARG, NOMEM. */
-mm2_status mm2_tools_read(mm2_tools *t, const char *json);
+mm2_status mm2_tools_read(mm2_tools *t, const char *json, int64_t length);
 void mm2_tools_free(mm2_tools *t);
 /* The function of that name, or NULL. */
 const mm2_value *mm2_tools_find(const mm2_tools *t, mm2_view name);

@@ -34,7 +34,7 @@ local function check_tools(declared)
     local o, out = native.sized "mm2_reply_options", ffi.new "mm2_reply *[1]"
     lib.mm2_reply_options_init(o)
     o.start, o.tools = lib.MM2_START_ANSWER, declared
-    native.check(lib.mm2_reply_new(out, nil, o))
+    native.check_list(lib.mm2_reply_new(out, nil, o))
     lib.mm2_reply_free(out[0])
 end
 

@@ -30,11 +30,11 @@ class JinjaTemplate:
         self._source = source
         self._variables = dict(variables)
         tokens = [token for token in control if len(token) > 1]
-        self._first = re.compile("|".join(sorted({re.escape(token[0]) for token in tokens})) or "$^")
+        self._first = re.compile("|".join({re.escape(token[0]) for token in tokens}) or "$^")
         self._rests = {token[i:] for token in tokens for i in range(1, len(token))}
 
-    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None,
-               **options: Any) -> tuple[str, str]:
+    def render(self, messages: Sequence[Mapping[str, Any]],
+               tools: Sequence[Mapping[str, Any]] | None, **options: Any) -> tuple[str, str]:
         """The text, with marks in what was said, and the mark."""
         given = json.dumps([messages, tools, options], ensure_ascii=False)
         mark = next((chr(code) for code in _MARKS if chr(code) not in given + self._source
@@ -95,7 +95,8 @@ def _compiled(source: str) -> Any:
         from jinja2.ext import loopcontrols
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError:
-        raise UnsupportedError('template="jinja" needs Jinja2: pip install "minimax2[jinja]"') from None
+        raise UnsupportedError('template="jinja" needs Jinja2: pip install '
+                               '"minimax2[jinja]"') from None
 
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)

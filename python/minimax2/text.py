@@ -57,7 +57,8 @@ class Tokenizer(Handle):
     def _control_tokens(self) -> set[int]:
         """Ids that a text has only if it is read with its control tokens."""
         tokens = (self.token(id) for id in range(self.vocab_size))
-        text = b"\n".join(token for token in tokens if token.decode(errors="ignore").encode() == token)
+        text = b"\n".join(token for token in tokens
+                          if token.decode(errors="ignore").encode() == token)
         return set(self.encode(text, special=True)) - set(self.encode(text))
 
     @property

@@ -461,6 +461,7 @@ static void what_has_no_place_is_refused(void **state)
         {"[" USER "]", "[{'function': {'name': 'f'}, 'x': 1}]", "\"x\" beside its function"},
         {"[" USER "]", "[{'name': 'f', 'type': 'web_search'}]", "another type"},
         {"[" USER "]", "[{'name': 'f', 'a': 1, 'a': 2}]", "appears twice"},
+        {"[" USER "]", "\xff", "expected a"}, /* no UTF-8: it is repaired */
     };
     mm2_tokenizer *t = make(TOKENS);
     char out[8192];

@@ -20,7 +20,7 @@
 #define HOLDS(condition)                                                                           \
     do {                                                                                           \
         if (!(condition)) {                                                                        \
-            fprintf(stderr, "%s:%d: %s; %s\n", __FILE__, __LINE__, #condition, mm2_error());       \
+            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                        \
             abort();                                                                               \
         }                                                                                          \
     } while (0)

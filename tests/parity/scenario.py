@@ -429,7 +429,8 @@ say("# errors")
 
 
 # The index of a list's element in a sentence. Lua counts from 1.
-INDEX = re.compile(r"(?<=^message )\d+|(?<= at index )\d+|(?<= ids\[)\d+|(?<=^history\[)\d+")
+INDEX = re.compile(r"(?<=^message )\d+|(?<=^tool )\d+|(?<= at index )\d+|(?<= ids\[)\d+"
+                   r"|(?<=^history\[)\d+")
 
 
 def fails(call):
@@ -498,8 +499,9 @@ fails(lambda: tokenizer.render([{"role": "robot", "content": "x"}]))
 fails(lambda: tokenizer.render([{"role": "user"}]))
 hello = [{"role": "user", "content": "x"}]
 for tools in ([{"name": ""}], [{"name": "f", "parameters": 5}],
-              [{"name": "f", "paramters": {"type": "object"}}], [{"function": {"name": "f"}, "x": 1}],
-              [{"name": "f", "type": "web_search"}], [{"name": "f", "description": 5}]):
+              [{"name": "f", "paramters": {"type": "object"}}],
+              [{"function": {"name": "f"}, "x": 1}], [{"name": "f", "type": "web_search"}],
+              [{"name": "f", "description": 5}]):
     fails(lambda: tokenizer.render(hello, tools=tools))
     fails(lambda: model.chat(tools=tools))
 fails(lambda: a.save(""))

@@ -84,7 +84,8 @@ def test_another_template_renders_as_in_transformers(opened):
         assert ours.decode(ids, special=True) == ours.render(messages)
 
 
-PIECES = "{% for m in messages %}<{{ m.content }}{% for p in m.parts %}{{ p }}{% endfor %}{% endfor %}"
+PIECES = ("{% for m in messages %}<{{ m.content }}{% for p in m.parts %}{{ p }}{% endfor %}"
+          "{% endfor %}")
 
 
 @pytest.mark.parametrize("content, parts", [
