@@ -127,6 +127,7 @@ INLINE void piece_tile(int panels, int32_t dtype, int acts, reals (*y)[DOT_PANEL
     }
     for (int32_t s = 0; s < pieces * spans; s++) {
         words sum[DOT_ACTS][DOT_PANELS];
+        reals isum[DOT_ACTS][DOT_PANELS];
         int32_t b = s / spans;
         if (s % spans == 0)
             ahead_go(next);
@@ -151,12 +152,21 @@ INLINE void piece_tile(int panels, int32_t dtype, int acts, reals (*y)[DOT_PANEL
 #pragma GCC unroll 4
         for (int m = 0; m < acts; m++)
 #pragma GCC unroll 2
-            for (int n = 0; n < panels; n++) {
-                reals isum =
+            for (int n = 0; n < panels; n++)
+                isum[m][n] =
                     reals_from_words(dot_end(is_small(dtype), words_set1(0), sum[m][n], one));
-                if (zeros)
-                    isum = reals_fnma(p[n].heads.m[b], reals_set1(sums[m][b]), isum);
-                total[m][n] = reals_fma(reals_times(p[n].heads.d[s], d[m][b]), isum, total[m][n]);
+        if (zeros)
+#pragma GCC unroll 4
+            for (int m = 0; m < acts; m++)
+#pragma GCC unroll 2
+                for (int n = 0; n < panels; n++)
+                    isum[m][n] = reals_fnma(p[n].heads.m[b], reals_set1(sums[m][b]), isum[m][n]);
+#pragma GCC unroll 4
+        for (int m = 0; m < acts; m++)
+#pragma GCC unroll 2
+            for (int n = 0; n < panels; n++) {
+                total[m][n] =
+                    reals_fma(reals_times(p[n].heads.d[s], d[m][b]), isum[m][n], total[m][n]);
                 if (has_minima(dtype))
                     total[m][n] = reals_fma(reals_times(p[n].heads.m[b], d[m][b]),
                                             reals_set1(sums[m][b]), total[m][n]);

@@ -1,5 +1,5 @@
-"""What the packages that write quantised safetensors make of those of golden/safetensors_file.py and
-of test_convert.py.
+"""What the packages that write quantised safetensors make of those of golden/safetensors_file.py,
+and of those of test_convert.py.
 
 The tests of the library compare with the latter, in numpy; these show that it says the right thing.
 They need torch and one of the packages, which the project does not install: without them they are
