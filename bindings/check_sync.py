@@ -37,7 +37,7 @@ UNUSED = {
 # Structs that a binding takes whole, by asking for their fields' names.
 WHOLE = {
     "python": {"mm2_attention", "mm2_config", "mm2_cost", "mm2_limits", "mm2_plan",
-               "mm2_prefix_stats", "mm2_sampling", "mm2_tokenizer_info"},
+               "mm2_prefix_stats", "mm2_sampling", "mm2_speculation", "mm2_tokenizer_info"},
     "lua": set(),
 }
 # Fields that a binding has no use for, and why.

@@ -465,6 +465,9 @@ typedef struct mm2_conversation {
 int32_t mm2_chat_render(const mm2_tokenizer *t, const mm2_conversation *c, char *out, int32_t cap);
 int32_t mm2_chat_encode(const mm2_tokenizer *t, const mm2_conversation *c, int32_t *ids,
                         int32_t cap);
+/* The text of the checkpoint's chat template if it is not a known one, for a program that can run
+ * it; borrowed while the tokenizer lives. NULL: it is known, or there is none. */
+const char *mm2_tokenizer_unknown_template(const mm2_tokenizer *t);
 /* The ids that further turns, of users, assistants and tools, add to a timeline that holds a
  * conversation, sampled replies included: `timeline` are its `length` > 0 ids, or the last ones as
  * far back as the last turn's beginning. What is missing of that turn's end comes first: of one that
@@ -841,6 +844,46 @@ mm2_status mm2_session_logits(mm2_session *s, mm2_tensor *out);
  * lower id). */
 mm2_status mm2_session_logprobs(mm2_session *s, const int32_t *ids, int32_t n, float *out);
 mm2_status mm2_session_top(mm2_session *s, int32_t n, int32_t *ids, float *logprobs);
+
+/* ----------------------------------------------------------------------------------------------
+ * Speculation: tokens evaluated before they are chosen */
+
+/* A run may evaluate tokens that are likely to come together with the last one fed: some rows more
+ * cost less than a run for each. They are no part of the timeline, and nobody ever sees them. When the
+ * next token is fed and is one that was foretold, the next run has its logits at once; when it is
+ * another one, what was evaluated in vain is forgotten. So you choose and feed one token at a time, as
+ * ever, and get the same bits as without; only the time differs. Logits of tokens ahead take memory of
+ * the session's: vocab_size * 4 bytes for each.
+ *
+ * None of it while a tap is on: then each row is evaluated in its turn, to be looked at and edited.
+ * Nor in a batch of several members, whose rows share the weights already. A fork and a saved session
+ * begin without. New edits (mm2_session_set_edits) begin without what was evaluated before them. */
+enum { MM2_DRAFT_MOST = 15 }; /* tokens ahead of the timeline */
+
+/* From now on the library proposes what is likely: up to `most` tokens (0: none, as at first) that
+ * followed an earlier occurrence of the timeline's last ones. It measures what runs of one and of more
+ * rows take and how often proposals come true, and proposes only where that is expected to win; where
+ * it loses, nothing is proposed. What was measured stays with the session. Counts of mm2_speculation
+ * begin anew. Fails with ARG, NOMEM, BUSY. */
+mm2_status mm2_session_speculate(mm2_session *s, int32_t most);
+/* You say which tokens are likely behind the last one fed, such as those that a grammar is about to
+ * force, or those of an older text: the next run evaluates as many of them as there is room for,
+ * whatever they cost. The first ones may be fed before it. They replace what was said before. While rows are in flight, or what was evaluated ahead has
+ * not been contradicted, nothing is changed. n = 0: none. Copied. Fails with ARG, NOMEM, BUSY. */
+mm2_status mm2_session_draft(mm2_session *s, const int32_t *ids, int32_t n);
+
+typedef struct mm2_speculation {
+    uint32_t size;  /* sizeof(mm2_speculation) */
+    int32_t most;   /* as mm2_session_speculate was told */
+    int32_t closed; /* 1: it is expected to lose at present, so nothing is proposed */
+    int32_t reserved;
+    int64_t proposed; /* tokens that were evaluated ahead */
+    int64_t accepted; /* of these: came, and took no run of their own */
+    int64_t runs;     /* that had some */
+} mm2_speculation;
+
+/* What came of it; copied. Fails with ARG, BUSY. */
+mm2_status mm2_session_speculation(mm2_session *s, mm2_speculation *out);
 
 /* ----------------------------------------------------------------------------------------------
  * Sessions on disk */

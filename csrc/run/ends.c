@@ -1,9 +1,10 @@
 /* The two ends of the network, as blocks: the embedding before the layers; the final norm and the
  * head behind them.
  *
- * Only rows that somebody wants have logits: the last one fed of each timeline, or all of its rows
- * under a tap. They are gathered in `out` before the head, so that nobody pays for the others: a
+ * Only rows that somebody wants have logits: the last one fed of each timeline and those ahead of it,
+ * or all of its rows under a tap. They are gathered in `out` before the head, so that nobody pays for the others: a
  * head of M2 has 200,064 rows. */
+#include "run/ahead.h"
 #include "run/block.h"
 #include "run/points.h"
 #include "run/product.h"
@@ -17,8 +18,12 @@ static void embed_row(void *pass, int32_t unit, int32_t thread)
     const mm2_timeline *t = mm2_pass_timeline(p, unit);
     int32_t n = mm2_pass_config(p)->hidden_size;
     float *x = p->x + (int64_t)unit * n;
+    const mm2_span *span = &p->spans[p->row_span[unit]];
+    int32_t draft = unit - (span->row + span->rows - span->drafts);
     if (t)
-        mm2_weight_values(w, mm2_timeline_tokens(t)[p->row_position[unit]], 0, n, x);
+        mm2_weight_values(
+            w, draft < 0 ? mm2_timeline_tokens(t)[p->row_position[unit]] : mm2_ahead_id(t, draft),
+            0, n, x);
     else
         memset(x, 0, (size_t)n * sizeof *x);
 }
@@ -38,6 +43,8 @@ static int32_t wanted_rows(const mm2_pass *p, const mm2_span *span)
         return 0;
     if (mm2_points_tapped(t, MM2_POINT_LOGITS, p->layer))
         return span->rows;
+    if (span->drafts)
+        return span->drafts + 1;
     return span->first + span->rows == t->length;
 }
 

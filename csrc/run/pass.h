@@ -18,6 +18,7 @@ typedef struct mm2_pass mm2_pass;
 typedef struct mm2_span {
     _Atomic(mm2_timeline *) timeline; /* NULL: dropped; its rows go on, nobody looks at them */
     int32_t first, rows, row;
+    int32_t drafts; /* the last ones of them are not of the timeline yet, see run/ahead.c */
     /* The last logits_rows of them have logits, from row logits_row of `logits` on. */
     int32_t logits_row, logits_rows;
 } mm2_span;

@@ -4,6 +4,7 @@
 #include "run/points.h"
 
 #include "base/status.h"
+#include "run/ahead.h"
 
 #include <stddef.h>
 
@@ -63,6 +64,8 @@ mm2_status mm2_points_tap(mm2_timeline *t, int32_t number, int32_t layer, int on
     if (layer >= 0 && !mm2_points_exist(number, layer, layers))
         return mm2_fail(MM2_E_ARG, "the point %s exists at layer %d only, got layer %d", at->name,
                         at->where == FIRST_LAYER ? 0 : layers - 1, layer);
+    if (on)
+        mm2_ahead_drop(t);
     for (int32_t l = 0; l < layers; l++)
         if ((layer < 0 || l == layer) && mm2_points_exist(number, l, layers))
             t->taps[number * layers + l] = on != 0;
@@ -87,7 +90,7 @@ static void describe(const mm2_pass *p, int32_t number, const mm2_span *span, mm
     int32_t outer = field(g, at->fields[0]), inner = at->fields[1] ? field(g, at->fields[1]) : 0;
     int32_t width = mm2_points_width(g, number);
     int only_wanted = number == MM2_POINT_LOGITS; /* other points have all rows of the span */
-    int32_t rows = only_wanted ? span->logits_rows : span->rows;
+    int32_t rows = (only_wanted ? span->logits_rows : span->rows) - span->drafts;
     int32_t row = only_wanted ? span->logits_row : span->row;
     event->tensor = (mm2_tensor){.data = (char *)p->point_data[number] + (int64_t)row * width * 4,
                                  .shape = {rows, outer, inner},
@@ -97,7 +100,7 @@ static void describe(const mm2_pass *p, int32_t number, const mm2_span *span, mm
                                  .dtype = at->dtype};
     event->point = number;
     event->layer = p->layer;
-    event->first = span->first + span->rows - rows;
+    event->first = span->first + span->rows - span->drafts - rows;
     event->count = rows;
 }
 

@@ -5,11 +5,14 @@
  * being written lie beyond those of their timelines, so dropping rows needs no repair. A pass is
  * leased when rows are planned and given back when they are committed or dropped.
  *
+ * A timeline that runs alone may have rows ahead of what was fed (run/ahead.c).
+ *
  * Before rows are planned, members take what others have evaluated already (run/prefix.c). One that
  * waits for pages from a disk is left out meanwhile; if there is nobody else, the run sleeps. */
 #include "run/schedule.h"
 
 #include "base/status.h"
+#include "run/ahead.h"
 #include "run/prefix.h"
 #include "run/walk.h"
 
@@ -33,15 +36,16 @@ void mm2_schedule_tidy(mm2_schedule *s)
 
 /* ---- Planning ---- */
 
-static mm2_status take_rows(mm2_pass *p, mm2_timeline *t, int32_t rows)
+static mm2_status take_rows(mm2_pass *p, mm2_timeline *t, int32_t rows, int32_t drafts)
 {
+    rows += drafts;
     mm2_status status = mm2_pages_reserve(&t->pages, t->position, t->position + rows);
     if (!status)
         status = mm2_timeline_renew_logits(t);
     if (status)
         return status;
-    p->spans[p->span_count] =
-        (mm2_span){.timeline = t, .first = t->position, .rows = rows, .row = p->rows};
+    p->spans[p->span_count] = (mm2_span){
+        .timeline = t, .first = t->position, .rows = rows, .row = p->rows, .drafts = drafts};
     for (int32_t r = 0; r < rows; r++) {
         p->row_span[p->rows + r] = p->span_count;
         p->row_position[p->rows + r] = t->position + r;
@@ -60,6 +64,7 @@ static mm2_status plan(mm2_schedule *s, mm2_timeline *const *members, int32_t co
     if (status)
         return status;
     mm2_pass *p = s->pass;
+    s->spent = 0;
     int32_t start = s->turn < count ? s->turn : 0;
     for (int32_t prompts = 0; prompts < 2 && !status; prompts++)
         for (int32_t i = 0; i < count && p->rows < rows && !status; i++) {
@@ -67,7 +72,10 @@ static mm2_status plan(mm2_schedule *s, mm2_timeline *const *members, int32_t co
             int32_t pending = mm2_timeline_pending(members[index]), room = rows - p->rows;
             if (!pending || (pending > 1) != prompts || members[index]->arrival)
                 continue;
-            status = take_rows(p, members[index], pending < room ? pending : room);
+            /* Many that go together fill the rows that reading the weights pays for. */
+            int32_t drafts =
+                count == 1 && pending < room ? mm2_ahead_plan(members[index], room - pending) : 0;
+            status = take_rows(p, members[index], pending < room ? pending : room, drafts);
             s->turn = index + 1;
         }
     if (status) {
@@ -80,7 +88,7 @@ static mm2_status plan(mm2_schedule *s, mm2_timeline *const *members, int32_t co
     return MM2_OK;
 }
 
-static void commit(mm2_schedule *s)
+static void commit(mm2_schedule *s, int32_t count)
 {
     mm2_pass *p = s->pass;
     int64_t vocab = mm2_pass_config(p)->vocab_size;
@@ -89,13 +97,17 @@ static void commit(mm2_schedule *s)
         mm2_timeline *t = span->timeline;
         if (!t)
             continue;
-        t->position = span->first + span->rows;
+        int32_t rows = span->rows - span->drafts;
+        if (count == 1 && rows == 1)
+            mm2_ahead_ran(t, span->drafts, s->spent);
+        t->position = span->first + rows;
         mm2_prefix_put(t, span->first);
         if (!span->logits_rows)
             continue;
-        memcpy(mm2_timeline_logits(t),
-               p->logits + (span->logits_row + span->logits_rows - 1) * vocab,
-               (size_t)vocab * sizeof(float));
+        const float *logits =
+            p->logits + (span->logits_row + span->logits_rows - span->drafts) * vocab;
+        memcpy(mm2_timeline_logits(t), logits - vocab, (size_t)vocab * sizeof(float));
+        mm2_ahead_commit(t, span->drafts, logits);
         t->logits_of = t->position - 1;
         t->ready = t->position == t->length;
     }
@@ -176,6 +188,8 @@ static mm2_status run(mm2_schedule *s, mm2_timeline *const *members, int32_t cou
     }
     for (int first = 1;; first = 0) {
         if (!s->pass) {
+            for (int32_t i = 0; i < count; i++)
+                mm2_ahead_take(members[i]);
             if (announce && announce_ready(members, count, event))
                 return MM2_READY;
             if (!work_is_left(members, count))
@@ -198,7 +212,9 @@ static mm2_status run(mm2_schedule *s, mm2_timeline *const *members, int32_t cou
         if (interrupted(members, count)) /* before it could be seen in the pass */
             return MM2_MORE;
         limit->stop = &s->pass->stop;
+        int64_t begin = mm2_now();
         mm2_status status = mm2_walk_on(s->pass, limit, event);
+        s->spent += mm2_now() - begin;
         if (status == MM2_TAP) {
             const mm2_span *span = &s->pass->spans[s->pass->span - 1];
             mm2_timeline *t = span->timeline;
@@ -210,7 +226,7 @@ static mm2_status run(mm2_schedule *s, mm2_timeline *const *members, int32_t cou
         }
         if (status)
             return status;
-        commit(s);
+        commit(s, count);
     }
 }
 
@@ -225,7 +241,8 @@ static void report_progress(const mm2_schedule *s, mm2_timeline *const *members,
     }
     for (int32_t i = 0; s->pass && i < s->pass->span_count; i++)
         if (s->pass->spans[i].timeline)
-            event->done += (int64_t)s->pass->spans[i].rows * mm2_walk_layers_done(s->pass);
+            event->done += (int64_t)(s->pass->spans[i].rows - s->pass->spans[i].drafts) *
+                           mm2_walk_layers_done(s->pass);
 }
 
 mm2_status mm2_schedule_run(mm2_schedule *s, mm2_timeline *const *members, int32_t count,

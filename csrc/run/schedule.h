@@ -7,6 +7,7 @@
 typedef struct mm2_schedule {
     mm2_pass *pass; /* leased while rows are in flight, else NULL */
     int32_t turn;   /* the member that is served first in the next pass */
+    int64_t spent;  /* nanoseconds on the rows in flight, by earlier runs */
 } mm2_schedule;
 
 /* Evaluates what is pending, `rows` rows of all members together at most. Returns as mm2_session_run;

@@ -8,6 +8,7 @@
 
 #include "base/cpu.h"
 #include "base/status.h"
+#include "run/ahead.h"
 #include "run/points.h"
 #include "run/sampler.h"
 
@@ -34,6 +35,7 @@ mm2_status mm2_session_enter(mm2_session *s)
     if (torn) {
         mm2_pass_drop(s->timeline.pass, &s->timeline);
         mm2_schedule_tidy(&s->schedule);
+        mm2_ahead_cut(&s->timeline);
         s->timeline.logits_of = -1;
     }
     return MM2_OK;
@@ -292,8 +294,49 @@ mm2_status mm2_session_set_edits(mm2_session *s, const mm2_edit *edits, int32_t 
         return status;
     mm2_edits_release(s->timeline.edits);
     s->timeline.edits = made;
+    mm2_ahead_drop(&s->timeline); /* it was evaluated with the earlier ones */
     mm2_session_leave(s);
     return MM2_OK;
+}
+
+/* ---- What may come next ---- */
+
+mm2_status mm2_session_speculate(mm2_session *s, int32_t most)
+{
+    MM2_NEED(s, "session");
+    mm2_status status = mm2_session_enter(s);
+    if (status)
+        return status;
+    status = mm2_ahead_speculate(&s->timeline, most);
+    mm2_session_leave(s);
+    return status;
+}
+
+mm2_status mm2_session_draft(mm2_session *s, const int32_t *ids, int32_t n)
+{
+    MM2_NEED(s, "session");
+    if (n < 0 || (n && !ids))
+        return mm2_fail(MM2_E_ARG, "a draft of %d tokens%s", n,
+                        n < 0 ? ", expected 0 or more" : " without a list of ids");
+    mm2_status status = mm2_session_enter(s);
+    if (status)
+        return status;
+    status = mm2_ahead_draft(&s->timeline, ids, n);
+    mm2_session_leave(s);
+    return status;
+}
+
+mm2_status mm2_session_speculation(mm2_session *s, mm2_speculation *out)
+{
+    MM2_NEED(s, "session");
+    MM2_NEED(out, "out");
+    mm2_speculation own = {.size = sizeof own};
+    mm2_status status = mm2_session_enter(s);
+    if (status)
+        return status;
+    mm2_ahead_tell(&s->timeline, &own);
+    mm2_session_leave(s);
+    return mm2_struct_write(out, &own, "mm2_speculation");
 }
 
 /* ---- Logits ---- */

@@ -3,6 +3,7 @@
 #include "run/timeline.h"
 
 #include "base/status.h"
+#include "run/ahead.h"
 #include "run/block.h"
 #include "run/prefix.h"
 
@@ -157,6 +158,7 @@ mm2_status mm2_timeline_fork(mm2_timeline *out, mm2_timeline *t)
     *out = *t;
     out->tokens_seen = out->logits_seen = out->ready = out->asked = 0;
     out->arrival = NULL;
+    out->ahead = NULL;
     atomic_init(&out->pass, NULL);
     atomic_init(&out->stop, 0);
     out->logits = NULL;
@@ -184,6 +186,7 @@ failed:
 
 void mm2_timeline_free(mm2_timeline *t)
 {
+    mm2_ahead_free(t);
     mm2_prefix_leave(t);
     mm2_pages_free(&t->pages);
     mm2_prefix_trim(t->model);
@@ -196,7 +199,7 @@ void mm2_timeline_free(mm2_timeline *t)
 
 /* ---- Growing and cutting ---- */
 
-static mm2_status check_ids(const mm2_timeline *t, const int32_t *ids, int32_t n)
+mm2_status mm2_timeline_check_ids(const mm2_timeline *t, const int32_t *ids, int32_t n)
 {
     int32_t vocab = t->model->checkpoint.config.vocab_size;
     for (int32_t i = 0; i < n; i++)
@@ -213,7 +216,7 @@ mm2_status mm2_timeline_feed(mm2_timeline *t, const int32_t *ids, int32_t n)
                         "%d tokens do not fit: the context has %d positions and %d are taken; make "
                         "the session with a larger context, or rewind it",
                         n, t->context, t->length);
-    mm2_status status = check_ids(t, ids, n);
+    mm2_status status = mm2_timeline_check_ids(t, ids, n);
     if (!status)
         status = own_tokens(t);
     if (status)
@@ -234,6 +237,7 @@ mm2_status mm2_timeline_rewind(mm2_timeline *t, int32_t length)
     if (length == t->length)
         return MM2_OK;
     mm2_pass_drop(t->pass, t);
+    mm2_ahead_cut(t);
     t->length = length;
     if (t->position > length)
         t->position = length;

@@ -12,6 +12,7 @@
 #include "run/pass.h"
 
 typedef struct mm2_arrival mm2_arrival; /* see run/prefix.c */
+typedef struct mm2_ahead mm2_ahead;     /* see run/ahead.c */
 
 typedef struct mm2_shared { /* memory with a count */
     atomic_int references;
@@ -41,6 +42,7 @@ struct mm2_timeline {
     int32_t reused;       /* positions that were taken */
     int asked;            /* the folder, for what was fed last */
     mm2_arrival *arrival; /* pages on their way from the folder; NULL: none */
+    mm2_ahead *ahead;     /* what may come next; NULL: nobody has asked for it */
 };
 
 /* Options must be settled: no zeros. NOMEM; then nothing is left to free. */
@@ -54,6 +56,8 @@ int64_t mm2_timeline_bytes(const mm2_model *m, int32_t kv_dtype, int32_t context
 
 /* As the public functions. */
 mm2_status mm2_timeline_feed(mm2_timeline *t, const int32_t *ids, int32_t n);
+/* ARG, if one of the ids is outside the vocabulary. */
+mm2_status mm2_timeline_check_ids(const mm2_timeline *t, const int32_t *ids, int32_t n);
 mm2_status mm2_timeline_rewind(mm2_timeline *t, int32_t length);
 /* From any thread: a run in progress returns at its next unit of work. */
 void mm2_timeline_interrupt(mm2_timeline *t);

@@ -39,34 +39,52 @@ static mm2_status name_unknown(char **out, const char *where, uint64_t fingerpri
     return MM2_OK;
 }
 
+static mm2_status copy_text(char **out, const char *text, int64_t length)
+{
+    *out = malloc((size_t)length + 1);
+    if (!*out)
+        return mm2_fail(MM2_E_NOMEM, "no memory for a chat template of %lld bytes",
+                        (long long)length);
+    memcpy(*out, text, (size_t)length);
+    (*out)[length] = 0;
+    return MM2_OK;
+}
+
 mm2_status mm2_tokenizer_set_template(mm2_tokenizer *t, const char *text, int64_t length,
                                       const char *where)
 {
     mm2_template found = {0};
-    char *unknown = NULL;
+    char *unknown = NULL, *copy = NULL, *system = NULL;
+    mm2_status status = MM2_OK;
     if (text)
         mm2_template_read(&found, text, length);
-    mm2_status status =
-        text && !found.known ? name_unknown(&unknown, where, found.fingerprint) : MM2_OK;
-    if (status)
-        return status;
-    const char *system = found.known ? found.system : default_system;
-    size_t n = found.known ? (size_t)found.system_length : strlen(default_system);
-    char *copy = malloc(n + 1);
-    if (!copy) {
+    if (text && !found.known)
+        status = name_unknown(&unknown, where, found.fingerprint);
+    if (text && !found.known && !status)
+        status = copy_text(&copy, text, length);
+    if (!status)
+        status = found.known ? copy_text(&system, found.system, found.system_length)
+                             : copy_text(&system, default_system, sizeof default_system - 1);
+    if (status) {
         free(unknown);
-        return mm2_fail(MM2_E_NOMEM, "no memory for a system prompt of %d bytes", (int)n);
+        free(copy);
+        return status;
     }
-    memcpy(copy, system, n);
-    copy[n] = 0;
     free(t->system);
     free(t->unknown_template);
-    t->system = copy;
+    free(t->unknown_text);
+    t->system = system;
     t->unknown_template = unknown;
+    t->unknown_text = copy;
     t->template_name = found.known ? "minimax-m2" : NULL;
     t->keeps_tags = found.keeps_tags;
     t->newline_after_calls = found.newline_after_calls;
     return MM2_OK;
+}
+
+const char *mm2_tokenizer_unknown_template(const mm2_tokenizer *t)
+{
+    return t ? t->unknown_text : NULL;
 }
 
 const char *mm2_tokenizer_template(const mm2_tokenizer *t)

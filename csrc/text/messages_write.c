@@ -89,7 +89,7 @@ static void put_result_id(writer *w, const char *name)
 static void put_results(writer *w, const mm2_turn *turn, const char *begin, const char *id)
 {
     const mm2_view *results = (const mm2_view *)w->turns->results.items + turn->first;
-    int as_list = !turn->count || (turn->is_list && turn->id.length);
+    int as_list = !turn->count || (turn->count > 1 && turn->id.length);
     for (int32_t i = 0; i < (as_list ? 1 : turn->count); i++) {
         put_text(w, i ? ", " : "");
         put_text(w, begin);

@@ -34,6 +34,7 @@ struct mm2_tokenizer {
     char *system;                /* default system prompt */
     const char *template_name;   /* NULL: not recognised, or none given */
     char *unknown_template;      /* where one stands that was not recognised; or NULL */
+    char *unknown_text;          /* that one; or NULL */
     int keeps_tags;              /* the template leaves thinking in a content that holds its tags */
     int newline_after_calls;     /* it writes one */
     _Atomic(mm2_order *) order;  /* NULL: nobody has asked for it yet */

@@ -29,7 +29,7 @@ const mm2_value *mm2_tools_find(const mm2_tools *t, mm2_view name);
 uint32_t mm2_tools_types(const mm2_value *function, mm2_view parameter);
 
 /* Writes a model's text as JSON of one of the types; returns its length, at most twice that of the
- * text and 2. -1: it is a string, the text as it is. */
+ * text and 3. -1: it is a string, the text as it is. */
 int64_t mm2_schema_value(char *out, uint32_t types, mm2_view text);
 
 #endif

@@ -204,6 +204,7 @@ typedef struct mm2_conversation {
 } mm2_conversation;
 int32_t mm2_chat_render(const mm2_tokenizer *t, const mm2_conversation *c, char *out, int32_t cap);
 int32_t mm2_chat_encode(const mm2_tokenizer *t, const mm2_conversation *c, int32_t *ids, int32_t cap);
+const char *mm2_tokenizer_unknown_template(const mm2_tokenizer *t);
 int32_t mm2_chat_continue(const mm2_tokenizer *t, const int32_t *timeline, int32_t length, const mm2_conversation *c, int32_t *ids, int32_t cap);
 enum {
     MM2_FORM_OPENAI = 0,
@@ -387,6 +388,21 @@ mm2_status mm2_session_rewind(mm2_session *s, int32_t length);
 mm2_status mm2_session_logits(mm2_session *s, mm2_tensor *out);
 mm2_status mm2_session_logprobs(mm2_session *s, const int32_t *ids, int32_t n, float *out);
 mm2_status mm2_session_top(mm2_session *s, int32_t n, int32_t *ids, float *logprobs);
+enum {
+    MM2_DRAFT_MOST = 15,
+};
+mm2_status mm2_session_speculate(mm2_session *s, int32_t most);
+mm2_status mm2_session_draft(mm2_session *s, const int32_t *ids, int32_t n);
+typedef struct mm2_speculation {
+    uint32_t size;
+    int32_t most;
+    int32_t closed;
+    int32_t reserved;
+    int64_t proposed;
+    int64_t accepted;
+    int64_t runs;
+} mm2_speculation;
+mm2_status mm2_session_speculation(mm2_session *s, mm2_speculation *out);
 mm2_status mm2_session_save(mm2_session *s, const char *path);
 typedef struct mm2_restore_options {
     uint32_t size;

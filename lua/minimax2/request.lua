@@ -18,6 +18,10 @@
 ---   tool_choice       "auto"; "none": calls are forbidden; "required": behind the thinking a call is opened;
 ---                     the name of a tool: a call of that one
 ---   keep_thinking     true: of all turns of a prompt of messages
+---   speculate         true: tokens that followed an earlier occurrence of the last ones are evaluated
+---                     together with them, where that is expected to win; the same text, sooner. A number:
+---                     so many at most, up to 15; false: never. info.proposed and info.accepted count them;
+---                     not info.speculating: nothing is proposed because it loses
 ---   choices, regex, json_schema   what form the answer must have, see grammar.lua; one of them
 ---   yield             true: stream:next() yields between time slices; for use in coroutines
 
@@ -30,7 +34,7 @@ local trace = require "minimax2.trace"
 local Reply = require "minimax2.reply"
 local Sampler = require "minimax2.sampling"
 
-local raise = native.raise
+local lib, raise = native.lib, native.raise
 
 local Request = {}
 
@@ -40,6 +44,7 @@ local DEFAULT_TOKENS = 1024
 Request.known = {
     max_new_tokens = true, stop = true, mask = true, logits_processor = true, top_logprobs = true,
     hooks = true, thinking = true, tools = true, tool_choice = true, keep_thinking = true, yield = true,
+    speculate = true,
 }
 for name in pairs(Grammar.known) do
     Request.known[name] = true
@@ -64,6 +69,13 @@ local function processor_of(value, where)
     return value
 end
 
+local function proposals(value, where)
+    if value == nil or type(value) == "boolean" then
+        return value == false and 0 or lib.MM2_DRAFT_MOST
+    end
+    return args.count(value, nil, lib.MM2_DRAFT_MOST, where .. ": speculate")
+end
+
 --- A request for a prompt, nil for none. turn: a function that makes the ids of a chat turn, given whether
 --- it thinks. more: names of further options, of a call that makes a session and so needs a prompt.
 --- Fields: options, where (as given), prompt and count (ids to feed, or nil), sampler, reply, most
@@ -83,6 +95,7 @@ function Request.new(model, prompt, options, where, turn, more)
         mask = type(options.mask) == "function" and options.mask or args.mask(options.mask, vocab, where),
         processor = processor_of(options.logits_processor, where),
         hooks = options.hooks ~= nil and trace.hooks(model, options.hooks) or nil,
+        speculate = proposals(options.speculate, where),
         yields = args.flag(options.yield, false, where .. ": yield"),
     }
     local keep = args.flag(options.keep_thinking, false, where .. ": keep_thinking")

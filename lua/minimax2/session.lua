@@ -156,6 +156,28 @@ function Session:feed(prompt, n)
     return self
 end
 
+--- Says which tokens are likely to come behind the last one fed, such as those of an old text. The next run
+--- evaluates them too, up to 15, and keeps their logits aside; they are no part of the timeline. Choose and
+--- feed a token at a time, as ever, with the same results: those that come as foretold take no time.
+--- Nothing happens while taps are on, or in a batch of several.
+function Session:draft(ids, n)
+    local ptr = self:live()
+    local list, count = args.ids(ids, n)
+    check_list(lib.mm2_session_draft(ptr, list, count))
+end
+
+-- What came of proposals since a stream began to make them.
+function Session:speculation()
+    local raw = native.sized "mm2_speculation"
+    check(lib.mm2_session_speculation(self:live(), raw))
+    return {
+        proposed = tonumber(raw.proposed),
+        accepted = tonumber(raw.accepted),
+        runs = tonumber(raw.runs),
+        speculating = raw.most > 0 and raw.closed == 0,
+    }
+end
+
 --- Evaluates what was fed, for at most `ms` milliseconds if given. Returns true when all is done;
 --- false when time is up; false and the tap when stopped at one.
 function Session:run(ms)

@@ -31,6 +31,7 @@ local YIELD_US = 5000
 local function let_go(self, reason)
     local session = self.session
     self.finish_reason = reason
+    self.proposals = not session.closed and session:speculation() or {}
     if session.current == self then
         session.current = nil
     end
@@ -70,6 +71,7 @@ function Stream.new(session, request, owned)
     }, Stream)
     trace.stop(session)
     session.current = self
+    native.check(lib.mm2_session_speculate(session:live(), request.speculate))
     if request.hooks then
         self.traced = trace.start(session, request.hooks)
     end
@@ -288,10 +290,14 @@ function Stream:tokens()
 end
 
 --- What generate returns beside the text: tokens, finish_reason, seed, thinking, thinking_tokens, calls,
---- reason, logprobs.
+--- reason, logprobs; proposed, accepted and speculating, see the option speculate.
 function Stream:info()
     local calls, reason, thought = self:calls()
+    local told = self.proposals or self.session:speculation()
     return {
+        proposed = told.proposed or 0,
+        accepted = told.accepted or 0,
+        speculating = told.speculating or false,
         calls = calls,
         reason = reason,
         thinking_tokens = thought,

@@ -483,6 +483,31 @@ def session_feed(session: Owned, values: Sequence[int]) -> None:
     check(lib.mm2_session_feed(session.pointer, ffi.new("int32_t[]", values), len(values)))
 
 
+def session_draft(session: Owned, values: Any) -> None:
+    """Say which ids are likely to come next."""
+    values = ids(values)
+    check(lib.mm2_session_draft(session.pointer, ffi.new("int32_t[]", values), len(values)))
+
+
+def session_speculate(session: Owned, most: int) -> None:
+    """Propose up to so many tokens from now on; 0: none."""
+    check(lib.mm2_session_speculate(session.pointer, most))
+
+
+def session_speculation(session: Owned) -> dict[str, Any]:
+    """The fields of mm2_speculation as a dict."""
+    told = _sized("mm2_speculation")
+    check(lib.mm2_session_speculation(session.pointer, told))
+    return _fields(told)
+
+
+def proposals(value: Any) -> int:
+    """How many tokens the option speculate allows to be proposed."""
+    if isinstance(value, bool):
+        return int(lib.MM2_DRAFT_MOST) if value else 0
+    return integer(value, "speculate", 0, lib.MM2_DRAFT_MOST)
+
+
 def session_tap(session: Owned, point: int, layer: int, on: bool) -> None:
     """Switch a tap; layer -1: all."""
     check(lib.mm2_session_tap(session.pointer, point, layer, on))

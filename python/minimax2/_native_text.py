@@ -38,6 +38,12 @@ def tokenizer_facts(tokenizer: Owned) -> dict[str, int]:
     return _fields(facts)
 
 
+def tokenizer_unknown_template(tokenizer: Owned) -> str | None:
+    """The text of the chat template that was not recognised."""
+    text = lib.mm2_tokenizer_unknown_template(tokenizer.pointer)
+    return None if text == ffi.NULL else bytes(ffi.string(text)).decode("utf-8", "replace")
+
+
 def tokenizer_encode(tokenizer: Owned, text: Any, special: bool) -> list[int]:
     """Text, str or bytes, to a list of ids."""
     if isinstance(text, str):
@@ -88,14 +94,14 @@ def tokenizer_id(tokenizer: Owned, chars: bytes) -> int | None:
 
 def json_text(value: Any, name: str) -> bytes:
     """JSON of what a caller hands in, terminated; a str is JSON already. Keys keep their order.
-    Functions among tools are declared."""
+    Functions among tools are declared, and tools are checked."""
     def plain(other: Any) -> Any:
         if isinstance(other, Mapping):
             return dict(other)
-        if name == "tools" and callable(other):
-            return tools.tool(other).declaration()
         raise TypeError(f"{name} must be values that JSON has, not {type(other).__name__}")
 
+    if name == "tools":
+        value = _declared(value)
     try:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False,
                                                                default=plain)
@@ -103,7 +109,19 @@ def json_text(value: Any, name: str) -> bytes:
         raise ArgumentError(f"{name}: {error}") from None
     if "\0" in text:  # in JSON that the caller wrote; json.dumps leaves none
         raise ArgumentError(f"{name}: JSON cannot hold a NUL character")
-    return text.encode("utf-8", "surrogatepass")
+    encoded = text.encode("utf-8", "surrogatepass")
+    if name == "tools":
+        reply_new(None, START_ANSWER, 0, [], [], encoded)  # it reads them
+    return encoded
+
+
+def _declared(given: Any) -> Any:
+    """Tools as JSON has them."""
+    if isinstance(given, Mapping) or callable(given):
+        raise TypeError("tools must be a list of functions and of JSON schemas, not one alone")
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        return given
+    return [tools.tool(one).declaration() if callable(one) else one for one in given]
 
 
 NO_BUDGET = 2**31 - 1

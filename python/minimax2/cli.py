@@ -82,6 +82,8 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("--top-p", type=float, metavar="P")
         made.add_argument("--min-p", type=float, metavar="P")
         made.add_argument("--seed", type=int, metavar="N", help="default: a fresh one")
+        made.add_argument("--speculate", type=int, metavar="N", help="evaluate at most N likely "
+                          "tokens ahead, 0..15 (15): the same text, sooner where it repeats itself")
 
     made = command(_info, "say what a model is made of, whether this build runs it or not")
     made.add_argument("path", nargs="?", help="the same as --model")
@@ -143,7 +145,8 @@ def _load(arguments: argparse.Namespace) -> mm.Model:
 
 def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
     given = {name: getattr(arguments, name) for name in
-             ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed")}
+             ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed",
+              "speculate")}
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -193,8 +196,11 @@ def _generate(arguments: argparse.Namespace) -> None:
 
 
 def _summary(result: mm.Generation) -> str:
+    timing = result.timing
+    ahead = (f"{timing.accepted} of {timing.proposed} proposed tokens came; "
+             if timing.proposed else "")
     return (f"[{len(result.tokens)} tokens, {result.finish_reason}; prompt "
-            f"{result.timing.prompt_speed:.0f} tokens/s, then {result.timing.speed:.1f} tokens/s; "
+            f"{timing.prompt_speed:.0f} tokens/s, then {timing.speed:.1f} tokens/s; {ahead}"
             f"seed {result.seed}]")
 
 

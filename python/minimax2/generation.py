@@ -24,6 +24,12 @@ class Timing:
     prompt_seconds: float
     tokens: int
     seconds: float
+    proposed: int = 0
+    """Tokens that were evaluated before they were chosen, see the option speculate."""
+    accepted: int = 0
+    """How many of these were chosen then, and took no run of their own."""
+    speculating: bool = False
+    """False: not asked for, or nothing is proposed because it is expected to lose."""
 
     @property
     def prompt_speed(self) -> float:

@@ -74,6 +74,7 @@ class ReplyOptions(TypedDict, total=False):
     logits_processor: Callable[[list[int], Any], None] | None
     top_logprobs: int
     hooks: Iterable[tuple[Where, Hook]] | None
+    speculate: bool | int
 
 
 class GenerateOptions(ReplyOptions, SamplingOptions, total=False):
@@ -85,7 +86,8 @@ class ModelGenerateOptions(GenerateOptions, SessionOptions, total=False):
 
 
 # Those that are not None.
-DEFAULTS = {"max_new_tokens": 1024, "top_logprobs": 0, "keep_thinking": False}
+DEFAULTS = {"max_new_tokens": 1024, "top_logprobs": 0, "keep_thinking": False,
+            "speculate": True}
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 

@@ -40,6 +40,7 @@ class Request:
                             f"{type(self.logits_processor).__name__}")
         hooks, thinking = given.pop("hooks", None), given.pop("thinking", None)
         self.hooks = None if hooks is None else trace.Hooks(model, hooks)
+        self.speculate = _native.proposals(given.pop("speculate"))
         self.answers = turn is not None or is_messages(prompt)  # in the chat format
         self.thinking, self.budget = _native_text.thinks(thinking, self.answers)
         tools, keep = given.pop("tools", None), given.pop("keep_thinking")
@@ -59,6 +60,8 @@ class Request:
                                 "declares its own")
         else:
             self.ids = None if prompt is None else model.ids(prompt)
+        if self.answers and self.ids is not None:
+            self.thinking = model.tokenizer._begins_thinking(self.ids, self.thinking)
         self.sampler = Sampler(model, **given)
 
     @property

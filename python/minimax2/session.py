@@ -111,6 +111,15 @@ class Session(Handle):
         _native.session_feed(self._c, self.model.ids(prompt))
         return self
 
+    def draft(self, ids: Ids) -> None:
+        """Say which tokens are likely to come behind the last one fed, as in an older text.
+
+        The next run evaluates them too, up to 15, and keeps their logits aside; they are no part of
+        the timeline. Choose and feed a token at a time, as ever, with the same results: those that
+        come as foretold take no time. Nothing happens while taps are on, or in a batch of several.
+        """
+        _native.session_draft(self._c, ids)
+
     def run(self, seconds: float | None = None) -> bool:
         """Evaluate what was fed, for about `seconds` at most. True when all is done.
 

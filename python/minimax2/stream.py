@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from minimax2 import _native, _native_text
 from minimax2._native import Buffer
-from minimax2.errors import ArgumentError
+from minimax2.errors import ArgumentError, BusyError
 from minimax2.generation import (Generation, Piece, Timing, TokenLogprob, ToolCall,
                                  assistant_message)
 from minimax2.tensor import Tensor
@@ -89,6 +89,8 @@ class Stream(Iterator[str], AsyncIterator[str]):
         self._chosen = -1  # the token that is fed next, noted before it is
         self._taken = 0  # characters of the text that were given out
         self._places: list[int] = []  # characters of the text before each call
+        _native.session_speculate(session._c, request.speculate)
+        self._proposals: dict[str, Any] = {}  # what came of them, known at the end
         self._start = session.length
         self._prompt_tokens = self._start - session.pos
         self._prompt_seconds = self._seconds = 0.0
@@ -165,9 +167,17 @@ class Stream(Iterator[str], AsyncIterator[str]):
             return Generation(
                 text=self.text, thinking=self.thinking, tokens=list(self.tokens),
                 finish_reason=self.finish_reason or "", seed=self.seed, logprobs=self._logprobs,
-                timing=Timing(self._prompt_tokens, self._prompt_seconds, len(self.tokens),
-                              self._seconds),
+                timing=self._timing(),
                 calls=self.calls, thinking_tokens=self._so_far.thought, reason=self.reason)
+
+    def _timing(self) -> Timing:
+        if not self._proposals:
+            with contextlib.suppress(ArgumentError, BusyError):  # it is closed, or on its way out
+                self._proposals = _native.session_speculation(self.session._c)
+        told = self._proposals
+        return Timing(self._prompt_tokens, self._prompt_seconds, len(self.tokens), self._seconds,
+                      told.get("proposed", 0), told.get("accepted", 0),
+                      bool(told.get("most")) and not told["closed"])
 
     def pieces(self) -> Iterator[Piece]:
         """Pieces of thinking, text and calls, in the order in which the model writes them."""
@@ -302,6 +312,8 @@ class Stream(Iterator[str], AsyncIterator[str]):
             self._chosen = token
             _native.session_feed(session._c, [token])
             self._catch_up()
+            if self.done:
+                self._proposals = _native.session_speculation(session._c)
 
     def _choose(self, mask: Buffer | None) -> int:
         sampler = self._request.sampler

@@ -112,6 +112,7 @@ say(hash(table.concat(all, "\0")))
 say(none(tokenizer:id " the"), none(tokenizer:id "no token is called this"))
 
 say "# chat"
+say(tokenizer.unknown_template == nil)
 local turns = {
     { role = "system", content = "Be brief." },
     { role = "user", content = "Hi [e~[ there <think>" },
@@ -362,6 +363,21 @@ branch:rewind(4)
 branch:feed({ 65, 66 }):run()
 say(hash(branch:logits():bytes()))
 
+say "# tokens ahead"
+local ahead = assert(model:session())
+ahead:feed(prompt)
+ahead:draft { 65, 66, 67 }
+ahead:run()
+say(ahead.pos, ahead.length, hash(ahead:logits():bytes()))
+ahead:feed({ 65, 66, 68 }):run()
+say(ahead.pos, hash(ahead:logits():bytes()))
+for _, speculate in ipairs { true, false, 2 } do
+    local options = { max_new_tokens = 24, seed = 2, speculate = speculate }
+    local _, result = model:generate(("a b c\n"):rep(4), options)
+    say(result.tokens, result.finish_reason)
+end
+ahead:close()
+
 say "# on disk"
 local place = folder .. "/session"
 assert(branch:save(place))
@@ -543,6 +559,13 @@ fails(tokenizer.token, tokenizer, -1)
 fails(model.cost, model, 1, 5000)
 fails(tokenizer.render, tokenizer, { { role = "robot", content = "x" } })
 fails(tokenizer.render, tokenizer, { { role = "user" } })
+local hello = { { role = "user", content = "x" } }
+for _, wrong in ipairs { { { name = "" } }, { { name = "f", parameters = 5 } },
+    { { name = "f", paramters = { type = "object" } } }, { { ["function"] = { name = "f" }, x = 1 } },
+    { { name = "f", type = "web_search" } }, { { name = "f", description = 5 } } } do
+    fails(tokenizer.render, tokenizer, hello, { tools = wrong })
+    fails(model.chat, model, { tools = wrong })
+end
 fails(a.save, a, "")
 fails(a.save, a, folder .. "/no/where")
 fails(a.save, a, folder)

@@ -105,6 +105,7 @@ say(hash_of(b"\0".join(tokenizer.token(id) for id in range(tokenizer.vocab_size)
 say(none(tokenizer.id(" the")), none(tokenizer.id("no token is called this")))
 
 say("# chat")
+say(tokenizer.unknown_template is None)
 turns = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Hi [e~[ there <think>"},
@@ -328,6 +329,19 @@ branch.rewind(4)
 branch.feed([65, 66]).run()
 say(hash_of(branch.logits))
 
+say("# tokens ahead")
+ahead = model.session()
+ahead.feed(prompt)
+ahead.draft([65, 66, 67])
+ahead.run()
+say(ahead.pos, ahead.length, hash_of(ahead.logits))
+ahead.feed([65, 66, 68]).run()
+say(ahead.pos, hash_of(ahead.logits))
+for speculate in (True, False, 2):
+    result = model.generate("a b c\n" * 4, max_new_tokens=24, seed=2, speculate=speculate)
+    say(result.tokens, result.finish_reason)
+ahead.close()
+
 say("# on disk")
 place = f"{folder}/session"
 branch.save(place)
@@ -504,6 +518,12 @@ fails(lambda: tokenizer.token(-1))
 fails(lambda: model.cost(1, 5000))
 fails(lambda: tokenizer.render([{"role": "robot", "content": "x"}]))
 fails(lambda: tokenizer.render([{"role": "user"}]))
+hello = [{"role": "user", "content": "x"}]
+for tools in ([{"name": ""}], [{"name": "f", "parameters": 5}],
+              [{"name": "f", "paramters": {"type": "object"}}], [{"function": {"name": "f"}, "x": 1}],
+              [{"name": "f", "type": "web_search"}], [{"name": "f", "description": 5}]):
+    fails(lambda: tokenizer.render(hello, tools=tools))
+    fails(lambda: model.chat(tools=tools))
 fails(lambda: a.save(""))
 fails(lambda: a.save(f"{folder}/no/where"))
 fails(lambda: a.save(folder))

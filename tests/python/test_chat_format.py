@@ -301,7 +301,8 @@ FROM_THREADS = {
         [*CALLED, {"role": "tool", "tool_call_id": "c", "content": "r"}], None,
         "]~b]tool\n<response>r</response>[e~[\n"),
     "62 a tool without parameters": (
-        CALLED[:1], [{"type": "function", "function": {"name": "f"}}], '<tool>{"name": "f"}</tool>'),
+        CALLED[:1], [{"type": "function", "function": {"name": "f"}}],
+        '<tool>{"name": "f"}</tool>'),
     "63 a call with an empty content": (
         CALLED, None, ']~b]ai\n\n<minimax:tool_call>\n<invoke name="f">\n<parameter name="a">x'),
 }

@@ -2,8 +2,9 @@
 
 One small checkpoint in every weight format, in some with precision "exact" or an int8 cache too.
 Its logits on the reference level have a committed SHA-256 (tests/golden/hashes.json); every other
-level, thread count, division among memory nodes, chunking, budget, history of the session, on disk
-too, beginning out of a cache of prefixes and company in a batch must give exactly these.
+level, thread count, division among memory nodes, chunking, budget, tokens evaluated ahead, history
+of the session, on disk too, beginning out of a cache of prefixes and company in a batch must give
+exactly these.
 
 Every test is one configuration; the summary counts them and the bits that differ (conftest.py).
 What happens to a timeline, and two threads beside one and three, are tried with SOME kinds of
@@ -155,6 +156,20 @@ def test_decode(model, kind, truth, assert_bits):
         assert_bits(session.logits.numpy(), truth[TAIL - 1])
         for position in range(TAIL, len(IDS)):
             session.feed([int(IDS[position])]).run()
+            assert_bits(session.logits.numpy(), truth[position])
+
+
+@on_some_kinds
+def test_ahead(model, kind, truth, assert_bits):
+    """Tokens are evaluated before they are fed: the right ones, some of them, other ones."""
+    with session_of(model, kind, context=len(IDS)) as session:
+        session.feed(IDS[:TAIL - 1]).run()
+        for position in range(TAIL - 1, len(IDS)):
+            draft = IDS[position + 1:position + 9].copy()
+            draft[3 if position % 2 else 0:4] ^= 1
+            session.feed([int(IDS[position])])
+            session.draft(draft)
+            session.run()
             assert_bits(session.logits.numpy(), truth[position])
 
 
