@@ -1,4 +1,4 @@
-/* Anything at all for the text layer: replies, messages, tools, templates, timelines, JSON.
+/* Anything at all for the text layer: replies, messages, tools, templates, timelines, JSON, grammars.
  *
  * The first byte of an input chooses what reads the rest. Nothing may crash, and what is promised is
  * held: fragments of arguments add up to JSON, ids say what the text says, what is written in
@@ -29,7 +29,7 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-enum { REPLY, SPELLED, MESSAGES, TOOLS, CONTINUED, TEMPLATE, JSON, KINDS };
+enum { REPLY, SPELLED, MESSAGES, TOOLS, CONTINUED, TEMPLATE, JSON, REGEX, SCHEMA, KINDS };
 
 static const char some_tools[] =
     "[{\"name\": \"f\", \"parameters\": {\"properties\": {\"s\": {\"type\": \"string\"}, \"i\": "
@@ -214,6 +214,34 @@ static void read_json(const uint8_t *data, size_t size)
     free(out);
 }
 
+/* What the masks allow can be pushed, and what they make of it matches. */
+static void read_grammar(const mm2_tokenizer *t, const uint8_t *data, size_t size, int32_t kind)
+{
+    char *form = copy(data, size, 1), text[64];
+    mm2_grammar *g;
+    mm2_constraint *c;
+    const uint32_t *mask;
+    int32_t n = 0;
+    if (!mm2_grammar_new(&g, t, kind, form)) {
+        HOLDS(!mm2_constraint_new(&c, g, NULL));
+        while (n < (int32_t)sizeof text && !mm2_constraint_mask(c, &mask)) {
+            int32_t id = data[(size_t)n % size], tries = 256;
+            for (; tries && !(mask[id / 32] >> id % 32 & 1); tries--)
+                id = (id + 1) % 256;
+            if (!tries)
+                break;
+            text[n++] = (char)id;
+            HOLDS(!mm2_constraint_push(c, id));
+            HOLDS(mm2_constraint_accepts(c) == mm2_grammar_matches(g, text, n));
+        }
+        HOLDS(n == (int32_t)sizeof text || mm2_constraint_accepts(c) == 1 ||
+              !mm2_constraint_mask(c, &mask));
+        mm2_constraint_free(c);
+        mm2_grammar_free(g);
+    }
+    free(form);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static mm2_tokenizer *t;
@@ -235,6 +263,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         read_timeline(t, data, size);
     } else if (kind == JSON) {
         read_json(data, size);
+    } else if (kind == REGEX || kind == SCHEMA) {
+        read_grammar(t, data, size, kind == REGEX ? MM2_GRAMMAR_REGEX : MM2_GRAMMAR_JSON_SCHEMA);
     } else {
         char *text = copy(data, size, 0);
         mm2_template_read(&found, text, (int64_t)size);
@@ -314,7 +344,18 @@ static const char *const pieces[] = {"<invoke name=\"f\">",
                                      "{#",
                                      "#}",
                                      "'",
-                                     "set model_identity = "};
+                                     "set model_identity = ",
+                                     "(",
+                                     ")",
+                                     "|",
+                                     "*",
+                                     "{1,3}",
+                                     "[^",
+                                     "\\d",
+                                     "\"type\": \"string\"",
+                                     "\"properties\":",
+                                     "\"minimum\":",
+                                     "\"maxItems\":"};
 
 static const struct {
     int kind;
@@ -353,6 +394,11 @@ static const struct {
                 "ai\n\xf3\nhm\xf4\n\nA\n\xf5\n<invoke name=\"f\">\n</invoke>\n\xf6\xf2"},
     {TEMPLATE,
      "{# c #}\n{%- set model_identity = \"You\" -%}\n {{ x }}\r\n{% if 'a' %}b{% endif -%}"},
+    {REGEX, "^(?:[a-f\\d]{2,3}|[^\\s\"\xc3\xa9]+\\.)*|x?.\\u00e9$"},
+    {SCHEMA,
+     "{\"type\": \"object\", \"properties\": {\"a\": {\"type\": \"integer\", \"minimum\": -3}, "
+     "\"b\": {\"items\": {\"$ref\": \"#/$defs/x\"}, \"maxItems\": 2}}, \"required\": [\"b\"], "
+     "\"$defs\": {\"x\": {\"type\": \"string\", \"pattern\": \"^a|b.$\"}}}"},
     {JSON, " {\"a\": [1, -2.5e3, \"\\u00e9\", null], \"b\": {}}"},
 };
 

@@ -183,14 +183,14 @@ def test_every_mask_is_what_can_be_pushed(tiny: Model, tokenizer: Owned) -> None
     size, ends = tiny.config.vocab_size, tiny.end_tokens
     grammar = _native_text.grammar_new(tokenizer, _native_text.GRAMMAR_REGEX,
                                        r'(?:[A-Z]?[a-z]{2,7}|"\w+"|\d{1,4}|é.)(?: |, |\n)x?')
-    tokens = [tiny.tokenizer.token(token) for token in range(size)]
+    tokens = [tiny.tokenizer.token(token) for token in range(tiny.tokenizer.vocab_size)]
     words = [text for text in tokens if text.isascii() and text.decode().isalpha()]
     for prefix in (b"", b"T", b'"', words[700][:2], "é".encode(), b"ab", b"12, "):
         constraint = _native_text.constraint_new(grammar, _native_text.START_TEXT, size, ends)
         for byte in prefix:
             _native_text.constraint_push(constraint, tokens.index(bytes([byte])))
         mask = _native_text.constraint_mask(constraint, size)
-        for token in range(size):
+        for token in range(len(tokens)):
             fork = _native_text.constraint_fork(constraint)
             try:
                 _native_text.constraint_push(fork, token)
