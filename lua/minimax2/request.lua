@@ -20,7 +20,7 @@
 ---   keep_thinking     true: of all turns of a prompt of messages
 ---   speculate         true: tokens that followed an earlier occurrence of the last ones are evaluated
 ---                     together with them, where that is expected to win; the same text, sooner. A number:
----                     so many at most, up to 15; false: never. info.proposed and info.accepted count them;
+---                     so many at most, up to 15; false, the default: never. info.proposed and info.accepted count them;
 ---                     not info.speculating: nothing is proposed because it loses
 ---   yield             true: stream:next() yields between time slices; for use in coroutines
 
@@ -66,7 +66,7 @@ end
 
 local function proposals(value, where)
     if value == nil or type(value) == "boolean" then
-        return value == false and 0 or lib.MM2_DRAFT_MOST
+        return value and lib.MM2_DRAFT_MOST or 0
     end
     return args.count(value, nil, lib.MM2_DRAFT_MOST, where .. ": speculate")
 end
