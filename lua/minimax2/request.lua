@@ -20,8 +20,8 @@
 ---   keep_thinking     true: of all turns of a prompt of messages
 ---   speculate         true: tokens that followed an earlier occurrence of the last ones are evaluated
 ---                     together with them, where that is expected to win; the same text, sooner. A number:
----                     so many at most, up to 15; false, the default: never. info.proposed and info.accepted count them;
----                     not info.speculating: nothing is proposed because it loses
+---                     so many at most, up to 15; false, the default: never. info.proposed and
+---                     info.accepted count them; not info.speculating: nothing is proposed
 ---   yield             true: stream:next() yields between time slices; for use in coroutines
 
 local native = require "minimax2.native"
