@@ -274,6 +274,8 @@ RELEASES(model, mm2_model_release)
 RELEASES(tokenizer, mm2_tokenizer_release)
 RELEASES(encoding, mm2_encoding_free)
 RELEASES(reply, mm2_reply_free)
+RELEASES(grammar, mm2_grammar_free)
+RELEASES(constraint, mm2_constraint_free)
 RELEASES(session, mm2_session_free)
 RELEASES(batch, mm2_batch_free)
 RELEASES(sampler, mm2_sampler_free)
@@ -281,9 +283,10 @@ RELEASES(sampler, mm2_sampler_free)
 static const struct {
     const char *name; /* of the capsule, too */
     PyCapsule_Destructor drop;
-} kinds[] = {{"model", model_drop},    {"tokenizer", tokenizer_drop}, {"encoding", encoding_drop},
-             {"reply", reply_drop},    {"session", session_drop},     {"batch", batch_drop},
-             {"sampler", sampler_drop}};
+} kinds[] = {
+    {"model", model_drop},     {"tokenizer", tokenizer_drop}, {"encoding", encoding_drop},
+    {"reply", reply_drop},     {"session", session_drop},     {"batch", batch_drop},
+    {"sampler", sampler_drop}, {"grammar", grammar_drop},     {"constraint", constraint_drop}};
 
 static PyObject *hold(PyObject *module, PyObject *args)
 {
@@ -589,7 +592,9 @@ static int module_exec(PyObject *module)
 static PyMethodDef module_functions[] = {
     {"hold", hold, METH_VARARGS,
      "hold(kind, address)\n--\n\nA capsule that releases an object of the library when nothing "
-     "refers to it\nany more. Kinds: model, tokenizer, encoding, reply, session, batch, sampler."},
+     "refers to it\nany more. Kinds: model, tokenizer, encoding, reply, grammar, constraint, "
+     "session, batch, "
+     "sampler."},
     {NULL, NULL, 0, NULL},
 };
 

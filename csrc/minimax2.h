@@ -435,11 +435,14 @@ enum {
  *     role         "system" (first only; "developer" is the same), "user", "assistant", "tool"
  *     content      a string, or a list of strings and of {"type": "text", "text": ...}, which are
  *                  joined; of a tool, which has the results of the calls before it, each is one
+ *     tool_call_id tool: which call has this result. Neighbouring results are put into the order of
+ *                  the calls, where all of both have ids; the format itself has none
  *     thinking     assistant: what stood between <think> and </think>; also under the names
  *                  reasoning_content, reasoning and reasoning_details, and as blocks in the content
  *     tool_calls   assistant: [{"name": ..., "arguments": {...}}, ...]; also inside of "function",
  *                  and the arguments also as JSON in a string; also as parts of the content of the
- *                  type tool_use, whose results are parts of the type tool_result of a user
+ *                  type tool_use, whose results are parts of the type tool_result of a user; one
+ *                  whose is_error is true begins with "error: "
  *     current_date, current_location   system: lines behind its text
  *
  * Tools are [{"type": "function", "function": {"name": ..., "description": ..., "parameters": its
@@ -462,6 +465,9 @@ typedef struct mm2_conversation {
 int32_t mm2_chat_render(const mm2_tokenizer *t, const mm2_conversation *c, char *out, int32_t cap);
 int32_t mm2_chat_encode(const mm2_tokenizer *t, const mm2_conversation *c, int32_t *ids,
                         int32_t cap);
+/* The text of the checkpoint's chat template if it is not a known one, for a program that can run
+ * it; borrowed while the tokenizer lives. NULL: it is known, or there is none. */
+const char *mm2_tokenizer_unknown_template(const mm2_tokenizer *t);
 /* The ids that further turns, of users, assistants and tools, add to a timeline that holds a
  * conversation, sampled replies included: `timeline` are its `length` > 0 ids, or the last ones as
  * far back as the last turn's beginning. What is missing of that turn's end comes first: of one that
@@ -588,6 +594,80 @@ mm2_status mm2_reply_all(mm2_reply *r, mm2_piece *piece);
  * is no call comes as the text, or thinking, that it is. Values are typed by the schema where they
  * are JSON of such a type, or a number, boolean or null in another spelling; all else is a string. */
 mm2_status mm2_reply_call(mm2_reply *r, int32_t index, mm2_call *call);
+
+/* ----------------------------------------------------------------------------------------------
+ * Grammar: texts of a form that the caller chooses */
+
+typedef struct mm2_grammar mm2_grammar;
+typedef struct mm2_constraint mm2_constraint;
+
+/* What the text of a grammar is.
+ *
+ * REGEX: a regular expression, of which the whole text is a match. Known are characters, `.` (all but
+ * a newline), classes such as [a-z_] and [^"], alternatives with |, groups ( ) and (?: ), repetition
+ * by * + ? {m} {m,} {m,n} {,n}, and the escapes \d \w \s \D \W \S (of ASCII), \n \t \r \f \v \a,
+ * \xHH, \uHHHH and those of punctuation. ^ at the beginning and $ at the end mean nothing. It says the
+ * same as in Python's re.fullmatch with re.ASCII.
+ *
+ * CHOICES: a JSON list of strings, one of which is the text.
+ *
+ * JSON_SCHEMA: JSON that fits a schema: type (one or several of them), properties, required, items,
+ * prefixItems, minItems, maxItems, enum, const, minLength, maxLength, pattern, format (date, time,
+ * date-time, uuid), minimum and the like of integers, anyOf, oneOf, $ref to #/$defs/... that does not
+ * lead to itself, additionalProperties (true or false). Properties come in the order of the schema,
+ * those that are not required may be missing, and there are no others. Behind each ":" and "," one
+ * space or none, and no other white space. A number has 15 digits at most before the point, 15 behind
+ * it, and an exponent of two. What else would restrict a value is refused by its name and path. */
+enum { MM2_GRAMMAR_REGEX = 1, MM2_GRAMMAR_CHOICES = 2, MM2_GRAMMAR_JSON_SCHEMA = 3 };
+
+/* A grammar for texts made of this tokenizer's tokens. The tokenizer is borrowed: it must live as
+ * long as the grammar and its constraints. Immutable, for any number of threads and constraints at
+ * once; it keeps the masks that it has made, of which the oldest go first. `text`: UTF-8,
+ * NUL-terminated, copied. *out is owned: mm2_grammar_free. Fails with ARG (the text is wrong),
+ * UNSUPPORTED (it is right, but too large, or has what is not known here), NOMEM; the sentence says
+ * where. */
+mm2_status mm2_grammar_new(mm2_grammar **out, const mm2_tokenizer *t, int32_t kind,
+                           const char *text);
+/* NULL is allowed. Its constraints go on. */
+void mm2_grammar_free(mm2_grammar *g);
+/* Whether a whole text has the form: 1 or 0. Fails with ARG, NOMEM. */
+int32_t mm2_grammar_matches(mm2_grammar *g, const char *text, int32_t len);
+
+typedef struct mm2_constraint_options {
+    uint32_t size;      /* sizeof(mm2_constraint_options) */
+    int32_t start;      /* as in mm2_reply_options: where the first id stands */
+    int32_t vocab_size; /* tokens that a mask has bits for; 0: those of the tokenizer */
+    int32_t end_count;
+    /* The end_count ids that may come when the text is complete, and not before. NULL: the
+     * tokenizer's eos. */
+    const int32_t *end_tokens;
+} mm2_constraint_options;
+
+void mm2_constraint_options_init(mm2_constraint_options *o); /* a text, the tokenizer's own ids */
+
+/* The state of one text that grows, by ids. In a chat turn that thinks (MM2_START_THINKING) the
+ * grammar begins behind </think>, and behind the format's newlines there, two at most; before it
+ * anything may come but the end and a call. Options are copied; NULL: the defaults. *out is owned:
+ * mm2_constraint_free. Fails with ARG (no end token), NOMEM. A constraint is used by one thread at a
+ * time. */
+mm2_status mm2_constraint_new(mm2_constraint **out, mm2_grammar *g,
+                              const mm2_constraint_options *o);
+/* A second one that stands where c stands, to look ahead with; owned likewise. */
+mm2_status mm2_constraint_fork(mm2_constraint **out, mm2_constraint *c);
+void mm2_constraint_free(mm2_constraint *c); /* NULL is allowed */
+/* The tokens that may come next: *mask has (vocab_size + 31) / 32 words, as mm2_sampler_next takes
+ * them; borrowed until the next call on the constraint. Tags and other added tokens never stand for
+ * their bytes. Where the text can only end, end tokens are all there is. Fails with ARG (the text has
+ * ended), NOMEM, UNSUPPORTED (the pattern is too costly), BUSY. */
+mm2_status mm2_constraint_mask(mm2_constraint *c, const uint32_t **mask);
+/* The id that has come. Fails, and nothing is changed, with ARG (the mask would not have allowed it),
+ * NOMEM, BUSY. */
+mm2_status mm2_constraint_push(mm2_constraint *c, int32_t id);
+/* 1: the text so far is complete, and may end. 0: not yet, it thinks, or it has ended. BUSY. */
+int32_t mm2_constraint_accepts(mm2_constraint *c);
+/* The ids that must come next, each the only one its mask allows: returns how many; at most `cap` are
+ * looked for. Fails as mm2_constraint_mask does. */
+int32_t mm2_constraint_forced(mm2_constraint *c, int32_t *ids, int32_t cap);
 
 /* ----------------------------------------------------------------------------------------------
  * Session: one timeline */

@@ -53,6 +53,7 @@ SAFETENSORS = {
     "w4a16": 'W4A16 of compressed-tensors: most of what is called "AWQ-4bit"',
     "w4a16-asym": "the same with zero points",
     "w8a16": "W8A16 of compressed-tensors",
+    "w8a16-asym": "the same with zero points",
 }
 
 

@@ -189,6 +189,14 @@ const mm2_value *mm2_value_next(const mm2_value *array, const mm2_value *item)
     return item < array + array->extent ? item : NULL;
 }
 
+const mm2_value *mm2_value_key(const mm2_value *object, const mm2_value *key)
+{
+    if (!mm2_value_is(object, MM2_VALUE_OBJECT))
+        return NULL;
+    key = key ? key + 1 + key[1].extent : object + 1;
+    return key < object + object->extent ? key : NULL;
+}
+
 const mm2_value *mm2_value_item(const mm2_value *array, uint32_t index)
 {
     const mm2_value *item = mm2_value_next(array, NULL);

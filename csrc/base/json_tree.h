@@ -39,6 +39,9 @@ void mm2_json_tree_free(mm2_json_tree *t); /* idempotent */
 const mm2_value *mm2_value_field(const mm2_value *object, const char *key);
 /* The item behind `item`, the first one behind NULL; NULL behind the last. */
 const mm2_value *mm2_value_next(const mm2_value *array, const mm2_value *item);
+/* The key behind `key` in an object, the first one behind NULL; NULL behind the last. Its value lies
+ * behind it. */
+const mm2_value *mm2_value_key(const mm2_value *object, const mm2_value *key);
 /* NULL if there are fewer. Steps over all items before it. */
 const mm2_value *mm2_value_item(const mm2_value *array, uint32_t index);
 /* Items; 0 if it is no array. */

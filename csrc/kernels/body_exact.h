@@ -37,21 +37,26 @@ typedef struct decoded {
     v16 sum[PANEL_ROWS];
 } decoded;
 
-/* Elements [16 i, 16 i + 16) of every row: scale * code, less `min` if there is one. paired: in_pairs. */
+/* Elements [16 i, 16 i + 16) of every row: scale * (code - zero) - min; without the latter where they
+ * are NULL. paired: in_pairs. */
 INLINE void decode_step(int one, int paired, decoded *out, int i, const words code[4], reals scale,
-                        const reals *min)
+                        const reals *zero, const reals *min)
 {
     _Alignas(64) uint8_t rows[PANEL_ROWS][16];
-    float factor[PANEL_ROWS], less[PANEL_ROWS];
+    float factor[PANEL_ROWS], middle[PANEL_ROWS], less[PANEL_ROWS];
     v16 x = one ? v16_load(out->x + i * 16) : v16_zero();
     untranspose4(rows, code);
     reals_store(factor, scale);
+    if (zero)
+        reals_store(middle, *zero);
     if (min)
         reals_store(less, *min);
 #pragma GCC unroll 16
     for (int r = 0; r < PANEL_ROWS; r++) {
         const uint8_t *q = rows[r % 4 * (ROWS / 4) + r / 4]; /* as untranspose4 leaves them */
-        v16 w = v16_mul(v16_set1(factor[r]), v16_codes(paired, (const int8_t *)q));
+        v16 w = v16_codes(paired, (const int8_t *)q);
+        w = zero ? v16_sub(w, v16_set1(middle[r])) : w;
+        w = v16_mul(v16_set1(factor[r]), w);
         w = min ? v16_sub(w, v16_set1(less[r])) : w;
         if (one)
             out->sum[r] = v16_fma(w, x, out->sum[r]);
@@ -72,7 +77,7 @@ INLINE void decode_super(int32_t dtype, const mm2_weight *w, int one, decoded *o
             words min = words_and(words_shr(s.min[i / 2], i % 2 * 16), words_set1(0xffff));
             less = reals_mul(s.dmin, reals_from_words(min));
         }
-        decode_step(one, 0, out, i, s.code + i * 4, reals_mul(s.d, factor),
+        decode_step(one, 0, out, i, s.code + i * 4, reals_mul(s.d, factor), NULL,
                     has_minima(dtype) ? &less : NULL);
     }
 }
@@ -87,12 +92,13 @@ INLINE void decode_pieces(int32_t dtype, int one, decoded *out, const mm2_weight
         words code[8];
         reals less = reals_zero();
         const reals *d = h.d + b * spans_of(dtype);
-        codes_of_piece(dtype, code, w, first, count, i, begin, b, g.p, g.stride);
+        codes_of_piece(dtype, code, b, g.p, g.stride);
         if (has_minima(dtype))
             less = reals_times(h.m[b], -1);
         for (int half = 0; half < 2; half++)
             decode_step(one, in_pairs(dtype), out, b * 2 + half, code + half * 4,
-                        d[spans_of(dtype) == 2 ? half : 0], has_minima(dtype) ? &less : NULL);
+                        d[spans_of(dtype) == 2 ? half : 0], has_zeros(dtype, w) ? h.m + b : NULL,
+                        has_minima(dtype) ? &less : NULL);
     }
 }
 

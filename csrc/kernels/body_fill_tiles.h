@@ -26,7 +26,7 @@ enum {
 
 typedef struct chunk {
     _Alignas(64) uint8_t a[2][2][4][TILE][64]; /* [plane, low first][tile][step][row] */
-    /* By row: d and m of each piece; of a super-block d, then dmin; of FP8 the scale. */
+    /* By row: d and m (or zero point) of each piece; of a super-block d, then dmin; of FP8 the scale. */
     float d[CHUNK_PIECES][PAIR], m[CHUNK_PIECES][PAIR];
     int32_t min[8][PAIR]; /* minima, pairs of int16; where sub-blocks have 32 codes, four */
 } chunk;
@@ -305,17 +305,6 @@ INLINE void fill_codebooks(int32_t dtype, chunk *c, uint32_t r, const uint8_t *p
     }
 }
 
-/* I4: the zero points of pieces b and b + 1 of row r of the chunk, where their codes are. */
-INLINE bytes64 fill_zeros(const filling *f, int32_t r, int32_t b)
-{
-    int64_t row = (int64_t)f->first + smaller(f->row + r, f->count - 1);
-    int32_t k = f->k + b * 32, zero = mm2_weight_zero(f->w, row, k);
-    bytes64 a = _mm512_set1_epi8((char)zero);
-    if (k + 32 < f->w->n_in)
-        zero = mm2_weight_zero(f->w, row, k + 32);
-    return _mm512_mask_set1_epi8(a, 0xffffffff00000000, (char)zero);
-}
-
 /* 64 codes of two pieces, nibbles too, in order. p and q are what piece_at says. */
 INLINE bytes64 piece_codes(int32_t dtype, const uint8_t *p, const uint8_t *q)
 {
@@ -335,10 +324,7 @@ INLINE void fill_pieces(int32_t dtype, filling *f, uint32_t r, const uint8_t *p,
             break;
         bytes64 a = piece_codes(dtype, piece_at(dtype, p, t * 2),
                                 piece_at(dtype, p, t * 2 + (t * 2 + 1 < pieces)));
-        if (dtype == MM2_I4 && f->w->zeros)
-            a = words_sub_bytes(a, fill_zeros(f, (int32_t)r, t * 2));
-        else
-            a = is_signed(dtype) ? bytes_signed(a) : words_sub8(a, direct_bias(dtype));
+        a = is_signed(dtype) ? bytes_signed(a) : words_sub8(a, direct_bias(dtype));
         _mm512_store_si512(f->to->a[0][r / TILE][t][r % TILE], a);
     }
 }
@@ -390,7 +376,7 @@ INLINE void fill_scales(int32_t dtype, filling *f, int32_t begin, int32_t pieces
                     f->p + begin * f->stride, f->stride);
     for (int32_t b = 0; b < pieces; b++) {
         reals_store(f->to->d[b] + begin, h.d[b]);
-        if (has_minima(dtype))
+        if (has_minima(dtype) || has_zeros(dtype, f->w))
             reals_store(f->to->m[b] + begin, h.m[b]);
     }
 }

@@ -86,16 +86,29 @@ INLINE int tile_acts(int32_t left)
 
 /* ---- Blocks and planes ---- */
 
-/* asum of kernels.h of each piece. */
-INLINE void sums_of_acts(float *sums, const int8_t *a, int32_t pieces)
+/* asum of kernels.h of each of up to 8 pieces; of those that there are not, that of the last one. All
+ * at once, by AVX2 at every level: it is done again for every few weight rows. */
+INLINE void sums_of_acts(float sums[8], const int8_t *a, int32_t pieces)
 {
-    for (int32_t b = 0; b < pieces; b++)
-        sums[b] = (float)sum32(a + b * 32);
+    __m256i x[8];
+#pragma GCC unroll 8
+    for (int b = 0; b < 8; b++) {
+        x[b] = _mm256_loadu_si256((const __m256i *)(a + smaller(b, pieces - 1) * 32));
+        x[b] = _mm256_maddubs_epi16(_mm256_set1_epi8(1), x[b]);
+        x[b] = _mm256_madd_epi16(x[b], _mm256_set1_epi16(1));
+    }
+#pragma GCC unroll 2
+    for (int b = 0; b < 8; b += 4)
+        x[b] = _mm256_hadd_epi32(_mm256_hadd_epi32(x[b], x[b + 1]),
+                                 _mm256_hadd_epi32(x[b + 2], x[b + 3]));
+    x[0] = _mm256_add_epi32(_mm256_permute2x128_si256(x[0], x[4], 0x20),
+                            _mm256_permute2x128_si256(x[0], x[4], 0x31));
+    _mm256_storeu_ps(sums, _mm256_cvtepi32_ps(x[0]));
 }
 
 INLINE void piece_tile(int panels, int32_t dtype, int acts, reals (*y)[DOT_PANELS],
                        const piece_panel *p, const int8_t *const *a, const float *const *d,
-                       int32_t pieces, ahead *next)
+                       int32_t pieces, int zeros, ahead *next)
 {
     _Alignas(64) int8_t buffer[DOT_ACTS][256];
     const int8_t *ready[DOT_ACTS];
@@ -106,7 +119,7 @@ INLINE void piece_tile(int panels, int32_t dtype, int acts, reals (*y)[DOT_PANEL
 #pragma GCC unroll 4
     for (int m = 0; m < acts; m++) {
         ready[m] = dot_acts(0, in_pairs(dtype), buffer[m], a[m], pieces * 32);
-        if (has_minima(dtype))
+        if (has_minima(dtype) || zeros)
             sums_of_acts(sums[m], a[m], pieces);
 #pragma GCC unroll 2
         for (int n = 0; n < panels; n++)
@@ -114,6 +127,7 @@ INLINE void piece_tile(int panels, int32_t dtype, int acts, reals (*y)[DOT_PANEL
     }
     for (int32_t s = 0; s < pieces * spans; s++) {
         words sum[DOT_ACTS][DOT_PANELS];
+        reals isum[DOT_ACTS][DOT_PANELS];
         int32_t b = s / spans;
         if (s % spans == 0)
             ahead_go(next);
@@ -138,10 +152,21 @@ INLINE void piece_tile(int panels, int32_t dtype, int acts, reals (*y)[DOT_PANEL
 #pragma GCC unroll 4
         for (int m = 0; m < acts; m++)
 #pragma GCC unroll 2
+            for (int n = 0; n < panels; n++)
+                isum[m][n] =
+                    reals_from_words(dot_end(is_small(dtype), words_set1(0), sum[m][n], one));
+        if (zeros)
+#pragma GCC unroll 4
+            for (int m = 0; m < acts; m++)
+#pragma GCC unroll 2
+                for (int n = 0; n < panels; n++)
+                    isum[m][n] = reals_fnma(p[n].heads.m[b], reals_set1(sums[m][b]), isum[m][n]);
+#pragma GCC unroll 4
+        for (int m = 0; m < acts; m++)
+#pragma GCC unroll 2
             for (int n = 0; n < panels; n++) {
-                words isum = dot_end(is_small(dtype), words_set1(0), sum[m][n], one);
-                total[m][n] = reals_fma(reals_times(p[n].heads.d[s], d[m][b]),
-                                        reals_from_words(isum), total[m][n]);
+                total[m][n] =
+                    reals_fma(reals_times(p[n].heads.d[s], d[m][b]), isum[m][n], total[m][n]);
                 if (has_minima(dtype))
                     total[m][n] = reals_fma(reals_times(p[n].heads.m[b], d[m][b]),
                                             reals_set1(sums[m][b]), total[m][n]);
@@ -155,9 +180,10 @@ INLINE void piece_tile(int panels, int32_t dtype, int acts, reals (*y)[DOT_PANEL
 }
 
 INLINE void piece_panel_dot(int panels, int32_t dtype, reals (*y)[DOT_PANELS], const piece_panel *p,
-                            const void *const *acts, int32_t rows, int32_t n_in, int32_t begin,
-                            int32_t pieces, ahead next)
+                            const mm2_weight *w, const void *const *acts, int32_t rows,
+                            int32_t begin, int32_t pieces, ahead next)
 {
+    const int zeros = has_zeros(dtype, w);
     for (int32_t m = 0; m < rows;) {
         const int8_t *a[DOT_ACTS];
         const float *d[DOT_ACTS];
@@ -165,14 +191,14 @@ INLINE void piece_panel_dot(int panels, int32_t dtype, reals (*y)[DOT_PANELS], c
         for (int t = 0; t < together; t++) {
             const int8_t *act = acts[m + t];
             a[t] = act + begin;
-            d[t] = (const float *)(act + n_in) + begin / 32;
+            d[t] = (const float *)(act + w->n_in) + begin / 32;
         }
         if (together == DOT_ACTS)
-            piece_tile(panels, dtype, DOT_ACTS, y + m, p, a, d, pieces, &next);
+            piece_tile(panels, dtype, DOT_ACTS, y + m, p, a, d, pieces, zeros, &next);
         else if (together == 2)
-            piece_tile(panels, dtype, 2, y + m, p, a, d, pieces, &next);
+            piece_tile(panels, dtype, 2, y + m, p, a, d, pieces, zeros, &next);
         else
-            piece_tile(panels, dtype, 1, y + m, p, a, d, pieces, &next);
+            piece_tile(panels, dtype, 1, y + m, p, a, d, pieces, zeros, &next);
         m += together;
     }
 }
@@ -187,7 +213,7 @@ INLINE void piece_panel_fill(int32_t dtype, piece_panel *p, const mm2_weight *w,
     heads_of_pieces(dtype, &p->heads, w, first, count, i, begin, pieces, g.p, g.stride);
     for (int32_t b = 0; b < pieces; b++) {
         words *code = p->code + b * 8;
-        codes_of_piece(dtype, code, w, first, count, i, begin, b, g.p, g.stride);
+        codes_of_piece(dtype, code, b, g.p, g.stride);
         for (int s = 0; s < spans; s++)
             p->start[b * spans + s] = dot_start(0, code + s * (8 / spans), 8 / spans);
     }
@@ -208,7 +234,7 @@ INLINE void matmul_piece_group(int panels, int32_t dtype, float *const *out, con
         int32_t pieces = smaller(256, w->n_in - begin) / 32;
         for (int n = 0; n < panels; n++)
             piece_panel_fill(dtype, panel + n, w, first, count, i + n * ROWS, begin, pieces, copy);
-        piece_panel_dot(panels, dtype, y, panel, acts, rows, w->n_in, begin, pieces,
+        piece_panel_dot(panels, dtype, y, panel, w, acts, rows, begin, pieces,
                         ahead_of(panels, w, first, i, begin_bytes(dtype, begin),
                                  begin_bytes(dtype, pieces * 32), rows, pieces));
     }

@@ -148,18 +148,24 @@ INLINE void settle_pieces(int32_t dtype, flow *f)
     for (int j = 0; j < SETTLE_ROWS; j++)
         y[j] = reals_load(sum[j]);
     for (int32_t b = 0; b < f->pieces_in; b++) {
-        reals d = reals_load((const float *)f->d + b * TILE);
+        reals d = reals_load((const float *)f->d + b * TILE), isum[SETTLE_ROWS];
+        const float *sums = (const float *)f->sums + b * TILE;
         const int32_t *c = f->c[f->tile][b] + at * TILE;
 #pragma GCC unroll 4
         for (int j = 0; j < SETTLE_ROWS; j++)
-            y[j] = reals_fma(reals_times(d, from->d[b][row + j]),
-                             reals_from_words(words_load(c + j * TILE)), y[j]);
-        if (!has_minima(dtype))
-            continue;
-        reals sums = reals_load((const float *)f->sums + b * TILE);
+            isum[j] = reals_from_words(words_load(c + j * TILE));
+        if (has_zeros(dtype, f->in.w))
+#pragma GCC unroll 4
+            for (int j = 0; j < SETTLE_ROWS; j++)
+                isum[j] = reals_fnma(v16_set1(from->m[b][row + j]), reals_load(sums), isum[j]);
 #pragma GCC unroll 4
         for (int j = 0; j < SETTLE_ROWS; j++)
-            y[j] = reals_fma(reals_times(d, from->m[b][row + j]), sums, y[j]);
+            y[j] = reals_fma(reals_times(d, from->d[b][row + j]), isum[j], y[j]);
+        if (!has_minima(dtype))
+            continue;
+#pragma GCC unroll 4
+        for (int j = 0; j < SETTLE_ROWS; j++)
+            y[j] = reals_fma(reals_times(d, from->m[b][row + j]), reals_load(sums), y[j]);
     }
 #pragma GCC unroll 4
     for (int j = 0; j < SETTLE_ROWS; j++)

@@ -13,17 +13,12 @@ typedef struct direct_act {
     int32_t sums[DIRECT_PIECES];    /* of a piece's codes */
 } direct_act;
 
-/* Of 16 int8, and of 32; AVX2 does at every level. */
+/* Of 16 int8; AVX2 does at every level. */
 static inline int32_t sum16(const int8_t *p)
 {
     __m128i a = _mm_xor_si128(_mm_loadu_si128((const __m128i *)p), _mm_set1_epi8((char)0x80));
     a = _mm_sad_epu8(a, _mm_setzero_si128());
     return _mm_cvtsi128_si32(_mm_add_epi64(a, _mm_unpackhi_epi64(a, a))) - 16 * 128;
-}
-
-static inline int32_t sum32(const int8_t *p)
-{
-    return sum16(p) + sum16(p + 16);
 }
 
 /* Are codes nibbles and nothing else, to be multiplied a register at a time? */
@@ -202,9 +197,6 @@ INLINE void direct_heads_of_spans(int32_t dtype, direct_terms *t, int32_t at, co
     v16_store(t->d + at, d);
 }
 
-/* Scales for whole pieces, of all those of `rows` rows; in the place of minima zero points of I4, less
- * the usual 8. */
-
 /* n numbers, each of them for `same` pieces: stores of four, whose surplus the next one replaces. */
 static inline void repeat_floats(float *out, const float *x, int32_t n, int32_t same)
 {
@@ -213,17 +205,7 @@ static inline void repeat_floats(float *out, const float *x, int32_t n, int32_t 
             _mm_storeu_ps(out + k, _mm_set1_ps(x[j]));
 }
 
-/* 8 zero points of a row, from a word on that exists; AVX2 does at every level. */
-static inline void zeros_of_8(float out[8], const uint8_t *p, int32_t words_left, int32_t row)
-{
-    uint32_t rest[8] = {0};
-    memcpy(rest, p, (size_t)smaller(8, words_left) * 4);
-    __m256i a = _mm256_loadu_si256((const __m256i *)rest);
-    a = _mm256_srl_epi32(a, _mm_cvtsi32_si128(row % 8 * 4));
-    a = _mm256_sub_epi32(_mm256_and_si256(a, _mm256_set1_epi32(15)), _mm256_set1_epi32(8));
-    _mm256_storeu_ps(out, _mm256_cvtepi32_ps(a));
-}
-
+/* Scales for whole pieces, of all those of `rows` rows; zero points in the place of minima. */
 INLINE void direct_heads_of_groups(int32_t dtype, direct_terms *t, const mm2_weight *w, int64_t row,
                                    int32_t rows)
 {
@@ -233,15 +215,12 @@ INLINE void direct_heads_of_groups(int32_t dtype, direct_terms *t, const mm2_wei
         v16_store(some, span_floats(dtype, w, row * each + s));
         repeat_floats(t->d + s * same, some, smaller(16, all - s), same);
     }
-    for (int32_t r = 0; r < rows && dtype == MM2_I4 && w->zeros; r++) {
-        int64_t in_words = row + r + w->zeros_first;
-        const uint8_t *p = (const uint8_t *)w->zeros + in_words / 8 * each * 4;
+    for (int32_t r = 0; r < rows && has_zeros(dtype, w); r++)
         for (int32_t s = 0; s < each; s += 8) {
             float some[8];
-            zeros_of_8(some, p + s * 4, each - s, (int32_t)(in_words % 8));
+            zero_floats(dtype, some, w, row + r, s);
             repeat_floats(t->min + (r * each + s) * same, some, smaller(8, each - s), same);
         }
-    }
 }
 
 /* Where a block has its nibbles: in the end. */
@@ -286,7 +265,7 @@ INLINE void direct_nibble_sums(int32_t dtype, int acts, words isum[DIRECT_ACTS][
     }
 }
 
-/* zeros: are there zero points in the place of minima? What is computed of them is exact. */
+/* zeros: are there zero points, in the place of minima? */
 INLINE void direct_piece_terms(int32_t dtype, int acts, direct_terms *t, int32_t at,
                                const uint8_t *p, const direct_act *x, int32_t b, int32_t lead,
                                int zeros)
@@ -308,16 +287,15 @@ INLINE void direct_piece_terms(int32_t dtype, int acts, direct_terms *t, int32_t
                 sum[m][k] = direct_pairs(dtype, c, x[m].code[b + first]);
         }
 #pragma GCC unroll 4
-        for (int m = 0; m < acts; m++) {
+        for (int m = 0; m < acts; m++)
             isum[m][0] = pairs_sums(is_signed(dtype), sum[m]);
-        }
     }
 #pragma GCC unroll 4
     for (int m = 0; m < acts; m++)
 #pragma GCC unroll 2
         for (int s = 0; s < spans_of(dtype); s++) {
             reals sums = reals_from_words(words_sub(isum[m][s], words_load(x[m].bias[s] + b)));
-            if (dtype == MM2_I4 && zeros)
+            if (zeros)
                 sums = reals_fnma(reals_load(t->min + at),
                                   reals_from_words(words_load(x[m].sums + b)), sums);
             reals_store(t->sum[m] + s * DIRECT_SECOND + at, sums);
@@ -360,7 +338,7 @@ INLINE void matmul_pieces_direct(int32_t dtype, int acts, float *const *out, con
                              at * w->span_bytes / pieces,
                          64);
             direct_piece_terms(dtype, acts, &t, at, q, x, b, lead - lead / total * at,
-                               w->zeros != NULL);
+                               has_zeros(dtype, w));
             for (b += ROWS; b >= pieces;)
                 b -= pieces;
         }

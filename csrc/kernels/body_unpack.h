@@ -26,7 +26,7 @@ INLINE words words_join(words a, words b)
 /* Of up to 8 pieces. */
 typedef struct piece_heads {
     reals d[16]; /* of each span */
-    reals m[8];  /* of formats with minima */
+    reals m[8];  /* minima; of planes zero points, see zero_floats */
 } piece_heads;
 
 typedef struct piece_panel {

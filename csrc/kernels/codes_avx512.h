@@ -51,11 +51,6 @@ static inline words words_sub8(words a, int b)
     return _mm512_sub_epi8(a, _mm512_set1_epi8((char)b));
 }
 
-static inline words words_sub_bytes(words a, words b)
-{
-    return _mm512_sub_epi8(a, b);
-}
-
 static inline words words_max(words a, words b)
 {
     return _mm512_max_epi32(a, b);

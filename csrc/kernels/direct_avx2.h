@@ -407,21 +407,14 @@ static inline __m256i sums_of_2(__m256i a, __m256i b)
     return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); /* 24 * 127 * 8 was within int16 */
 }
 
-/* The same as pairs_sums, of the first and of the last 16 codes of each piece; not of signed ones. */
-static inline void pairs_halves(words half[2], const pairs v[ROWS / 2])
-{
-    half[0] = sums_of_2(_mm256_unpacklo_epi32(v[0], v[1]), _mm256_unpacklo_epi32(v[2], v[3]));
-    half[1] = sums_of_2(_mm256_unpackhi_epi32(v[0], v[1]), _mm256_unpackhi_epi32(v[2], v[3]));
-}
-
-/* Of ROWS / 4 pieces of 16 bytes: their even codes, without a sign and of up to 5 bits, times activations
- * plus the odd ones likewise. A piece has a lane of 128 bits, and the first half of its codes the first
- * half of the lane. */
-static inline pairs pairs_dot_nibbles(words even, const int8_t *acts, words odd, const int8_t *more)
+/* Of ROWS / 4 pieces of 16 bytes: the codes of their low nibbles, without a sign and of up to 5 bits,
+ * times activations plus those of the high ones likewise. A piece has a lane of 128 bits, and the first
+ * half of its codes the first half of the lane. */
+static inline pairs pairs_dot_nibbles(words low, const int8_t *acts, words high, const int8_t *more)
 {
     __m256i a = _mm256_loadu_si256((const __m256i *)acts);
     __m256i b = _mm256_loadu_si256((const __m256i *)more);
-    return _mm256_add_epi16(_mm256_maddubs_epi16(even, a), _mm256_maddubs_epi16(odd, b));
+    return _mm256_add_epi16(_mm256_maddubs_epi16(low, a), _mm256_maddubs_epi16(high, b));
 }
 
 /* Lane i of all: piece i of four such. */
@@ -438,9 +431,10 @@ static inline words nibbles_sums(const pairs v[4])
 
 static inline void nibbles_halves(words half[2], const pairs v[4])
 {
-    pairs_halves(half, v);
-    half[0] = nibbles_in_order(half[0]);
-    half[1] = nibbles_in_order(half[1]);
+    half[0] = nibbles_in_order(
+        sums_of_2(_mm256_unpacklo_epi32(v[0], v[1]), _mm256_unpacklo_epi32(v[2], v[3])));
+    half[1] = nibbles_in_order(
+        sums_of_2(_mm256_unpackhi_epi32(v[0], v[1]), _mm256_unpackhi_epi32(v[2], v[3])));
 }
 
 static inline words words_load(const int32_t *p)

@@ -248,10 +248,10 @@ static inline words pairs_sums(int negative, const pairs v[ROWS / 2])
     return sums_of_groups(sums_of_4(v[0], v[1], v[2], v[3]), sums_of_4(v[4], v[5], v[6], v[7]));
 }
 
-static inline pairs pairs_dot_nibbles(words even, const int8_t *acts, words odd, const int8_t *more)
+static inline pairs pairs_dot_nibbles(words low, const int8_t *acts, words high, const int8_t *more)
 {
-    words sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), even, _mm512_loadu_si512(acts));
-    return _mm512_dpbusd_epi32(sum, odd, _mm512_loadu_si512(more));
+    words sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), low, _mm512_loadu_si512(acts));
+    return _mm512_dpbusd_epi32(sum, high, _mm512_loadu_si512(more));
 }
 
 static inline words nibbles_in_order(words a)

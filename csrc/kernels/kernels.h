@@ -68,18 +68,19 @@ typedef struct mm2_weight {
     int64_t span_bytes;
     int32_t span_dtype; /* F4_16: MM2_F8_E4M3; F4_32: MM2_U8, E8M0; I4, I8: MM2_F32, F16 or BF16 */
     int32_t group;      /* codes with one scale; F4_16: 16; F4_32: 32; I4, I8: a multiple of 32 */
-    /* I4: zero points, unsigned, as compressed-tensors packs them: int32 [..][n_in / group], row 8 r +
-     * i in bits 4 i of row r's words. NULL: 8. */
+    /* I4, I8: zero points, unsigned, as compressed-tensors packs them: int32 [..][n_in / group]. A word
+     * has those of 8 (I8: 4) rows, the first one in its lowest bits. NULL: 8 (128). */
     const void *zeros;
-    int32_t zeros_first;    /* the row of its first word, 0 to 7, in which this matrix's row 0 is */
-    float global;           /* F4_16, NVFP4: multiplies all scales; 1 where there is none */
+    int32_t
+        zeros_first; /* the row of its first word, below 8 (4), in which this matrix's row 0 is */
+    float global;    /* F4_16, NVFP4: multiplies all scales; 1 where there is none */
     int32_t global_divides; /* F4_16: or does it divide them? */
 } mm2_weight;
 
 /* What the codes from k on of a row are multiplied with: of FP8 the scale, of PLANES and NVFP4 d_w
  * (below). */
 float mm2_weight_scale(const mm2_weight *w, int64_t row, int32_t k);
-/* I4: what is to be subtracted from the unsigned codes there. */
+/* I4, I8: what is to be subtracted from the unsigned codes there. */
 int32_t mm2_weight_zero(const mm2_weight *w, int64_t row, int32_t k);
 /* Elements [begin, begin + n) of a row as float32, all scales included; both multiples of the dtype's
  * block. */
@@ -172,7 +173,7 @@ typedef struct mm2_kernels {
      *                    (int32); y = fma(d_w * d_a, (float)isum, y); formats with minima also have
      *                    msum = sum of min * sums; then y = fma(-(dmin_w * d_a), (float)msum, y).
      * q is the signed code: Q4_0 nibble - 8; Q5_0 - 16; Q3_K - 4; Q6_K - 32; Q2_K, Q4_K, Q5_K,
-     * Q4_1, Q5_1 unsigned; Q1_0 -1 or 1; I4 less its zero point; I8 - 128; E2M1 (MXFP4, NVFP4,
+     * Q4_1, Q5_1 unsigned; Q1_0 -1 or 1; I4, I8 less the zero point; E2M1 (MXFP4, NVFP4,
      * F4_16, F4_32) twice its value. d_w, dmin_w, m_w: the half floats as float32; FP8 without scale:
      * scale = 1. MXFP4 mm2_mxfp4_scale; F4_32 the same, but infinity for e = 255; NVFP4
      * mm2_nvfp4_scale * global; F4_16 s * (global / 2), or s / (2 * global); I4, I8 the scale. */

@@ -220,9 +220,9 @@ static void matmul_f8_e4m3(float *const *out, const mm2_weight *w, int32_t first
 
 /* 32 codes of a row. An element is d * q, or d * q + m. */
 typedef struct piece {
-    int8_t q[BLOCK];
-    float d[2]; /* of 16 codes each */
-    float m;    /* of formats with minima */
+    int16_t q[BLOCK]; /* of I8, less a zero point: 9 bits */
+    float d[2];       /* of 16 codes each */
+    float m;          /* of formats with minima */
 } piece;
 
 /* Unpackers of blocks write the codes of number `part` of a block's pieces, and set their scale. Nibble
@@ -237,7 +237,8 @@ static void unpack_q8_0(piece *x, const void *block, int part)
 {
     mm2_block_q8_0 b;
     memcpy(&b, block, sizeof b);
-    memcpy(x->q, b.q, BLOCK);
+    for (int j = 0; j < BLOCK; j++)
+        x->q[j] = b.q[j];
     set_scale(x, mm2_f16_f32(b.d));
 }
 
@@ -246,7 +247,7 @@ static void unpack_q4_0(piece *x, const void *block, int part)
     mm2_block_q4_0 b;
     memcpy(&b, block, sizeof b);
     for (int j = 0; j < BLOCK; j++)
-        x->q[j] = (int8_t)((j < 16 ? b.q[j] & 15 : b.q[j - 16] >> 4) - 8);
+        x->q[j] = (int16_t)((j < 16 ? b.q[j] & 15 : b.q[j - 16] >> 4) - 8);
     set_scale(x, mm2_f16_f32(b.d));
 }
 
@@ -257,7 +258,7 @@ static void unpack_q5_0(piece *x, const void *block, int part)
     for (int j = 0; j < BLOCK; j++) {
         int low = j < 16 ? b.q[j] & 15 : b.q[j - 16] >> 4;
         int high = b.high[j / 8] >> j % 8 & 1;
-        x->q[j] = (int8_t)((low | high << 4) - 16);
+        x->q[j] = (int16_t)((low | high << 4) - 16);
     }
     set_scale(x, mm2_f16_f32(b.d));
 }
@@ -288,7 +289,7 @@ static void unpack_q5_1(piece *x, const void *block, int part)
     for (int j = 0; j < BLOCK; j++) {
         int low = j < 16 ? b.q[j] & 15 : b.q[j - 16] >> 4;
         int high = b.high[j / 8] >> j % 8 & 1;
-        x->q[j] = (int8_t)(low | high << 4);
+        x->q[j] = (int16_t)(low | high << 4);
     }
     set_scale(x, mm2_f16_f32(b.d));
     x->m = mm2_f16_f32(b.m);
@@ -335,13 +336,13 @@ static void unpack_f4(piece *x, const uint8_t *p, int zero)
 static void unpack_i4(piece *x, const uint8_t *p, int zero)
 {
     for (int j = 0; j < BLOCK; j++)
-        x->q[j] = (int8_t)((p[j / 2] >> j % 2 * 4 & 15) - zero);
+        x->q[j] = (int16_t)((p[j / 2] >> j % 2 * 4 & 15) - zero);
 }
 
 static void unpack_i8(piece *x, const uint8_t *p, int zero)
 {
     for (int j = 0; j < BLOCK; j++)
-        x->q[j] = (int8_t)(p[j] - 128);
+        x->q[j] = (int16_t)(p[j] - zero);
 }
 
 /* Piece b of row i. */

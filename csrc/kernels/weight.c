@@ -52,13 +52,14 @@ static int8_t nvfp4_code(const mm2_weight *w, int64_t row, int32_t k)
 
 int32_t mm2_weight_zero(const mm2_weight *w, int64_t row, int32_t k)
 {
+    const int32_t bits = mm2_format_of(w->dtype).bits, each = 32 / bits;
     uint32_t word;
     if (!w->zeros)
-        return 8;
+        return 1 << (bits - 1);
     row += w->zeros_first;
-    memcpy(&word, (const uint8_t *)w->zeros + (row / 8 * (w->n_in / w->group) + k / w->group) * 4,
-           4);
-    return word >> row % 8 * 4 & 15;
+    memcpy(&word,
+           (const uint8_t *)w->zeros + (row / each * (w->n_in / w->group) + k / w->group) * 4, 4);
+    return word >> row % each * bits & ((1u << bits) - 1);
 }
 
 void mm2_weight_values(const mm2_weight *w, int64_t row, int32_t begin, int32_t n, float *out)
@@ -73,10 +74,11 @@ void mm2_weight_values(const mm2_weight *w, int64_t row, int32_t begin, int32_t 
             out[k] = mm2_weight_scale(w, row, begin + k) * nvfp4_code(w, row, begin + k);
     if (!mm2_is_plane(w->dtype))
         return;
-    int is_float = w->dtype == MM2_F4_16 || w->dtype == MM2_F4_32, is_i4 = w->dtype == MM2_I4;
+    int is_float = w->dtype == MM2_F4_16 || w->dtype == MM2_F4_32;
+    int32_t middle = 1 << (mm2_format_of(w->dtype).bits - 1);
     for (int32_t k = 0; k < n; k += 16) {
         float d = mm2_weight_scale(w, row, begin + k);
-        float less = is_i4 ? (float)(mm2_weight_zero(w, row, begin + k) - 8) : 0;
+        float less = w->zeros ? (float)(mm2_weight_zero(w, row, begin + k) - middle) : 0;
         for (int32_t j = k; j < k + 16; j++)
             out[j] = (is_float ? 2 * out[j] : out[j] - less) * d;
     }

@@ -489,7 +489,13 @@ static mm2_status check_order(finder *f, int64_t columns, int64_t group)
     return MM2_OK;
 }
 
-static mm2_status read_zeros(finder *f, int64_t rows, int64_t groups, int32_t bits)
+/* Rows whose zero points share a word. */
+static int32_t rows_of_word(const mm2_weight *w)
+{
+    return 32 / mm2_format_of(w->dtype).bits;
+}
+
+static mm2_status read_zeros(finder *f, int64_t rows, int64_t groups)
 {
     static const char *const endings[] = {"_zero_point", NULL};
     mm2_stack *s = f->out;
@@ -497,18 +503,14 @@ static mm2_status read_zeros(finder *f, int64_t rows, int64_t groups, int32_t bi
     mm2_status status = find_part(f, endings, &e);
     if (status || !e)
         return status;
-    int64_t tail[] = {ceiling(rows, 8), groups};
-    if (bits != 4)
-        return mm2_fail(MM2_E_UNSUPPORTED,
-                        "%s: tensor \"%s\" holds zero points of codes of %d bits; this build reads "
-                        "them for 4 bits only",
-                        e->file, e->name, bits);
+    int64_t tail[] = {ceiling(rows, rows_of_word(&s->first)), groups};
     if (e->view.dtype != MM2_I32)
         return wrong_dtype(e, "i32: zero points are packed like the codes");
     if (!has_tail(s, e, 2, tail)) {
         char shape[96], expected[128];
         mm2_shape_show(shape, sizeof shape, 2, tail);
-        mm2_format(expected, sizeof expected, "%s: zero points of 8 rows in a word", shape);
+        mm2_format(expected, sizeof expected, "%s: zero points of %d rows in a word", shape,
+                   rows_of_word(&s->first));
         return wrong_shape(e, expected);
     }
     s->first.zeros = e->view.data;
@@ -572,7 +574,7 @@ static mm2_status read_packed(finder *f)
     w->span_bytes = groups * mm2_dtype_bytes(dtype);
     w->span_dtype = dtype;
     w->group = (int32_t)group;
-    status = read_zeros(f, rows, groups, bits);
+    status = read_zeros(f, rows, groups);
     return status ? status : check_order(f, columns, group);
 }
 
@@ -724,8 +726,8 @@ mm2_weight mm2_stack_slice(const mm2_stack *s, int64_t index, int64_t first, int
     if (w.spans)
         w.spans = (const char *)w.spans + index * s->spans_step + first * w.span_bytes;
     if (w.zeros) {
-        w.zeros = (const char *)w.zeros + first / 8 * (w.n_in / w.group) * 4;
-        w.zeros_first = (int32_t)(first % 8);
+        w.zeros = (const char *)w.zeros + first / rows_of_word(&w) * (w.n_in / w.group) * 4;
+        w.zeros_first = (int32_t)(first % rows_of_word(&w));
     }
     if (s->global)
         memcpy(&w.global, (const char *)s->global->view.data + index * s->global_step, 4);
@@ -744,9 +746,10 @@ int32_t mm2_weight_parts(const mm2_weight *w, mm2_extent *parts)
     }
     if (w->spans)
         parts[count++] = (mm2_extent){w->spans, w->n_out * w->span_bytes};
-    if (w->zeros)
-        parts[count++] = (mm2_extent){w->zeros, ceiling(w->zeros_first + (int64_t)w->n_out, 8) *
-                                                    (w->n_in / w->group) * 4};
+    if (w->zeros) {
+        int64_t words = ceiling(w->zeros_first + (int64_t)w->n_out, rows_of_word(w));
+        parts[count++] = (mm2_extent){w->zeros, words * (w->n_in / w->group) * 4};
+    }
     return count;
 }
 

@@ -292,9 +292,9 @@ mm2_status mm2_session_set_edits(mm2_session *s, const mm2_edit *edits, int32_t 
         mm2_edits_release(made);
     if (status)
         return status;
-    mm2_ahead_drop(&s->timeline);
     mm2_edits_release(s->timeline.edits);
     s->timeline.edits = made;
+    mm2_ahead_drop(&s->timeline); /* it was evaluated with the earlier ones */
     mm2_session_leave(s);
     return MM2_OK;
 }

@@ -85,7 +85,7 @@ static void append_text(mm2_growing *g, const char *text)
 mm2_status mm2_calls_init(mm2_calls *c, mm2_sink sink, const char *tools, int thinking)
 {
     *c = (mm2_calls){.sink = sink, .tag = -1, .state = thinking ? S_THINKING : S_TEXT};
-    return mm2_tools_read(&c->tools, tools);
+    return mm2_tools_read(&c->tools, tools, tools ? (int64_t)strlen(tools) : 0);
 }
 
 void mm2_calls_free(mm2_calls *c)

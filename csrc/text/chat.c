@@ -39,34 +39,52 @@ static mm2_status name_unknown(char **out, const char *where, uint64_t fingerpri
     return MM2_OK;
 }
 
+static mm2_status copy_text(char **out, const char *text, int64_t length)
+{
+    *out = malloc((size_t)length + 1);
+    if (!*out)
+        return mm2_fail(MM2_E_NOMEM, "no memory for a chat template of %lld bytes",
+                        (long long)length);
+    memcpy(*out, text, (size_t)length);
+    (*out)[length] = 0;
+    return MM2_OK;
+}
+
 mm2_status mm2_tokenizer_set_template(mm2_tokenizer *t, const char *text, int64_t length,
                                       const char *where)
 {
     mm2_template found = {0};
-    char *unknown = NULL;
+    char *unknown = NULL, *copy = NULL, *system = NULL;
+    mm2_status status = MM2_OK;
     if (text)
         mm2_template_read(&found, text, length);
-    mm2_status status =
-        text && !found.known ? name_unknown(&unknown, where, found.fingerprint) : MM2_OK;
-    if (status)
-        return status;
-    const char *system = found.known ? found.system : default_system;
-    size_t n = found.known ? (size_t)found.system_length : strlen(default_system);
-    char *copy = malloc(n + 1);
-    if (!copy) {
+    if (text && !found.known)
+        status = name_unknown(&unknown, where, found.fingerprint);
+    if (text && !found.known && !status)
+        status = copy_text(&copy, text, length);
+    if (!status)
+        status = found.known ? copy_text(&system, found.system, found.system_length)
+                             : copy_text(&system, default_system, sizeof default_system - 1);
+    if (status) {
         free(unknown);
-        return mm2_fail(MM2_E_NOMEM, "no memory for a system prompt of %d bytes", (int)n);
+        free(copy);
+        return status;
     }
-    memcpy(copy, system, n);
-    copy[n] = 0;
     free(t->system);
     free(t->unknown_template);
-    t->system = copy;
+    free(t->unknown_text);
+    t->system = system;
     t->unknown_template = unknown;
+    t->unknown_text = copy;
     t->template_name = found.known ? "minimax-m2" : NULL;
     t->keeps_tags = found.keeps_tags;
     t->newline_after_calls = found.newline_after_calls;
     return MM2_OK;
+}
+
+const char *mm2_tokenizer_unknown_template(const mm2_tokenizer *t)
+{
+    return t ? t->unknown_text : NULL;
 }
 
 const char *mm2_tokenizer_template(const mm2_tokenizer *t)
@@ -536,7 +554,7 @@ static mm2_status check_results(const mm2_tokenizer *t, const mm2_turns *all, co
     if (i == all->turns.count || turns[i].role != MM2_ROLE_TOOL)
         return MM2_OK;
     mm2_status status = lacks_call(t, ids, n, &lacks);
-    return !status && lacks ? mm2_turns_uncalled(i) : status;
+    return !status && lacks ? mm2_turns_uncalled(turns[i].message) : status;
 }
 
 /* ----------------------------------------------------------------------------------------------
@@ -568,8 +586,8 @@ static mm2_status begin(call *k, const mm2_tokenizer *t, const mm2_conversation 
     if (t->unknown_template)
         return mm2_fail(MM2_E_UNSUPPORTED,
                         "the chat template of %s is none of the known ones of MiniMax-M2 and "
-                        "may want another format; write the prompt yourself and encode it with "
-                        "its special tokens",
+                        "may want another format; in Python, template=\"jinja\" renders it; "
+                        "anywhere, write the prompt yourself and encode it with its special tokens",
                         t->unknown_template);
     for (int i = 0; k->p.ids && i < MM2_TAG_NEEDED; i++)
         if (t->tags[i] < 0)

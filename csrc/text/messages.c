@@ -15,6 +15,7 @@
 #include "base/json.h"
 #include "base/status.h"
 #include "base/utf8.h"
+#include "text/schema.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -22,6 +23,7 @@
 enum { /* fields of a message */
        F_ROLE,
        F_CONTENT,
+       F_CALL_ID,
        F_REASONING_CONTENT, /* the names of thinking, the vendor's first */
        F_THINKING,
        F_REASONING,
@@ -31,12 +33,13 @@ enum { /* fields of a message */
        F_LOCATION,
        F_COUNT
 };
-static const char *const field_names[F_COUNT] = {"role",       "content",      "reasoning_content",
-                                                 "thinking",   "reasoning",    "reasoning_details",
-                                                 "tool_calls", "current_date", "current_location"};
-/* These say nothing that the format has a place for. */
-static const char *const ignored[] = {"name",   "id",    "tool_call_id", "type",
-                                      "status", "index", "annotations",  "refusal"};
+static const char *const field_names[F_COUNT] = {
+    "role",      "content",           "tool_call_id", "reasoning_content", "thinking",
+    "reasoning", "reasoning_details", "tool_calls",   "current_date",      "current_location"};
+/* These say nothing that the format has a place for, in messages, parts and calls. */
+static const char *const ignored[] = {
+    "name",    "id",     "type",      "status",        "index",    "annotations",
+    "refusal", "format", "signature", "cache_control", "citations"};
 static const char *const role_names[MM2_ROLE_COUNT] = {"system", "user", "assistant", "tool"};
 
 typedef struct reader {
@@ -150,11 +153,49 @@ static mm2_status find_fields(reader *r, const char *const *names, int count, co
     return more;
 }
 
+/* A field that is not known may hold nothing. where: " in a part", for instance. */
+static mm2_status check_other(reader *r, mm2_view name, const char *where)
+{
+    mm2_view json;
+    for (size_t i = 0; i < sizeof ignored / sizeof *ignored; i++)
+        if (mm2_view_is(name, ignored[i]))
+            return mm2_json_skip(&r->j);
+    mm2_status status = read_value(r, r->j.at, &json);
+    if (status || mm2_view_is(json, "null") || mm2_view_is(json, "[]") || mm2_view_is(json, "{}") ||
+        mm2_view_is(json, "\"\""))
+        return status;
+    return mm2_fail(MM2_E_ARG,
+                    "message %d has \"%.*s\"%s, which the format has no place for; a message is "
+                    "role, content, of an assistant thinking and tool_calls",
+                    r->index, name.length > 40 ? 40 : (int)name.length, name.begin, where);
+}
+
+/* Refuses what the object at `at` has besides these fields, up to NULL. Stands where it stood. */
+static mm2_status check_fields(reader *r, const char *at, const char *const *names,
+                               const char *where)
+{
+    const char *after = r->j.at;
+    int begun = 0, i;
+    int32_t more;
+    mm2_view name;
+    r->j.at = at;
+    while ((more = next_field(r, &begun, &name)) > 0) {
+        for (i = 0; names[i] && !mm2_view_is(name, names[i]); i++)
+            continue;
+        mm2_status status = names[i] ? mm2_json_skip(&r->j) : check_other(r, name, where);
+        if (status)
+            return status;
+    }
+    r->j.at = after;
+    return more;
+}
+
 /* ---- A content ---- */
 
-enum { P_TYPE, P_TEXT, P_THINKING, P_OUTPUT, P_SUMMARY, P_CONTENT, P_COUNT };
-static const char *const part_names[P_COUNT] = {"type",   "text",    "thinking",
-                                                "output", "summary", "content"};
+enum { P_TYPE, P_TEXT, P_THINKING, P_OUTPUT, P_SUMMARY, P_CONTENT, P_IS_ERROR, P_CALL_ID, P_COUNT };
+static const char *const part_names[P_COUNT] = {"type",    "text",    "thinking", "output",
+                                                "summary", "content", "is_error", "tool_use_id"};
+static const char in_part[] = " in a part of its content", in_call[] = " in a call";
 /* Parts that are no text, of an assistant and of a user, as Anthropic's interface has them. */
 static const char part_call[] = "tool_use", part_result[] = "tool_result";
 
@@ -211,6 +252,7 @@ static mm2_status read_parts(reader *r, const char *at, int thinking, const char
             status = mm2_json_skip(&r->j);
             continue;
         }
+        const char *begin = r->j.at;
         status = find_fields(r, part_names, P_COUNT, part);
         if (status)
             return status;
@@ -219,7 +261,9 @@ static mm2_status read_parts(reader *r, const char *at, int thinking, const char
         int thinks = says(r, part[P_TYPE], "thinking") && part[P_THINKING];
         if (!thinks && (!says(r, part[P_TYPE], "text") || !part[P_TEXT]))
             return bad_part(r, part[P_TYPE]);
-        if (thinks == thinking)
+        const char *const own[] = {"type", thinks ? "thinking" : "text", NULL};
+        status = check_fields(r, begin, own, in_part);
+        if (!status && thinks == thinking)
             status = text_at(r, part[thinks ? P_THINKING : P_TEXT], text);
     }
     return status ? status : more;
@@ -260,15 +304,17 @@ static mm2_status read_results(reader *r, mm2_turn *turn, const char *at)
     turn->is_list = *at == '[';
     r->j.at = at;
     while (!status && (!turn->is_list || (more = mm2_json_next(&r->j, '[', &begun)) > 0)) {
-        const char *part[P_COUNT] = {0}, *text = r->j.at;
+        static const char *const own[] = {"type", "text", "output", NULL};
         char c = mm2_json_peek(&r->j);
+        const char *part[P_COUNT] = {0}, *text = r->j.at;
         if (c == '{' && turn->is_list) {
-            status = find_fields(r, part_names, P_COUNT, part);
+            status = check_fields(r, text, own, in_part);
+            if (!status)
+                status = find_fields(r, part_names, P_COUNT, part);
             text = part[P_OUTPUT]                                  ? part[P_OUTPUT]
                    : says(r, part[P_TYPE], "text") && part[P_TEXT] ? part[P_TEXT]
                                                                    : NULL;
         } else {
-            text = r->j.at;
             status = mm2_json_skip(&r->j);
         }
         if (!status && (!text || *text != '"'))
@@ -289,7 +335,7 @@ static mm2_status read_results(reader *r, mm2_turn *turn, const char *at)
 
 /* Calls f for each part of this type; returns how many there are, or a failure. */
 static int32_t each_part(reader *r, const char *at, const char *type,
-                         mm2_status (*f)(reader *r, const char *part))
+                         mm2_status (*f)(reader *r, const char *const *part))
 {
     int begun = 0;
     int32_t more, count = 0;
@@ -304,7 +350,7 @@ static int32_t each_part(reader *r, const char *at, const char *type,
             if (!status && says(r, part[P_TYPE], type)) {
                 count++;
                 r->j.at = begin;
-                status = f ? f(r, part[P_CONTENT]) : MM2_OK;
+                status = f(r, part);
             }
             r->j.at = after;
         } else {
@@ -316,36 +362,77 @@ static int32_t each_part(reader *r, const char *at, const char *type,
     return more < 0 ? more : count;
 }
 
-/* A text, or a list of texts that are one. */
-static mm2_status read_result(reader *r, const char *at)
+/* What stands at a field that is a string, if it is there. */
+static mm2_status read_place(reader *r, const char *at, const char *name, mm2_view *text)
 {
-    mm2_view *result = add(&r->out->results, sizeof *result);
-    if (!result)
-        return MM2_E_NOMEM;
-    *result = (mm2_view){"", 0};
     if (!at)
         return MM2_OK;
-    if (*at != '"' && *at != '[')
-        return mm2_fail(MM2_E_ARG, "message %d has %s as a result, expected a string or texts",
-                        r->index, kind_of(&r->j, at));
-    mm2_status status = *at == '"' ? text_at(r, at, result) : read_parts(r, at, 0, NULL, result);
+    if (*at != '"')
+        return mm2_fail(MM2_E_ARG, "message %d has %s as its %s, expected a string", r->index,
+                        kind_of(&r->j, at), name);
+    mm2_status status = text_at(r, at, text);
     end_text(r);
     return status;
 }
 
-/* The results in a user's message are a turn of the tools, in front of what the user says. */
-static mm2_status part_results(reader *r, mm2_turn *turn, const char *at)
+/* The format has no mark for a result that is an error: the text says it. There is room, that of the
+ * field which told. */
+static void mark_error(reader *r, mm2_view *result)
 {
-    int32_t first = r->out->results.count, n = each_part(r, at, part_result, read_result);
-    if (n < 1)
-        return n;
-    mm2_turn said = *turn;
-    *turn = (mm2_turn){.role = MM2_ROLE_TOOL, .first = first, .count = n};
-    turn = said.content.length ? add(&r->out->turns, sizeof *turn) : NULL;
-    if (said.content.length && !turn)
+    static const char word[] = "error: ";
+    enum { WORD = sizeof word - 1 };
+    if (result->length >= 5 && (*result->begin | 32) == 'e' &&
+        !memcmp(result->begin + 1, "rror", 4))
+        return;
+    char *place = r->out->texts + r->out->used - result->length;
+    memmove(place + WORD, place, (size_t)result->length);
+    memcpy(place, word, WORD);
+    *result = (mm2_view){place, result->length + WORD};
+    r->out->used += WORD;
+}
+
+/* A part: its content is a text, or a list of texts that are one. */
+static mm2_status read_part_result(reader *r, const char *const *part)
+{
+    static const char *const own[] = {"type", "content", "is_error", "tool_use_id", NULL};
+    const char *at = part[P_CONTENT], *error = part[P_IS_ERROR];
+    int32_t first = r->out->results.count, i = r->out->turns.count;
+    mm2_status status = check_fields(r, r->j.at, own, in_part);
+    if (status)
+        return status;
+    if (error && *error != 't' && *error != 'f')
+        return mm2_fail(MM2_E_ARG, "message %d has %s as its is_error, expected true or false",
+                        r->index, kind_of(&r->j, error));
+    if (at && *at != '"' && *at != '[')
+        return mm2_fail(MM2_E_ARG, "message %d has %s as a result, expected a string or texts",
+                        r->index, kind_of(&r->j, at));
+    mm2_view *result = add(&r->out->results, sizeof *result);
+    mm2_turn *turn = add(&r->out->turns, sizeof *turn);
+    if (!result || !turn)
         return MM2_E_NOMEM;
-    if (turn)
-        *turn = said;
+    *result = (mm2_view){"", 0};
+    *turn = (mm2_turn){.role = MM2_ROLE_TOOL, .first = first, .count = 1, .message = r->index};
+    if (at)
+        status = *at == '"' ? text_at(r, at, result) : read_parts(r, at, 0, NULL, result);
+    if (!status && error && *error == 't')
+        mark_error(r, result);
+    end_text(r);
+    turn = (mm2_turn *)r->out->turns.items + i;
+    return status ? status : read_place(r, part[P_CALL_ID], part_names[P_CALL_ID], &turn->id);
+}
+
+/* The results in a user's message are turns of the tools, in front of what the user says. */
+static mm2_status part_results(reader *r, const mm2_turn *turn, const char *at)
+{
+    mm2_turn said = *turn;
+    r->out->turns.count--;
+    int32_t n = each_part(r, at, part_result, read_part_result);
+    if (n < 0 || (n && !said.content.length))
+        return n < 0 ? n : MM2_OK;
+    mm2_turn *last = add(&r->out->turns, sizeof *last);
+    if (!last)
+        return MM2_E_NOMEM;
+    *last = said;
     return MM2_OK;
 }
 
@@ -359,17 +446,22 @@ static mm2_status read_details(reader *r, const char *at, mm2_view *text)
     mm2_status status = MM2_OK;
     r->j.at = at;
     while (!status && (more = mm2_json_next(&r->j, '[', &begun)) > 0) {
+        static const char *const own[] = {"type", "text", "thinking", "summary", NULL};
         const char *part[P_COUNT];
-        status = find_fields(r, part_names, P_COUNT, part);
+        mm2_json_peek(&r->j);
+        status = check_fields(r, r->j.at, own, " in its thinking");
+        if (!status)
+            status = find_fields(r, part_names, P_COUNT, part);
+        if (status)
+            return status;
         const char *found = part[P_TEXT]       ? part[P_TEXT]
                             : part[P_THINKING] ? part[P_THINKING]
                                                : part[P_SUMMARY];
-        if (!status && !found)
+        if (!found)
             return mm2_fail(MM2_E_ARG,
                             "message %d has thinking without text; it cannot be sent back",
                             r->index);
-        if (!status)
-            status = text_at(r, found, text);
+        status = text_at(r, found, text);
     }
     return status ? status : more;
 }
@@ -437,31 +529,42 @@ static mm2_status read_arguments(reader *r, const char *at, mm2_view *arguments)
 
 static mm2_status read_call(reader *r)
 {
-    static const char *const names[] = {"function", "name", "arguments", "input"};
-    const char *at[4];
+    static const char *const names[] = {"name", "arguments", "input", "function", "id", NULL};
+    static const char *const outer[] = {"function", NULL}, *const flat[] = {"name", "arguments",
+                                                                            "input", NULL};
+    const char *at[5], *id, *begin;
     mm2_turn_call *call = add(&r->out->calls, sizeof *call);
     if (!call)
         return MM2_E_NOMEM;
-    mm2_status status = find_fields(r, names, 4, at);
+    mm2_json_peek(&r->j);
+    begin = r->j.at;
+    mm2_status status = find_fields(r, names, 5, at);
     const char *after = r->j.at;
-    if (!status && at[0]) {
-        r->j.at = at[0];
-        status = find_fields(r, names, 4, at);
+    id = at[4];
+    if (!status && at[3]) {
+        status = check_fields(r, begin, outer, in_call);
+        begin = r->j.at = at[3];
+        if (!status)
+            status = find_fields(r, names, 5, at);
     }
-    if (!status && (!at[1] || *at[1] != '"'))
+    if (!status)
+        status = check_fields(r, begin, flat, in_call);
+    if (!status && (!at[0] || *at[0] != '"'))
         status = mm2_fail(MM2_E_ARG, "message %d has a call without the name of a tool", r->index);
     if (!status)
-        status = text_at(r, at[1], &call->name);
+        status = text_at(r, at[0], &call->name);
     end_text(r);
     if (!status)
-        status = read_arguments(r, at[2] ? at[2] : at[3], &call->arguments);
+        status = read_place(r, id, "call's id", &call->id);
+    if (!status)
+        status = read_arguments(r, at[1] ? at[1] : at[2], &call->arguments);
     r->j.at = after;
     return status;
 }
 
-static mm2_status read_part_call(reader *r, const char *content)
+static mm2_status read_part_call(reader *r, const char *const *part)
 {
-    (void)content;
+    (void)part;
     return read_call(r);
 }
 
@@ -489,23 +592,6 @@ static mm2_status read_calls(reader *r, mm2_turn *turn, const fields *f)
 
 /* ---- Messages ---- */
 
-/* A field that is not known may hold nothing. */
-static mm2_status check_other(reader *r, mm2_view name)
-{
-    mm2_view json;
-    for (size_t i = 0; i < sizeof ignored / sizeof *ignored; i++)
-        if (mm2_view_is(name, ignored[i]))
-            return mm2_json_skip(&r->j);
-    mm2_status status = read_value(r, r->j.at, &json);
-    if (status || mm2_view_is(json, "null") || mm2_view_is(json, "[]") || mm2_view_is(json, "{}") ||
-        mm2_view_is(json, "\"\""))
-        return status;
-    return mm2_fail(MM2_E_ARG,
-                    "message %d has \"%.*s\", which the format has no place for; a message is "
-                    "role, content, of an assistant thinking and tool_calls",
-                    r->index, name.length > 40 ? 40 : (int)name.length, name.begin);
-}
-
 static mm2_status find_message(reader *r, fields *f)
 {
     int begun = 0, i;
@@ -524,7 +610,7 @@ static mm2_status find_message(reader *r, fields *f)
             if (f->at[i] && i != F_CONTENT && r->j.at - f->at[i] == 2 && *f->at[i] == '{')
                 f->at[i] = NULL; /* Lua's empty list */
         } else {
-            status = check_other(r, name);
+            status = check_other(r, name, "");
         }
         if (status)
             return status;
@@ -578,23 +664,12 @@ static mm2_status check_places(const reader *r, const mm2_turn *turn, const fiel
     return MM2_OK;
 }
 
-static mm2_status read_place(reader *r, const char *at, const char *name, mm2_view *text)
-{
-    if (!at)
-        return MM2_OK;
-    if (*at != '"')
-        return mm2_fail(MM2_E_ARG, "message %d has %s as its %s, expected a string", r->index,
-                        kind_of(&r->j, at), name);
-    mm2_status status = text_at(r, at, text);
-    end_text(r);
-    return status;
-}
-
 static mm2_status read_message(reader *r, mm2_turn *turn, int goes_on)
 {
     fields f;
     mm2_status status = find_message(r, &f);
     const char *after = r->j.at;
+    turn->message = r->index;
     if (!status)
         status = read_role(r, turn, f.at[F_ROLE], goes_on);
     if (!status)
@@ -611,6 +686,8 @@ static mm2_status read_message(reader *r, mm2_turn *turn, int goes_on)
         status = read_place(r, f.at[F_DATE], field_names[F_DATE], &turn->date);
     if (!status)
         status = read_place(r, f.at[F_LOCATION], field_names[F_LOCATION], &turn->location);
+    if (!status && turn->role == MM2_ROLE_TOOL)
+        status = read_place(r, f.at[F_CALL_ID], field_names[F_CALL_ID], &turn->id);
     if (!status && turn->role == MM2_ROLE_USER && *f.at[F_CONTENT] == '[')
         status = part_results(r, turn, f.at[F_CONTENT]);
     r->j.at = after;
@@ -634,7 +711,7 @@ static mm2_status read_messages(reader *r, int goes_on)
         if (!turn)
             return MM2_E_NOMEM;
         status = read_message(r, turn, goes_on);
-        turn = (mm2_turn *)r->out->turns.items + i; /* it may have become two */
+        turn = (mm2_turn *)r->out->turns.items + i; /* it may have become several */
         if (!status && turn->role == MM2_ROLE_ASSISTANT)
             called = turn->count > 0;
         if (!status && turn->role == MM2_ROLE_TOOL && !called)
@@ -647,44 +724,31 @@ static mm2_status read_messages(reader *r, int goes_on)
     return status;
 }
 
+/* They were checked. */
 static mm2_status read_tools(reader *r)
 {
-    static const char *const names[] = {"function", "name"};
+    static const char *const names[] = {"function"};
     int begun = 0;
     int32_t more = 0;
     mm2_status status = MM2_OK;
     if (mm2_json_peek(&r->j) == 'n') /* null */
-        return mm2_json_skip(&r->j);
+        return MM2_OK;
     while (!status && (more = mm2_json_next(&r->j, '[', &begun)) > 0) {
-        const char *at[2], *name;
+        const char *at;
         mm2_turn_tool *tool = add(&r->out->tools, sizeof *tool);
         if (!tool)
             return MM2_E_NOMEM;
         mm2_json_peek(&r->j);
         const char *begin = r->j.at;
-        status = find_fields(r, names, 2, at);
-        if (status)
-            return status;
+        status = find_fields(r, names, 1, &at);
         const char *after = r->j.at;
-        tool->flat = !at[0];
-        name = at[1];
-        if (at[0])
-            status = read_value(r, at[0], &tool->json);
-        else
-            tool->json = (mm2_view){begin, after - begin};
-        if (!status && at[0]) {
-            r->j.at = at[0];
-            status = find_fields(r, names, 2, at);
-            name = at[1];
-        }
+        tool->flat = !at;
+        tool->json = (mm2_view){begin, after - begin};
+        if (!status && at)
+            status = read_value(r, at, &tool->json);
         r->j.at = after;
-        if (!status && (!name || *name != '"'))
-            status = mm2_fail(MM2_E_ARG,
-                              "tool %d has no name; a tool is {\"type\": \"function\", "
-                              "\"function\": {\"name\": ..., \"parameters\": ...}}",
-                              r->out->tools.count - 1);
     }
-    return status ? status : more ? more : mm2_json_end(&r->j);
+    return status ? status : more;
 }
 
 /* The text, repaired where it is no UTF-8. */
@@ -709,8 +773,15 @@ mm2_status mm2_turns_read(mm2_turns *out, const char *messages, const char *tool
         return mm2_fail(MM2_E_NOMEM, "no memory for messages of %lld bytes",
                         (long long)(r.j.end - r.j.start));
     status = read_messages(&r, goes_on);
+    if (!status)
+        status = mm2_turns_order(out);
     if (!status && tools)
         status = begin(&r, &out->sources[1], tools, "tools");
+    if (!status && tools) {
+        mm2_tools checked;
+        status = mm2_tools_read(&checked, r.j.start, r.j.end - r.j.start);
+        mm2_tools_free(&checked);
+    }
     if (!status && tools)
         status = read_tools(&r);
     return status == MM2_E_FORMAT ? MM2_E_ARG : status; /* the JSON is an argument */

@@ -11,12 +11,15 @@ typedef struct mm2_turn {
     int32_t thinks; /* assistant: thinking is given, if only as an empty text */
     mm2_view content, thinking;
     mm2_view date, location; /* system */
+    mm2_view id;             /* tool: of the call that it answers; of length 0: none is given */
     int32_t first, count;    /* assistant: its calls; tool: its results */
     int32_t is_list;         /* the content came as a list, which is not [] */
+    int32_t message;         /* which one it comes from */
 } mm2_turn;
 
 typedef struct mm2_turn_call {
     mm2_view name, arguments; /* the latter the JSON of an object */
+    mm2_view id;              /* of length 0: none is given */
 } mm2_turn_call;
 
 typedef struct mm2_turn_tool {
@@ -43,5 +46,8 @@ mm2_status mm2_turns_read(mm2_turns *out, const char *messages, const char *tool
 void mm2_turns_free(mm2_turns *t);
 /* ARG, with its sentence: message `index` has results of tools that nobody has called. */
 mm2_status mm2_turns_uncalled(int32_t index);
+/* Puts neighbouring results into the order of the calls that they answer, where both have ids. Fails
+ * with ARG where ids say that it cannot be right; NOMEM. */
+mm2_status mm2_turns_order(mm2_turns *t);
 
 #endif

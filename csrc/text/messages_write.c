@@ -78,9 +78,35 @@ static mm2_status put_arguments(writer *w, mm2_view arguments, int quoted)
     return MM2_OK;
 }
 
-static int32_t result_id(writer *w)
+/* The id of the call that gets the next result; nothing where there are more results than calls. */
+static void put_result_id(writer *w, const char *name)
 {
-    return w->result < w->calls ? w->result++ : w->calls - 1;
+    if (w->result < w->calls)
+        put_id(w, name, w->result++);
+}
+
+/* The results of one message: each by itself; those of one call, which it names, as a list. */
+static void put_results(writer *w, const mm2_turn *turn, const char *begin, const char *id)
+{
+    const mm2_view *results = (const mm2_view *)w->turns->results.items + turn->first;
+    int as_list = !turn->count || (turn->count > 1 && turn->id.length);
+    for (int32_t i = 0; i < (as_list ? 1 : turn->count); i++) {
+        put_text(w, i ? ", " : "");
+        put_text(w, begin);
+        put_result_id(w, id);
+        if (!as_list) {
+            put_field(w, ", \"content\": ", results[i]);
+            put_text(w, "}");
+        }
+    }
+    if (!as_list)
+        return;
+    put_text(w, ", \"content\": [");
+    for (int32_t i = 0; i < turn->count; i++) {
+        put_field(w, &", {\"type\": \"text\", \"text\": "[i ? 0 : 2], results[i]);
+        put_text(w, "}");
+    }
+    put_text(w, "]}");
 }
 
 /* What both forms write alike. */
@@ -114,17 +140,9 @@ static mm2_status put_openai_calls(writer *w, const mm2_turn *turn)
 
 static mm2_status put_openai(writer *w, const mm2_turn *turn)
 {
-    const mm2_view *results = (const mm2_view *)w->turns->results.items + turn->first;
     mm2_status status = MM2_OK;
     if (turn->role == MM2_ROLE_TOOL) {
-        for (int32_t i = 0; i < turn->count; i++) {
-            put_id(w,
-                   i ? ", {\"role\": \"tool\", \"tool_call_id\": "
-                     : "{\"role\": \"tool\", \"tool_call_id\": ",
-                   result_id(w));
-            put_field(w, ", \"content\": ", results[i]);
-            put_text(w, "}");
-        }
+        put_results(w, turn, "{\"role\": \"tool\"", ", \"tool_call_id\": ");
         return MM2_OK;
     }
     if (turn->role == MM2_ROLE_USER) {
@@ -176,16 +194,9 @@ static mm2_status put_blocks(writer *w, const mm2_turn *turn)
 /* Results, and what the user says behind them, are one message. */
 static void put_user_blocks(writer *w, const mm2_turn *turn, int first, int last)
 {
-    const mm2_view *results = (const mm2_view *)w->turns->results.items + turn->first;
     put_text(w, first ? "{\"role\": \"user\", \"content\": [" : "");
-    for (int32_t i = 0; turn->role == MM2_ROLE_TOOL && i < turn->count; i++) {
-        put_id(w,
-               i ? ", {\"type\": \"tool_result\", \"tool_use_id\": "
-                 : "{\"type\": \"tool_result\", \"tool_use_id\": ",
-               result_id(w));
-        put_field(w, ", \"content\": ", results[i]);
-        put_text(w, "}");
-    }
+    if (turn->role == MM2_ROLE_TOOL)
+        put_results(w, turn, "{\"type\": \"tool_result\"", ", \"tool_use_id\": ");
     if (turn->role == MM2_ROLE_USER) {
         put_field(w, "{\"type\": \"text\", \"text\": ", turn->content);
         put_text(w, "}");

@@ -4,8 +4,11 @@
 
 #include "text/added.h"
 #include "text/bpe.h"
+#include "text/order.h"
 #include "text/split.h"
 #include "text/tokenizer.h"
+
+#include <stdatomic.h>
 
 enum {                                     /* the chat format's own tokens, in mm2_tokenizer.tags */
        MM2_TAG_BEGIN,                      /* ]~!b[ */
@@ -31,8 +34,10 @@ struct mm2_tokenizer {
     char *system;                /* default system prompt */
     const char *template_name;   /* NULL: not recognised, or none given */
     char *unknown_template;      /* where one stands that was not recognised; or NULL */
+    char *unknown_text;          /* that one; or NULL */
     int keeps_tags;              /* the template leaves thinking in a content that holds its tags */
     int newline_after_calls;     /* it writes one */
+    _Atomic(mm2_order *) order;  /* NULL: nobody has asked for it yet */
 };
 
 /* Called when bpe, split and nfc are set: sorts out the added tokens (`normalized`: one flag for

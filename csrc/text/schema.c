@@ -24,14 +24,75 @@ static const mm2_value *function_of(const mm2_value *tool)
     return function ? function : tool;
 }
 
-mm2_status mm2_tools_read(mm2_tools *t, const char *json)
+/* Of its arguments, under either name. */
+static const mm2_value *schema_of(const mm2_value *function)
+{
+    const mm2_value *schema = mm2_value_field(function, "parameters");
+    return schema ? schema : mm2_value_field(function, "input_schema");
+}
+
+/* A field of an object that is none of these, up to NULL, and not null; or NULL. objects: only such
+ * fields as hold an object. */
+static const mm2_value *other_field(const mm2_value *object, const char *const *names, int objects)
+{
+    for (const mm2_value *key = NULL; (key = mm2_value_key(object, key));) {
+        int i = 0;
+        while (names[i] && !mm2_value_says(key, names[i]))
+            i++;
+        if (!names[i] && !mm2_value_is(key + 1, MM2_VALUE_NULL) &&
+            (!objects || mm2_value_is(key + 1, MM2_VALUE_OBJECT)))
+            return key;
+    }
+    return NULL;
+}
+
+static mm2_status check_tool(const mm2_value *tool, int32_t index)
+{
+    enum { SHOWN = 40 }; /* bytes of a name, in sentences */
+    static const char *const outer[] = {"type", "function", "cache_control", NULL};
+    static const char *const inner[] = {"cache_control", NULL};
+    const mm2_value *function = function_of(tool), *type = mm2_value_field(tool, "type");
+    const mm2_value *description = mm2_value_field(function, "description"), *other = NULL;
+    const mm2_value *schema = schema_of(function);
+    const char *name = mm2_value_text(mm2_value_field(function, "name"));
+    if (!name || !*name)
+        return mm2_fail(MM2_E_ARG,
+                        "tool %d has no name; a tool is {\"type\": \"function\", \"function\": "
+                        "{\"name\": ..., \"parameters\": ...}}",
+                        index);
+    if (type && !mm2_value_says(type, "function") && !mm2_value_says(type, "custom"))
+        return mm2_fail(MM2_E_ARG, "tool %d, \"%.*s\", has another type than \"function\"", index,
+                        SHOWN, name);
+    if (schema && !mm2_value_is(schema, MM2_VALUE_OBJECT))
+        return mm2_fail(MM2_E_ARG,
+                        "tool %d, \"%.*s\", has %s as its parameters, expected a JSON schema",
+                        index, SHOWN, name, mm2_value_kind(schema));
+    if (description && !mm2_value_text(description))
+        return mm2_fail(MM2_E_ARG,
+                        "tool %d, \"%.*s\", has %s as its description, expected a string", index,
+                        SHOWN, name, mm2_value_kind(description));
+    if (function != tool && (other = other_field(tool, outer, 0)))
+        return mm2_fail(
+            MM2_E_ARG,
+            "tool %d, \"%.*s\", has \"%.*s\" beside its function, which the format has no "
+            "place for",
+            index, SHOWN, name, SHOWN, mm2_value_text(other));
+    if (!schema && (other = other_field(function, inner, 1)))
+        return mm2_fail(MM2_E_ARG,
+                        "tool %d, \"%.*s\", has an object in \"%.*s\" and no parameters; its JSON "
+                        "schema is expected there",
+                        index, SHOWN, name, SHOWN, mm2_value_text(other));
+    return MM2_OK;
+}
+
+mm2_status mm2_tools_read(mm2_tools *t, const char *json, int64_t length)
 {
     mm2_json j;
     int32_t index = 0;
     *t = (mm2_tools){0};
     if (!json)
         return MM2_OK;
-    mm2_json_begin(&j, "tools", json, (int64_t)strlen(json));
+    mm2_json_begin(&j, "tools", json, length);
     mm2_status status = mm2_json_tree_read(&t->tree, &j);
     if (!status)
         status = mm2_json_end(&j);
@@ -40,8 +101,7 @@ mm2_status mm2_tools_read(mm2_tools *t, const char *json)
         status = mm2_fail(MM2_E_ARG, "tools are %s, expected a list", mm2_value_kind(list));
     t->given = mm2_value_is(list, MM2_VALUE_ARRAY);
     for (const mm2_value *tool = NULL; !status && (tool = mm2_value_next(list, tool)); index++)
-        if (!mm2_value_text(mm2_value_field(function_of(tool), "name")))
-            status = mm2_fail(MM2_E_ARG, "tool %d has no name", index);
+        status = check_tool(tool, index);
     return status == MM2_E_FORMAT ? MM2_E_ARG : status;
 }
 
@@ -170,8 +230,7 @@ static void look_into(search *s, const mm2_value *schema)
 
 uint32_t mm2_tools_types(const mm2_value *function, mm2_view parameter)
 {
-    const mm2_value *root = mm2_value_field(function, "parameters");
-    search s = {.root = root ? root : mm2_value_field(function, "input_schema")};
+    search s = {.root = schema_of(function)};
     const mm2_value *schema = member(mm2_value_field(s.root, "properties"), parameter);
     if (!schema)
         schema = mm2_value_field(s.root, "additionalProperties");

@@ -21,7 +21,7 @@ typedef struct mm2_tools {
 } mm2_tools;
 
 /* `json`: as in mm2_conversation; NULL: none. Copied. Fails with ARG, NOMEM. */
-mm2_status mm2_tools_read(mm2_tools *t, const char *json);
+mm2_status mm2_tools_read(mm2_tools *t, const char *json, int64_t length);
 void mm2_tools_free(mm2_tools *t);
 /* The function of that name, or NULL. */
 const mm2_value *mm2_tools_find(const mm2_tools *t, mm2_view name);
@@ -29,7 +29,7 @@ const mm2_value *mm2_tools_find(const mm2_tools *t, mm2_view name);
 uint32_t mm2_tools_types(const mm2_value *function, mm2_view parameter);
 
 /* Writes a model's text as JSON of one of the types; returns its length, at most twice that of the
- * text and 2. -1: it is a string, the text as it is. */
+ * text and 3. -1: it is a string, the text as it is. */
 int64_t mm2_schema_value(char *out, uint32_t types, mm2_view text);
 
 #endif

@@ -82,6 +82,8 @@ void mm2_tokenizer_release(mm2_tokenizer *t)
     mm2_added_free(&t->normalized);
     free(t->system);
     free(t->unknown_template);
+    mm2_order_free(atomic_load(&t->order));
+    free(t->unknown_text);
     free(t);
 }
 

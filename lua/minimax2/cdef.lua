@@ -204,6 +204,7 @@ typedef struct mm2_conversation {
 } mm2_conversation;
 int32_t mm2_chat_render(const mm2_tokenizer *t, const mm2_conversation *c, char *out, int32_t cap);
 int32_t mm2_chat_encode(const mm2_tokenizer *t, const mm2_conversation *c, int32_t *ids, int32_t cap);
+const char *mm2_tokenizer_unknown_template(const mm2_tokenizer *t);
 int32_t mm2_chat_continue(const mm2_tokenizer *t, const int32_t *timeline, int32_t length, const mm2_conversation *c, int32_t *ids, int32_t cap);
 enum {
     MM2_FORM_OPENAI = 0,
@@ -272,6 +273,31 @@ mm2_status mm2_reply_push(mm2_reply *r, int32_t id, mm2_piece *piece);
 mm2_status mm2_reply_end(mm2_reply *r, int32_t reason, mm2_piece *piece);
 mm2_status mm2_reply_all(mm2_reply *r, mm2_piece *piece);
 mm2_status mm2_reply_call(mm2_reply *r, int32_t index, mm2_call *call);
+typedef struct mm2_grammar mm2_grammar;
+typedef struct mm2_constraint mm2_constraint;
+enum {
+    MM2_GRAMMAR_REGEX = 1,
+    MM2_GRAMMAR_CHOICES = 2,
+    MM2_GRAMMAR_JSON_SCHEMA = 3,
+};
+mm2_status mm2_grammar_new(mm2_grammar **out, const mm2_tokenizer *t, int32_t kind, const char *text);
+void mm2_grammar_free(mm2_grammar *g);
+int32_t mm2_grammar_matches(mm2_grammar *g, const char *text, int32_t len);
+typedef struct mm2_constraint_options {
+    uint32_t size;
+    int32_t start;
+    int32_t vocab_size;
+    int32_t end_count;
+    const int32_t *end_tokens;
+} mm2_constraint_options;
+void mm2_constraint_options_init(mm2_constraint_options *o);
+mm2_status mm2_constraint_new(mm2_constraint **out, mm2_grammar *g, const mm2_constraint_options *o);
+mm2_status mm2_constraint_fork(mm2_constraint **out, mm2_constraint *c);
+void mm2_constraint_free(mm2_constraint *c);
+mm2_status mm2_constraint_mask(mm2_constraint *c, const uint32_t **mask);
+mm2_status mm2_constraint_push(mm2_constraint *c, int32_t id);
+int32_t mm2_constraint_accepts(mm2_constraint *c);
+int32_t mm2_constraint_forced(mm2_constraint *c, int32_t *ids, int32_t cap);
 typedef struct mm2_session mm2_session;
 typedef struct mm2_session_options {
     uint32_t size;

@@ -73,7 +73,7 @@ function encode(value, depth)
     elseif kind == "table" then
         return encode_table(value, depth)
     end
-    error(("JSON has no place for %s"):format(kind == "number" and tostring(value) or "a " .. kind), 0)
+    error("JSON has no place for " .. (kind == "number" and "NaN and infinity" or "a " .. kind), 0)
 end
 
 --- The JSON of a value. Raises an error for what JSON has no place for.

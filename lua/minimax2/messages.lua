@@ -29,23 +29,37 @@ function messages.are_prompts(prompt)
     return first and type(first) ~= "number" and not messages.is(prompt) or false
 end
 
---- JSON of what a script hands in; a string is JSON already.
+-- Refuses tools that no conversation can declare: a reply reads them.
+local function check_tools(declared)
+    local o, out = native.sized "mm2_reply_options", ffi.new "mm2_reply *[1]"
+    lib.mm2_reply_options_init(o)
+    o.start, o.tools = lib.MM2_START_ANSWER, declared
+    native.check_list(lib.mm2_reply_new(out, nil, o))
+    lib.mm2_reply_free(out[0])
+end
+
+--- JSON of what a script hands in; a string is JSON already. Tools are checked.
 function messages.json(value, name)
     if type(value) ~= "table" and type(value) ~= "string" then
         raise(("%s must be a table, not %s"):format(name, args.show(value)))
     end
+    local are_tools = name:find "tools$" ~= nil
     if type(value) == "table" then
         if next(value) == nil then
             return "[]"
         end
-        value = name:find "tools$" and tools.declared(value) or value
+        value = are_tools and tools.declared(value, name) or value
         local ok, encoded = pcall(json.encode, value)
         if not ok then
             raise(("%s: %s"):format(name, encoded))
         end
         value = encoded
     end
-    return args.text(value, name)
+    value = args.text(value, name)
+    if are_tools then
+        check_tools(value)
+    end
+    return value
 end
 
 --- The option thinking of a call: whether a text begins inside <think>, and how many tokens it may think

@@ -22,10 +22,12 @@
 ---                     together with them, where that is expected to win; the same text, sooner. A number:
 ---                     so many at most, up to 15; false, the default: never. info.proposed and
 ---                     info.accepted count them; not info.speculating: nothing is proposed
+---   choices, regex, json_schema   what form the answer must have, see grammar.lua; one of them
 ---   yield             true: stream:next() yields between time slices; for use in coroutines
 
 local native = require "minimax2.native"
 local args = require "minimax2.args"
+local Grammar = require "minimax2.grammar"
 local messages = require "minimax2.messages"
 local tools_of = require "minimax2.tools"
 local trace = require "minimax2.trace"
@@ -44,6 +46,9 @@ Request.known = {
     hooks = true, thinking = true, tools = true, tool_choice = true, keep_thinking = true, yield = true,
     speculate = true,
 }
+for name in pairs(Grammar.known) do
+    Request.known[name] = true
+end
 
 local function stop_list(stop, where)
     local list = type(stop) == "table" and stop or { stop }
@@ -74,7 +79,7 @@ end
 --- A request for a prompt, nil for none. turn: a function that makes the ids of a chat turn, given whether
 --- it thinks. more: names of further options, of a call that makes a session and so needs a prompt.
 --- Fields: options, where (as given), prompt and count (ids to feed, or nil), sampler, reply, most
---- (tokens), mask, processor, top, hooks (made by trace.hooks, or nil), thinks, yields.
+--- (tokens), mask, processor, top, hooks (made by trace.hooks, or nil), constraint (or nil), thinks, yields.
 function Request.new(model, prompt, options, where, turn, more)
     options = args.known(options, where, Request.known, Sampler.known, more or {})
     if more and prompt == nil then
@@ -101,6 +106,7 @@ function Request.new(model, prompt, options, where, turn, more)
         raise(where .. ": tools are for prompts of messages; a prompt that is a text or ids declares its own")
     end
     local stops = stop_list(options.stop, where)
+    local grammar = Grammar.of(model, options, where)
     local call, bias = tools_of.choice(model, options, answers or prompt == nil, where)
     local sampler, message = Sampler.new(model, bias and setmetatable({ bias = bias }, { __index = options })
         or options, where)
@@ -114,8 +120,9 @@ function Request.new(model, prompt, options, where, turn, more)
         self.prompt, self.count = model:prompt_ids(prompt, nil, is_messages and
             { tools = tools, thinking = thinks, keep_thinking = keep } or nil)
     end
-    self.reply = Reply.new(model, self.most, stops,
-        thinks and "thinking" or answers and "answer" or "text", tools, budget, call)
+    local start = thinks and "thinking" or answers and "answer" or "text"
+    self.reply = Reply.new(model, self.most, stops, start, tools, budget, call)
+    self.constraint = grammar and grammar:constraint(start)
     return self
 end
 

@@ -112,7 +112,12 @@ local function choose(self)
         return nil
     elseif forced then -- the budget of thinking is spent, or a call must come
         return forced
-    elseif not request.processor then
+    end
+    if request.constraint then
+        request.constraint:follow(self.ids)
+        mask = request.constraint:mask(mask, request.where)
+    end
+    if not request.processor then
         return request.sampler:next(session, mask)
     end
     local logits, tokens = session:logits():copy(), session:tokens()

@@ -63,6 +63,12 @@ function properties:closed()
     return (self.model or self).cell.open[0] == 0
 end
 
+--- The text of the checkpoint's chat template if it is not a known one; nil: it is known, or there is none.
+function properties:unknown_template()
+    local text = lib.mm2_tokenizer_unknown_template(self:live())
+    return text ~= nil and ffi.string(text) or nil
+end
+
 -- Calls fill(array, capacity) with a guess, and again if that was too small; array, length.
 local function collect(array_type, guess, fill)
     local array = array_type(guess)

@@ -18,11 +18,32 @@ local function declaration(tool)
     return type(tool["function"]) == "table" and tool["function"] or tool
 end
 
+local fields = { name = true, description = true, parameters = true, call = true, type = true,
+    ["function"] = true }
+
+-- Refuses a tool with a `call` that could not be called, or not as it is meant.
+local function check_tool(tool, where)
+    local name = tostring(declaration(tool).name)
+    if type(tool.call) ~= "function" then
+        raise(("%s: the call of %s must be a function, not %s"):format(where, name, args.show(tool.call)))
+    end
+    for field in pairs(tool) do
+        if not fields[field] then
+            raise(("%s: %s has the field %s; a tool has name, description, parameters and call"):format(
+                where, name, tostring(field)))
+        end
+    end
+end
+
 --- A list of tools as the library takes it: without their functions.
-function tools.declared(list)
+function tools.declared(list, where)
+    if #list == 0 and next(list) ~= nil then
+        raise(where .. " must be a list of tools")
+    end
     local out = setmetatable({}, json.array)
     for i, tool in ipairs(list) do
-        if type(tool) == "table" and type(tool.call) == "function" then
+        if type(tool) == "table" and tool.call ~= nil then
+            check_tool(tool, where)
             local own = declaration(tool)
             tool = { type = "function", ["function"] = {
                 name = own.name, description = own.description, parameters = own.parameters or {} } }
@@ -35,9 +56,6 @@ end
 --- Those of a list that can be called, by name.
 function tools.functions(list, where)
     local found = {}
-    if type(list) == "table" and #list == 0 and next(list) ~= nil then
-        raise(where .. ": tools must be a list of tools")
-    end
     for _, tool in ipairs(type(list) == "table" and list or {}) do
         if type(tool) == "table" and type(tool.call) == "function" then
             local own = declaration(tool)
@@ -212,13 +230,14 @@ function tools.answer(functions, call)
     end
     if not ok then
         return "error: " .. tostring(result)
-    elseif type(result) == "string" then
-        return result
     end
-    if result == nil then
-        result = json.null
+    local encoded, text = true, result
+    if type(result) ~= "string" then
+        encoded, text = pcall(json.encode, result == nil and json.null or result)
     end
-    local encoded, text = pcall(json.encode, result)
+    if encoded and text:find("%z") then
+        encoded, text = false, "the result holds a NUL character, which no message can have"
+    end
     return encoded and text or "error: " .. text
 end
 

@@ -1,4 +1,4 @@
-"""The functions of csrc/minimax2.h for text: tokenizers, the chat format, replies."""
+"""The functions of csrc/minimax2.h for text: tokenizers, the chat format, replies, grammars."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +36,12 @@ def tokenizer_facts(tokenizer: Owned) -> dict[str, int]:
     facts = _sized("mm2_tokenizer_info")
     check(lib.mm2_tokenizer_describe(tokenizer.pointer, facts))
     return _fields(facts)
+
+
+def tokenizer_unknown_template(tokenizer: Owned) -> str | None:
+    """The text of the chat template that was not recognised."""
+    text = lib.mm2_tokenizer_unknown_template(tokenizer.pointer)
+    return None if text == ffi.NULL else bytes(ffi.string(text)).decode("utf-8", "replace")
 
 
 def tokenizer_encode(tokenizer: Owned, text: Any, special: bool) -> list[int]:
@@ -88,14 +94,14 @@ def tokenizer_id(tokenizer: Owned, chars: bytes) -> int | None:
 
 def json_text(value: Any, name: str) -> bytes:
     """JSON of what a caller hands in, terminated; a str is JSON already. Keys keep their order.
-    Functions among tools are declared."""
+    Functions among tools are declared, and tools are checked."""
     def plain(other: Any) -> Any:
         if isinstance(other, Mapping):
             return dict(other)
-        if name == "tools" and callable(other):
-            return tools.tool(other).declaration()
         raise TypeError(f"{name} must be values that JSON has, not {type(other).__name__}")
 
+    if name == "tools":
+        value = _declared(value)
     try:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False,
                                                                default=plain)
@@ -103,7 +109,19 @@ def json_text(value: Any, name: str) -> bytes:
         raise ArgumentError(f"{name}: {error}") from None
     if "\0" in text:  # in JSON that the caller wrote; json.dumps leaves none
         raise ArgumentError(f"{name}: JSON cannot hold a NUL character")
-    return text.encode("utf-8", "surrogatepass")
+    encoded = text.encode("utf-8", "surrogatepass")
+    if name == "tools":
+        reply_new(None, START_ANSWER, 0, [], [], encoded)  # it reads them
+    return encoded
+
+
+def _declared(given: Any) -> Any:
+    """Tools as JSON has them."""
+    if isinstance(given, Mapping) or callable(given):
+        raise TypeError("tools must be a list of functions and of JSON schemas, not one alone")
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        return given
+    return [tools.tool(one).declaration() if callable(one) else one for one in given]
 
 
 NO_BUDGET = 2**31 - 1
@@ -302,3 +320,69 @@ def reply_characters(reply: Owned, length: int) -> int:
     piece = _sized("mm2_piece")
     check(lib.mm2_reply_all(reply.pointer, piece))
     return len(_decoded(piece.text, min(length, piece.text_len)))
+
+
+# ---- Grammar ----
+
+GRAMMAR_REGEX, GRAMMAR_CHOICES, GRAMMAR_JSON_SCHEMA = (
+    int(lib.MM2_GRAMMAR_REGEX), int(lib.MM2_GRAMMAR_CHOICES), int(lib.MM2_GRAMMAR_JSON_SCHEMA))
+
+
+def grammar_new(tokenizer: Owned, kind: int, text: str) -> Owned:
+    """A grammar of GRAMMAR_REGEX, ..., for any number of constraints; keeps its tokenizer.
+    UnsupportedError: the text is right, but has more than the library knows."""
+    out = ffi.new("mm2_grammar **")
+    check(lib.mm2_grammar_new(out, tokenizer.pointer, kind, _chars(text, "a grammar")))
+    grammar = _owned("grammar", out)
+    return Owned(grammar.pointer, (grammar, tokenizer))
+
+
+def grammar_matches(grammar: Owned, text: bytes) -> bool:
+    """Whether the whole text has the form."""
+    return check(lib.mm2_grammar_matches(grammar.pointer, ffi.from_buffer("char[]", text),
+                                         len(text))) == 1
+
+
+def constraint_new(grammar: Owned, start: int, vocab_size: int, ends: Sequence[int]) -> Owned:
+    """The state of one text; keeps the grammar. start: START_TEXT, ... vocab_size: of the model."""
+    options = _sized("mm2_constraint_options")
+    lib.mm2_constraint_options_init(options)
+    options.start, options.vocab_size = start, vocab_size
+    end_tokens = ffi.new("int32_t[]", ends)
+    options.end_tokens, options.end_count = end_tokens, len(ends)
+    out = ffi.new("mm2_constraint **")
+    check(lib.mm2_constraint_new(out, grammar.pointer, options))
+    constraint = _owned("constraint", out)
+    return Owned(constraint.pointer, (constraint, grammar))
+
+
+def constraint_fork(constraint: Owned) -> Owned:
+    """A second one that stands where the first stands; keeps what the first keeps."""
+    out = ffi.new("mm2_constraint **")
+    check(lib.mm2_constraint_fork(out, constraint.pointer))
+    fork = _owned("constraint", out)
+    return Owned(fork.pointer, (fork, constraint))
+
+
+def constraint_mask(constraint: Owned, vocab_size: int) -> memoryview:
+    """The tokens that may come next, a copy: uint32 [(vocab_size + 31) / 32], one bit a token."""
+    out = ffi.new("const uint32_t **")
+    check(lib.mm2_constraint_mask(constraint.pointer, out))
+    return memoryview(bytes(ffi.buffer(out[0], (vocab_size + 31) // 32 * 4))).cast("I")
+
+
+def constraint_push(constraint: Owned, token: int) -> None:
+    """The token that has come."""
+    check(lib.mm2_constraint_push(constraint.pointer, token))
+
+
+def constraint_accepts(constraint: Owned) -> bool:
+    """Whether the text so far is complete, and may end."""
+    return check(lib.mm2_constraint_accepts(constraint.pointer)) == 1
+
+
+def constraint_forced(constraint: Owned, most: int) -> list[int]:
+    """The tokens that must come next, each the only one that its mask allows; at most so many."""
+    array = ffi.new("int32_t[]", most)
+    count = check(lib.mm2_constraint_forced(constraint.pointer, array, most))
+    return list(array[0:count])

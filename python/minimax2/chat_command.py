@@ -25,7 +25,11 @@ def is_terminal(stream: Any) -> bool:
 
 
 def run(chat: mm.Chat, message: str | None) -> None:
-    """Answer one message, or talk until there is nothing more to read."""
+    """Answer one message, or talk until there is nothing more to read.
+
+    What is wrong with a line is told, and the next one read. Without somebody who types, what is
+    wrong with the conversation, such as one without room, ends it.
+    """
     talk = _Talk(chat)
     if message is not None:
         talk.answer(message)
@@ -35,7 +39,7 @@ def run(chat: mm.Chat, message: str | None) -> None:
         try:
             talk.take(text)
         except mm.Error as error:
-            if not asks:
+            if not asks and not isinstance(error, mm.ArgumentError):
                 raise
             _note(f"error: {error}")
 
@@ -145,9 +149,11 @@ class _Talk:
         if not declared:
             _note("none; --tools FILE declares some")
 
-    def _think(self, _: str) -> None:
-        """/think: show the thinking, or hide it"""
-        self._shows_thinking = not self._shows_thinking
+    def _think(self, wanted: str) -> None:
+        """/think on, /think off: show the thinking, or hide it; /think: the other of the two"""
+        if wanted not in ("", "on", "off"):
+            raise mm.ArgumentError(f"/think is on or off, not {wanted}")
+        self._shows_thinking = wanted == "on" if wanted else not self._shows_thinking
         _note("thinking is shown" if self._shows_thinking else "thinking is hidden")
 
     def _save(self, path: str) -> None:

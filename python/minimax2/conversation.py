@@ -141,7 +141,13 @@ class Chat:
         """The whole timeline of messages of which ends[-1] stand in it, by their tokens."""
         count, length = ends[-1]
         new, keep = messages[count:], bool(options.get("keep_thinking"))
-        if length:
+        by_jinja = self.model.tokenizer.by_jinja
+        if by_jinja and ends[0][1]:
+            raise ArgumentError("a restored session cannot be gone on with by template=\"jinja\": "
+                                "give the chat all messages")
+        if length and by_jinja:
+            new = messages
+        elif length:
             kept = self.session.tokens[:length]
             return kept + (_native_text.chat_continue(self.model.tokenizer._c, kept, new, prompt,
                                                       thinking, keep) if new else [])
@@ -255,6 +261,8 @@ class Chat:
 
         def turn(thinking: bool) -> list[int]:
             before = self.session.tokens
+            if self.model.tokenizer.by_jinja:
+                return self._rendered(self._ids(messages, ends, True, thinking, wanted), before)
             if before and text is not None:
                 return _native_text.chat_continue(self.model.tokenizer._c, before, new, True,
                                                   thinking, bool(wanted.get("keep_thinking")))
@@ -264,6 +272,15 @@ class Chat:
         self._options = {**self._options, "tools": wanted.get("tools")}
         self._messages, self._ends, self._stream = messages, ends, made
         return made
+
+    def _rendered(self, ids: list[int], before: list[int]) -> list[int]:
+        """What a conversation that was rendered anew adds behind the beginning that stays."""
+        common = 0
+        while common < min(len(before), len(ids) - 1) and before[common] == ids[common]:
+            common += 1
+        if common < len(before):
+            self.session.rewind(common)
+        return ids[common:]
 
     def close(self) -> None:
         """Close the session."""

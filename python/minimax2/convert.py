@@ -224,8 +224,6 @@ def _matrix(container: Container, name: str, parts: Mapping[str, Entry],
     if zeros.max() >= 2 * middle:
         raise UnsupportedError(f"{found}; {matrix.bits} bits hold {2 * middle - 1} at most, and no "
                                "other layout of them would keep the values")
-    if matrix.bits == 8 and not symmetric:
-        raise UnsupportedError(f"{found}; in 8 bits what opens has {middle} everywhere")
     return matrix._replace(symmetric=symmetric)
 
 

@@ -119,11 +119,19 @@ def _e8m0_scales(std: float, mean: float) -> Array:
     return codes
 
 
-def _zero_points(std: float, mean: float) -> Array:
-    """Two nibbles each from 6 to 9."""
+def _zero_nibbles(std: float, mean: float) -> Array:
+    """Two zero points each from 6 to 9."""
     import numpy
 
     codes: Array = (numpy.arange(256) & 0x33).astype(numpy.uint8) + 0x66
+    return codes
+
+
+def _zero_bytes(std: float, mean: float) -> Array:
+    """Zero points from 96 to 159."""
+    import numpy
+
+    codes: Array = (numpy.arange(256) & 0x3f).astype(numpy.uint8) + 0x60
     return codes
 
 
@@ -133,7 +141,8 @@ PLANES = {
     "e8m0_scale": Plane("U8", 1, _e8m0_scales),
     "bytes": Plane("U8", 1, None),
     "words": Plane("I32", 4, None),
-    "zeros": Plane("I32", 4, _zero_points),
+    "zero_nibbles": Plane("I32", 4, _zero_nibbles),
+    "zero_bytes": Plane("I32", 4, _zero_bytes),
     "shape": Plane("I64", 8, None),
 }
 

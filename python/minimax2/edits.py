@@ -50,7 +50,12 @@ class Edit(NamedTuple):
         heads = "" if self.heads is None else f", heads {', '.join(map(str, self.heads))}"
         if self.first or self.end is not None:
             heads += f", positions {self.first}:{'' if self.end is None else self.end}"
-        return f"<{self.kind} {self.point}{where}{heads}>"
+        what = self.point
+        if self.kind in ("choose", "weigh") and self.values is not None:
+            neutral = float(self.kind == "weigh")
+            named = {e: float(x) for e, x in enumerate(self.values.ravel()) if x != neutral}
+            what = f"experts {named}"
+        return f"<{self.kind} {what}{where}{heads}>"
 
 
 class Edits(Sequence[Edit]):

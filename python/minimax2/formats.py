@@ -216,6 +216,7 @@ LAYOUTS = {
     "w4a16": Layout(128, True, packed(4, 128, True), "ignore"),
     "w4a16-asym": Layout(128, True, packed(4, 128, False), "ignore"),
     "w8a16": Layout(128, True, packed(8, 128, True), "ignore"),
+    "w8a16-asym": Layout(128, True, packed(8, 128, False), "ignore"),
 }
 
 NAMES = (*FORMATS, *LAYOUTS, *MIXES)

@@ -160,7 +160,7 @@ class PrefixStats(NamedTuple):
 def load(path: AnyPath | None = None, *, threads: int | None = None, writable: bool = False,
          mapped: bool = True, isa: Isa | None = None, precision: Precision = "fast",
          prefix_cache: int | None = None, prefix_folder: AnyPath | None = None,
-         prefix_disk: int | None = None) -> Model:
+         prefix_disk: int | None = None, template: Literal["jinja"] | None = None) -> Model:
     """Open a checkpoint: a Model. Quick: weights are mapped, not read.
 
     path: a Hugging Face directory, a .gguf file (of a split set: any part), or a directory that
@@ -178,13 +178,15 @@ def load(path: AnyPath | None = None, *, threads: int | None = None, writable: b
     pages of 256 positions; None: no such cache. prefix_folder: a folder that exists, where the
     pages are kept too, for other processes and later ones; prefix_disk: bytes of files there at
     most, None: 10 times prefix_cache. See "Shared prefixes" in minimax2.h, and
-    Model.prefix_stats.
+    Model.prefix_stats. template: "jinja" renders messages by the checkpoint's own chat template if
+    it is not a known one, in Jinja's sandbox (pip install "minimax2[jinja]"): a program out of the
+    file, whose time and memory nothing limits; see CHAT.md.
 
     Raises FileError, FormatError, UnsupportedError, OutOfMemory, ArgumentError.
     """
     return Model(EMBEDDED if path is None else path, threads=threads, writable=writable,
                  mapped=mapped, isa=isa, precision=precision, prefix_cache=prefix_cache,
-                 prefix_folder=prefix_folder, prefix_disk=prefix_disk)
+                 prefix_folder=prefix_folder, prefix_disk=prefix_disk, template=template)
 
 
 class Model(Handle, Mapping[str, Tensor]):
@@ -196,7 +198,7 @@ class Model(Handle, Mapping[str, Tensor]):
     that they need.
     """
 
-    __slots__ = ("_config", "_engine", "_sizes", "_tokenizer")
+    __slots__ = ("_config", "_engine", "_sizes", "_template", "_tokenizer")
 
     points = _native.POINTS
     """The names of the activations that a run can stop at, in the order of the data flow."""
@@ -204,7 +206,8 @@ class Model(Handle, Mapping[str, Tensor]):
     def __init__(self, path: AnyPath, *, threads: int | None = None, writable: bool = False,
                  mapped: bool = True, isa: Isa | None = None,
                  precision: Precision = "fast", prefix_cache: int | None = None,
-                 prefix_folder: AnyPath | None = None, prefix_disk: int | None = None) -> None:
+                 prefix_folder: AnyPath | None = None, prefix_disk: int | None = None,
+                 template: Literal["jinja"] | None = None) -> None:
         super().__init__(_native.model_open(path, threads, writable, mapped, isa, precision,
                                             prefix_cache, prefix_folder, prefix_disk))
         facts = _native.model_config(self._c)
@@ -213,6 +216,9 @@ class Model(Handle, Mapping[str, Tensor]):
         self._config = Config(**facts)
         self._sizes = _native.model_sizes(self._c)
         self._tokenizer: Tokenizer | None = None
+        self._template = template
+        if template is not None:
+            self.tokenizer  # refuse now what a prompt of messages would refuse
         self._engine: weakref.ref[Engine] | None = None  # of agenerate(), kept by its jobs
 
     # ---- Facts ----
@@ -267,7 +273,8 @@ class Model(Handle, Mapping[str, Tensor]):
     def tokenizer(self) -> Tokenizer:
         """The model's Tokenizer. Raises UnsupportedError if the checkpoint has none."""
         if self._tokenizer is None:
-            self._tokenizer = Tokenizer._of(_native_text.model_tokenizer(self._c))
+            self._tokenizer = Tokenizer._of(_native_text.model_tokenizer(self._c),
+                                            self._template)
         return self._tokenizer
 
     @property

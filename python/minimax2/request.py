@@ -60,6 +60,8 @@ class Request:
                                 "declares its own")
         else:
             self.ids = None if prompt is None else model.ids(prompt)
+        if self.answers and self.ids is not None:
+            self.thinking = model.tokenizer._begins_thinking(self.ids, self.thinking)
         self.sampler = Sampler(model, **given)
 
     @property

@@ -179,11 +179,13 @@ def _layout(format: str, name: str, rows: int, columns: int) -> Iterator[Spec]:
                    (rows, columns // 2), "bytes")
         yield scales("e8m0_scale", E2M1)
     else:
-        bits = 8 if format == "w8a16" else 4
+        bits = 8 if format.startswith("w8") else 4
         yield Spec(base + "weight_packed", (rows, columns * bits // 32), "words")
-        yield scales("bf16", {"w4a16": 4.637, "w4a16-asym": 4.743, "w8a16": 73.9}[format])
-        if format == "w4a16-asym":
-            yield Spec(base + "weight_zero_point", (-(-rows // 8), groups), "zeros")
+        yield scales("bf16", {"w4a16": 4.637, "w4a16-asym": 4.743, "w8a16": 73.9,
+                              "w8a16-asym": 76.17}[format])
+        if format.endswith("asym"):
+            yield Spec(base + "weight_zero_point", (-(-rows * bits // 32), groups),
+                       "zero_nibbles" if bits == 4 else "zero_bytes")
         yield Spec(base + "weight_shape", (2,), "shape", values=(rows, columns))
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeGuard, overload
 
 from minimax2 import _native_text
-from minimax2._native import Owned
+from minimax2._native import Owned, flag
+from minimax2.errors import ArgumentError
 from minimax2.handle import Handle
+from minimax2.jinja_template import JinjaTemplate
 from minimax2.options import Ids, Item, Message, Tools
 
 
@@ -17,26 +20,56 @@ class Tokenizer(Handle):
 
     A model has its own, `model.tokenizer`. Without a model: `Tokenizer(path)` of a tokenizer.json,
     a directory that holds one, or a GGUF file; raises FileError, FormatError, UnsupportedError.
+    template: as in load().
 
     Ids of special tokens, None where the files name none: `bos`, `eos`, `unk`, `pad`, `think_open`,
     `think_close`. `vocab_size` is the highest id + 1.
     """
 
-    __slots__ = ("_facts",)
+    __slots__ = ("_control", "_facts", "_jinja")
 
-    def __init__(self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None:
-        self._adopt(_native_text.tokenizer_open(path))
+    def __init__(self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes], *,
+                 template: Literal["jinja"] | None = None) -> None:
+        self._adopt(_native_text.tokenizer_open(path), template)
 
     @classmethod
-    def _of(cls, owned: Owned) -> Tokenizer:
+    def _of(cls, owned: Owned, template: str | None = None) -> Tokenizer:
         """The tokenizer inside an open model."""
         self = cls.__new__(cls)
-        self._adopt(owned)
+        self._adopt(owned, template)
         return self
 
-    def _adopt(self, owned: Owned) -> None:
+    def _adopt(self, owned: Owned, template: str | None) -> None:
         super().__init__(owned)
         self._facts = _native_text.tokenizer_facts(owned)
+        self._jinja: JinjaTemplate | None = None
+        self._control: set[int] = set()
+        source = self.unknown_template
+        if template not in (None, "jinja"):
+            raise ArgumentError(f"template is {template!r}, must be 'jinja' or None")
+        if template is not None and source is not None:
+            self._control = self._control_tokens()
+            names = {f"{name}_token": self._id(name) for name in ("bos", "eos", "unk", "pad")}
+            self._jinja = JinjaTemplate(
+                source, [self.token(id).decode() for id in self._control],
+                {name: self.token(id).decode() for name, id in names.items() if id is not None})
+
+    def _control_tokens(self) -> set[int]:
+        """Ids that a text has only if it is read with its control tokens."""
+        tokens = (self.token(id) for id in range(self.vocab_size))
+        text = b"\n".join(token for token in tokens
+                          if token.decode(errors="ignore").encode() == token)
+        return set(self.encode(text, special=True)) - set(self.encode(text))
+
+    @property
+    def by_jinja(self) -> bool:
+        """Whether conversations are rendered by the checkpoint's own template, in Jinja."""
+        return self._jinja is not None
+
+    @property
+    def unknown_template(self) -> str | None:
+        """The text of the checkpoint's chat template if it is not a known one, or None."""
+        return _native_text.tokenizer_unknown_template(self._c)
 
     def _id(self, name: str) -> int | None:
         value = self._facts[name]
@@ -114,6 +147,10 @@ class Tokenizer(Handle):
         For reading: to feed a model use apply_chat_template(), which keeps the format's tags and
         the same characters inside a message apart.
         """
+        if self._jinja is not None:
+            text, mark = self._by_jinja(messages, tools, identity, add_generation_prompt, thinking,
+                                        keep_thinking)
+            return text.replace(mark, "")
         return _native_text.chat_render(self._c, messages, tools, identity,
                                         add_generation_prompt, thinking, keep_thinking)
 
@@ -150,8 +187,51 @@ class Tokenizer(Handle):
         if not tokenize:
             return self.render(messages, add_generation_prompt, tools=tools, thinking=thinking,
                                keep_thinking=keep_thinking, identity=identity)
+        if self._jinja is not None:
+            return self._read(*self._by_jinja(messages, tools, identity, add_generation_prompt,
+                                              thinking, keep_thinking))
         return _native_text.chat_encode(self._c, messages, tools, identity,
                                         add_generation_prompt, thinking, keep_thinking)
+
+    def _by_jinja(self, messages: Any, tools: Any, identity: str | None, prompt: bool,
+                  thinking: bool | int | None, keep_thinking: bool) -> tuple[str, str]:
+        """Messages as the checkpoint's own template has them, with marks in what was said."""
+        assert self._jinja is not None
+        if flag(keep_thinking, "keep_thinking"):
+            raise ArgumentError("keep_thinking is not for template=\"jinja\": the checkpoint's "
+                                "template decides what it keeps")
+        options: dict[str, Any] = {"add_generation_prompt": flag(prompt, "add_generation_prompt"),
+                                   "enable_thinking": _native_text.thinks(thinking, True)[0]}
+        if identity is not None:
+            options["model_identity"] = identity
+        given = [None if value is None else json.loads(_native_text.json_text(value, name))
+                 for value, name in ((messages, "messages"), (tools, "tools"))]
+        if not isinstance(given[0], list) or not all(isinstance(one, dict) for one in given[0]):
+            raise ArgumentError("messages must be a list of objects")
+        return self._jinja.render(given[0], given[1], **options)
+
+    def _read(self, text: str, mark: str) -> list[int]:
+        """The ids of a text with marks: the control tokens in it, and what stands between."""
+        ids: list[int] = []
+        between: list[int] = []
+        for id in [*self.encode(text, special=True), None]:
+            if id is not None and id not in self._control:
+                between.append(id)
+                continue
+            ids += self.encode(self.decode(between, special=True).replace(mark, ""))
+            ids += [] if id is None else [id]
+            between = []
+        return ids
+
+    def _begins_thinking(self, ids: Sequence[int], wanted: bool) -> bool:
+        """Whether a prompt of messages leaves the model inside <think>."""
+        if self._jinja is None:
+            return wanted
+        begins = self.decode(ids[-8:], special=True).rstrip().endswith("<think>")
+        if begins and not wanted:
+            raise ArgumentError("thinking=False: the checkpoint's chat template opens <think> all "
+                                "the same")
+        return begins
 
     def __len__(self) -> int:
         return self.vocab_size

@@ -134,8 +134,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:60] + "..."
+    text = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
+    return text.decode() if len(text) <= 60 else text[:60].decode("utf-8", "ignore") + "..."
 
 
 def _fault(schema: Any, value: Any, name: str, root: Schema) -> str | None:
@@ -232,10 +232,11 @@ class Tool:
                  description: str | None = None, parameters: Schema | None = None) -> None:
         if not callable(call):
             raise TypeError(f"tools: a tool needs a function, not {type(call).__name__}")
-        own = name or getattr(call, "__name__", "")
+        own = getattr(call, "__name__", "") if name is None else name
         if not own or own == "<lambda>":
             raise ArgumentError("tools: a function without a name needs minimax2.Tool(function, "
                                 "name=...)")
+        _check_tool(call, own, description, parameters)
         said, about = _read_docstring(inspect.getdoc(call) or "")
         self.call = call
         self.name = own
@@ -266,14 +267,33 @@ class Tool:
         return f"<Tool {self.name}>"
 
 
+def _function_of(call: Callable[..., Any]) -> Callable[..., Any]:
+    """What runs when something is called."""
+    source = getattr(call, "func", call)  # of functools.partial
+    return source if inspect.isroutine(source) else type(source).__call__
+
+
+def _check_tool(call: Callable[..., Any], name: Any, description: Any, parameters: Any) -> None:
+    """Refuse what no model could be told of, or no result could come of."""
+    if not isinstance(name, str):
+        raise TypeError(f"tools: the name of a tool must be a str, not {type(name).__name__}")
+    if not isinstance(description, str | None):
+        raise TypeError(f"tools: the description of {name} must be a str, not "
+                        f"{type(description).__name__}")
+    if not isinstance(parameters, Mapping | None):
+        raise TypeError(f"tools: the parameters of {name} must be a JSON schema (dict), not "
+                        f"{type(parameters).__name__}")
+    source = _function_of(call)
+    if inspect.isgeneratorfunction(source) or inspect.isasyncgenfunction(source):
+        raise TypeError(f"tools: {name} is a generator function; a tool returns its result")
+
+
 def _parameters(call: Callable[..., Any], name: str,
                 about: Mapping[str, str]) -> tuple[Schema, dict[str, Any]]:
     """A schema of a function's parameters, and their annotations."""
     try:
         signature = inspect.signature(call)
-        source = getattr(call, "func", call)  # of functools.partial
-        source = source if inspect.isroutine(source) else type(source).__call__
-        hints = get_type_hints(source, include_extras=True)
+        hints = get_type_hints(_function_of(call), include_extras=True)
         kinds = {parameter.kind for parameter in signature.parameters.values()}
         if kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY}:
             raise TypeError("models give arguments by name; it takes some by place")
@@ -338,10 +358,17 @@ def _said(result: Any) -> str:
             return dataclasses.asdict(value)
         if hasattr(value, "model_dump"):
             return value.model_dump(mode="json")
+        if inspect.isgenerator(value):
+            raise TypeError("a tool returns its result, not a generator")
         return value.value if isinstance(value, enum.Enum) else str(value)
 
-    text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False,
-                                                             default=plain)
+    try:
+        text = result if isinstance(result, str) else json.dumps(
+            result, ensure_ascii=False, default=plain, allow_nan=False)
+    except ValueError as error:
+        if str(error).startswith("Out of range"):
+            error = ValueError("JSON has no place for NaN and infinity")
+        raise error from None
     if "\0" in text:
         raise ValueError("the result holds a NUL character, which no message can have")
     return text

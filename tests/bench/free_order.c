@@ -97,7 +97,8 @@ static void product(void *context, int32_t unit, int32_t thread)
                         .row_bytes = j->row_bytes,
                         .n_out = N_OUT,
                         .n_in = N_IN,
-                        .dtype = j->dtype};
+                        .dtype = j->dtype,
+                        .global = 1};
         float *y = out + first;
         const void *x = act;
         j->kernels->matmul[j->dtype](&y, &w, first, TILE, &x, 1);

@@ -8,6 +8,7 @@
  *            the same from a panel, the packing included, where the level has that
  * Plain read: the same bytes, 512-bit (256-bit) loads and nothing else. Best read: the same with
  * the prefetch distances that were fastest. All are interleaved, and medians of RUNS are shown.
+ * "+z" behind a format: with zero points.
  *
  *   make -C csrc bench-kernels [ARGS="level [formats [threads]]"]      formats: q4_0,iq2_s
  *
@@ -18,6 +19,7 @@
 #include "base/pool.h"
 #include "base/status.h"
 #include "kernels/kernels.h"
+#include "tensor/formats.h"
 #include "tensor/quant.h"
 
 #include <immintrin.h>
@@ -65,10 +67,11 @@ typedef struct job {
     int32_t t0, t1; /* reads: prefetch distances, 0: none */
 } job;
 
-/* Bytes of a row: codes and scales, which may lie behind all codes. */
+/* Bytes of a row: codes, scales and zero points, each of which may lie behind all of the others. */
 static size_t row_bytes(const mm2_weight *w)
 {
-    return (size_t)(w->row_bytes + w->span_bytes);
+    int64_t zeros = w->zeros ? N_IN / w->group * mm2_format_of(w->dtype).bits / 8 : 0;
+    return (size_t)(w->row_bytes + w->span_bytes + zeros);
 }
 
 /* The matrix of a unit. */
@@ -76,6 +79,8 @@ static void place(const job *j, mm2_weight *w, int32_t unit)
 {
     w->data = pool + j->at[unit / (N_OUT / TILE)];
     w->spans = (const uint8_t *)w->data + w->row_bytes * N_OUT;
+    if (w->zeros)
+        w->zeros = (const uint8_t *)w->spans + w->span_bytes * N_OUT;
 }
 
 static void product(void *context, int32_t unit, int32_t thread)
@@ -175,7 +180,8 @@ static void print_many(const char *title, double times[MANY][RUNS])
                2.0 * N_IN * N_OUT * matrices_of(many[i]) * many[i] / median(times[i]) * 1e-9);
 }
 
-static void bench(const mm2_kernels *k, int32_t dtype)
+/* zeros: with zero points? */
+static void bench(const mm2_kernels *k, int32_t dtype, int zeros)
 {
     static float scales[(N_OUT / 128) * (N_IN / 128)];
     static const int32_t distances[][2] = {{0, 0}, {512, 2048}, {2048, 4096}, {1024, 0}, {4096, 0}};
@@ -189,6 +195,7 @@ static void bench(const mm2_kernels *k, int32_t dtype)
                        .n_out = N_OUT,
                        .n_in = N_IN,
                        .dtype = dtype,
+                       .zeros = zeros ? pool : NULL, /* anywhere; see place */
                        .global = 1};
     if (mm2_is_plane(dtype)) { /* integers as they are usual: a scale for 128 codes */
         j.w.group = dtype == MM2_F4_16 ? 16 : dtype == MM2_F4_32 ? 32 : 128;
@@ -228,9 +235,9 @@ static void bench(const mm2_kernels *k, int32_t dtype)
         best = rate > best ? rate : best;
     }
     double plain = bytes / median(read[0]), rate = bytes / median(product_few[0]);
-    printf("%-7s %-8s %6.1f GB/s %4.0f %% of best %4.0f %% of plain, cached %6.1f;", k->name,
-           mm2_dtype_name(dtype), rate * 1e-9, 100 * rate / best, 100 * rate / plain,
-           bytes / median(cached) * 1e-9);
+    printf("%-7s %s%-*s %6.1f GB/s %4.0f %% of best %4.0f %% of plain, cached %6.1f;", k->name,
+           mm2_dtype_name(dtype), 8 - (int)strlen(mm2_dtype_name(dtype)), zeros ? "+z" : "",
+           rate * 1e-9, 100 * rate / best, 100 * rate / plain, bytes / median(cached) * 1e-9);
     for (int i = 1; i < FEW; i++)
         printf(" %d: %.1f", few[i], bytes / median(product_few[i]) * 1e-9);
     printf(" GB/s;");
@@ -290,8 +297,11 @@ int main(int argc, char **argv)
         if (!k || (argc > 1 && strcmp(argv[1], k->name) != 0))
             continue;
         for (int32_t dtype = 0; dtype < MM2_DTYPE_COUNT; dtype++)
-            if (k->matmul[dtype] && (argc < 3 || is_listed(argv[2], mm2_dtype_name(dtype))))
-                bench(k, dtype);
+            if (k->matmul[dtype] && (argc < 3 || is_listed(argv[2], mm2_dtype_name(dtype)))) {
+                bench(k, dtype, 0);
+                if (dtype == MM2_I4 || dtype == MM2_I8)
+                    bench(k, dtype, 1);
+            }
     }
     mm2_pool_free(threads);
     return 0;

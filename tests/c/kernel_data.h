@@ -253,14 +253,16 @@ static inline void set_spans(matrix *x, int kind)
         x->spans[i] = (uint8_t)next();
     for (size_t i = 0; i < x->span_bytes; i += (size_t)mm2_dtype_bytes(w->span_dtype))
         set_span(w->span_dtype, x->spans + i, kind);
-    if (w->dtype != MM2_I4 || next() % 2)
+    if ((w->dtype != MM2_I4 && w->dtype != MM2_I8) || next() % 2)
         return;
-    w->zeros_first = (int32_t)(next() % 8);
-    x->zero_bytes = (size_t)((w->zeros_first + w->n_out + 7) / 8 * (w->n_in / w->group)) * 4;
+    int32_t fields = 32 / mm2_format_of(w->dtype).bits;
+    w->zeros_first = (int32_t)next() & (fields - 1);
+    x->zero_bytes = (size_t)((w->zeros_first + w->n_out + fields - 1) / fields) * 4;
+    x->zero_bytes *= (size_t)(w->n_in / w->group);
     x->zeros = guarded(x->zero_bytes);
     w->zeros = x->zeros;
     for (size_t i = 0; i < x->zero_bytes; i++)
-        x->zeros[i] = (uint8_t)(kind == EXTREME ? x->data[0] : next());
+        x->zeros[i] = (uint8_t)(kind == EXTREME ? 255u - x->data[0] : next());
 }
 
 static inline matrix matrix_new(int32_t dtype, int32_t n_out, int32_t n_in, int kind)

@@ -61,14 +61,14 @@ static void read_calls(result *out, mm2_reply *r, int32_t count, const char *tex
     }
 }
 
-/* Quotes for ', so that JSON can be read here. */
+/* Quotes for ', so that JSON can be read here, and ' for \x01. */
 static const char *quoted(const char *text)
 {
     static char room[4][ROOM];
     static int next;
     char *out = strcpy(room[next++ % 4], text);
     for (char *p = out; *p; p++)
-        *p = *p == '\'' ? '"' : *p;
+        *p = *p == '\'' ? '"' : *p == 1 ? '\'' : *p;
     return out;
 }
 
@@ -212,28 +212,42 @@ static void inputs_of_public_threads(void **state)
         {"17 a second end tag", S, "R</think>A</think>B", 0, "AB", "R"},
         {"18 a tool that was not declared", S, "</think>" T I("nope") P("a") "1" PE IE TE,
          "?nope{'a': '1'}", 0, 0},
+        {"19 tags as tokens that a text without special ones lacks", S, "R</think>" ONE,
+         "f{'a': '1'}", 0, "R"},
         {"20 white space in a value", S, "</think>" CALL_OF("    if x:\n        y\n"),
          "f{'a': '    if x:\\n        y\\n'}", 0, 0},
         {"21 another model's form", S,
          "</think>]<]minimax[>[<tool_call>\n]<]minimax[>[<invoke name=\"f\">]<]minimax[>[<a>1", 0,
          "]<]minimax[>[<tool_call>\n]<]minimax[>[<invoke name=\"f\">]<]minimax[>[<a>1", 0},
         {"22 thinking before a call", S, "R</think>" ONE, "f{'a': '1'}", 0, "R"},
+        {"23 cut in the second parameter", S, "</think>" T I("f") P("a") "1" PE P("b") "2" PE IE TE,
+         "f{'a': '1', 'b': '2'}", 0, 0},
         {"24 two calls in one piece", S,
          "</think>" T I("f") P("a") "1" PE IE I("f") P("a") "2" PE IE TE, "f{'a': '1'} f{'a': '2'}",
          0, 0},
+        {"25 a start that comes in pieces", S, "</think>\n\n" ONE, "f{'a': '1'}", 0, 0},
         {"26 no parameters", S, "</think>" T I("f") IE TE, "f{}", 0, 0},
         {"27 an unknown tool before a known one", S,
          "</think>" T I("nope") IE I("f") P("a") "1" PE IE TE, "?nope{} f{'a': '1'}", 0, 0},
         {"28 text behind a call", S, "</think>" ONE " done.", "f{'a': '1'}", " done.", 0},
         {"29 two blocks", S, "</think>" ONE "\n" ONE, "f{'a': '1'} f{'a': '1'}", 0, 0},
+        {"30 thinking apart from the answer", S, "R</think>A", 0, "A", "R"},
+        {"32 two invokes in a block", S,
+         "</think>" T "\n" I("f") "\n" P("a") "1" PE "\n" IE "\n" I("f") "\n" P("a") "2" PE "\n" IE
+                                                                                     "\n" TE,
+         "f{'a': '1'} f{'a': '2'}", 0, 0},
         {"33 a constant without quotes", "{'anyOf': [{'const': 'red'}, {'enum': ['blue']}]}",
          "</think>" CALL_OF("red"), "f{'a': 'red'}", 0, 0},
         {"35 a large number", "{'type': 'integer'}", "</think>" CALL_OF("9007199254740993"),
          "f{'a': 9007199254740993}", 0, 0},
+        {"37 two invokes, the second of another tool", S,
+         "</think>" T I("f") P("a") "1" PE IE "\n" I("g") IE TE, "f{'a': '1'} ?g{}", 0, 0},
         {"38 an invoke without <", S, "</think>" T "\ninvoke name=\"f\">\n" TE, 0,
          T "\ninvoke name=\"f\">\n" TE, 0},
         {"39 the same, and its end", S, "</think>" T "\ninvoke name=\"f\">\n/invoke>\n" TE, 0,
          T "\ninvoke name=\"f\">\n/invoke>\n" TE, 0},
+        {"40 JSON, and no quotes of another language", S, "</think>" CALL_OF("it's \"x\""),
+         "f{'a': 'it\x01s \\'x\\''}", 0, 0},
         {"41 no opening tag", S, "R\n</think>\nHi", 0, "Hi", "R"},
         {"42 a call in the thinking", S, "R\n" ONE, "f{'a': '1'}", 0, "R"},
         {"43 the same, and its end tag later", S, "R " ONE "\n</think>\n\nA", "f{'a': '1'}", "A",
@@ -251,6 +265,10 @@ static void inputs_of_public_threads(void **state)
          "</think><tool_call>" I("f") P("a") "1" PE IE "</tool_call>", 0,
          "<tool_call>" I("f") P("a") "1" PE IE "</tool_call>", 0},
         {"49 a tag inside of the thinking", S, "a <think> b</think>c", 0, "c", "a <think> b"},
+        {"50 the end of a value in pieces", S, "</think>" CALL_OF("x"), "f{'a': 'x'}", 0, 0},
+        {"51 the end of the thinking before a call", S, "R</think>" ONE, "f{'a': '1'}", 0, "R"},
+        {"52 a call in small pieces", "{'type': 'integer'}", "R\n</think>\n\n" CALL_OF("12"),
+         "f{'a': 12}", 0, "R"},
         {"53 two invokes", S, "</think>" T I("f") IE "\n" I("f") IE TE, "f{} f{}", 0, 0},
         {"54 the end of the block inside a value", S, "</think>" CALL_OF("x " TE " y"),
          "f{'a': 'x </minimax:tool_call> y'}", 0, 0},
@@ -259,14 +277,82 @@ static void inputs_of_public_threads(void **state)
         {"56 a block of garbage", S, "</think>" T "garbage" TE, 0, T "garbage" TE, 0},
         {"56 the end of a block alone", S, "</think>a" TE, 0, "a" TE, 0},
         {"57 an end tag and nothing else", S, "</think>", 0, 0, 0},
+        {"58 thinking through another server's prefix", S, "R</think>\nA", 0, "A", "R"},
+        {"59 two invokes, streamed", S, "</think>" T I("f") IE I("f") P("a") "2" PE IE TE,
+         "f{} f{'a': '2'}", 0, 0},
         {"60 text between parameters: it may be a part of the value", S,
          "</think>" T I("f") P("a") "1" PE " and " P("b") "2" PE IE TE,
          "f{'a': '1</parameter> and <parameter name=\\'b\\'>2'}", 0, 0},
+        {"61 an invoke in a text, without a block", S, "</think>See " I("f") P("a") "1" PE IE, 0,
+         "See " I("f") P("a") "1" PE IE, 0},
+        {"61 a block in a text", S, "</think>See\n" ONE " there", "@3f{'a': '1'}", "See there", 0},
     };
     (void)state;
     mm2_tokenizer *t = make(TOKENS);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         check_case(t, &cases[i], MM2_START_THINKING);
+    mm2_tokenizer_release(t);
+}
+
+/* 12, 13: while a value is written it is seen, but for what may be a tag. */
+static void values_come_while_they_are_written(void **state)
+{
+    static const char value[] = "\nint f(int a) { return a < 5 && \"x\" [0] </ para > ? a : 0; }";
+    (void)state;
+    mm2_tokenizer *t = make(TOKENS);
+    mm2_reply *r = start(t, tool(S), MM2_START_ANSWER);
+    mm2_call c = {.size = sizeof c};
+    for (const char *p = T I("f") P("a"); *p; p++)
+        assert_int_equal(mm2_reply_push(r, (uint8_t)*p, NULL), MM2_OK);
+    assert_int_equal(mm2_reply_call(r, 0, &c), MM2_OK);
+    assert_memory_equal(c.arguments, "{\"a\": \"", 7);
+    for (int i = 0; i < 2000; i++) {
+        char byte = value[(size_t)i % (sizeof value - 1)];
+        int32_t before = c.arguments_len;
+        assert_int_equal(mm2_reply_push(r, (uint8_t)byte, NULL), MM2_OK);
+        assert_int_equal(mm2_reply_call(r, 0, &c), MM2_OK);
+        assert_true(c.arguments_len > before || byte == '<' || byte == '/');
+    }
+    assert_int_equal(c.state, MM2_CALL_OPEN);
+    mm2_reply_free(r);
+    mm2_tokenizer_release(t);
+}
+
+/* 34: a value of a million bytes, with all that may be a tag. */
+static void a_value_may_be_long(void **state)
+{
+    enum { LONG = 1000000 };
+    (void)state;
+    mm2_tokenizer *t = make(TOKENS);
+    mm2_reply *r = start(t, tool(S), MM2_START_ANSWER);
+    mm2_call c = {.size = sizeof c};
+    static const char *const around[] = {T I("f") P("a"), PE IE TE};
+    for (const char *p = around[0]; *p; p++)
+        assert_int_equal(mm2_reply_push(r, (uint8_t)*p, NULL), MM2_OK);
+    for (int i = 0; i < LONG; i++)
+        assert_int_equal(mm2_reply_push(r, (uint8_t) "a<b </p"[i % 7], NULL), MM2_OK);
+    for (const char *p = around[1]; *p; p++)
+        assert_int_equal(mm2_reply_push(r, (uint8_t)*p, NULL), MM2_OK);
+    assert_int_equal(mm2_reply_call(r, 0, &c), MM2_OK);
+    assert_int_equal(c.state, MM2_CALL_COMPLETE);
+    assert_int_equal(c.arguments_len, LONG + 9);
+    mm2_reply_free(r);
+    mm2_tokenizer_release(t);
+}
+
+/* 62: a tool without parameters can be called, with any. */
+static void a_tool_without_parameters(void **state)
+{
+    static const char *const tools[] = {"[{'name': 'f'}]",
+                                        "[{'function': {'name': 'f', 'parameters': null}}]",
+                                        "[{'name': 'f', 'parameters': {}}]"};
+    static result got;
+    (void)state;
+    mm2_tokenizer *t = make(TOKENS);
+    for (int i = 0; i < 3; i++) {
+        parse(&got, t, quoted(tools[i]), MM2_START_ANSWER, ONE, sizeof ONE - 1, 1);
+        assert_string_equal(got.calls, "f{\"a\": \"1\"}");
+    }
     mm2_tokenizer_release(t);
 }
 
@@ -602,6 +688,7 @@ static const char *forced(mm2_reply *r)
     return out;
 }
 
+/* 55: where the prompt opens the thinking, it is thought first, and the call follows. */
 static void a_call_that_must_come(void **state)
 {
     mm2_reply_options o = {.size = sizeof o};
@@ -786,12 +873,21 @@ static void long_replies_are_linear(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(inputs_of_public_threads), cmocka_unit_test(readings_that_lose_nothing),
-        cmocka_unit_test(values_by_their_schemas),  cmocka_unit_test(bytes_that_are_no_characters),
-        cmocka_unit_test(a_reason_is_given),        cmocka_unit_test(the_model_ends_the_turn),
-        cmocka_unit_test(text_has_no_calls),        cmocka_unit_test(a_budget_of_thinking),
-        cmocka_unit_test(a_call_that_must_come),    cmocka_unit_test(mistakes_are_refused),
-        cmocka_unit_test(random_replies),           cmocka_unit_test(long_replies_are_linear),
+        cmocka_unit_test(inputs_of_public_threads),
+        cmocka_unit_test(values_come_while_they_are_written),
+        cmocka_unit_test(a_value_may_be_long),
+        cmocka_unit_test(a_tool_without_parameters),
+        cmocka_unit_test(readings_that_lose_nothing),
+        cmocka_unit_test(values_by_their_schemas),
+        cmocka_unit_test(bytes_that_are_no_characters),
+        cmocka_unit_test(a_reason_is_given),
+        cmocka_unit_test(the_model_ends_the_turn),
+        cmocka_unit_test(text_has_no_calls),
+        cmocka_unit_test(a_budget_of_thinking),
+        cmocka_unit_test(a_call_that_must_come),
+        cmocka_unit_test(mistakes_are_refused),
+        cmocka_unit_test(random_replies),
+        cmocka_unit_test(long_replies_are_linear),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

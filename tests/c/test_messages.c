@@ -138,6 +138,63 @@ static void results_of_tools(void **state)
     mm2_tokenizer_release(t);
 }
 
+/* Two calls with ids, and a result of one. */
+#define BOTH                                                                                       \
+    USER ", {'role': 'assistant', 'tool_calls': [{'id': 'a', 'function': {'name': 'f'}}, {'id': "  \
+         "'b', 'function': {'name': 'g'}}]}, "
+#define RESULT(id, text) "{'role': 'tool', 'tool_call_id': '" id "', 'content': '" text "'}"
+#define PART(id, more) "{'type': 'tool_result', 'tool_use_id': '" id "', " more "}"
+#define BOTH_TEXT                                                                                  \
+    ASKED                                                                                          \
+    "\n<minimax:tool_call>\n<invoke name=\"f\">\n</invoke>\n<invoke name=\"g\">\n</invoke>\n"      \
+    "</minimax:tool_call>[e~[\n]~b]tool"
+
+/* The format has the order alone: results come into that of the calls whose ids they name. */
+static void results_by_their_ids(void **state)
+{
+    mm2_tokenizer *t = make(TOKENS);
+    (void)state;
+    const char *ordered = BOTH_TEXT "\n<response>1</response>\n<response>2</response>[e~[\n";
+    expect(t, "[" BOTH RESULT("a", "1") ", " RESULT("b", "2") "]", NULL, 0, ordered);
+    expect(t, "[" BOTH RESULT("b", "2") ", " RESULT("a", "1") "]", NULL, 0, ordered);
+    expect(t,
+           "[" BOTH "{'role': 'user', 'content': [" PART("b", "'content': '2'") ", " PART(
+               "a", "'content': '1'") "]}]",
+           NULL, 0, ordered);
+    expect(t, "[" BOTH RESULT("a", "1") "]", NULL, 0, BOTH_TEXT "\n<response>1</response>[e~[\n");
+    expect(t, "[" BOTH RESULT("a", "1") ", " USER ", " RESULT("b", "2") "]", NULL, 0,
+           BOTH_TEXT "\n<response>1</response>[e~[\n]~b]user\nU[e~[\n]~b]tool\n<response>2"
+                     "</response>[e~[\n");
+    /* where not all have ids, the order is the caller's */
+    expect(t, "[" BOTH RESULT("b", "1") ", {'role': 'tool', 'content': '2'}]", NULL, 0, ordered);
+    expect(t, "[" CALLED RESULT("b", "1") "]", NULL, 0, CALL_TEXT "\n<response>1</response>[e~[\n");
+    expect(t,
+           "[" USER ", {'role': 'assistant', 'tool_calls': [{'id': 'x', 'name': 'f'}, {'id': 'x', "
+           "'name': 'g'}]}, " RESULT("b", "1") ", " RESULT("b", "2") "]",
+           NULL, 0, ordered);
+    mm2_tokenizer_release(t);
+}
+
+/* Anthropic's mark of a result that is an error: the text says it, once. */
+static void results_that_are_errors(void **state)
+{
+    mm2_tokenizer *t = make(TOKENS);
+    (void)state;
+#define MARKED(id, content) PART(id, "'is_error': true, 'content': " content)
+    expect(t,
+           "[" BOTH "{'role': 'user', 'content': [" MARKED(
+               "b", "['no ', {'type': 'text', 'text': "
+                    "'luck'}]") ", " MARKED("a", "'Error 5'") ", 'V']}]",
+           NULL, 0,
+           BOTH_TEXT "\n<response>Error 5</response>\n<response>error: no luck</response>[e~[\n"
+                     "]~b]user\nV[e~[\n");
+    expect(t,
+           "[" BOTH "{'role': 'user', 'content': [{'is_error':true,'type':'tool_result'}, " PART(
+               "b", "'is_error': false, 'content': 'x'") "]}]",
+           NULL, 0, BOTH_TEXT "\n<response>error: </response>\n<response>x</response>[e~[\n");
+    mm2_tokenizer_release(t);
+}
+
 static void thinking_is_kept_or_dropped(void **state)
 {
     static const char some[] =
@@ -164,7 +221,7 @@ static void tools_are_declared(void **state)
     mm2_tokenizer *t = make(TOKENS);
     (void)state;
     expect(t, "[" USER "]",
-           "[{'type':'function','x':1,'function':{'name':'f','strict':true,'parameters':{'b':{},"
+           "[{'type':'function','x':null,'function':{'name':'f','strict':true,'parameters':{'b':{},"
            "'a':[1.0,2e3]}}}, {'type': 'function', 'name': '\\u00e9<g>', 'parameters': {'type': "
            "'object'}}]",
            0,
@@ -256,6 +313,20 @@ static void forms_of_others(void **state)
         "{\"role\": \"user\", \"content\": [{\"type\": \"tool_result\", \"tool_use_id\": "
         "\"call_2\", \"content\": \"r\"}, {\"type\": \"text\", \"text\": \"U\"}]}, {\"role\": "
         "\"assistant\", \"content\": [{\"type\": \"text\", \"text\": \"\"}]}]");
+    /* several texts of a call that is named are its result; one more than there are calls has no id */
+    written(
+        "[" BOTH "{'role': 'tool', 'tool_call_id': 'a', 'content': ['x', 'y']}, " ONE_RESULT
+        ", " ONE_RESULT ", {'role': 'tool', 'content': []}]",
+        MM2_FORM_OPENAI,
+        "[{\"role\": \"user\", \"content\": \"U\"}, {\"role\": \"assistant\", \"content\": null, "
+        "\"tool_calls\": [{\"id\": \"call_0\", \"type\": \"function\", \"function\": {\"name\": "
+        "\"f\", \"arguments\": \"{}\"}}, {\"id\": \"call_1\", \"type\": \"function\", "
+        "\"function\": "
+        "{\"name\": \"g\", \"arguments\": \"{}\"}}]}, {\"role\": \"tool\", \"tool_call_id\": "
+        "\"call_0\", \"content\": [{\"type\": \"text\", \"text\": \"x\"}, {\"type\": \"text\", "
+        "\"text\": \"y\"}]}, {\"role\": \"tool\", \"tool_call_id\": \"call_1\", \"content\": "
+        "\"r\"}, "
+        "{\"role\": \"tool\", \"content\": \"r\"}, {\"role\": \"tool\", \"content\": []}]");
     assert_int_equal(mm2_chat_export("[]", MM2_FORM_OPENAI, NULL, 0), MM2_E_ARG);
     assert_int_equal(mm2_chat_export(NULL, MM2_FORM_OPENAI, NULL, 0), MM2_E_ARG);
     assert_int_equal(mm2_chat_export(json("[" USER "]"), 2, NULL, 0), MM2_E_ARG);
@@ -343,15 +414,54 @@ static void what_has_no_place_is_refused(void **state)
         {TURN("'tool_calls': [{'name': 'f', 'arguments': '[1]'}]"), NULL, "no object"},
         {TURN("'tool_calls': [{'name': 'f', 'arguments': '{} x'}]"), NULL, "no object"},
         {"[" USER ", {'role': 'tool', 'content': 'x'}]", NULL, "called none"},
-        {TURN("'content': 'x'"), "{}", "expected an array"},
+        {TURN("'content': 'x'"), "{}", "expected a list"},
         {"[" CALLED "{'role': 'tool', 'content': 5}]", NULL, "a number among its results"},
         {"[" CALLED "{'role': 'tool', 'content': null}]", NULL, "no content"},
         {"[" CALLED "{'role': 'tool', 'content': [{'type': 'image'}]}]", NULL, "without text"},
         {"[" CALLED "{'role': 'assistant', 'content': 'x'}, {'role': 'tool', 'content': 'x'}]",
          NULL, "called none"},
+        /* what nobody would see is gone */
+        {"[{'role': 'user', 'content': [{'type': 'text', 'text': 'x', 'txt': 'y'}]}]", NULL,
+         "\"txt\" in a part"},
+        {"[{'role': 'user', 'content': [{'type': 'text', 'text': 'x', 'content': 'y'}]}]", NULL,
+         "\"content\" in a part"},
+        {TURN("'content': [{'type': 'thinking', 'thinking': 'x', 'text': 'y'}]"), NULL,
+         "\"text\" in a part"},
+        {TURN("'tool_calls': [{'function': {'name': 'f', 'argments': {'a': 1}}}]"), NULL,
+         "\"argments\" in a call"},
+        {TURN("'tool_calls': [{'function': {'name': 'f'}, 'arguments': {'a': 1}}]"), NULL,
+         "\"arguments\" in a call"},
+        {TURN("'content': [{'type': 'tool_use', 'name': 'f', 'inputs': {'a': 1}}]"), NULL,
+         "\"inputs\" in a call"},
+        {TURN("'tool_calls': [{'name': 'f', 'id': 5}]"), NULL, "a number as its call's id"},
+        {TURN("'reasoning_details': [{'text': 'R', 'data': 'x'}]"), NULL, "\"data\" in its think"},
+        {"[" CALLED "{'role': 'tool', 'content': [{'output': 'x', 'is_error': true}]}]", NULL,
+         "\"is_error\" in a part"},
+        {"[" CALLED "{'role': 'tool', 'content': 'x', 'tool_call_id': 5}]", NULL,
+         "a number as its tool_call_id"},
+        {"[" CALLED "{'role': 'user', 'content': [{'type': 'tool_result', 'is_error': 1}]}]", NULL,
+         "a number as its is_error"},
+        {"[" CALLED "{'role': 'user', 'content': [{'type': 'tool_result', 'text': 'x'}]}]", NULL,
+         "\"text\" in a part"},
+        /* ids */
+        {"[" BOTH RESULT("c", "x") "]", NULL, "message 2 has the result of the call \"c\", which"},
+        {"[" BOTH RESULT("b", "x") "]", NULL, "a call before that one has none"},
+        {"[" BOTH RESULT("a", "x") ", " RESULT("a", "y") "]", NULL,
+         "message 3 has the result of the call \"a\", which has one"},
+        {"[" BOTH RESULT("a", "x") ", " USER ", " RESULT("a", "y") "]", NULL, "which has one"},
+        {"[" BOTH RESULT("a", "x") ", {'role': 'tool', 'content': 'y'}, " RESULT("c", "z") "]",
+         NULL, "message 4 has the result of the call \"c\", which"},
         {"[" USER "]", "[{'function': {'parameters': {}}}]", "tool 0 has no name"},
         {"[" USER "]", "[{'name': 'f'}, {'name': 5}]", "tool 1 has no name"},
-        {"[" USER "]", "['f']", "tools: line 1"},
+        {"[" USER "]", "['f']", "tool 0 has no name"},
+        {"[" USER "]", "[{'name': ''}]", "tool 0 has no name"},
+        {"[" USER "]", "[{'name': 'f', 'parameters': 5}]", "\"f\", has a whole number as its para"},
+        {"[" USER "]", "[{'function': {'name': 'f', 'description': []}}]", "as its description"},
+        {"[" USER "]", "[{'name': 'f', 'inputSchema': {}}]", "an object in \"inputSchema\""},
+        {"[" USER "]", "[{'function': {'name': 'f'}, 'x': 1}]", "\"x\" beside its function"},
+        {"[" USER "]", "[{'name': 'f', 'type': 'web_search'}]", "another type"},
+        {"[" USER "]", "[{'name': 'f', 'a': 1, 'a': 2}]", "appears twice"},
+        {"[" USER "]", "\xff", "expected a"}, /* no UTF-8: it is repaired */
     };
     mm2_tokenizer *t = make(TOKENS);
     char out[8192];
@@ -457,6 +567,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(forms_that_are_understood),
         cmocka_unit_test(results_of_tools),
+        cmocka_unit_test(results_by_their_ids),
+        cmocka_unit_test(results_that_are_errors),
         cmocka_unit_test(thinking_is_kept_or_dropped),
         cmocka_unit_test(tools_are_declared),
         cmocka_unit_test(calls_and_results_as_parts),

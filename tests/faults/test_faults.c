@@ -286,6 +286,71 @@ static void a_reply_grows_or_says_so_and_grows_then(void **state)
     fail_each(&(act){make_reply, check_reply});
 }
 
+/* ---- a grammar ---- */
+
+enum { FORM = 12 };
+
+static mm2_grammar *grammar;
+static mm2_constraint *form;
+static int32_t formed[FORM], formed_count;
+
+/* Pushes the highest id that may come, on and on. */
+static mm2_status grow_form(void)
+{
+    const uint32_t *mask;
+    mm2_status status = MM2_OK;
+    while (formed_count < FORM && !(status = mm2_constraint_mask(form, &mask))) {
+        int32_t id = VOCAB - 1, forced;
+        while (id > 0 && !(mask[id / 32] >> id % 32 & 1))
+            id--;
+        mm2_constraint *other = NULL;
+        status = mm2_constraint_fork(&other, form);
+        mm2_constraint_free(other);
+        if (!status && (forced = mm2_constraint_forced(form, &forced, 1)) < 0)
+            status = forced;
+        if (!status)
+            status = mm2_constraint_push(form, id);
+        if (status)
+            break;
+        formed[formed_count++] = id;
+    }
+    return status;
+}
+
+static mm2_status make_form(void)
+{
+    grammar = NULL;
+    form = NULL;
+    formed_count = 0;
+    mm2_status status =
+        mm2_grammar_new(&grammar, mm2_model_tokenizer(model), MM2_GRAMMAR_JSON_SCHEMA,
+                        "{\"properties\": {\"\\u00e9\": {\"items\": {\"type\": \"string\", "
+                        "\"pattern\": \"[^a-c]+z\"}},"
+                        " \"b\": {\"$ref\": \"#/$defs/I\"}}, \"$defs\": {\"I\": {\"type\": "
+                        "[\"integer\", \"null\"]}},"
+                        " \"required\": [\"b\"]}");
+    if (!status)
+        status = mm2_constraint_new(&form, grammar, NULL);
+    return status ? status : grow_form();
+}
+
+static void check_form(mm2_status status, uint64_t *digest)
+{
+    if (form) {
+        assert_int_equal(MM2_OK, grow_form());
+        mix(digest, formed, sizeof formed);
+    } else {
+        assert_int_equal(MM2_E_NOMEM, status);
+    }
+    mm2_constraint_free(form);
+    mm2_grammar_free(grammar);
+}
+
+static void a_text_has_its_form_or_says_so_and_has_it_then(void **state)
+{
+    fail_each(&(act){make_form, check_form});
+}
+
 /* ---- running ---- */
 
 static mm2_session *session;
@@ -712,6 +777,7 @@ int main(void)
         cmocka_unit_test(a_tokenizer_opens_or_says_so),
         cmocka_unit_test(text_is_encoded_or_says_so),
         cmocka_unit_test(a_reply_grows_or_says_so_and_grows_then),
+        cmocka_unit_test(a_text_has_its_form_or_says_so_and_has_it_then),
         cmocka_unit_test(a_session_runs_or_says_so_and_runs_then),
         cmocka_unit_test(prefixes_are_shared_or_evaluated_again),
         cmocka_unit_test(a_session_is_saved_and_restored_or_says_so),

@@ -29,9 +29,10 @@ CASE = checkpoints.Case(
 PLAIN = ("F32", "BF16", "FP8")  # as safetensors
 QUANTISED = ("F16", *gguf_file.SCALES)  # as GGUF
 FORMS = ("fp8 rows bf16", "nvfp4 modelopt", "nvfp4 compressed", "mxfp4 quark", "int4 32 zeros",
-         "int4 rows", "int8 128")  # of safetensors_file.py
+         "int4 rows", "int8 128", "int8 32 zeros")  # of safetensors_file.py
 EXACT = tuple(f"{kind} exact" for kind in ("BF16", "FP8", "Q8_0", "Q3_K", "Q4_K", "IQ4_XS", "Q4_1",
-                                           "NVFP4", "nvfp4 compressed", "int4 32 zeros"))
+                                           "NVFP4", "nvfp4 compressed", "int4 32 zeros",
+                                           "int8 32 zeros"))
 INT8_CACHE = tuple(f"{kind} int8 cache" for kind in ("F32", "FP8", "Q4_K"))
 KINDS = (*PLAIN, *QUANTISED, *FORMS, *EXACT, *INT8_CACHE)
 IDS = checkpoints.prompt(CASE, 270)  # crosses the 256-position chunk of attention

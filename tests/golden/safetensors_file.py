@@ -116,8 +116,9 @@ def packed(bits, group, dtype="BF16", zeros=False, order=False):
                  ".weight_shape": ("I64", np.array(shape, np.int64))}
         zero = np.full(scale.shape, 2 ** (bits - 1), np.uint8)
         if zeros:
-            zero = 4 + checkpoints.hash_bytes(case, module + " zero", scale.shape) % 8
-            padded = np.pad(zero, ((0, -rows % 8), (0, 0)))
+            drawn = checkpoints.hash_bytes(case, module + " zero", scale.shape)
+            zero = 2 ** (bits - 2) + drawn % 2 ** (bits - 1)
+            padded = np.pad(zero, ((0, -rows % (32 // bits)), (0, 0)))
             parts[".weight_zero_point"] = "I32", np.ascontiguousarray(words(padded.T, bits).T)
         if order:
             parts[".weight_g_idx"] = "I32", (np.arange(columns) // each).astype(np.int32)
@@ -151,6 +152,8 @@ FORMS = {
     "int8 32": packed(8, 32, "F16"),
     "int8 128": packed(8, 128),
     "int8 rows f32": packed(8, 0, "F32"),
+    "int8 32 zeros": packed(8, 32, zeros=True),
+    "int8 rows zeros f16": packed(8, 0, "F16", zeros=True),
 }
 
 

@@ -78,6 +78,40 @@ describe("tools", function()
         assert.is_true(right >= 4)
     end)
 
+    it("are checked when they are given", function()
+        local call = calculate.call
+        for sentence, tool in pairs {
+            ["tools: the call of f must be a function, not 5"] = { name = "f", call = 5 },
+            ["tools: f has the field paramters; a tool has"] = { name = "f", call = call,
+                paramters = {} },
+            ['tool 1, "f", has a whole number as its parameters'] = { name = "f", call = call,
+                parameters = 5 },
+            ["tool 1 has no name"] = { name = "", call = call },
+            ['tool 1, "f", has an object in "schema"'] = { name = "f", schema = {} },
+        } do
+            local ok, message = pcall(model.chat, model, { tools = { tool } })
+            assert.is_false(ok)
+            assert.is_truthy(tostring(message):find(sentence, 1, true), tostring(message))
+            local ask = { { role = "user", content = "x" } }
+            assert.is_false((pcall(model.tokenizer.render, model.tokenizer, ask, { tools = { tool } })))
+        end
+        assert.is_nil(model.tokenizer.unknown_template)
+    end)
+
+    it("give results that JSON has no place for", function()
+        local f = { name = "f", parameters = { properties = { kind = { type = "string" } } },
+            call = function(arguments)
+                return ({ nan = { 0 / 0 }, inf = math.huge, nul = "a\0" })[arguments.kind]
+            end }
+        local chat = assert(model:chat { tools = { f } })
+        chat:send("x", scripted(say("f", { kind = "nan" }) .. say("f", { kind = "inf" })
+            .. say("f", { kind = "nul" }), "B"))
+        local nothing = "error: JSON has no place for NaN and infinity"
+        assert.same({ nothing, nothing,
+            "error: the result holds a NUL character, which no message can have" }, results(chat))
+        chat:close()
+    end)
+
     it("run in a loop", function()
         local chat = assert(model:chat { tools = { calculate } })
         local text, info = chat:send("x", scripted("Look." .. say("calculate", { expression = "2 + 3" }),

@@ -6,6 +6,7 @@ local bit = require "bit"
 local here = arg[0]:match "^(.*)/" or "."
 package.path = here .. "/../../lua/?.lua;" .. here .. "/../../lua/?/init.lua;" .. package.path
 local mm = require "minimax2"
+local Grammar = require "minimax2.grammar"
 
 local folder = arg[2]
 local model = assert(mm.load(arg[1]))
@@ -111,6 +112,7 @@ say(hash(table.concat(all, "\0")))
 say(none(tokenizer:id " the"), none(tokenizer:id "no token is called this"))
 
 say "# chat"
+say(tokenizer.unknown_template == nil)
 local turns = {
     { role = "system", content = "Be brief." },
     { role = "user", content = "Hi [e~[ there <think>" },
@@ -220,6 +222,30 @@ local rows = model:logits(prompt, "all")
 say(rows.shape, hash(rows:bytes()))
 say(hash(model:logits(turns):bytes()))
 
+say "# grammar"
+for _, case in ipairs {
+    { { regex = "[a-z]+ \\d{2,3}" }, "ab 12" },
+    { { choices = { "red", "dark green" } }, "red" },
+    { { json_schema = '{"properties": {"b": {"type": "integer"}, "a": {"type": "string", "maxLength": 3}}}' },
+        '{"b": 7,"a":"é"}' },
+} do
+    local grammar = Grammar.of(model, case[1], "parity")
+    say(grammar:matches(case[2]), grammar:matches "other")
+    for _, start in ipairs { "text", "thinking" } do
+        local constraint, pushed = grammar:constraint(start), {}
+        local text = (start == "text" and "" or "x</think>\n") .. case[2]
+        for char in text:gmatch "[%z\1-\127\194-\244][\128-\191]*" do
+            local words = math.ceil(model.config.vocab_size / 32)
+            say(hash(ffi.string(constraint:mask(), words * 4)), constraint:accepts(),
+                none(constraint:fork():forced()))
+            for byte in char:gmatch "." do
+                pushed[#pushed + 1] = tokenizer:id(byte)
+            end
+            constraint:follow(pushed)
+        end
+        say(constraint:accepts())
+    end
+end
 say "# generate"
 for _, options in ipairs {
     { temperature = 0 },
@@ -533,6 +559,13 @@ fails(tokenizer.token, tokenizer, -1)
 fails(model.cost, model, 1, 5000)
 fails(tokenizer.render, tokenizer, { { role = "robot", content = "x" } })
 fails(tokenizer.render, tokenizer, { { role = "user" } })
+local hello = { { role = "user", content = "x" } }
+for _, wrong in ipairs { { { name = "" } }, { { name = "f", parameters = 5 } },
+    { { name = "f", paramters = { type = "object" } } }, { { ["function"] = { name = "f" }, x = 1 } },
+    { { name = "f", type = "web_search" } }, { { name = "f", description = 5 } } } do
+    fails(tokenizer.render, tokenizer, hello, { tools = wrong })
+    fails(model.chat, model, { tools = wrong })
+end
 fails(a.save, a, "")
 fails(a.save, a, folder .. "/no/where")
 fails(a.save, a, folder)

@@ -10,6 +10,7 @@ import struct
 import sys
 
 import minimax2 as mm
+from minimax2 import _native_text
 
 folder = sys.argv[2]
 model = mm.load(sys.argv[1])
@@ -104,6 +105,7 @@ say(hash_of(b"\0".join(tokenizer.token(id) for id in range(tokenizer.vocab_size)
 say(none(tokenizer.id(" the")), none(tokenizer.id("no token is called this")))
 
 say("# chat")
+say(tokenizer.unknown_template is None)
 turns = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Hi [e~[ there <think>"},
@@ -203,6 +205,27 @@ rows = model(prompt, logits="all")
 say(rows.shape, hash_of(rows))
 say(hash_of(model(turns)))
 
+say("# grammar")
+for kind, form, text in (
+        (_native_text.GRAMMAR_REGEX, "[a-z]+ \\d{2,3}", "ab 12"),
+        (_native_text.GRAMMAR_CHOICES, '["red", "dark green"]', "red"),
+        (_native_text.GRAMMAR_JSON_SCHEMA,
+         '{"properties": {"b": {"type": "integer"}, "a": {"type": "string", "maxLength": 3}}}',
+         '{"b": 7,"a":"é"}')):
+    grammar = _native_text.grammar_new(tokenizer._c, kind, form)
+    say(_native_text.grammar_matches(grammar, text.encode()),
+        _native_text.grammar_matches(grammar, b"other"))
+    for start in _native_text.START_TEXT, _native_text.START_THINKING:
+        constraint = _native_text.constraint_new(grammar, start, model.config.vocab_size,
+                                                 model.end_tokens)
+        for byte in ("x</think>\n" if start else "") + text:
+            fork = _native_text.constraint_fork(constraint)
+            say(hash_of(_native_text.constraint_mask(constraint, model.config.vocab_size)),
+                _native_text.constraint_accepts(constraint),
+                *_native_text.constraint_forced(fork, 1) or ["none"])
+            for char in byte.encode():
+                _native_text.constraint_push(constraint, tokenizer.id(bytes([char])))
+        say(_native_text.constraint_accepts(constraint))
 say("# generate")
 for options in (
         {"temperature": 0},
@@ -428,7 +451,8 @@ say("# errors")
 
 
 # The index of a list's element in a sentence. Lua counts from 1.
-INDEX = re.compile(r"(?<=^message )\d+|(?<= at index )\d+|(?<= ids\[)\d+|(?<=^history\[)\d+")
+INDEX = re.compile(r"(?<=^message )\d+|(?<=^tool )\d+|(?<= at index )\d+|(?<= ids\[)\d+"
+                   r"|(?<=^history\[)\d+")
 
 
 def fails(call):
@@ -495,6 +519,13 @@ fails(lambda: tokenizer.token(-1))
 fails(lambda: model.cost(1, 5000))
 fails(lambda: tokenizer.render([{"role": "robot", "content": "x"}]))
 fails(lambda: tokenizer.render([{"role": "user"}]))
+hello = [{"role": "user", "content": "x"}]
+for tools in ([{"name": ""}], [{"name": "f", "parameters": 5}],
+              [{"name": "f", "paramters": {"type": "object"}}],
+              [{"function": {"name": "f"}, "x": 1}], [{"name": "f", "type": "web_search"}],
+              [{"name": "f", "description": 5}]):
+    fails(lambda: tokenizer.render(hello, tools=tools))
+    fails(lambda: model.chat(tools=tools))
 fails(lambda: a.save(""))
 fails(lambda: a.save(f"{folder}/no/where"))
 fails(lambda: a.save(folder))

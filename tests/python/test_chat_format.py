@@ -35,6 +35,7 @@ REFUSED = {
     "later system messages, other roles": [
         "system twice", "system late", "system late only no user", "developer after system",
         "root role", "tool, system, tool", "function role", "ipython role"],
+    "a field beside the function of a tool": ["tools extra keys"],
     "what the templates refuse as well": [
         "date int", "call args list", "call tool_calls []", "call name missing", "tool None",
         "tool number", "tool after user first", "tool after asst no calls",
@@ -286,6 +287,36 @@ def test_edge_cases(folder, name):
     assert set(other) <= set(UNDERSTOOD)
     if name == "llamacpp-MiniMax-M2":
         assert sorted(other) == sorted(UNDERSTOOD)
+
+
+# Inputs that templates and servers failed on in public threads; see tests/README.md.
+CALLED = [{"role": "user", "content": "U"}, {"role": "assistant", "content": "", "tool_calls": [
+    {"id": "c", "type": "function", "function": {"name": "f", "arguments": {"a": "x"}}}]}]
+FROM_THREADS = {
+    "31 tools with letters that are not ASCII": (
+        CALLED[:1], [{"type": "function", "function": {
+            "name": "wetter", "description": "für Köln 你好", "parameters": {}}}],
+        '{"name": "wetter", "description": "für Köln 你好", "parameters": {}}'),
+    "36 results behind a nested call are a turn of tools": (
+        [*CALLED, {"role": "tool", "tool_call_id": "c", "content": "r"}], None,
+        "]~b]tool\n<response>r</response>[e~[\n"),
+    "62 a tool without parameters": (
+        CALLED[:1], [{"type": "function", "function": {"name": "f"}}],
+        '<tool>{"name": "f"}</tool>'),
+    "63 a call with an empty content": (
+        CALLED, None, ']~b]ai\n\n<minimax:tool_call>\n<invoke name="f">\n<parameter name="a">x'),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("case", FROM_THREADS)
+def test_inputs_of_public_threads(folder, name, case):
+    """Each is rendered, as the template does."""
+    messages, tools, wanted = FROM_THREADS[case]
+    source = template_text(name)
+    text = folder.tokenizer(source).render(messages, tools=tools)
+    assert wanted in text and text == jinja(source)(messages, True, tools=tools,
+                                                    enable_thinking=True)
 
 
 @pytest.mark.parametrize("name", OTHER)

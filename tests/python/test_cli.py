@@ -179,6 +179,38 @@ def test_chat_has_commands(tiny, tmp_path):
     assert (tmp_path / "same").stat().st_size == place.stat().st_size
 
 
+def test_a_refused_line_does_not_end_a_piped_chat():
+    """It is told, and the next one is read."""
+    options = ["chat", "--seed", 3, "-n", 8, "--no-thinking"]
+    code, output, errors = run(*options, text="a\0b\nHi\n")
+    assert code == 0 and errors.startswith("[error: ") and "NUL" in errors
+    assert output == run(*options, "Hi")[1] != ""
+
+
+def test_thinking_is_switched_on_and_off_by_name():
+    _, _, errors = run("chat", text="/think off\n/think off\n/think on\n/think\n/think x\n")
+    assert errors.splitlines() == [f"[thinking is {word}]" for word in (
+        "hidden", "hidden", "shown", "hidden")] + ["[error: /think is on or off, not x]"]
+
+
+def test_ctrl_c_before_anything_is_imported():
+    """The command ends as it does later on."""
+    code = """
+import sys, minimax2_command
+class Interrupt:
+    def find_spec(self, *_):
+        raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+sys.exit(minimax2_command.main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "\n")
+    wanted = [sys.executable, "-c", "import minimax2_command as c; import sys; sys.exit(c.main())",
+              "--version"]
+    assert subprocess.run(wanted, capture_output=True, text=True,
+                          timeout=60).stdout == f"minimax2 {mm.__version__}\n"
+
+
 def test_chat_shows_calls(tmp_path):
     """While they come; what the tool would answer is typed by nobody."""
     tools = tmp_path / "tools.json"

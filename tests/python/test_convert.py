@@ -178,7 +178,7 @@ def test_symmetric_matrices_need_no_zero_points(make, tmp_path):
 
 @pytest.mark.parametrize("options", [dict(group=32), dict(group=64), dict(group=None),
                                      dict(bits=8, symmetric=True),
-                                     dict(bits=8, group=None, symmetric=True)])
+                                     dict(bits=8, group=None, symmetric=True), dict(bits=8)])
 def test_groups_and_bits(make, tmp_path, options):
     size = -1 if options.get("group", 128) is None else 128
     source, matrices = make(GPTQ | {"group_size": size}, 1, **options)
@@ -189,6 +189,8 @@ def test_groups_and_bits(make, tmp_path, options):
     assert group["weights"]["strategy"] == ("channel" if size == -1 else "group")
     assert group["weights"]["group_size"] == options.get("group", 128)
     assert group["weights"]["num_bits"] == options.get("bits", 4)
+    with mm.load(tmp_path / "made") as model:
+        assert model.weight(Q + ".weight").numpy().tobytes() == matrices[Q].values().tobytes()
 
 
 def test_modules_of_more_bits_have_a_group_of_their_own(make, tmp_path):
@@ -254,8 +256,9 @@ def too_high(tensors, matrices):
     tensors |= matrices[Q].tensors(Q, 1, False)
 
 
-def eight_bits(tensors, matrices):
+def too_high_in_bytes(tensors, matrices):
     matrices[Q] = Matrix(99, 256, 256, bits=8)
+    matrices[Q].zeros[3, 1] = 256
     tensors |= matrices[Q].tensors(Q, 1, False)
 
 
@@ -284,7 +287,7 @@ def odd_scales(tensors, matrices):
     (GPTQ, order, mm.UnsupportedError, "w2.g_idx' puts columns into groups in another order"),
     (GPTQ | {"desc_act": True}, None, mm.UnsupportedError, "says desc_act, but \"model.*g_idx"),
     (GPTQ, too_high, mm.UnsupportedError, "q_proj.qzeros' has zero .* to 16; 4 bits hold 15"),
-    (GPTQ, eight_bits, mm.UnsupportedError, "in 8 bits what opens has 128 everywhere"),
+    (GPTQ, too_high_in_bytes, mm.UnsupportedError, "has zero .* to 256; 8 bits hold 255 at most"),
     (GPTQ, small_groups, mm.UnsupportedError, "q_proj.scales\" has a scale for 16 of 256 columns"),
     (GPTQ | {"sym": True}, None, mm.FormatError, "zero points from 1 to 1[0-9], but .* symmetric"),
     (GPTQ, three_bits, mm.UnsupportedError, "q_proj.qweight\" has codes of 3 bits; .* 4 or 8"),

@@ -159,6 +159,13 @@ def test_they_ride_along(tiny):
     assert len(chat.session.edits) == 1
 
 
+def test_they_say_what_they_are():
+    edits = mm.Edits().mask_experts(3, layers=1).weigh_experts({0: 0.5}).add(
+        "z", HEAD, heads=2, positions=slice(4, None))
+    assert repr(edits) == ("<Edits: <choose experts {3: -inf} at layers 1>, "
+                           "<weigh experts {0: 0.5}>, <add z, heads 2, positions 4:>>")
+
+
 def test_taps_see_what_edits_leave(tiny):
     with tiny.session(64, edits=mm.Edits().set("resid_post", 7, layers=2)) as session:
         _, cache = session.run_with_cache(PROMPT, "resid_post")

@@ -68,7 +68,7 @@ def test_every_format(made, format):
     if format in LAYOUTS:
         kind, bits = {"fp8": ("f8_e4m3", 8.002), "fp8-channel": ("f8_e4m3", 8.0625),
                       "w8a16": ("i8", 8.127), "w4a16": ("i4", 4.127),
-                      "w4a16-asym": ("i4", 4.158)}.get(
+                      "w4a16-asym": ("i4", 4.158), "w8a16-asym": ("i8", 8.19)}.get(
                           format, (format.partition("-")[0], 4.5 if "nv" in format else 4.25))
         assert abs(found["expert_bits"] - bits) < 0.003 and kind in types
         attention = kind if LAYOUTS[format].attention else "bf16"

@@ -21,11 +21,17 @@ def run(*command, **options):
     return done.stdout
 
 
+def install(*variables):
+    """Of what is built: with the OpenBLAS that it was built with."""
+    blas = (ROOT / "build" / "release" / "openblas").read_text(encoding="utf-8").strip()
+    run("make", "-s", "-C", ROOT / "csrc", "install", f"OPENBLAS={blas}", *variables)
+
+
 @pytest.fixture(scope="module")
 def prefix(tmp_path_factory):
     """An installed library."""
     place = tmp_path_factory.mktemp("installed")
-    run("make", "-s", "-C", ROOT / "csrc", "install", f"PREFIX={place}")
+    install(f"PREFIX={place}")
     return place
 
 
@@ -53,8 +59,7 @@ def test_what_is_installed(prefix, found):
 
 def test_it_is_staged_for_packages(tmp_path):
     """DESTDIR is a place to pack, and no file names it."""
-    run("make", "-s", "-C", ROOT / "csrc", "install", f"DESTDIR={tmp_path}", "PREFIX=/usr",
-        "LIBDIR=/usr/lib/there")
+    install(f"DESTDIR={tmp_path}", "PREFIX=/usr", "LIBDIR=/usr/lib/there")
     folder = tmp_path / "usr" / "lib" / "there"
     text = (folder / "pkgconfig" / "minimax2.pc").read_text()
     text += (folder / "cmake" / "minimax2" / "minimax2-config.cmake").read_text()

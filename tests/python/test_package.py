@@ -145,7 +145,7 @@ def test_the_wheel_is_complete(wheel):
               if path.is_file()}
     assert packed == source
     entry = next(folder.glob("*.dist-info")) / "entry_points.txt"
-    assert "minimax2 = minimax2.cli:main" in entry.read_text()
+    assert "minimax2 = minimax2_command:main" in entry.read_text()
 
 
 def test_the_wheel_works_elsewhere(wheel, tiny):

@@ -171,7 +171,8 @@ def test_every_module_its_own_form(tmp_path):
 
 @pytest.mark.parametrize("form", ["fp8 blocks", "fp8 tensor", "fp8 rows bf16", "nvfp4 modelopt",
                                   "nvfp4 compressed", "mxfp4 quark", "int4 32 zeros",
-                                  "int4 64 f16", "int4 128 f32", "int8 rows f32"])
+                                  "int4 64 f16", "int4 128 f32", "int8 rows f32",
+                                  "int8 rows zeros f16"])
 def test_any_alignment(tmp_path, form):
     """The data of a file may begin at an odd address."""
     path = write(tmp_path / "model", CASE, forms.entries(CASE, everything(form)))
@@ -276,7 +277,7 @@ def test_edits(tmp_path):
 
 
 def test_cost_counts_scales_and_zero_points(tmp_path):
-    for form in "fp8 rows bf16", "nvfp4 compressed", "int4 32 zeros":
+    for form in "fp8 rows bf16", "nvfp4 compressed", "int4 32 zeros", "int8 32 zeros":
         entries = list(forms.entries(CASE, everything(form)))
         path = write(tmp_path / form, CASE, entries)
         sizes = {name: data().nbytes for name, _, _, data in entries

@@ -4,6 +4,9 @@ import json
 import os
 import random
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import minimax2 as mm
 import pytest
@@ -172,6 +175,17 @@ def test_cut_anywhere(tiny):
                 assert call.name == wanted["function"]["name"]
                 for name in list(made)[:-1] if call.state == _native_text.CALL_CUT else made:
                     assert made[name] == given[name]
+
+
+def test_the_page_of_parsers():
+    """It says what this parser reads."""
+    root = Path(__file__).resolve().parents[2]
+    vendor = Path(os.environ.get("MINIMAX2_VENDOR_DATA", root.parent / "shared/data/minimax-m2"))
+    if not (vendor / "templates/parser_matrix.json").exists():
+        pytest.skip(f"no parser_matrix.json in {vendor}/templates (set MINIMAX2_VENDOR_DATA)")
+    done = subprocess.run([sys.executable, root / "docs" / "gen_parsers.py", "--check"],
+                          capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 # ---- With a model ----

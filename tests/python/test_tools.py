@@ -257,6 +257,63 @@ def test_models_of_pydantic_are_used_where_there_are_some():
 # ---- The loop ----
 
 
+def numbers():
+    yield 1
+
+
+async def later():
+    yield 1
+
+
+class Numbers:
+    def __call__(self):
+        yield 1
+
+
+@pytest.mark.parametrize("make, sentence", [
+    (lambda: mm.Tool(numbers), "numbers is a generator function; a tool returns its result"),
+    (lambda: mm.Tool(later), "later is a generator function"),
+    (lambda: mm.Tool(functools.partial(numbers), name="n"), "n is a generator function"),
+    (lambda: mm.Tool(Numbers(), name="n"), "n is a generator function"),
+    (lambda: mm.Tool(calculate, name=""), "without a name"),
+    (lambda: mm.Tool(calculate, name=5), "the name of a tool must be a str, not int"),
+    (lambda: mm.Tool(calculate, parameters=5), "the parameters of calculate must be a JSON schema"),
+    (lambda: mm.Tool(calculate, description=5), "the description of calculate must be a str")])
+def test_tools_are_checked_when_they_are_made(make, sentence):
+    with pytest.raises((mm.ArgumentError, TypeError), match=f"tools: .*{sentence}"):
+        make()
+
+
+@pytest.mark.parametrize("tools, sentence", [
+    (calculate, "a list of functions"), ({"name": "f"}, "a list of functions"), ("{}", "a list"),
+    ([{"name": "f", "parameters": 5}], 'tool 0, "f", has a whole number as its parameters'),
+    ([calculate, {"function": {"name": ""}}], "tool 1 has no name"),
+    ([{"name": "f", "inputSchema": {}}], 'an object in "inputSchema" and no parameters'),
+    ([{"name": "f", "call": calculate}], "tools must be values that JSON has, not function")])
+def test_tools_are_checked_when_they_are_given(tiny, tools, sentence):
+    """By a chat, a generation and a rendering alike, before anything is done."""
+    ask = [{"role": "user", "content": "x"}]
+    for give in (lambda: tiny.chat(tools=tools), lambda: tiny.generate(ask, tools=tools),
+                 lambda: tiny.tokenizer.render(ask, tools=tools)):
+        with pytest.raises((mm.ArgumentError, TypeError), match=sentence):
+            give()
+
+
+def test_results_that_json_has_no_place_for(tiny):
+    """Each is a sentence for the model, the same in Lua."""
+    def f(kind: str):
+        """Gives."""
+        return {"nan": [float("nan")], "inf": float("inf"), "nul": "a\0", "gen": numbers()}[kind]
+
+    with tiny.chat(tools=[f]) as chat:
+        chat.send("x", **scripted(tiny, "".join(say("f", kind=kind) for kind in (
+            "nan", "inf", "nul", "gen")), "B"))
+        nothing = "error: JSON has no place for NaN and infinity"
+        assert results(chat) == [
+            nothing, nothing, "error: the result holds a NUL character, which no message can have",
+            "error: TypeError: a tool returns its result, not a generator"]
+
+
 def test_the_model_answers_held_out_questions_with_tools(tiny):
     """By itself, through the whole loop: it asks, gets the result, and says it."""
     items = [json.loads(line) for line in HELD_OUT.read_text().splitlines()]
