@@ -10,17 +10,18 @@
  * nothing, and text that begins to repeat itself is noticed. Costs are known only of what was tried.
  * For others stands what the model must read, scaled by the nearest number of rows that was tried;
  * and what was not tried for long drifts back there, so that a measurement that something else
- * disturbed is not for ever. What all proposals have cost is held against what they saved: where the
- * loss exceeds a small share of all the time, nothing is proposed until the share has grown. */
+ * disturbed is not for ever. What all proposals have cost is held against what they saved: a run may
+ * lose what was saved before and a small share of all the time, no more. So first proposals are short,
+ * and where they lose, nothing is proposed until the share has grown. */
 #include "run/gate.h"
 
 #include <string.h>
 
 static const double least_gain = 1.05; /* over a run of one row */
-static const double loss_fixed = 0.5, loss_share = 1.0 / 128;
-static const double most_saved = 4;    /* earlier gains do not pay for more than that */
+static const double loss_fixed = 1, loss_share = 1.0 / 128;
+static const double most_saved = 8;    /* earlier gains do not pay for more than that */
 static const double adapt = 0.25;      /* weight of a new measurement */
-static const double drift = 1.0 / 256; /* back to what is expected, with each run of one row */
+static const double drift = 1.0 / 128; /* back to what is expected, with each run of one row */
 enum { ONES = 3, WINDOW = 64 };        /* measured before anything is proposed; tests of a class */
 
 static int32_t class_of(int32_t matched)
@@ -57,25 +58,30 @@ static double cost_of(const mm2_gate *g, int32_t rows)
     return near == 1 ? g->expected[rows] : g->expected[rows] * g->cost[near] / g->expected[near];
 }
 
+/* A new measurement moves an estimate by an eighth of it at most: something else may have had the
+ * processor. */
+static double move(double estimate, double measured)
+{
+    double low = estimate / 2, high = estimate * 1.5;
+    measured = measured < low ? low : measured > high ? high : measured;
+    return estimate + adapt * (measured - estimate);
+}
+
 void mm2_gate_ran(mm2_gate *g, int32_t rows, int64_t nanoseconds)
 {
     double time = (double)nanoseconds;
     if (rows == 1) {
-        double limit = 4 * g->one; /* something else had the processor */
-        if (!g->ones)
-            g->one = time;
-        else
-            g->one += adapt * ((time < limit ? time : limit) - g->one);
+        g->one = g->ones ? move(g->one, time) : time;
         g->ones += g->ones < ONES;
         g->spent++;
         for (int32_t r = 2; r <= MM2_GATE_ROWS; r++)
             g->cost[r] += g->cost[r] > 0 ? drift * (g->expected[r] - g->cost[r]) : 0;
     } else if (rows <= MM2_GATE_ROWS && g->one > 0) {
-        double cost = time / g->one, before = cost_of(g, rows);
-        cost = cost < 4 * before ? cost : 4 * before;
+        double before = cost_of(g, rows), cost = time / g->one;
+        g->cost[rows] = move(before, cost);
+        cost = cost < 2 * before ? cost : 2 * before;
         g->spent += cost;
         g->balance -= cost - 1;
-        g->cost[rows] = g->cost[rows] > 0 ? before + adapt * (cost - before) : cost;
     }
 }
 
@@ -100,8 +106,9 @@ void mm2_gate_judged(mm2_gate *g, int32_t matched, int32_t hit)
 int32_t mm2_gate_choose(const mm2_gate *g, int32_t matched, int32_t most)
 {
     double tokens = 1, likely = 1, best = least_gain;
+    double limit = 1 + g->balance + loss_fixed + loss_share * g->spent;
     int32_t chosen = 0;
-    if (g->ones < ONES || g->balance < -(loss_fixed + loss_share * g->spent))
+    if (g->ones < ONES)
         return 0;
     if (most > MM2_GATE_ROWS - 1)
         most = MM2_GATE_ROWS - 1;
@@ -109,9 +116,9 @@ int32_t mm2_gate_choose(const mm2_gate *g, int32_t matched, int32_t most)
         int32_t c = class_of(matched + k - 1);
         likely *= g->hits[c] / g->tests[c];
         tokens += likely;
-        double gain = tokens / cost_of(g, k + 1);
-        if (gain > best) {
-            best = gain;
+        double cost = cost_of(g, k + 1);
+        if (cost <= limit && tokens / cost > best) {
+            best = tokens / cost;
             chosen = k;
         }
     }

@@ -20,8 +20,8 @@
 ---   keep_thinking     true: of all turns of a prompt of messages
 ---   speculate         true: tokens that followed an earlier occurrence of the last ones are evaluated
 ---                     together with them, where that is expected to win; the same text, sooner. A number:
----                     so many at most, up to 15; false: never. info.proposed and info.accepted count them;
----                     not info.speculating: nothing is proposed because it loses
+---                     so many at most, up to 15; false, the default: never. info.proposed and
+---                     info.accepted count them; not info.speculating: nothing is proposed
 ---   choices, regex, json_schema   what form the answer must have, see grammar.lua; one of them
 ---   yield             true: stream:next() yields between time slices; for use in coroutines
 
@@ -71,7 +71,7 @@ end
 
 local function proposals(value, where)
     if value == nil or type(value) == "boolean" then
-        return value == false and 0 or lib.MM2_DRAFT_MOST
+        return value and lib.MM2_DRAFT_MOST or 0
     end
     return args.count(value, nil, lib.MM2_DRAFT_MOST, where .. ": speculate")
 end

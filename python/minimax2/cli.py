@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("--min-p", type=float, metavar="P")
         made.add_argument("--seed", type=int, metavar="N", help="default: a fresh one")
         made.add_argument("--speculate", type=int, metavar="N", help="evaluate at most N likely "
-                          "tokens ahead, 0..15 (15): the same text, sooner where it repeats itself")
+                          "tokens ahead, 0..15 (0): the same text, sooner where it repeats itself")
 
     made = command(_info, "say what a model is made of, whether this build runs it or not")
     made.add_argument("path", nargs="?", help="the same as --model")

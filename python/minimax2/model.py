@@ -419,8 +419,8 @@ class Model(Handle, Mapping[str, Tensor]):
         top_logprobs, to report the n likeliest tokens at each place; hooks, as in run_with_hooks(),
         called for the prompt and for every token generated; speculate, True or at most so many
         tokens, up to 15: those that followed an earlier occurrence of the last ones are evaluated
-        together with them, where that is expected to win, and the result is the same, False never
-        (Generation.timing tells); context, kv_dtype and chunk as in
+        together with them, where that is expected to win, and the result is the same, False (the
+        default) never; Generation.timing tells; context, kv_dtype and chunk as in
         session(), context None: as much as the prompt and max_new_tokens need.
         """
         stream = _native.flag(stream, "stream")

@@ -87,7 +87,7 @@ class ModelGenerateOptions(GenerateOptions, SessionOptions, total=False):
 
 # Those that are not None.
 DEFAULTS = {"max_new_tokens": 1024, "top_logprobs": 0, "keep_thinking": False,
-            "speculate": True}
+            "speculate": False}
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 

@@ -112,15 +112,16 @@ static void the_gate_closes_where_it_loses_and_tries_again(void **state)
         mm2_gate_ran(&g, 1, 1000);
     /* Costs are five times what was expected. */
     for (; (k = mm2_gate_choose(&g, 20, 15)); losses++)
-        mm2_gate_ran(&g, k + 1, 1000 * (1 + k / 2));
+        mm2_gate_ran(&g, k + 1, 1000 + 500 * k);
     assert_in_range(losses, 1, 4);
     assert_int_equal(1, mm2_gate_closed(&g, 15));
     for (int32_t i = 0; i < 4000; i++) {
         k = mm2_gate_choose(&g, 20, 15);
-        mm2_gate_ran(&g, k + 1, 1000 * (1 + k / 2));
+        mm2_gate_ran(&g, k + 1, 1000 + 500 * k);
         tries += k > 0;
     }
-    assert_in_range(tries, 1, 40);
+    assert_in_range(tries, 1, 100);
+    assert_true(g.balance > -0.01 * 4000); /* one in a hundred */
     /* By now it costs nothing. */
     for (int32_t i = 0, none = 1; i < 2000 && none; i++) {
         none = !(k = mm2_gate_choose(&g, 20, 15));
