@@ -418,6 +418,10 @@ int32_t mm2_tokenizer_decode(const mm2_tokenizer *t, const int32_t *ids, int32_t
 const char *mm2_tokenizer_token(const mm2_tokenizer *t, int32_t id, int32_t *len);
 /* The id whose bytes are exactly these, added tokens first; -1 if there is none. */
 int32_t mm2_tokenizer_id(const mm2_tokenizer *t, const char *bytes, int32_t len);
+/* Ids of added tokens, ascending: control tokens, and others such as <think>, that no text becomes
+ * unless MM2_SPECIAL is given. Whoever masks tokens by their bytes leaves them out. Returns the count;
+ * ids beyond `cap` are not written. */
+int32_t mm2_tokenizer_added(const mm2_tokenizer *t, int32_t *ids, int32_t cap);
 /* How many of these bytes can be shown now without splitting a UTF-8 character that later bytes may
  * complete. */
 int32_t mm2_text_complete(const char *bytes, int32_t len);
@@ -552,6 +556,10 @@ typedef struct mm2_piece {
      * budget or a call must come: feed and push it instead of a sampled one. -1: the model's
      * choice. */
     int32_t next;
+    /* Ids so far that came before the answer began, </think> included; -1: it has not begun, the reply
+     * is thinking, or in a call that ended the thinking. Newlines of the format may follow. */
+    int32_t answer_at;
+    int32_t reserved;
 } mm2_piece;
 
 /* mm2_call.state */

@@ -44,6 +44,7 @@ struct mm2_reply {
     mm2_calls calls;
     int32_t open_tags; /* <think> in the answer, without its end */
     int32_t end, count, max_tokens;
+    int32_t answer_at;             /* ids before the answer began; -1: it has not */
     int32_t thought, max_thinking; /* ids of thinking */
     int32_t closing[MOST_CLOSING]; /* ids that close the thinking when its budget is spent */
     int32_t closing_count, closed; /* how many of them have come */
@@ -206,10 +207,13 @@ static void follow(mm2_reply *r, int32_t id, int32_t closing)
         r->opened = id == r->opening[r->opened] ? r->opened + 1 : r->opening_count;
 }
 
-/* Behind the thinking it is the call's turn, unless there was one in it. */
-static void begin_opening(mm2_reply *r)
+/* Where the answer begins. Behind the thinking it is the call's turn, unless there was one in it. */
+static void begin_answer(mm2_reply *r)
 {
-    if (r->opened >= 0 || !r->opening_count || !mm2_calls_in_text(&r->calls))
+    if (r->answer_at >= 0 || !mm2_calls_in_text(&r->calls))
+        return;
+    r->answer_at = r->count;
+    if (r->opened >= 0 || !r->opening_count)
         return;
     r->opened = r->calls.count ? r->opening_count : 0;
     r->closed = r->closing_count;
@@ -387,6 +391,7 @@ mm2_status mm2_reply_new(mm2_reply **out, const mm2_tokenizer *t, const mm2_repl
     r->t = t;
     r->chat = o.start != MM2_START_TEXT;
     r->max_tokens = o.max_tokens;
+    r->answer_at = o.start == MM2_START_THINKING ? -1 : 0;
     r->end = o.max_tokens ? MM2_END_NONE : MM2_END_LENGTH;
     status =
         mm2_calls_init(&r->calls, (mm2_sink){r, put_answer, put_thinking, end_thinking, begin_call},
@@ -455,7 +460,8 @@ static mm2_status report(const mm2_reply *r, mm2_piece *piece, int64_t text, int
                    .thinking = r->thinking.text.bytes ? r->thinking.text.bytes + thinking : "",
                    .reason = r->calls.reason ? r->calls.reason : "",
                    .thought = r->thought,
-                   .next = next_id(r)};
+                   .next = next_id(r),
+                   .answer_at = r->answer_at};
     return piece ? mm2_struct_write(piece, &p, "piece") : MM2_OK;
 }
 
@@ -503,7 +509,7 @@ static mm2_status push(mm2_reply *r, int32_t id, mm2_piece *piece)
         finish(r, MM2_END_STOP);
     else
         grow(r, id, bytes, n);
-    begin_opening(r);
+    begin_answer(r);
     if (!r->end && r->count == r->max_tokens)
         finish(r, MM2_END_LENGTH);
     return report(r, piece, text, thinking);

@@ -358,6 +358,21 @@ const char *mm2_tokenizer_token(const mm2_tokenizer *t, int32_t id, int32_t *len
     return *len ? t->bpe.bytes + t->bpe.start[id] : "";
 }
 
+int32_t mm2_tokenizer_added(const mm2_tokenizer *t, int32_t *ids, int32_t cap)
+{
+    int32_t count = 0;
+    if (!t || cap < 0 || (cap && !ids))
+        return mm2_fail(MM2_E_ARG, "%s", t ? "no place for the result" : "no tokenizer");
+    for (int32_t id = 0; id < t->bpe.size; id++) {
+        if (!(t->bpe.kind[id] & (MM2_TOKEN_ADDED | MM2_TOKEN_SPECIAL)))
+            continue;
+        if (count < cap)
+            ids[count] = id;
+        count++;
+    }
+    return count;
+}
+
 int32_t mm2_tokenizer_id(const mm2_tokenizer *t, const char *bytes, int32_t len)
 {
     if (!t || !bytes || len < 1)

@@ -189,6 +189,7 @@ mm2_status mm2_encoding_run(mm2_encoding *e, int32_t budget_us, int32_t *ids, in
 int32_t mm2_tokenizer_decode(const mm2_tokenizer *t, const int32_t *ids, int32_t n, int32_t flags, char *out, int32_t cap);
 const char *mm2_tokenizer_token(const mm2_tokenizer *t, int32_t id, int32_t *len);
 int32_t mm2_tokenizer_id(const mm2_tokenizer *t, const char *bytes, int32_t len);
+int32_t mm2_tokenizer_added(const mm2_tokenizer *t, int32_t *ids, int32_t cap);
 int32_t mm2_text_complete(const char *bytes, int32_t len);
 enum {
     MM2_GENERATION_PROMPT = 2,
@@ -252,6 +253,8 @@ typedef struct mm2_piece {
     const char *reason;
     int32_t thought;
     int32_t next;
+    int32_t answer_at;
+    int32_t reserved;
 } mm2_piece;
 enum {
     MM2_CALL_OPEN = 0,

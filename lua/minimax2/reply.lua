@@ -74,6 +74,11 @@ function Reply:forced()
     return self.piece.next >= 0 and self.piece.next or nil
 end
 
+--- Ids so far that came before the answer began, </think> included; nil while it has not begun.
+function Reply:answer_at()
+    return self.piece.answer_at >= 0 and self.piece.answer_at or nil
+end
+
 --- What the answer has behind its first `text` bytes, and the thinking behind its first `thinking`.
 function Reply:behind(text, thinking)
     local piece = self.piece

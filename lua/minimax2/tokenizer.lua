@@ -146,6 +146,18 @@ function Tokenizer:token(id)
     return ffi.string(bytes, length[0])
 end
 
+--- The ids of added tokens, ascending: control tokens and others such as <think>, that no text becomes.
+function Tokenizer:added()
+    local ptr = self:live()
+    local count = native.check(lib.mm2_tokenizer_added(ptr, nil, 0))
+    local ids, out = ffi.new("int32_t[?]", count), {}
+    native.check(lib.mm2_tokenizer_added(ptr, ids, count))
+    for i = 1, count do
+        out[i] = ids[i - 1]
+    end
+    return out
+end
+
 --- The id whose bytes are exactly these, or nil.
 function Tokenizer:id(bytes)
     local ptr = self:live()

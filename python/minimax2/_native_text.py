@@ -86,6 +86,14 @@ def tokenizer_token(tokenizer: Owned, token: Any) -> bytes:
     return bytes(ffi.buffer(chars, length[0]))
 
 
+def tokenizer_added(tokenizer: Owned) -> list[int]:
+    """The ids of added tokens, ascending."""
+    count = check(lib.mm2_tokenizer_added(tokenizer.pointer, ffi.NULL, 0))
+    array = ffi.new("int32_t[]", count)
+    check(lib.mm2_tokenizer_added(tokenizer.pointer, array, count))
+    return list(array)
+
+
 def tokenizer_id(tokenizer: Owned, chars: bytes) -> int | None:
     """The id whose bytes are these, or None."""
     token = lib.mm2_tokenizer_id(tokenizer.pointer, chars, len(chars))
@@ -231,6 +239,7 @@ class Piece(NamedTuple):
     reason: str
     thought: int
     next: int
+    answer_at: int
 
 
 class Call(NamedTuple):
@@ -276,7 +285,7 @@ def _decoded(at: Any, length: int) -> str:
 def _piece(piece: Any) -> Piece:
     return Piece(piece.end, piece.count, _decoded(piece.text, piece.text_len),
                  _decoded(piece.thinking, piece.thinking_len), piece.calls,
-                 _string(piece.reason), piece.thought, piece.next)
+                 _string(piece.reason), piece.thought, piece.next, piece.answer_at)
 
 
 def reply_push(reply: Owned, token: int) -> Piece:

@@ -1,6 +1,7 @@
 """Generation: what came out."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -110,6 +111,21 @@ class Generation:
     """How many of the tokens are thinking, its end included."""
     reason: str = ""
     """Why the last text that looks like a call is none; "" where there is no such text."""
+
+    _parser: Callable[[str], Any] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def parsed(self) -> Any:
+        """What a text in the form of json_schema says: a value as of json.loads(), or an object of
+        the pydantic model. None without a schema, and where the text is not whole: it was cut, or
+        calls of tools stand in its place. Raises what the model's own validators raise."""
+        if self._parser is None or self.calls or self.finish_reason != "stop":
+            return None
+        try:
+            json.loads(self.text)
+        except ValueError:  # a stop string has cut it
+            return None
+        return self._parser(self.text)
 
     def message(self) -> dict[str, Any]:
         """The assistant's message for a conversation: role, content, thinking, tool_calls."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Unpack, overload
 
 from minimax2 import _native, _native_text, show
 from minimax2.batching import Batch, Streams
@@ -26,6 +26,9 @@ from minimax2.stream import Stream
 from minimax2.tensor import Tensor
 from minimax2.text import Tokenizer, is_messages, is_prompts
 from minimax2.trace import Cache, Hook, Taps, Where, select
+
+if TYPE_CHECKING:
+    from minimax2.grammar import Grammars
 
 Isa = Literal["auto", "ref", "avx2", "avx512", "amx", "blas"]
 Precision = Literal["fast", "exact"]
@@ -198,7 +201,7 @@ class Model(Handle, Mapping[str, Tensor]):
     that they need.
     """
 
-    __slots__ = ("_config", "_engine", "_sizes", "_template", "_tokenizer")
+    __slots__ = ("_config", "_engine", "_made_grammars", "_sizes", "_template", "_tokenizer")
 
     points = _native.POINTS
     """The names of the activations that a run can stop at, in the order of the data flow."""
@@ -216,6 +219,7 @@ class Model(Handle, Mapping[str, Tensor]):
         self._config = Config(**facts)
         self._sizes = _native.model_sizes(self._c)
         self._tokenizer: Tokenizer | None = None
+        self._made_grammars: Grammars | None = None
         self._template = template
         if template is not None:
             self.tokenizer  # refuse now what a prompt of messages would refuse
@@ -284,6 +288,15 @@ class Model(Handle, Mapping[str, Tensor]):
             return self.tokenizer
         except UnsupportedError:
             return None
+
+    @property
+    def _grammars(self) -> Grammars:
+        """What forms of texts it has compiled. Two threads that race make two, which is no harm."""
+        if self._made_grammars is None:
+            from minimax2.grammar import Grammars  # not sooner: it needs numpy
+
+            self._made_grammars = Grammars(self)
+        return self._made_grammars
 
     # ---- Weights ----
 
@@ -413,7 +426,9 @@ class Model(Handle, Mapping[str, Tensor]):
         number of tokens after which it is closed and the answer begins; tools, which a prompt of
         messages declares and whose calls the result has; tool_choice, "auto", "none" (the token
         that begins calls is forbidden), "required" (behind the thinking a call is opened) or the
-        name of a tool; keep_thinking, of all turns in it; mask, a
+        name of a tool; keep_thinking, of all turns in it; one of json_schema (a
+        dict, JSON in a str, a pydantic model), regex, choices and grammar (Lark's notation), the
+        form that the answer must have, see CHAT.md; mask, a
         buffer as in Sampler.next, or a callable(tokens so far) that returns one; logits_processor,
         a callable(ids, logits) that edits the logits, a numpy array [vocab_size], in place;
         top_logprobs, to report the n likeliest tokens at each place; hooks, as in run_with_hooks(),
@@ -675,7 +690,7 @@ class Model(Handle, Mapping[str, Tensor]):
         sample() without a Sampler.
         """
         super().close()
-        self._tokenizer = None
+        self._tokenizer = self._made_grammars = None
 
     def __repr__(self) -> str:
         if self.closed:

@@ -27,6 +27,8 @@ Prompt = str | Ids | Sequence[Message]
 """A text, token ids, or messages: dicts of role and content."""
 Item = Prompt | Mapping[str, Any]
 """One of several prompts; or a dict of `prompt` and options of its own."""
+JsonSchema = Mapping[str, Any] | str | type[Any]
+"""A dict, JSON in a str, or a pydantic model."""
 KvDtype = Literal["bf16", "f32", "int8"]
 
 
@@ -70,6 +72,10 @@ class ReplyOptions(TypedDict, total=False):
     keep_thinking: bool
     tools: Tools | None
     tool_choice: str | None
+    json_schema: JsonSchema | None
+    regex: str | None
+    grammar: str | None
+    choices: Iterable[str] | None
     mask: Buffer | Callable[[list[int]], Buffer | None] | None
     logits_processor: Callable[[list[int], Any], None] | None
     top_logprobs: int
@@ -85,6 +91,8 @@ class ModelGenerateOptions(GenerateOptions, SessionOptions, total=False):
     """What a generation with a session of its own is made with."""
 
 
+# Of these that say the form of a text, one at most.
+FORMS = ("json_schema", "regex", "grammar", "choices")
 # Those that are not None.
 DEFAULTS = {"max_new_tokens": 1024, "top_logprobs": 0, "keep_thinking": False,
             "speculate": False}

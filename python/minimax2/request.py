@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, SupportsFloat, Unpack
 
 from minimax2 import _native, _native_text, trace
 from minimax2.errors import ArgumentError
-from minimax2.options import DEFAULTS, GenerateOptions, Prompt, check_names
+from minimax2.options import DEFAULTS, FORMS, GenerateOptions, Prompt, check_names
 from minimax2.sampling import Sampler
 from minimax2.text import is_messages
 
 if TYPE_CHECKING:
+    from minimax2.grammar import Constraint, Form
     from minimax2.model import Model
 
 
@@ -48,6 +49,8 @@ class Request:
         self.call = _wanted_call(choice, self.answers or prompt is None)
         if choice == "none":
             given["bias"] = _without_calls(model, given.get("bias"))
+        form = _form(given)
+        self.parser = None if form is None else form.parser
         self.tools = None if tools is None else _native_text.json_text(tools, "tools")
         keep = _native.flag(keep, "keep_thinking")
         if turn is not None:
@@ -63,6 +66,12 @@ class Request:
         if self.answers and self.ids is not None:
             self.thinking = model.tokenizer._begins_thinking(self.ids, self.thinking)
         self.sampler = Sampler(model, **given)
+        self.constraint: Constraint | None = None
+        if form is not None:
+            made = model._grammars.constraint(form, self.start,
+                                              tools is not None and choice != "none")
+            if self.call is None:  # else the reply is that call
+                self.constraint = made
 
     @property
     def start(self) -> int:
@@ -70,6 +79,19 @@ class Request:
         if self.thinking:
             return _native_text.START_THINKING
         return _native_text.START_ANSWER if self.answers else _native_text.START_TEXT
+
+
+def _form(given: dict[str, Any]) -> Form | None:
+    """Takes the options out that say a form of the text."""
+    wanted = {kind: given.pop(kind, None) for kind in FORMS}
+    kinds = [kind for kind, value in wanted.items() if value is not None]
+    if not kinds:
+        return None
+    if len(kinds) > 1:
+        raise ArgumentError(f"{kinds[0]} and {kinds[1]} are both given: a text has one form")
+    from minimax2.grammar import form_of  # not sooner: it needs numpy
+
+    return form_of(kinds[0], wanted[kinds[0]])
 
 
 def _wanted_call(choice: str | None, answers: bool) -> str | None:

@@ -168,7 +168,8 @@ class Stream(Iterator[str], AsyncIterator[str]):
                 text=self.text, thinking=self.thinking, tokens=list(self.tokens),
                 finish_reason=self.finish_reason or "", seed=self.seed, logprobs=self._logprobs,
                 timing=self._timing(),
-                calls=self.calls, thinking_tokens=self._so_far.thought, reason=self.reason)
+                calls=self.calls, thinking_tokens=self._so_far.thought, reason=self.reason,
+                _parser=self._request.parser)
 
     def _timing(self) -> Timing:
         if not self._proposals:
@@ -302,6 +303,8 @@ class Stream(Iterator[str], AsyncIterator[str]):
         mask = self._request.mask
         if callable(mask):
             mask = mask(list(self.tokens))
+        if self._request.constraint is not None and self._so_far.next < 0:
+            mask = self._request.constraint.mask(self._so_far, self.tokens, mask)
         token = self._choose(mask)
         with self._lock:
             if self.done:  # cancelled

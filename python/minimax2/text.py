@@ -134,6 +134,12 @@ class Tokenizer(Handle):
         """The bytes of one token. Raises ArgumentError for an id out of range."""
         return _native_text.tokenizer_token(self._c, id)
 
+    @property
+    def added(self) -> list[int]:
+        """Ids of added tokens, ascending: control tokens and others such as <think>, that no text
+        becomes unless encode() is told so."""
+        return _native_text.tokenizer_added(self._c)
+
     def id(self, token: str | bytes | bytearray) -> int | None:
         """The id of the token with exactly these bytes (or str), or None."""
         return _native_text.tokenizer_id(

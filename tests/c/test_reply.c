@@ -263,6 +263,45 @@ static void most_tokens(void **state)
     expect(&s, "", "", MM2_END_LENGTH);
 }
 
+static void answer_begins(void **state)
+{
+    const mm2_tokenizer *t = *state;
+    mm2_reply_options o = {.size = sizeof o};
+    script s;
+    mm2_reply_options_init(&o);
+    start(&s, t, &o); /* a text is all answer */
+    push(&s, UNTHINK);
+    assert_int_equal(s.all.answer_at, 0);
+    expect(&s, "</think>", "", MM2_END_NONE);
+    o.start = MM2_START_ANSWER;
+    start(&s, t, &o);
+    say(&s, "a");
+    assert_int_equal(s.all.answer_at, 0);
+    expect(&s, "a", "", MM2_END_NONE);
+    o.start = MM2_START_THINKING;
+    start(&s, t, &o);
+    say(&s, "ab");
+    assert_int_equal(s.all.answer_at, -1);
+    push(&s, UNTHINK);
+    assert_int_equal(s.all.answer_at, 3);
+    push(&s, WORD + 3);
+    say(&s, "c</think>");
+    assert_int_equal(s.all.answer_at, 3);
+    expect(&s, "c</think>", "ab", MM2_END_NONE);
+    start(&s, t, &o); /* spelled, and only thought of */
+    say(&s, "<minimax:tool_call> a</think>");
+    assert_int_equal(s.all.answer_at, 29);
+    expect(&s, "", "<minimax:tool_call> a", MM2_END_NONE);
+    start(&s, t, &o); /* a call ends the thinking */
+    say(&s, "a");
+    push(&s, CALL);
+    say(&s, "\n<invoke name=\"f\">\n</invoke>\n");
+    assert_int_equal(s.all.answer_at, -1);
+    push(&s, UNCALL);
+    assert_int_equal(s.all.answer_at, s.all.count);
+    expect(&s, "", "a", MM2_END_NONE);
+}
+
 static void stop_strings(void **state)
 {
     const mm2_tokenizer *t = *state;
@@ -736,6 +775,7 @@ int main(void)
         cmocka_unit_test(thinking_and_answer_are_parted),
         cmocka_unit_test(ids_without_a_token_write_nothing),
         cmocka_unit_test(end_tokens),
+        cmocka_unit_test(answer_begins),
         cmocka_unit_test(most_tokens),
         cmocka_unit_test(stop_strings),
         cmocka_unit_test(what_may_be_a_stop_string_is_held_back),

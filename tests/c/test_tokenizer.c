@@ -370,6 +370,11 @@ static void tokens_and_ids(void **state)
     assert_int_equal(mm2_tokenizer_id(t, "<think>", 7), 301);
     assert_int_equal(mm2_tokenizer_id(t, "<think", 6), -1);
     assert_int_equal(mm2_tokenizer_id(t, "", 0), -1);
+    int32_t added[2] = {-1, -1};
+    assert_int_equal(mm2_tokenizer_added(t, NULL, 0), 3);
+    assert_int_equal(mm2_tokenizer_added(t, added, 1), 3);
+    assert_int_equal(added[0], 300);
+    assert_int_equal(added[1], -1);
     mm2_tokenizer_set_ids(t, 'B', -1, 2, 3);
     assert_int_equal(mm2_tokenizer_describe(t, &facts), MM2_OK);
     assert_int_equal(facts.bos, 'B');
@@ -418,6 +423,9 @@ static void arguments(void **state)
     assert_int_equal(mm2_tokenizer_decode(t, &id, -1, 0, out, 4), MM2_E_ARG);
     assert_int_equal(mm2_tokenizer_decode(t, &id, 1, 0, NULL, 4), MM2_E_ARG);
     assert_int_equal(mm2_tokenizer_decode(t, &id, 1, 4, out, 4), MM2_E_ARG);
+    assert_int_equal(mm2_tokenizer_added(NULL, &id, 1), MM2_E_ARG);
+    assert_int_equal(mm2_tokenizer_added(t, &id, -1), MM2_E_ARG);
+    assert_int_equal(mm2_tokenizer_added(t, NULL, 1), MM2_E_ARG);
     assert_null(mm2_tokenizer_token(t, -1, &length));
     assert_null(mm2_tokenizer_token(t, 303, &length));
     assert_null(mm2_tokenizer_token(NULL, 0, &length));

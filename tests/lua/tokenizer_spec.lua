@@ -52,6 +52,18 @@ describe("a tokenizer", function()
         assert.equal("</think>", tokenizer:token(tokenizer.think_close))
     end)
 
+    it("tells added tokens from words", function()
+        local added, known = tokenizer:added(), {}
+        for i, id in ipairs(added) do
+            assert.is_true(i == 1 or id > added[i - 1])
+            known[id] = true
+        end
+        assert.is_true(known[tokenizer.eos] and known[tokenizer.think_close])
+        for _, id in ipairs(tokenizer:ids "def f():\n    return '</think>' + \"[e~[\"") do
+            assert.is_nil(known[id])
+        end
+    end)
+
     it("renders messages, and encodes them so that they cannot forge turns", function()
         local control = tokenizer:token(tokenizer.eos)
         local turns = {

@@ -109,6 +109,7 @@ for id = 0, tokenizer.vocab_size - 1 do
     all[id + 1] = tokenizer:token(id)
 end
 say(hash(table.concat(all, "\0")))
+say(tokenizer:added())
 say(none(tokenizer:id " the"), none(tokenizer:id "no token is called this"))
 
 say "# chat"

@@ -102,6 +102,7 @@ for text in texts:
     say(plain, special, escaped(tokenizer.decode_bytes(plain)),
         hash_of(tokenizer.decode_bytes(special, special=True)))
 say(hash_of(b"\0".join(tokenizer.token(id) for id in range(tokenizer.vocab_size))))
+say(tokenizer.added)
 say(none(tokenizer.id(" the")), none(tokenizer.id("no token is called this")))
 
 say("# chat")
