@@ -876,8 +876,9 @@ enum { MM2_DRAFT_MOST = 15 }; /* tokens ahead of the timeline */
 mm2_status mm2_session_speculate(mm2_session *s, int32_t most);
 /* You say which tokens are likely behind the last one fed, such as those that a grammar is about to
  * force, or those of an older text: the next run evaluates as many of them as there is room for,
- * whatever they cost. The first ones may be fed before it. They replace what was said before. While rows are in flight, or what was evaluated ahead has
- * not been contradicted, nothing is changed. n = 0: none. Copied. Fails with ARG, NOMEM, BUSY. */
+ * whatever they cost. The first ones may be fed before it. They replace what was said before. While
+ * rows are in flight, or what was evaluated ahead has not been contradicted, nothing is changed.
+ * n = 0: none. Copied. Fails with ARG, NOMEM, BUSY. */
 mm2_status mm2_session_draft(mm2_session *s, const int32_t *ids, int32_t n);
 
 typedef struct mm2_speculation {
