@@ -784,7 +784,8 @@ enum {
     MM2_EDIT_KEEP = 6,
     MM2_EDIT_WEIGH = 7,
     /* At expert_indices: v, [num_local_experts], is added to the scores by which experts are chosen,
-     * not to their weights. -INFINITY masks (some must be left), INFINITY forces. */
+     * not to their weights. -INFINITY masks (enough must be left), INFINITY forces (of more than are
+     * chosen the first ones). */
     MM2_EDIT_CHOOSE = 8,
     MM2_EDIT_COUNT = 9
 };
@@ -804,8 +805,8 @@ typedef struct mm2_edit {           /* zeros: everywhere, at all times */
 /* Edits activations while they are computed, in this order, without a stop; they replace the
  * session's earlier ones, n = 0: none. Copied. Rows that are evaluated from now on have them: taps see
  * what they leave, and so does everything behind. Other sessions of a batch do not; a fork has the
- * same edits, a file of a session none. What is cached of edited positions never serves sessions
- * without these edits. Costs nothing where a session has none. Fails, and the earlier ones stay, with
+ * same edits, a file of a session none. What is cached of edited positions serves no other
+ * session. Costs nothing where a session has none. Fails, and the earlier ones stay, with
  * ARG, NOMEM, BUSY. */
 mm2_status mm2_session_set_edits(mm2_session *s, const mm2_edit *edits, int32_t n);
 

@@ -31,6 +31,12 @@ struct mm2_edits {
     edit edits[];
 };
 
+static int applies(const edit *e, int32_t point, int32_t layer, int32_t position)
+{
+    return e->point == point && e->first_layer <= layer && layer < e->end_layer &&
+           e->first <= position && position < e->end;
+}
+
 /* ---- Sets ---- */
 
 static const char *const names[MM2_EDIT_COUNT] = {"add",     "set",  "scale", "clamp", "cap",
@@ -188,6 +194,29 @@ static size_t table_bytes(const mm2_config *g)
     return ((size_t)MM2_POINT_COUNT * (size_t)g->num_hidden_layers + 3) / 4 * 4;
 }
 
+/* Are experts left to choose where edit i begins? Those that other edits mask there are not. */
+static mm2_status check_masks(const mm2_edits *e, const mm2_config *g, int32_t i)
+{
+    const edit *from = &e->edits[i];
+    for (int32_t layer = from->first_layer; layer < from->end_layer; layer++) {
+        int32_t masked = 0;
+        for (int32_t x = 0; x < g->num_local_experts; x++) {
+            int is_masked = 0;
+            for (int32_t j = 0; j < e->count && !is_masked; j++)
+                is_masked = applies(&e->edits[j], MM2_POINT_EXPERT_INDICES, layer, from->first) &&
+                            e->edits[j].values[x] == -INFINITY;
+            masked += is_masked;
+        }
+        if (masked > g->num_local_experts - g->num_experts_per_tok)
+            return mm2_fail(
+                MM2_E_ARG,
+                "edit %d (choose): with the others' %d of %d experts are masked at layer "
+                "%d, and %d are chosen",
+                i, masked, g->num_local_experts, layer, g->num_experts_per_tok);
+    }
+    return MM2_OK;
+}
+
 static mm2_status fill(mm2_edits *e, const mm2_config *g, const mm2_edit *from, float *values)
 {
     for (int32_t i = 0; i < e->count; i++) {
@@ -208,7 +237,11 @@ static mm2_status fill(mm2_edits *e, const mm2_config *g, const mm2_edit *from, 
         if (to->point < MM2_POINT_FINAL_NORM && to->first < e->first)
             e->first = to->first;
     }
-    return MM2_OK;
+    mm2_status status = MM2_OK;
+    for (int32_t i = 0; i < e->count && !status; i++)
+        if (e->edits[i].kind == MM2_EDIT_CHOOSE)
+            status = check_masks(e, g, i);
+    return status;
 }
 
 mm2_status mm2_edits_new(mm2_edits **out, const mm2_config *g, const mm2_edit *edits, int32_t n)
@@ -355,12 +388,6 @@ static void edit_values(const mm2_pass *p, const edit *e, float *row, const int3
             x[i] *= v[chosen[e->at + i]];
         break;
     }
-}
-
-static int applies(const edit *e, int32_t point, int32_t layer, int32_t position)
-{
-    return e->point == point && e->first_layer <= layer && layer < e->end_layer &&
-           e->first <= position && position < e->end;
 }
 
 /* Where the row of a point is; NULL: it is not computed. */

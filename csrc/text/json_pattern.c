@@ -644,7 +644,7 @@ static int kinds_of(const mm2_value *schema)
     if (only)
         kinds |= 1 << only->kind;
     const mm2_value *one = mm2_value_is(type, MM2_VALUE_ARRAY) ? mm2_value_next(type, NULL) : type;
-    for (; one && !kinds; one = one == type ? NULL : mm2_value_next(type, one))
+    for (int given = kinds; one && !given; one = one == type ? NULL : mm2_value_next(type, one))
         for (int i = 0; i < 8; i++)
             if (mm2_value_says(one, names[i]))
                 kinds |= 1 << (i == 7 ? MM2_VALUE_NUMBER : i);

@@ -24,6 +24,7 @@ enum { /* fields of a message */
        F_ROLE,
        F_CONTENT,
        F_CALL_ID,
+       F_IS_ERROR,
        F_REASONING_CONTENT, /* the names of thinking, the vendor's first */
        F_THINKING,
        F_REASONING,
@@ -34,8 +35,10 @@ enum { /* fields of a message */
        F_COUNT
 };
 static const char *const field_names[F_COUNT] = {
-    "role",      "content",           "tool_call_id", "reasoning_content", "thinking",
-    "reasoning", "reasoning_details", "tool_calls",   "current_date",      "current_location"};
+    "role",         "content",           "tool_call_id",
+    "is_error",     "reasoning_content", "thinking",
+    "reasoning",    "reasoning_details", "tool_calls",
+    "current_date", "current_location"};
 /* These say nothing that the format has a place for, in messages, parts and calls. */
 static const char *const ignored[] = {
     "name",    "id",     "type",      "status",        "index",    "annotations",
@@ -294,12 +297,38 @@ static mm2_status read_content(reader *r, mm2_turn *turn, const char *at)
     return status;
 }
 
-/* The results of a tool message: each is rendered by itself. */
-static mm2_status read_results(reader *r, mm2_turn *turn, const char *at)
+/* The format has no mark for a result that is an error: the text says it. There is room, that of the
+ * field which told. */
+static void mark_error(reader *r, mm2_view *result)
 {
-    int begun = 0;
+    static const char word[] = "error: ";
+    enum { WORD = sizeof word - 1 };
+    if (result->length >= 5 && (*result->begin | 32) == 'e' &&
+        !memcmp(result->begin + 1, "rror", 4))
+        return;
+    char *place = r->out->texts + r->out->used - result->length;
+    memmove(place + WORD, place, (size_t)result->length);
+    memcpy(place, word, WORD);
+    *result = (mm2_view){place, result->length + WORD};
+    r->out->used += WORD;
+}
+
+/* What is_error says, where it is there. */
+static mm2_status read_error(reader *r, const char *at, int *error)
+{
+    *error = at && *at == 't';
+    return !at || *error || *at == 'f'
+               ? MM2_OK
+               : mm2_fail(MM2_E_ARG, "message %d has %s as its is_error, expected true or false",
+                          r->index, kind_of(&r->j, at));
+}
+
+/* The results of a tool message: each is rendered by itself. */
+static mm2_status read_results(reader *r, mm2_turn *turn, const char *at, const char *is_error)
+{
+    int begun = 0, error;
     int32_t more = 0;
-    mm2_status status = MM2_OK;
+    mm2_status status = read_error(r, is_error, &error);
     turn->first = r->out->results.count;
     turn->is_list = *at == '[';
     r->j.at = at;
@@ -325,6 +354,10 @@ static mm2_status read_results(reader *r, mm2_turn *turn, const char *at)
         mm2_view *result = status ? NULL : add(&r->out->results, sizeof *result);
         if (!status)
             status = result ? text_at(r, text, result) : MM2_E_NOMEM;
+        if (!status && error && r->out->results.count > turn->first + 1)
+            return mm2_fail(MM2_E_ARG, "message %d has several results and is_error", r->index);
+        if (!status && error)
+            mark_error(r, result);
         end_text(r);
         if (!turn->is_list)
             break;
@@ -375,34 +408,18 @@ static mm2_status read_place(reader *r, const char *at, const char *name, mm2_vi
     return status;
 }
 
-/* The format has no mark for a result that is an error: the text says it. There is room, that of the
- * field which told. */
-static void mark_error(reader *r, mm2_view *result)
-{
-    static const char word[] = "error: ";
-    enum { WORD = sizeof word - 1 };
-    if (result->length >= 5 && (*result->begin | 32) == 'e' &&
-        !memcmp(result->begin + 1, "rror", 4))
-        return;
-    char *place = r->out->texts + r->out->used - result->length;
-    memmove(place + WORD, place, (size_t)result->length);
-    memcpy(place, word, WORD);
-    *result = (mm2_view){place, result->length + WORD};
-    r->out->used += WORD;
-}
-
 /* A part: its content is a text, or a list of texts that are one. */
 static mm2_status read_part_result(reader *r, const char *const *part)
 {
     static const char *const own[] = {"type", "content", "is_error", "tool_use_id", NULL};
-    const char *at = part[P_CONTENT], *error = part[P_IS_ERROR];
+    const char *at = part[P_CONTENT];
+    int error;
     int32_t first = r->out->results.count, i = r->out->turns.count;
     mm2_status status = check_fields(r, r->j.at, own, in_part);
+    if (!status)
+        status = read_error(r, part[P_IS_ERROR], &error);
     if (status)
         return status;
-    if (error && *error != 't' && *error != 'f')
-        return mm2_fail(MM2_E_ARG, "message %d has %s as its is_error, expected true or false",
-                        r->index, kind_of(&r->j, error));
     if (at && *at != '"' && *at != '[')
         return mm2_fail(MM2_E_ARG, "message %d has %s as a result, expected a string or texts",
                         r->index, kind_of(&r->j, at));
@@ -414,7 +431,7 @@ static mm2_status read_part_result(reader *r, const char *const *part)
     *turn = (mm2_turn){.role = MM2_ROLE_TOOL, .first = first, .count = 1, .message = r->index};
     if (at)
         status = *at == '"' ? text_at(r, at, result) : read_parts(r, at, 0, NULL, result);
-    if (!status && error && *error == 't')
+    if (!status && error)
         mark_error(r, result);
     end_text(r);
     turn = (mm2_turn *)r->out->turns.items + i;
@@ -649,6 +666,8 @@ static mm2_status read_role(reader *r, mm2_turn *turn, const char *at, int goes_
 static mm2_status check_places(const reader *r, const mm2_turn *turn, const fields *f)
 {
     int assistant = turn->role == MM2_ROLE_ASSISTANT;
+    if (f->at[F_IS_ERROR] && turn->role != MM2_ROLE_TOOL)
+        return mm2_fail(MM2_E_ARG, "message %d has is_error, which only a tool has", r->index);
     for (int i = F_REASONING_CONTENT; i < F_COUNT; i++) {
         int of_system = i == F_DATE || i == F_LOCATION;
         const char *at = f->at[i];
@@ -677,7 +696,7 @@ static mm2_status read_message(reader *r, mm2_turn *turn, int goes_on)
     if (!status && (turn->role != MM2_ROLE_TOOL || !f.at[F_CONTENT]))
         status = read_content(r, turn, f.at[F_CONTENT]);
     else if (!status)
-        status = read_results(r, turn, f.at[F_CONTENT]);
+        status = read_results(r, turn, f.at[F_CONTENT], f.at[F_IS_ERROR]);
     if (!status && turn->role == MM2_ROLE_ASSISTANT)
         status = read_thinking(r, turn, &f);
     if (!status)

@@ -37,6 +37,8 @@ int main(int argc, char **argv)
     ends.max_tokens = NEW_TOKENS;
     const mm2_tokenizer *tokenizer = mm2_model_tokenizer(model);
     int32_t n = mm2_tokenizer_encode(tokenizer, argv[2], (int32_t)strlen(argv[2]), 0, ids, CONTEXT);
+    if (n > CONTEXT)
+        return fprintf(stderr, "the prompt has %d tokens, there is room for %d\n", n, CONTEXT), 1;
     if (n < 0 || mm2_session_new(&session, model, &options) ||
         mm2_sampler_new(&sampler, model, &draws) || mm2_reply_new(&reply, tokenizer, &ends) ||
         mm2_session_feed(session, ids, n))

@@ -45,6 +45,8 @@ int main(int argc, char **argv)
         return failed();
     int32_t n = mm2_tokenizer_encode(mm2_model_tokenizer(model), argv[2], (int32_t)strlen(argv[2]),
                                      0, ids, CONTEXT);
+    if (n > CONTEXT)
+        return fprintf(stderr, "the prompt has %d tokens, there is room for %d\n", n, CONTEXT), 1;
     printf("as it is:       ");
     if (n < 0 || look(session, ids, n))
         return n < 0 ? failed() : 1;

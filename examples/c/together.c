@@ -37,6 +37,9 @@ int main(int argc, char **argv)
         const char *prompt = argv[i + 2];
         int32_t n =
             mm2_tokenizer_encode(tokenizer, prompt, (int32_t)strlen(prompt), 0, ids, CONTEXT);
+        if (n > CONTEXT)
+            return fprintf(stderr, "the prompt has %d tokens, there is room for %d\n", n, CONTEXT),
+                   1;
         if (n < 0 || mm2_session_new(&sessions[i], model, NULL) ||
             mm2_session_feed(sessions[i], ids, n) || mm2_batch_add(batch, sessions[i]))
             return failed();

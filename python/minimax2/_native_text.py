@@ -113,7 +113,7 @@ def json_text(value: Any, name: str) -> bytes:
     try:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False,
                                                                default=plain)
-    except ValueError as error:  # a list that holds itself
+    except (ValueError, RecursionError) as error:  # a list that holds itself, or is too deep
         raise ArgumentError(f"{name}: {error}") from None
     if "\0" in text:  # in JSON that the caller wrote; json.dumps leaves none
         raise ArgumentError(f"{name}: JSON cannot hold a NUL character")

@@ -75,7 +75,7 @@ class Edits(Sequence[Edit]):
     """
 
     def __init__(self, edits: Iterable[Edit] = ()) -> None:
-        self._list = list(edits)
+        self._list = _edits_of(edits)
         self._session: weakref.ref[Session] | None = None  # whose own list it is
 
     @classmethod
@@ -202,7 +202,7 @@ class Edits(Sequence[Edit]):
 
     def extend(self, edits: Iterable[Edit]) -> Self:
         """Add those of another list."""
-        self._change([*self._list, *edits])
+        self._change([*self._list, *_edits_of(edits)])
         return self
 
     def clear(self) -> None:
@@ -232,6 +232,13 @@ class Edits(Sequence[Edit]):
 
     def __add__(self, other: Iterable[Edit]) -> Edits:
         return Edits([*self._list, *other])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Edits):
+            return NotImplemented
+        return [_comparable(edit) for edit in self] == [_comparable(edit) for edit in other]
+
+    __hash__ = None  # type: ignore[assignment]  # it changes
 
     def __repr__(self) -> str:
         return f"<Edits: {', '.join(map(repr, self._list)) or 'none'}>"
@@ -270,7 +277,7 @@ class Edits(Sequence[Edit]):
         except OSError as error:
             raise FileError(f"{path}: {error.strerror}") from error
         try:
-            length = struct.unpack_from("<Q", whole)[0]
+            length = int.from_bytes(whole[:8], "little")
             if length > min(MOST_HEADER, len(whole) - 8):
                 raise ValueError("the header is cut off")
             header = json.loads(whole[8:8 + length])
@@ -282,8 +289,7 @@ class Edits(Sequence[Edit]):
                 values = fields.pop("values", None)
                 made._list.append(_checked(fields, None if values is None else _tensor(
                     whole[8 + length:], header[values])))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError,
-                struct.error) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise FormatError(f"{path} holds no edits: {error}") from None
         return made
 
@@ -314,21 +320,46 @@ def _checked(fields: dict[str, Any], values: Any) -> Edit:
                          heads=None if edit.heads is None else tuple(edit.heads))
 
 
+def _edits_of(given: Any) -> list[Edit]:
+    """Edits in a list."""
+    made = given if isinstance(given, Edits) else list(given) if isinstance(
+        given, (list, tuple)) else None
+    if made is None or not all(isinstance(edit, Edit) for edit in made):
+        raise TypeError(f"edits must be mm.Edits(), not {type(given).__name__}" if made is None
+                        else "edits must be those of an mm.Edits(), nothing else")
+    return list(made)
+
+
+def _comparable(edit: Edit) -> tuple[Any, ...]:
+    values = edit.values
+    return (edit._replace(values=None),
+            None if values is None else (values.shape, values.tobytes()))
+
+
 def _floats(values: Any, name: str) -> Any:
     """A copy, f32."""
     import numpy
 
-    made = numpy.array(values, numpy.float32, copy=True)
+    try:
+        with numpy.errstate(over="ignore"):
+            made = numpy.array(values, numpy.float32, copy=True)
+            finite = numpy.isfinite(numpy.array(values, numpy.float64))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be numbers: {error}") from None
     if made.size == 0:
         raise ArgumentError(f"{name} are empty")
+    if not numpy.isfinite(made[finite]).all():
+        raise ArgumentError(f"{name} are too large for float32")
     made.flags.writeable = False
     return made
 
 
 def _numbers(value: Any, name: str) -> list[int]:
-    single = isinstance(value, Integral) and not isinstance(value, bool)
-    return [_native.integer(number, f"one of the {name}") for number in
-            ([value] if single else value)]
+    if isinstance(value, Integral):
+        value = [value]
+    elif isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
+        raise TypeError(f"{name} must be an int or several, not {type(value).__name__}")
+    return [_native.integer(number, f"one of the {name}") for number in value]
 
 
 def _range(positions: Positions) -> tuple[int, int | None]:
@@ -341,7 +372,8 @@ def _range(positions: Positions) -> tuple[int, int | None]:
         first = 0 if positions.start is None else positions.start
         end = positions.stop
     else:
-        first, end = positions, positions + 1
+        first = _native.integer(positions, "positions (an int or a slice)", 0)
+        end = first + 1
     first = _native.integer(first, "the first position", 0)
     return first, None if end is None else _native.integer(end, "the end of positions", first + 1)
 

@@ -57,8 +57,8 @@ def _read_schema(given: Any) -> Form:
     if isinstance(given, type) and hasattr(given, "model_json_schema"):  # of pydantic
         given, parser = given.model_json_schema(), given.model_validate_json
     elif not isinstance(given, (str, Mapping)):
-        raise TypeError("json_schema must be a dict, JSON in a str, or a pydantic model, not "
-                        f"{type(given).__name__}")
+        raise TypeError("json_schema must be a dict, JSON in a str, or a class of pydantic's "
+                        f"models, not {type(given).__name__}")
     text = _native_text.json_text(given, "json_schema").decode("utf-8", "surrogatepass")
     try:
         schema = json.loads(text)
@@ -81,6 +81,8 @@ def _read_choices(given: Any) -> Form:
     if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
         raise TypeError(f"choices must be several str, not {type(given).__name__}")
     choices = list(given)
+    if not choices:
+        raise ArgumentError("choices are empty: there must be one at least")
     for choice in choices:
         if not isinstance(choice, str):
             raise TypeError(f"one of the choices is a {type(choice).__name__}, must be a str")
@@ -218,7 +220,7 @@ class _Guided(_Following):
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise UnsupportedError(f"llguidance: {self._matcher.get_error()}")
+            raise UnsupportedError(_told(self._matcher))
 
     def mask(self, answer_at: int, tokens: list[int]) -> Words:
         if answer_at < 0:
@@ -235,6 +237,13 @@ class _Guided(_Following):
                 if length <= left:
                     _allow(self._words, token)
         return self._words
+
+
+def _told(matcher: llguidance.LLMatcher) -> str:
+    """What llguidance complains of, without the state that it adds."""
+    first = matcher.get_error().split("\n")[0]
+    known = {"NoExtensionBias": "nothing can come next: the form leads only to itself"}
+    return f"llguidance: {known.get(first, first)}"
 
 
 def lead_of(start: int) -> int:
@@ -347,14 +356,18 @@ class Grammars:
         matcher = llguidance.LLMatcher
         if kind == "json_schema":
             # A space or none behind colons and commas, and nowhere else.
-            source = matcher.grammar_from_json_schema(_strict_schema(text), {
-                "whitespace_flexible": False, "key_separator": ": ?", "item_separator": ", ?"})
+            schema = _strict_schema(text)
+            try:
+                source = matcher.grammar_from_json_schema(schema, {
+                    "whitespace_flexible": False, "key_separator": ": ?", "item_separator": ", ?"})
+            except ValueError as error:  # a number that it cannot hold
+                raise UnsupportedError(f"json_schema: llguidance: {error}") from None
         else:
             source = matcher.grammar_from_lark(text)
         made = matcher(self._llguidance, source, log_level=0)
         if made.is_error():
             raise (UnsupportedError if kind == "json_schema" else ArgumentError)(
-                f"{kind}: llguidance: {made.get_error()}")
+                f"{kind}: {_told(made)}")
         return made
 
     @functools.cached_property

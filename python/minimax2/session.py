@@ -214,7 +214,7 @@ class Session(Handle):
     @edits.setter
     def edits(self, edits: Iterable[Edit]) -> None:
         own = self.edits
-        own._change(list(edits))
+        own._change(list(Edits(edits)))
 
     @contextlib.contextmanager
     def edited(self, edits: Iterable[Edit]) -> Iterator[Edits]:

@@ -210,11 +210,8 @@ class Tokenizer(Handle):
                                    "enable_thinking": _native_text.thinks(thinking, True)[0]}
         if identity is not None:
             options["model_identity"] = identity
-        given = [None if value is None else json.loads(_native_text.json_text(value, name))
-                 for value, name in ((messages, "messages"), (tools, "tools"))]
-        if not isinstance(given[0], list) or not all(isinstance(one, dict) for one in given[0]):
-            raise ArgumentError("messages must be a list of objects")
-        return self._jinja.render(given[0], given[1], **options)
+        declared = None if tools is None else json.loads(_native_text.json_text(tools, "tools"))
+        return self._jinja.render(_normal(messages), declared, **options)
 
     def _read(self, text: str, mark: str) -> list[int]:
         """The ids of a text with marks: the control tokens in it, and what stands between."""
@@ -258,3 +255,44 @@ def is_messages(prompt: Any) -> TypeGuard[Sequence[Message]]:
     """Whether a prompt is a conversation, a list of dicts, rather than text or ids."""
     return (isinstance(prompt, (list, tuple)) and bool(prompt)
             and all(isinstance(message, dict) for message in prompt))
+
+
+def _normal(messages: Any) -> list[dict[str, Any]]:
+    """Messages as templates know them.
+
+    What these cannot know, parts that are no text, errors, and results that do not follow the
+    order of the calls, is checked, and put into OpenAI's plain form.
+    """
+    given: list[dict[str, Any]] = json.loads(_native_text.json_text(messages, "messages"))
+    if not isinstance(given, list) or not all(isinstance(one, dict) for one in given):
+        raise ArgumentError("messages must be a list of objects")
+    if not any(_has_parts(message) for message in given) and _in_order(given):
+        return given
+    made = _native_text.chat_export(given, "openai")
+    for message in made:
+        message["content"] = message["content"] or ""  # a template may write None
+        for call in message.get("tool_calls", ()):
+            call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+    made[0].update((key, given[0][key]) for key in ("current_date", "current_location")
+                   if given[0].get(key) is not None)
+    return made
+
+
+def _has_parts(message: dict[str, Any]) -> bool:
+    content = message.get("content")
+    return "is_error" in message or message.get("role") != "tool" and isinstance(
+        content, list) and any(isinstance(part, dict) and part.get("type") != "text"
+                               for part in content)
+
+
+def _in_order(messages: list[dict[str, Any]]) -> bool:
+    """Whether results that name their calls follow these in their order."""
+    left: list[Any] = []
+    for message in messages:
+        if message.get("role") == "assistant":
+            calls = message.get("tool_calls")
+            left = [call.get("id") if isinstance(call, dict) else None for call in calls or ()]
+        elif message.get("role") == "tool" and message.get("tool_call_id") is not None:
+            if not left or left.pop(0) != message["tool_call_id"]:
+                return False
+    return True

@@ -166,6 +166,15 @@ def test_they_say_what_they_are():
                            "<weigh experts {0: 0.5}>, <add z, heads 2, positions 4:>>")
 
 
+@pytest.mark.parametrize("wrong", ["a", 5, [5], {"add": 1}])
+def test_what_is_no_list_of_edits(tiny, wrong):
+    with pytest.raises(TypeError, match="edits must be"):
+        tiny.generate("x", edits=wrong)
+    with tiny.session() as session:
+        with pytest.raises(TypeError, match="edits must be"):
+            session.edits = wrong
+
+
 def test_taps_see_what_edits_leave(tiny):
     with tiny.session(64, edits=mm.Edits().set("resid_post", 7, layers=2)) as session:
         _, cache = session.run_with_cache(PROMPT, "resid_post")
@@ -181,6 +190,7 @@ def test_files(tiny, tmp_path):
     edits.save(path)
     loaded = mm.Edits.load(path)
     assert [e._replace(values=None) for e in loaded] == [e._replace(values=None) for e in edits]
+    assert loaded == edits and loaded != edits[1:]
     assert np.array_equal(edited(tiny, loaded), edited(tiny, edits))
     from safetensors.numpy import load_file
     assert np.array_equal(load_file(path)["0"], VECTOR)
@@ -209,10 +219,10 @@ def test_files(tiny, tmp_path):
     (lambda e: e.add("resid_post", [np.nan] * 256), mm.ArgumentError, "value 0 is not finite"),
     (lambda e: e.add("resid_post", []), mm.ArgumentError, "values are empty"),
     (lambda e: e.add("resid_post", VECTOR, layers=9), mm.ArgumentError, "a layer"),
-    (lambda e: e.add("resid_post", VECTOR, layers="1"), TypeError, "one of the layers"),
+    (lambda e: e.add("resid_post", VECTOR, layers="1"), TypeError, "layers must be an int"),
     (lambda e: e.add("resid_post", VECTOR, heads=1), mm.ArgumentError, "resid_post has no heads"),
     (lambda e: e.scale("z", 0, heads=6), mm.ArgumentError, "a head"),
-    (lambda e: e.scale("z", 0, positions=-1), mm.ArgumentError, "the first position"),
+    (lambda e: e.scale("z", 0, positions=-1), mm.ArgumentError, "positions"),
     (lambda e: e.scale("z", 0, positions=slice(0, 9, 2)), mm.ArgumentError, "no step"),
     (lambda e: e.scale("z", 0, positions=slice(5, 5)), mm.ArgumentError, "the end of positions"),
     (lambda e: e.scale("expert_indices", 0), mm.ArgumentError, "expert_indices"),
@@ -223,6 +233,13 @@ def test_files(tiny, tmp_path):
     (lambda e: e.mask_experts(99), mm.ArgumentError, "16 experts"),
     (lambda e: e.keep_experts(5), mm.ArgumentError, "rows must be 1..4"),
     (lambda e: e.keep_experts(0), mm.ArgumentError, "count is 0"),
+    (lambda e: e.extend(mm.Edits().mask_experts(range(8)).mask_experts(range(8, 13), layers=1)),
+     mm.ArgumentError, "13 of 16 experts are masked at layer 1"),
+    (lambda e: e.extend([5]), TypeError, "edits must be"),
+    (lambda e: e.add("resid_post", "abc"), TypeError, "values must be numbers"),
+    (lambda e: e.bias_experts({1: 1e300}), mm.ArgumentError, "too large for float32"),
+    (lambda e: e.scale("v", 0, layers=1.5), TypeError, "layers must be an int or several"),
+    (lambda e: e.scale("v", 0, positions=[1, 2]), TypeError, "positions"),
 ])
 def test_what_cannot_be_changes_nothing(tiny, make, error, sentence):
     with tiny.session(64, edits=mm.Edits().scale("v", 0.5)) as session:

@@ -359,3 +359,16 @@ def test_what_is_compiled_once(tiny, monkeypatch):
     tiny.generate(["a", "b"], json_schema=BEYOND, **HOT)
     tiny.generate("c", json_schema=BEYOND, n=3, **HOT)
     assert compiled == ["json_schema"]
+
+
+@pytest.mark.parametrize("option, error, sentence", [
+    ({"choices": []}, mm.ArgumentError, "choices are empty"),
+    ({"json_schema": {"oneOf": [{"type": ["null", "integer"]}, {"type": "number"}]}},
+     mm.UnsupportedError, "oneOf"),
+    ({"json_schema": {"$ref": "#"}}, mm.UnsupportedError, "leads only to itself$"),
+    ({"json_schema": {"type": "integer", "minimum": 10**30}}, mm.Error, "json_schema"),
+])
+def test_what_a_new_user_got_wrong(tiny, option, error, sentence):
+    with pytest.raises(error, match=sentence) as caught:
+        tiny.generate("x", max_new_tokens=1, **option)
+    assert "\n" not in str(caught.value)

@@ -165,3 +165,22 @@ def test_tools_by_jinja(opened):
     ours = opened("{{ tools | tojson }}", template="jinja")
     assert json.loads(ours.render([{"role": "user", "content": "x"}], tools=[f])) == [
         mm.Tool(f).declaration()]
+
+
+def test_results_find_their_calls(opened):
+    """Whatever their order and form; templates go by the order alone."""
+    ours = opened("{% for m in messages %}{{ m.role }}={{ m.content }};{% endfor %}<think>",
+                  template="jinja")
+    calls = [{"id": name, "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+             for name in "xy"]
+    begin = [{"role": "user", "content": "q"},
+             {"role": "assistant", "content": "", "tool_calls": calls}]
+    ys = {"role": "tool", "tool_call_id": "y", "content": "Y"}
+    xs = {"role": "tool", "tool_call_id": "x", "content": "X", "is_error": True}
+    expected = "user=q;assistant=;tool=error: X;tool=Y;<think>"
+    assert ours.render([*begin, ys, xs]) == ours.render([*begin, xs, ys]) == expected
+    blocks = [{"type": "tool_result", "tool_use_id": "y", "content": "Y"},
+              {"type": "tool_result", "tool_use_id": "x", "content": "X", "is_error": True}]
+    assert ours.render([*begin, {"role": "user", "content": blocks}]) == expected
+    with pytest.raises(mm.ArgumentError, match="result of the call"):
+        ours.render([*begin, {**ys, "tool_call_id": "z"}])
