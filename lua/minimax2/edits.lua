@@ -31,7 +31,7 @@ local edits = {}
 local heads_of = { q = "num_attention_heads", z = "num_attention_heads", k = "num_key_value_heads",
     v = "num_key_value_heads" }
 local common = { layers = true, positions = true }
-local of_values = { layers = true, positions = true, heads = true, values = true, factor = true }
+local of_values = { heads = true, values = true, factor = true }
 
 local function numbers(value, what, count)
     local list = {}
@@ -155,20 +155,20 @@ local kinds = {
         end
         return floats(entry.mean, where)
     end, { mean = true } },
-    mask_experts = { choosing(-math.huge), common },
-    force_experts = { choosing(math.huge), common },
+    mask_experts = { choosing(-math.huge), {} },
+    force_experts = { choosing(math.huge), {} },
     bias_experts = { function(to, entry, model, where)
         to.kind, to.point = lib.MM2_EDIT_CHOOSE, lib.MM2_POINT_EXPERT_INDICES
         return of_experts(model, entry[2], 0, where)
-    end, common },
+    end, {} },
     weigh_experts = { function(to, entry, model, where)
         to.kind, to.point = lib.MM2_EDIT_WEIGH, lib.MM2_POINT_EXPERT_WEIGHTS
         return of_experts(model, entry[2], 1, where)
-    end, common },
+    end, {} },
     keep_experts = { function(to, entry, _, where)
         to.kind, to.point = lib.MM2_EDIT_KEEP, lib.MM2_POINT_EXPERT_WEIGHTS
         to.rows = args.positive(entry[2], where .. ": count")
-    end, common },
+    end, {} },
 }
 
 -- The fields of an entry that have names.
@@ -201,10 +201,13 @@ function edits.set(session, list, where)
     local made, kept = {}, {}
     for i, entry in ipairs(list or {}) do
         local at = ("%s: edit %d"):format(where, i)
-        local kind = type(entry) == "table" and kinds[entry[1]]
+        if type(entry) ~= "table" then
+            raise(("%s must be a table { kind, ... }, not %s; edits are a list of such tables"):format(at,
+                args.show(entry)))
+        end
+        local kind = kinds[entry[1]]
         if not kind then
-            raise(("%s: there is no kind %s"):format(at,
-                args.show(type(entry) == "table" and entry[1] or entry)))
+            raise(("%s: there is no kind %s"):format(at, args.show(entry[1])))
         end
         args.known(named(entry), at, common, kind[2])
         local one = native.sized "mm2_edit"

@@ -6,7 +6,9 @@ generations, scores, priorities, deadlines and cancelled tasks, what memory has 
 """
 
 import argparse
+import array
 import asyncio
+import math
 import random
 import statistics
 import time
@@ -28,6 +30,22 @@ def resident():
     """Bytes of this process in memory."""
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * 4096
+
+
+class Last:
+    """The last numbers of many, in memory that does not grow."""
+
+    def __init__(self, room=1 << 18):
+        self._numbers = array.array("d", [math.nan]) * room
+        self._count = 0
+
+    def append(self, number):
+        self._numbers[self._count % len(self._numbers)] = number
+        self._count += 1
+
+    def values(self):
+        """In any order."""
+        return self._numbers[:self._count].tolist()
 
 
 async def lateness(found):
@@ -66,7 +84,7 @@ async def stop(tasks):
 async def speeds(engine, count, seconds):
     """Tokens of each of `count` tasks in that time, and the loop's lateness meanwhile."""
     jobs, tasks = await endless(engine, count)
-    late = []
+    late = Last()
     ticker = asyncio.create_task(lateness(late))
     before, start = [len(job.tokens) for job in jobs], time.perf_counter()
     await asyncio.sleep(seconds)
@@ -74,7 +92,7 @@ async def speeds(engine, count, seconds):
     made = [len(job.tokens) - had for job, had in zip(jobs, before)]
     assert not any(job.done for job in jobs), "some reached their end: fewer seconds, please"
     await stop([*tasks, ticker])
-    return [n / spent for n in made], late
+    return [n / spent for n in made], late.values()
 
 
 async def cancels(engine, count, times):
@@ -119,9 +137,10 @@ async def one_of_many(engine, chance):
 
 async def random_load(engine, count, seconds):
     """(tasks that came, lateness, bytes of growth after the warm-up) of a random load."""
-    chance, late, tasks, came = random.Random(1), [], set(), 0
+    chance, late, tasks, came = random.Random(1), Last(), set(), 0
     ticker = asyncio.create_task(lateness(late))
-    start, before, sizes = time.perf_counter(), None, []
+    start, sizes = time.perf_counter(), array.array("q", bytes(8 * math.ceil(200 * seconds)))
+    taken = 0
     while (now := time.perf_counter() - start) < seconds:
         while len(tasks) < 2 * count:
             task = asyncio.create_task(one_of_many(engine, chance))
@@ -132,13 +151,13 @@ async def random_load(engine, count, seconds):
             chance.choice(tuple(tasks)).cancel()
         await asyncio.sleep(0.01)
         if now > WARM_UP * seconds:
-            before = before or resident()
-            sizes.append(resident())
-        if len(late) > 1_000_000:
-            del late[::2]
+            sizes[taken] = resident()
+            taken += 1
     await stop([*tasks, ticker])
-    tail = sizes[-len(sizes) // 4:]
-    return came, late, statistics.median(tail) - statistics.median(sizes[:len(sizes) // 4])
+    quarter = max(1, taken // 4)
+    growth = statistics.median(sizes[taken - quarter:taken]) - statistics.median(
+        sizes[:quarter])
+    return came, late.values(), growth
 
 
 async def main():

@@ -118,7 +118,8 @@ describe("edits", function()
     it("are refused by a sentence", function()
         local session = assert(model:session { context = 100 })
         for _, wrong in ipairs {
-            { 5, "edits must be a list" }, { { 5 }, "edit 1: there is no kind 5" },
+            { 5, "edits must be a list" }, { { 5 }, "edit 1 must be a table" },
+            { { "add", "z", values = 1 }, "edits are a list of such tables" },
             { { { "fly" } }, "there is no kind 'fly'" }, { { { "add", "resid" } }, "unknown point 'resid'" },
             { { { "add", "z", values = { 1 } } }, "takes 384 values, there are 1" },
             { { { "add", "z", values = "x" } }, "values must be" },
