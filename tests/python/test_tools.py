@@ -476,6 +476,21 @@ def test_tool_choice(tiny):
 # ---- Conversations ----
 
 
+def test_errors_of_tools(tiny):
+    """The format has no mark for them: the text says it."""
+    begin = [{"role": "user", "content": "q"},
+             {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": {}}]}]
+    result = {"role": "tool", "content": "boom"}
+    for more, text in (({}, "boom"), ({"is_error": False}, "boom"),
+                       ({"is_error": True}, "error: boom")):
+        assert f"<response>{text}</response>" in tiny.tokenizer.render([*begin, result | more])
+    for wrong, sentence in ((result | {"is_error": 1}, "expected true or false"),
+                            (result | {"is_error": True, "content": ["a", "b"]}, "several results"),
+                            ({"role": "user", "content": "x", "is_error": True}, "only a tool")):
+        with pytest.raises(mm.ArgumentError, match=sentence):
+            tiny.tokenizer.render([*begin, wrong])
+
+
 def test_keep_thinking_behind_the_first_turn(tiny):
     """Of what is said in one turn, as of a prompt."""
     turns = [{"role": "user", "content": "a"},
