@@ -8,6 +8,7 @@ generations, scores, priorities, deadlines and cancelled tasks, what memory has 
 import argparse
 import array
 import asyncio
+import gc
 import math
 import random
 import statistics
@@ -18,7 +19,7 @@ import minimax2 as mm
 PROMPTS = ["import os\n", "def fibonacci(n):", "class Reader:\n    ", "The sum of 2 and 3 is",
            "for line in file:\n"]
 ENDLESS = {"max_new_tokens": 3500, "context": 4000}
-WARM_UP = 0.2  # of the random load: before memory is first looked at
+ROUNDS = 20  # of the random load; the first five warm up
 
 
 def percentile(values, share):
@@ -136,28 +137,30 @@ async def one_of_many(engine, chance):
 
 
 async def random_load(engine, count, seconds):
-    """(tasks that came, lateness, bytes of growth after the warm-up) of a random load."""
-    chance, late, tasks, came = random.Random(1), Last(), set(), 0
-    ticker = asyncio.create_task(lateness(late))
-    start, sizes = time.perf_counter(), array.array("q", bytes(8 * math.ceil(200 * seconds)))
-    taken = 0
-    while (now := time.perf_counter() - start) < seconds:
-        while len(tasks) < 2 * count:
-            task = asyncio.create_task(one_of_many(engine, chance))
-            task.add_done_callback(tasks.discard)
-            tasks.add(task)
-            came += 1
-        if chance.random() < 0.3:
-            chance.choice(tuple(tasks)).cancel()
-        await asyncio.sleep(0.01)
-        if now > WARM_UP * seconds:
-            sizes[taken] = resident()
-            taken += 1
-    await stop([*tasks, ticker])
-    quarter = max(1, taken // 4)
-    growth = statistics.median(sizes[taken - quarter:taken]) - statistics.median(
-        sizes[:quarter])
-    return came, late.values(), growth
+    """(tasks that came, lateness, bytes of growth after the warm-up) of a random load.
+
+    Memory is looked at in pauses between rounds, when nothing is under way.
+    """
+    chance, late, came, sizes = random.Random(1), Last(), 0, []
+    for _ in range(ROUNDS):
+        tasks = set()
+        ticker = asyncio.create_task(lateness(late))
+        end = time.perf_counter() + seconds / ROUNDS
+        while time.perf_counter() < end:
+            while len(tasks) < 2 * count:
+                task = asyncio.create_task(one_of_many(engine, chance))
+                task.add_done_callback(tasks.discard)
+                tasks.add(task)
+                came += 1
+            if chance.random() < 0.3:
+                chance.choice(tuple(tasks)).cancel()
+            await asyncio.sleep(0.01)
+        await stop([*tasks, ticker])
+        while engine.running or engine.waiting:
+            await asyncio.sleep(0.01)
+        gc.collect()
+        sizes.append(resident())
+    return came, late.values(), sizes[-1] - sizes[4]
 
 
 async def main():
