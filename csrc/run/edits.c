@@ -90,11 +90,14 @@ static mm2_status check_kind(const mm2_config *g, const edit *e, int32_t i)
                    : e->kind == MM2_EDIT_KEEP || e->kind == MM2_EDIT_WEIGH
                        ? MM2_POINT_EXPERT_WEIGHTS
                        : -1;
-    if (only >= 0 ? e->point != only : e->point == MM2_POINT_EXPERT_INDICES)
-        return mm2_fail(MM2_E_ARG, "edit %d: %s is %s %s, not for %s", i, names[e->kind],
-                        only >= 0 ? "for the point" : "for activations, and the point is",
-                        mm2_point_name(only >= 0 ? only : e->point),
-                        only >= 0 ? mm2_point_name(e->point) : "indices");
+    if (only < 0 && e->point == MM2_POINT_EXPERT_INDICES)
+        return mm2_fail(MM2_E_ARG,
+                        "edit %d: at expert_indices experts can be chosen (kind %d), "
+                        "not %s",
+                        i, MM2_EDIT_CHOOSE, names[e->kind]);
+    if (only >= 0 && e->point != only)
+        return mm2_fail(MM2_E_ARG, "edit %d: %s is for the point %s, not for %s", i, names[e->kind],
+                        mm2_point_name(only), mm2_point_name(e->point));
     if (e->kind == MM2_EDIT_CLAMP && !(e->low <= e->high))
         return mm2_fail(MM2_E_ARG, "edit %d (clamp): low must be at most high, got %g and %g", i,
                         (double)e->low, (double)e->high);

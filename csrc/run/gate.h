@@ -7,15 +7,14 @@
 /* Rows of a run, at most; lengths of matches that are told apart. */
 enum { MM2_GATE_ROWS = MM2_DRAFT_MOST + 1, MM2_GATE_CLASSES = 8 };
 
-typedef struct mm2_gate {
-    double
-        expected[MM2_GATE_ROWS + 1]; /* the cost of so many rows, one row being 1, to begin with */
-    double cost[MM2_GATE_ROWS + 1];  /* as measured; 0: not yet */
-    double one;                      /* nanoseconds of a run of one row */
-    int32_t ones;                    /* of them that were measured, 3 at most */
+typedef struct mm2_gate {               /* costs in runs of one row */
+    double expected[MM2_GATE_ROWS + 1]; /* of so many rows, to begin with */
+    double cost[MM2_GATE_ROWS + 1];     /* as measured; 0: not yet */
+    double one;                         /* nanoseconds of a run of one row */
+    int32_t ones;                       /* of them that were measured, 3 at most */
     double hits[MM2_GATE_CLASSES], tests[MM2_GATE_CLASSES];
-    double spent,
-        balance; /* in runs of one row: of all runs; saved by proposals, less their cost */
+    double spent;   /* of all runs */
+    double balance; /* saved by proposals, less their cost */
 } mm2_gate;
 
 /* Nothing was measured. expected[rows], 1 .. MM2_GATE_ROWS: see above. */

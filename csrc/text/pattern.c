@@ -172,7 +172,7 @@ static void settle(reader *r, int32_t begin, int negated)
     if (count - begin > 1)
         qsort(r->ranges + begin, (size_t)(count - begin), sizeof *r->ranges, by_low);
     r->range_count = begin;
-    range *out = r->ranges + count; /* the others, for now */
+    range *out = r->ranges + count; /* what is left out, behind them */
     int32_t others = 0;
     for (int32_t i = begin; i < count; i++) {
         range x = r->ranges[i];

@@ -240,7 +240,7 @@ function edits.set(session, list, where)
         array[i - 1] = one
     end
     native.check(lib.mm2_session_set_edits(ptr, array, #made))
-    return kept
+    return kept -- memory of the values, held until here
 end
 
 return edits

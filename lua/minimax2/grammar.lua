@@ -23,6 +23,8 @@ local kinds = { choices = lib.MM2_GRAMMAR_CHOICES, regex = lib.MM2_GRAMMAR_REGEX
 local starts = { text = lib.MM2_START_TEXT, thinking = lib.MM2_START_THINKING,
     answer = lib.MM2_START_ANSWER }
 
+local KEPT = 16 -- grammars of a model, which keep the masks that they have made
+
 --- The names of the options.
 Grammar.known = { choices = true, regex = true, json_schema = true }
 
@@ -68,12 +70,21 @@ function Grammar.of(model, options, where)
         raise(("%s: beside %s no tool can be called; say tool_choice = 'none', or leave the tools "
             .. "out"):format(where, name))
     end
+    local tokenizer = model.tokenizer:live()
     local text = readers[name](options[name], where .. ": " .. name)
+    for _, made in ipairs(model.grammars) do
+        if made.kind == name and made.text == text then
+            return made
+        end
+    end
     local out = ffi.new "mm2_grammar *[1]"
-    if lib.mm2_grammar_new(out, model.tokenizer:live(), kinds[name], text) < 0 then
+    if lib.mm2_grammar_new(out, tokenizer, kinds[name], text) < 0 then
         raise(("%s: %s"):format(where, native.message()))
     end
-    return Grammar.hold(out[0], { model = model })
+    local made = Grammar.hold(out[0], { model = model, kind = name, text = text })
+    table.insert(model.grammars, 1, made)
+    model.grammars[KEPT + 1] = nil
+    return made
 end
 
 --- Whether the whole of a text has the form.

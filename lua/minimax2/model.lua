@@ -64,7 +64,7 @@ local function config(ptr)
 end
 
 local function new(object)
-    return Model.hold(object, { config = config(object) })
+    return Model.hold(object, { config = config(object), grammars = {} })
 end
 
 function Model:describe()

@@ -79,9 +79,9 @@ class Edits(Sequence[Edit]):
         self._session: weakref.ref[Session] | None = None  # whose own list it is
 
     @classmethod
-    def _of(cls, session: Session) -> Edits:
-        """The own list of a session that has none yet."""
-        made = cls()
+    def _of(cls, session: Session, edits: Iterable[Edit] = ()) -> Edits:
+        """The own list of a session that has these in the library."""
+        made = cls(edits)
         made._session = weakref.ref(session)
         return made
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -156,7 +157,7 @@ class _State(Protocol):
         """What may follow these tokens of a reply, until the next call."""
 
 
-class _Following:
+class _Following(ABC):
     """Follows tokens one by one; begins anew where it was interrupted between two lines."""
 
     def __init__(self) -> None:
@@ -174,11 +175,13 @@ class _Following:
             self._count += 1
         self._whole = True
 
+    @abstractmethod
     def _begin(self) -> None:
-        raise NotImplementedError
+        """Stand before the first token of the form."""
 
+    @abstractmethod
     def _push(self, token: int) -> None:
-        raise NotImplementedError
+        """Go on by a token."""
 
 
 class _Automaton(_Following):

@@ -197,7 +197,7 @@ class Session(Handle):
         """
         made = Session._of(_native.session_fork(self._c), self.model)
         if self._edits:
-            made.edits = self._edits
+            made._edits = Edits._of(made, self._edits)
         return made
 
     @property
@@ -213,8 +213,7 @@ class Session(Handle):
 
     @edits.setter
     def edits(self, edits: Iterable[Edit]) -> None:
-        own = self.edits
-        own._change(list(Edits(edits)))
+        self.edits._change(list(Edits(edits)))
 
     @contextlib.contextmanager
     def edited(self, edits: Iterable[Edit]) -> Iterator[Edits]:

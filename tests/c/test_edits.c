@@ -359,7 +359,7 @@ static void impossible_edits_are_refused_and_change_nothing(void **state)
     refused(s, e, "value 7 is not finite");
     e = right;
     e.point = MM2_POINT_EXPERT_INDICES;
-    refused(s, e, "the point is expert_indices");
+    refused(s, e, "at expert_indices experts can be chosen");
     e = right;
     e.kind = MM2_EDIT_CHOOSE;
     e.count = EXPERTS;

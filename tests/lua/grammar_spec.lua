@@ -148,4 +148,19 @@ describe("the form of an answer", function()
         grammar:close()
         assert.is_true(fork:accepts())
     end)
+
+    it("is compiled once", function()
+        for _ = 1, 3 do
+            model:generate("x", { regex = "[ab]{3}", seed = 1 })
+        end
+        local count = 0
+        for _, made in ipairs(model.grammars) do
+            count = count + (made.text == "[ab]{3}" and 1 or 0)
+        end
+        assert.equal(1, count)
+        for i = 1, 20 do
+            model:generate("x", { choices = { "n" .. i }, seed = 1 })
+        end
+        assert.equal(16, #model.grammars)
+    end)
 end)

@@ -368,7 +368,7 @@ def test_what_is_compiled_once(tiny, monkeypatch):
     ({"json_schema": {"$ref": "#"}}, mm.UnsupportedError, "leads only to itself$"),
     ({"json_schema": {"type": "integer", "minimum": 10**30}}, mm.Error, "json_schema"),
 ])
-def test_what_a_new_user_got_wrong(tiny, option, error, sentence):
+def test_refusals_are_one_sentence(tiny, option, error, sentence):
     with pytest.raises(error, match=sentence) as caught:
         tiny.generate("x", max_new_tokens=1, **option)
     assert "\n" not in str(caught.value)
