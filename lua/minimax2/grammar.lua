@@ -73,7 +73,7 @@ function Grammar.of(model, options, where)
     local tokenizer = model.tokenizer:live()
     local text = readers[name](options[name], where .. ": " .. name)
     for _, made in ipairs(model.grammars) do
-        if made.kind == name and made.text == text then
+        if made.kind == name and made.text == text and not made.closed then
             return made
         end
     end
